@@ -1,0 +1,61 @@
+//! Which VMs leave a node or a disk, in which order, how many at once.
+
+use serde::{Deserialize, Serialize};
+
+use crate::migration::Destination;
+use crate::names::{Key, NodeName};
+
+/// What is to be emptied (`spec` of an `Evacuation`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvacuationSpec {
+    /// The node.
+    pub node: NodeName,
+    /// Only volumes on this disk of it.
+    pub disk: Option<String>,
+    /// Whereto; `None`: any node that fits, same class.
+    pub destination: Option<Destination>,
+    /// What it may do to running VMs.
+    pub disruption: Disruption,
+    /// Only tell what would be done.
+    pub dry_run: bool,
+    /// Somebody wants it to end.
+    pub cancelled: bool,
+}
+
+/// What an evacuation may do to running VMs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Disruption {
+    /// Copy while they run, keep the copy fresh, wait for a word.
+    #[default]
+    PreCopyOnly,
+    /// Stop them at once for the final copy.
+    Now,
+}
+
+/// State of an evacuation (`status` of an `Evacuation`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvacuationRecord {
+    /// The object's name.
+    pub name: String,
+    /// Epoch of the leader that wrote it.
+    pub epoch: u64,
+    /// What became of each migration, in the order of the plan.
+    pub plan: Vec<Planned>,
+    /// All ended.
+    pub complete: bool,
+    /// For people.
+    pub message: String,
+}
+
+/// One migration of an evacuation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// The migration's key.
+    pub migration: Key,
+    /// The VM, or the bare claim.
+    pub subject: Key,
+    /// Bytes to move.
+    pub bytes: u64,
+    /// `Waiting`, `Running`, `Succeeded`, `Failed` or `Refused`, with the reason after a colon.
+    pub state: String,
+}

@@ -1,0 +1,522 @@
+//! What we believe about nodes, disks and VMs: the cluster's objects as valid domain values, and what the
+//! agents report. Facts only; every judgement is made elsewhere (`locality`, `decision`, `liveness`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{BootId, Key, NodeName, Uid, VolumeName};
+
+/// The cluster as last read. The shell replaces it as a whole; maps are ordered so that decisions are
+/// deterministic.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fleet {
+    /// Every Node object.
+    pub nodes: BTreeMap<NodeName, Node>,
+    /// Every `PersistentVolume`.
+    pub volumes: BTreeMap<VolumeName, Volume>,
+    /// Every `PersistentVolumeClaim`.
+    pub claims: BTreeMap<Key, Claim>,
+    /// Every `StorageClass`, by name.
+    pub classes: BTreeMap<String, StorageClass>,
+    /// Every `VirtualMachine`, with its instance, launchers and owner joined in.
+    pub vms: BTreeMap<Key, Vm>,
+    /// Claims that a pod other than a VM's own launcher or hotplug pod uses.
+    pub claims_used_by_others: BTreeSet<Key>,
+    /// Last report of each agent, whether it is alive now or not.
+    pub reports: BTreeMap<NodeName, NodeReport>,
+}
+
+/// A Node object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// Condition Ready is True.
+    pub ready: bool,
+    /// `spec.unschedulable`.
+    pub unschedulable: bool,
+    /// `spec.taints`.
+    pub taints: Vec<Taint>,
+    /// `status.nodeInfo.bootID`.
+    pub boot_id: Option<BootId>,
+    /// `status.allocatable`.
+    pub allocatable: Resources,
+    /// `host` or `host:port` of the first `InternalIP`, for probes of the kernel.
+    pub address: Option<String>,
+}
+
+/// Label that holds the node's failure zone.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// Taint of a cloud controller: the machine is shut down.
+pub const CLOUD_SHUTDOWN_TAINT: &str = "node.cloudprovider.kubernetes.io/shutdown";
+/// Taint of a person or another remediator: the machine is out of service.
+pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
+/// Our own `NoSchedule` taint, from the declaration until Quarantine ends.
+pub const FENCING_TAINT: &str = "somersault.novasphere.dev/unreachable";
+
+impl Node {
+    /// The failure zone, or `""` where nobody labelled one: unlabelled nodes share a zone.
+    pub fn zone(&self) -> &str {
+        self.labels.get(ZONE_LABEL).map_or("", String::as_str)
+    }
+
+    /// Whether a taint with this key is set, whatever its effect.
+    pub fn has_taint(&self, key: &str) -> bool {
+        self.taints.iter().any(|taint| taint.key == key)
+    }
+}
+
+/// One taint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taint {
+    /// Taint key.
+    pub key: String,
+    /// Taint value.
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// CPU and memory, offered or asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Thousandths of a core.
+    pub cpu_millis: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// A `PersistentVolume`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Volume {
+    /// What backs it.
+    pub source: VolumeSource,
+    /// `spec.nodeAffinity.required`; `None` where there is no affinity at all.
+    pub node_affinity: Option<NodeSelector>,
+    /// Annotation `pv.kubernetes.io/provisioned-by`.
+    pub provisioned_by: Option<String>,
+    /// `spec.storageClassName`.
+    pub class: String,
+    /// `spec.capacity.storage`.
+    pub capacity_bytes: u64,
+    /// `spec.accessModes`.
+    pub access_modes: Vec<String>,
+    /// `spec.volumeMode`.
+    pub mode: VolumeMode,
+    /// `spec.persistentVolumeReclaimPolicy` is Retain.
+    pub retained: bool,
+    /// `spec.claimRef`.
+    pub claim: Option<ClaimRef>,
+    /// `status.phase`: Available, Bound, Released, Failed; empty where not yet set.
+    pub phase: String,
+}
+
+/// What backs a `PersistentVolume`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeSource {
+    /// `spec.local`.
+    Local {
+        /// Path on the node.
+        path: String,
+    },
+    /// `spec.hostPath`.
+    HostPath {
+        /// Path on the node.
+        path: String,
+    },
+    /// `spec.csi`.
+    Csi {
+        /// Driver name.
+        driver: String,
+        /// Driver's handle.
+        handle: String,
+    },
+    /// An in-tree network volume: `nfs`, `rbd`, `cephfs`, `glusterfs`, `iscsi`, `fc`,
+    /// `awsElasticBlockStore`, `azureDisk`, `azureFile`, `gcePersistentDisk`, …; the field's name.
+    Network {
+        /// The field of `spec` that is set.
+        field: String,
+    },
+    /// None that we know: never taken for network.
+    Unknown {
+        /// The field of `spec` that is set, or empty.
+        field: String,
+    },
+}
+
+impl VolumeSource {
+    /// The path on the node, for sources that have one.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::Local { path } | Self::HostPath { path } => Some(path),
+            _ => None,
+        }
+    }
+}
+
+/// `spec.claimRef` of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimRef {
+    /// Namespace and name.
+    pub key: Key,
+    /// Absent while only pre-bound.
+    pub uid: Option<Uid>,
+}
+
+/// How a volume is presented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum VolumeMode {
+    /// A folder, with `disk.img` in it.
+    #[default]
+    Filesystem,
+    /// A block device.
+    Block,
+}
+
+/// A node selector: terms are alternatives, the requirements of a term must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeSelector {
+    /// `nodeSelectorTerms`; an empty term matches nothing, as in Kubernetes.
+    pub terms: Vec<Vec<Requirement>>,
+}
+
+/// One requirement of a node selector term.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// Label key; `metadata.name` stands for the node's name (`matchFields`).
+    pub key: String,
+    /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt`, `Lt`.
+    pub operator: String,
+    /// Values.
+    pub values: Vec<String>,
+}
+
+impl NodeSelector {
+    /// Whether the node matches any term, by the rules of Kubernetes. An operator that we do not know
+    /// matches nothing.
+    pub fn matches(&self, name: &NodeName, node: &Node) -> bool {
+        self.terms.iter().any(|term| !term.is_empty() && term.iter().all(|req| req.matches(name, node)))
+    }
+}
+
+impl Requirement {
+    fn matches(&self, name: &NodeName, node: &Node) -> bool {
+        let value = match self.key.as_str() {
+            "metadata.name" => Some(name.as_str()),
+            key => node.labels.get(key).map(String::as_str),
+        };
+        let number = |text: &str| text.parse::<i64>().ok();
+        match self.operator.as_str() {
+            "In" => value.is_some_and(|v| self.values.iter().any(|want| want == v)),
+            "NotIn" => value.is_none_or(|v| self.values.iter().all(|want| want != v)),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            "Gt" => value.and_then(number) > self.values.first().and_then(|v| number(v)),
+            "Lt" => match (value.and_then(number), self.values.first().and_then(|v| number(v))) {
+                (Some(have), Some(limit)) => have < limit,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+/// A `PersistentVolumeClaim`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.volumeName`, once bound.
+    pub volume: Option<VolumeName>,
+    /// `spec.storageClassName`.
+    pub class: String,
+    /// `spec.resources.requests.storage`.
+    pub requested_bytes: u64,
+    /// `spec.accessModes`.
+    pub access_modes: Vec<String>,
+    /// `spec.volumeMode`.
+    pub mode: VolumeMode,
+    /// `status.phase`: Pending, Bound or Lost; empty where not yet set.
+    pub phase: String,
+    /// The controlling `DataVolume`, where there is one.
+    pub data_volume: Option<String>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A `StorageClass`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StorageClass {
+    /// `provisioner`.
+    pub provisioner: String,
+    /// `volumeBindingMode` is `WaitForFirstConsumer`.
+    pub waits_for_consumer: bool,
+    /// `parameters`.
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// A `VirtualMachine` with what belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vm {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// Who decides whether it runs.
+    pub owner: Owner,
+    /// When it should run.
+    pub run: RunStrategy,
+    /// The owner's start field exactly as it is now: what [`crate::io::Action::StopVm`] changes and
+    /// [`crate::io::Action::RestoreStart`] gives back.
+    pub start: SavedStart,
+    /// Volumes of its template, and those hotplugged or kept for its state.
+    pub disks: Vec<Disk>,
+    /// `nodeSelector` of its template.
+    pub node_selector: BTreeMap<String, String>,
+    /// Required node affinity of its template.
+    pub node_affinity: Option<NodeSelector>,
+    /// What its launcher asks for.
+    pub requests: Resources,
+    /// Whether its owner allows its system disks to be imported anew (`Rebuild`).
+    pub rebuild_allowed: bool,
+    /// Its `VirtualMachineInstance`.
+    pub instance: Option<Instance>,
+    /// Its launcher and hotplug pods.
+    pub pods: Vec<Pod>,
+}
+
+impl Vm {
+    /// The node that it runs on, or last ran on as far as its instance or launcher tells.
+    pub fn node(&self) -> Option<&NodeName> {
+        self.instance
+            .as_ref()
+            .and_then(|instance| instance.node.as_ref())
+            .or_else(|| self.pods.iter().find_map(|pod| pod.node.as_ref()))
+    }
+}
+
+/// Who decides whether a VM runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Owner {
+    /// Nobody above the VM object.
+    Itself,
+    /// A Wukong of the same namespace (`vm.novasphere.dev`).
+    Wukong {
+        /// Its name.
+        name: String,
+    },
+    /// A controller that we do not know how to stop: refused by name.
+    Unknown {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The field by which an owner starts and stops a VM, byte for byte as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SavedStart {
+    /// `spec.running` of the VM.
+    Running(bool),
+    /// `spec.runStrategy` of the VM.
+    RunStrategy(String),
+    /// `spec.startStrategy` of the Wukong, as JSON; `None` where the field is absent.
+    WukongStartStrategy(Option<String>),
+}
+
+/// `spec.runStrategy`, with `running: true` as Always and `running: false` as Halted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunStrategy {
+    /// Restarted whatever happens.
+    Always,
+    /// Restarted when it fails.
+    RerunOnFailure,
+    /// Started and stopped by hand.
+    Manual,
+    /// Runs once.
+    Once,
+    /// Stopped.
+    Halted,
+}
+
+/// One volume of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Volume name in the VM.
+    pub name: String,
+    /// What it is.
+    pub source: DiskSource,
+    /// The VM boots from it (`bootOrder` 1, else the first disk; `boot: true` of a Wukong).
+    pub boot: bool,
+    /// Where its content can be had again (an image URL), for system disks.
+    pub image: Option<String>,
+}
+
+/// What a VM's volume is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskSource {
+    /// A claim of the VM's namespace, named directly or through its `DataVolume`.
+    Claim {
+        /// The claim's name.
+        name: String,
+        /// What is kept there.
+        use_: ClaimUse,
+    },
+    /// `hostDisk`: local data outside any claim.
+    HostDisk {
+        /// Path on the node.
+        path: String,
+    },
+    /// Made anew at every start: `containerDisk`, `cloudInit*`, `sysprep`, `configMap`, `secret`, …
+    Rebuildable {
+        /// The field's name.
+        field: String,
+    },
+    /// `emptyDisk`: lost at every stop anyway.
+    Empty,
+    /// A source that we do not know: never taken for network.
+    Unknown {
+        /// The field's name, or empty.
+        field: String,
+    },
+}
+
+/// What a claim holds for a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimUse {
+    /// A disk of the VM.
+    Disk,
+    /// A disk attached while running (`hotpluggable`, or only in the instance's volume status).
+    Hotplugged,
+    /// `persistent-state-for-*`: TPM and EFI state.
+    State,
+    /// Read-only backing of an `ephemeral` disk.
+    EphemeralBacking,
+    /// `memoryDump`: expendable.
+    MemoryDump,
+}
+
+/// A `VirtualMachineInstance`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Instance {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `status.nodeName`.
+    pub node: Option<NodeName>,
+    /// `status.phase`.
+    pub phase: String,
+    /// It has reached Running at least once.
+    pub has_run: bool,
+    /// A live migration is in flight, to this node where it is known.
+    pub migrating: Option<Option<NodeName>>,
+    /// Condition Paused is True, with its reason.
+    pub paused: Option<String>,
+}
+
+/// A launcher or hotplug pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.name`, in the VM's namespace.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.nodeName`.
+    pub node: Option<NodeName>,
+    /// `status.phase`.
+    pub phase: String,
+    /// The instance that it was created for.
+    pub instance: Option<Uid>,
+}
+
+/// What an agent last told of its node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeReport {
+    /// `host:port` of the agent's own server.
+    pub address: String,
+    /// Its version.
+    pub agent_version: String,
+    /// Folders that hold volumes.
+    pub roots: Vec<StorageRoot>,
+    /// Folders below the roots, by path.
+    pub usage: BTreeMap<String, Usage>,
+    /// Physical disks, by name.
+    pub disks: BTreeMap<String, DiskHealth>,
+    /// The machine itself.
+    pub host: Host,
+}
+
+/// A folder that holds volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageRoot {
+    /// Absolute path on the node.
+    pub path: String,
+    /// Storage class whose volumes live there.
+    pub class: String,
+    /// Every node with this root sees the same content.
+    pub shared: bool,
+    /// Size of the filesystem.
+    pub size_bytes: u64,
+    /// Room left on it.
+    pub available_bytes: u64,
+    /// It cannot be written.
+    pub read_only: bool,
+    /// The physical disk below, where it could be resolved.
+    pub disk: Option<String>,
+}
+
+/// Size of one volume folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Blocks really taken.
+    pub allocated_bytes: u64,
+    /// Sum of file sizes.
+    pub apparent_bytes: u64,
+    /// Files and folders.
+    pub inodes: u64,
+}
+
+/// Health of a disk, as graded by its agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskHealth {
+    /// Grade.
+    pub grade: Grade,
+    /// `CamelCase` reasons.
+    pub reasons: Vec<String>,
+    /// Model, or empty.
+    pub model: String,
+    /// Serial number, or empty.
+    pub serial: String,
+}
+
+/// Grade of a disk, worst last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Grade {
+    /// No signal.
+    #[default]
+    Unknown,
+    /// No complaint.
+    Ok,
+    /// Worth a look.
+    Warning,
+    /// Readable; evacuate.
+    Failing,
+    /// Do not trust what it reads.
+    Failed,
+}
+
+/// The machine itself, at the time of the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Host {
+    /// Share of CPU in use, 0..=1.
+    pub cpu_ratio: f64,
+    /// Installed memory.
+    pub memory_total_bytes: u64,
+    /// Memory to be had.
+    pub memory_available_bytes: u64,
+    /// Load average of one minute.
+    pub load1: f64,
+    /// Share of time in which some task waited for IO.
+    pub io_pressure_ratio: Option<f64>,
+}

@@ -1,0 +1,450 @@
+//! What goes into the core and what comes out of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::evacuation::{EvacuationRecord, EvacuationSpec};
+use crate::fencing::{FenceProof, FenceRecord};
+use crate::fleet::{Fleet, NodeReport, Owner, SavedStart, VolumeMode};
+use crate::migration::{MigrationRecord, MigrationSpec};
+use crate::names::{BootId, Key, NodeName, OrderId, Uid, VolumeName};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A heartbeat arrived on a stream whose certificate names the node.
+    Beat {
+        /// Who.
+        node: NodeName,
+        /// In which boot.
+        boot_id: BootId,
+        /// Which one of its stream.
+        sequence: u64,
+    },
+    /// The agent says that it stops on purpose.
+    Goodbye {
+        /// Who.
+        node: NodeName,
+        /// In which boot.
+        boot_id: BootId,
+    },
+    /// An agent's report.
+    Report {
+        /// Who.
+        node: NodeName,
+        /// What.
+        report: Box<NodeReport>,
+    },
+    /// How an order fares.
+    Progress {
+        /// Who.
+        node: NodeName,
+        /// Which order.
+        order: OrderId,
+        /// How.
+        state: OrderState,
+    },
+    /// A probe was answered, or timed out.
+    Probed {
+        /// The node in question.
+        node: NodeName,
+        /// Who asked.
+        by: Prober,
+        /// What came back.
+        answer: Reachability,
+    },
+    /// The node's kubelet renewed its Lease object (seen by our own watch, timed by our own clock).
+    KubeletRenewed {
+        /// Whose.
+        node: NodeName,
+    },
+    /// The cluster's objects were read anew.
+    Fleet(Box<Fleet>),
+    /// What people ask for was read anew.
+    Requests(Box<Requests>),
+    /// The fence agent's run ended.
+    FenceEnded {
+        /// The node.
+        node: NodeName,
+        /// Leader epoch of the run.
+        epoch: u64,
+        /// How it ended.
+        result: FenceResult,
+    },
+    /// We lead now. The records were listed after the lease was acquired.
+    Leading {
+        /// Our epoch, larger than every epoch before.
+        epoch: u64,
+        /// Everything committed by leaders before us.
+        records: Vec<Record>,
+    },
+    /// We lead no more.
+    Deposed,
+    /// Our own loop, or the API, stood still this long: suspicion of that time is worth nothing.
+    Stalled(Duration),
+    /// A record is stored.
+    Committed(RecordKey),
+    /// A record was refused: somebody else changed it, or we lead no more.
+    CommitRefused(RecordKey),
+    /// An action was performed.
+    Acted(Action),
+    /// An action failed for good (the shell has retried what can be retried).
+    ActionFailed {
+        /// Which.
+        action: Action,
+        /// Why, for people.
+        why: String,
+    },
+    /// Time passed: see `next_deadline`.
+    Tick,
+}
+
+/// What people asked for, level-triggered: the whole picture each time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Requests {
+    /// `VolumeMigration` objects.
+    pub migrations: BTreeMap<Key, MigrationSpec>,
+    /// `Evacuation` objects.
+    pub evacuations: BTreeMap<String, EvacuationSpec>,
+    /// Human proofs by node.
+    pub attestations: BTreeMap<NodeName, Attestation>,
+    /// Changes each time somebody releases a storm hold.
+    pub hold_release: Option<String>,
+}
+
+/// A person's word that a node cannot run or write any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attestation {
+    /// The boot that it is about; an attestation never covers a later boot.
+    pub boot_id: BootId,
+    /// Who gave it.
+    pub by: String,
+}
+
+/// How an order to an agent fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrderState {
+    /// Under way.
+    Running {
+        /// Bytes done.
+        done_bytes: u64,
+        /// Bytes in all.
+        total_bytes: u64,
+        /// Bytes per second.
+        rate_bytes_per_s: u64,
+    },
+    /// Done and verified.
+    Done {
+        /// BLAKE3 root, after the read back.
+        root_hash: [u8; 32],
+        /// Bytes in all.
+        total_bytes: u64,
+        /// Bytes that crossed the wire.
+        sent_bytes: u64,
+        /// How long it took.
+        elapsed: Duration,
+    },
+    /// Failed.
+    Failed {
+        /// `CamelCase` reason.
+        reason: String,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Who probes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Prober {
+    /// This coordinator.
+    Coordinator,
+    /// Another node's agent.
+    Peer(NodeName),
+}
+
+/// What a probe found, best last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reachability {
+    /// No answer.
+    Silent,
+    /// Something answered, but not the agent: the kernel lives.
+    Kernel,
+    /// The agent answered.
+    Agent,
+}
+
+/// How a fence agent's run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FenceResult {
+    /// `off` succeeded and `status`, asked afterwards, says off.
+    ConfirmedOff,
+    /// Anything else, with the reason for people.
+    Failed(String),
+}
+
+/// What must survive a crash of ours.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// How far the fencing of a node has come.
+    Fence(FenceRecord),
+    /// How far a migration has come.
+    Migration(Box<MigrationRecord>),
+    /// How far an evacuation has come.
+    Evacuation(EvacuationRecord),
+}
+
+/// Which record.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordKey {
+    /// Of a node's fencing.
+    Fence(NodeName),
+    /// Of a migration.
+    Migration(Key),
+    /// Of an evacuation.
+    Evacuation(String),
+}
+
+impl Record {
+    /// Which record this is.
+    pub fn key(&self) -> RecordKey {
+        match self {
+            Self::Fence(record) => RecordKey::Fence(record.node.clone()),
+            Self::Migration(record) => RecordKey::Migration(record.key.clone()),
+            Self::Evacuation(record) => RecordKey::Evacuation(record.name.clone()),
+        }
+    }
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Answer this beat.
+    Grant {
+        /// To whom.
+        node: NodeName,
+        /// The beat.
+        sequence: u64,
+    },
+    /// Ask whether a node is reachable; the answer comes back as [`Input::Probed`].
+    Probe {
+        /// The node in question.
+        node: NodeName,
+        /// Who asks.
+        by: Prober,
+        /// When to give up.
+        timeout: Duration,
+    },
+    /// Store the record by compare-and-swap, under our epoch.
+    Commit(Record),
+    /// Run the node's fence agent; the end comes back as [`Input::FenceEnded`]. A second order for a node
+    /// whose agent still runs is ignored.
+    RunFence {
+        /// The node.
+        node: NodeName,
+        /// Our epoch.
+        epoch: u64,
+    },
+    /// Change the cluster.
+    Act(Action),
+    /// Send an order to an agent. Repeated until its progress says done or failed.
+    Order {
+        /// To whom.
+        node: NodeName,
+        /// Its identity.
+        id: OrderId,
+        /// What to do.
+        order: Order,
+    },
+    /// Tell people: an Event on the object, a log line, a metric. Sent on transitions only.
+    Notify(Notice),
+}
+
+/// An order to an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Copy a volume from its source to here.
+    Pull {
+        /// Names the partial copy.
+        transfer: String,
+        /// Where the source is.
+        source_node: NodeName,
+        /// Absolute path of the source volume there.
+        source_path: String,
+        /// Absolute path of the target volume here.
+        target_path: String,
+        /// Nobody writes to the source any more.
+        final_: bool,
+    },
+    /// Stop a copy.
+    CancelPull {
+        /// Which.
+        transfer: String,
+        /// Remove what has arrived.
+        drop_partial: bool,
+    },
+    /// The node was fenced and yet lives: stop these launchers, which run elsewhere now.
+    StopLaunchers {
+        /// Pod uids.
+        pods: Vec<Uid>,
+    },
+}
+
+/// A change to the cluster. Each is idempotent and carries its precondition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Set our `NoSchedule` taint.
+    Taint {
+        /// The node.
+        node: NodeName,
+    },
+    /// Remove it.
+    Untaint {
+        /// The node.
+        node: NodeName,
+    },
+    /// Force-delete a launcher or hotplug pod of a fenced node. This is the permission to run the VM elsewhere,
+    /// and therefore needs the proof.
+    DeletePod {
+        /// Namespace and name.
+        pod: Key,
+        /// Precondition.
+        uid: Uid,
+        /// Why this is safe.
+        proof: FenceProof,
+    },
+    /// Create a `VolumeMigration` for an evacuation.
+    CreateMigration {
+        /// Its key; derived from the evacuation, so that a second creation is noticed.
+        key: Key,
+        /// What it asks.
+        spec: MigrationSpec,
+    },
+    /// Set reclaim policy Retain.
+    RetainVolume {
+        /// Which.
+        volume: VolumeName,
+    },
+    /// Create a `PersistentVolume`, pre-bound to its claim by namespace and name.
+    CreateVolume(NewVolume),
+    /// Remove the object of a volume that we created and that no claim is bound to. Its data stays.
+    ForgetVolume {
+        /// Which.
+        volume: VolumeName,
+    },
+    /// Make the owner stop the VM.
+    StopVm {
+        /// Which.
+        vm: Key,
+        /// Through whom.
+        owner: Owner,
+    },
+    /// Give the owner's start field back as it was.
+    RestoreStart {
+        /// Which.
+        vm: Key,
+        /// Through whom.
+        owner: Owner,
+        /// What was found before the stop.
+        start: SavedStart,
+    },
+    /// Delete a claim.
+    DeleteClaim {
+        /// Which.
+        claim: Key,
+        /// Precondition.
+        uid: Uid,
+    },
+    /// Point a volume to a claim by `claimRef{namespace,name}`, in one patch, never through null.
+    PrebindVolume {
+        /// Which volume.
+        volume: VolumeName,
+        /// To which claim.
+        claim: Key,
+    },
+    /// Create a claim bound to a volume.
+    CreateClaim {
+        /// Its key.
+        claim: Key,
+        /// What it asks.
+        template: ClaimTemplate,
+        /// `spec.volumeName`.
+        volume: VolumeName,
+    },
+}
+
+/// A volume to create.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its class.
+    pub class: String,
+    /// The one node that it is on; `None` for a shared root.
+    pub node: Option<NodeName>,
+    /// Absolute path below a storage root.
+    pub path: String,
+    /// `spec.capacity.storage`.
+    pub capacity_bytes: u64,
+    /// `spec.accessModes`.
+    pub access_modes: Vec<String>,
+    /// `spec.volumeMode`.
+    pub mode: VolumeMode,
+    /// The claim that it is pre-bound to.
+    pub claim: Key,
+}
+
+/// What a claim asks, kept over its deletion.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct ClaimTemplate {
+    /// `spec.storageClassName`.
+    pub class: String,
+    /// `spec.resources.requests.storage`.
+    pub requested_bytes: u64,
+    /// `spec.accessModes`.
+    pub access_modes: Vec<String>,
+    /// `spec.volumeMode`.
+    pub mode: VolumeMode,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`, without those of the binder, the provisioner and CDI.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Something that people should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// How bad.
+    pub severity: Severity,
+    /// About what.
+    pub subject: Subject,
+    /// `CamelCase`; Event reason and metric label.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// How bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Somebody should look.
+    Warning,
+    /// Somebody must act.
+    Critical,
+}
+
+/// What a notice is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A node.
+    Node(NodeName),
+    /// A VM.
+    Vm(Key),
+    /// A `VolumeMigration`.
+    Migration(Key),
+    /// An `Evacuation`.
+    Evacuation(String),
+    /// The coordinator itself.
+    Coordinator,
+}

@@ -1,0 +1,136 @@
+//! Phases of a `VolumeMigration`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::{Owner, SavedStart};
+use crate::io::{ClaimTemplate, NewVolume};
+use crate::names::{Key, NodeName, Uid, VolumeName};
+
+/// What is to be moved, and whereto (`spec` of a `VolumeMigration`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MigrationSpec {
+    /// All local disks of this VM of the same namespace, or
+    pub vm: Option<String>,
+    /// this one claim, which no VM uses. Exactly one of the two is set.
+    pub claim: Option<String>,
+    /// Whereto.
+    pub destination: Destination,
+    /// Copy, keep the copy fresh, but do not stop the VM before `false`.
+    pub pre_copy_only: bool,
+    /// Somebody wants it to end.
+    pub cancelled: bool,
+    /// The evacuation that made it.
+    pub evacuation: Option<String>,
+}
+
+/// Whereto.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Destination {
+    /// Another node, same storage class.
+    Node(NodeName),
+    /// Another storage class; where it is local, a node is chosen.
+    Class(String),
+}
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Phase {
+    /// Seen, not yet looked at.
+    Pending,
+    /// Pre-flight checks.
+    Checking,
+    /// Target volumes are made.
+    Provisioning,
+    /// Copied while the VM runs.
+    PreCopying,
+    /// The owner stops the VM.
+    Stopping,
+    /// What differs is copied.
+    FinalCopying,
+    /// The copy's root is compared with the source's.
+    Verifying,
+    /// The claims change volumes.
+    Swapping,
+    /// The owner starts the VM.
+    Starting,
+    /// Post-migration checks.
+    Confirming,
+    /// Done. The old volumes are kept.
+    Succeeded,
+    /// Refused or failed before anything was changed.
+    Failed,
+    /// Everything is being put back.
+    RollingBack,
+    /// Everything is as it was.
+    RolledBack,
+    /// Ended by somebody's word, everything as it was.
+    Cancelled,
+}
+
+/// State of a migration (`status` of a `VolumeMigration`): enough to go on after any crash.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationRecord {
+    /// The object's key.
+    pub key: Key,
+    /// Epoch of the leader that wrote it.
+    pub epoch: u64,
+    /// Phase.
+    pub phase: Phase,
+    /// Why it failed, was refused or rolls back; `CamelCase`.
+    pub reason: Option<String>,
+    /// The same for people, with what to do.
+    pub message: String,
+    /// The VM's owner and start field before we stopped it.
+    pub stopped: Option<(Owner, SavedStart)>,
+    /// The disks that move.
+    pub disks: Vec<DiskMove>,
+    /// Checks made, in order.
+    pub checks: Vec<Check>,
+}
+
+/// One disk that moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMove {
+    /// The claim that keeps its name.
+    pub claim: Key,
+    /// Its uid before the swap.
+    pub claim_uid: Uid,
+    /// What to ask when it is created again.
+    pub template: ClaimTemplate,
+    /// The volume that holds the data now.
+    pub old: VolumeName,
+    /// Node of the old volume, where it is local.
+    pub source_node: NodeName,
+    /// Its path there.
+    pub source_path: String,
+    /// The volume that will hold it.
+    pub new: NewVolume,
+    /// The node whose agent pulls.
+    pub target_node: NodeName,
+    /// Result of the final copy.
+    pub copied: Option<Copied>,
+}
+
+/// Result of a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// BLAKE3 root in hex.
+    pub root_hash: String,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Bytes that crossed the wire.
+    pub sent_bytes: u64,
+    /// Milliseconds that it took.
+    pub elapsed_ms: u64,
+}
+
+/// One pre-flight or post-migration check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// What was found, and what to do where it did not hold.
+    pub message: String,
+}

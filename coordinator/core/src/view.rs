@@ -1,0 +1,149 @@
+//! What the core shows of itself: the display part of our objects' status. Built on demand, never read back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::BootTime;
+use crate::decision::Decision;
+use crate::evacuation::EvacuationRecord;
+use crate::fencing::{FenceRecord, ProofKind};
+use crate::fleet::NodeReport;
+use crate::migration::MigrationRecord;
+use crate::names::{BootId, Key, NodeName};
+
+/// Everything that people may want to see.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// By node.
+    pub nodes: BTreeMap<NodeName, NodeView>,
+    /// By VM: of running incidents, and of those that ended since we lead.
+    pub recoveries: BTreeMap<Key, RecoveryView>,
+    /// By key.
+    pub migrations: BTreeMap<Key, MigrationView>,
+    /// By name.
+    pub evacuations: BTreeMap<String, EvacuationRecord>,
+    /// Why the whole cluster is in storm hold, where it is.
+    pub storm_hold: Option<String>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    /// State.
+    pub state: NodeState,
+    /// Since when.
+    pub since: BootTime,
+    /// Why, for people.
+    pub message: String,
+    /// Its boot, as last told by a beat.
+    pub boot_id: Option<BootId>,
+    /// Proofs that this node could offer if it died now.
+    pub proofs_possible: Vec<ProofKind>,
+    /// The proof at hand.
+    pub proof: Option<ProofKind>,
+    /// The running or last incident: what happened when, in order.
+    pub timeline: Vec<(Milestone, BootTime)>,
+    /// Last report of its agent.
+    pub report: Option<NodeReport>,
+    /// The stored record.
+    pub fence: Option<FenceRecord>,
+}
+
+/// State of a node; see `liveness` for the diagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum NodeState {
+    /// No agent was ever heard from: nothing can be said, and nothing is done.
+    NoAgent,
+    /// Beats arrive.
+    Healthy,
+    /// Beats are missing; probes are out.
+    Suspect,
+    /// The agent is silent, the kernel or the kubelet is not.
+    AgentSilent,
+    /// Peers reach the agent, we do not.
+    Partitioned,
+    /// Too many nodes at once: we suspect ourselves.
+    StormHold,
+    /// Declared; waits for a proof.
+    AwaitingProof,
+    /// Proven; recovery is about to act.
+    Fenced,
+    /// VMs are being recreated.
+    Recovering,
+    /// Back in a new boot, watched before it is trusted.
+    Quarantine,
+    /// Beats of a fenced boot: somebody must look at once.
+    FenceContradicted,
+}
+
+/// What happened in an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Milestone {
+    /// The last beat that arrived.
+    LastBeat,
+    /// Suspicion.
+    Suspected,
+    /// The verdict.
+    Declared,
+    /// Each VM's decision was published.
+    Decided,
+    /// The fence agent was started.
+    FencingStarted,
+    /// The proof was committed.
+    Proven,
+    /// The first action on a VM was performed.
+    FirstAction,
+    /// Every VM that we act upon is dealt with.
+    Settled,
+    /// The node came back.
+    Returned,
+    /// The incident ended.
+    Closed,
+}
+
+/// One VM of an incident.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecoveryView {
+    /// The node that died.
+    pub node: NodeName,
+    /// What becomes of the VM.
+    pub decision: Decision,
+    /// How far.
+    pub progress: RecoveryProgress,
+    /// For a person, where one is needed; Markdown.
+    pub runbook: Option<String>,
+}
+
+/// How far a recovery is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RecoveryProgress {
+    /// Decided; the proof is missing.
+    AwaitingProof,
+    /// Proven; pods are being deleted.
+    Acting,
+    /// Pods are deleted; the VM has not been seen running elsewhere yet.
+    Restarting,
+    /// Seen running elsewhere.
+    Recovered,
+    /// A person must act.
+    NeedsPerson,
+    /// The node came back with the VM untouched.
+    NodeReturned,
+}
+
+/// A migration with its live progress.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MigrationView {
+    /// The stored record.
+    pub record: MigrationRecord,
+    /// Of all its disks together.
+    pub done_bytes: u64,
+    /// Of all its disks together; 0 while unknown.
+    pub total_bytes: u64,
+    /// Bytes per second.
+    pub rate_bytes_per_s: u64,
+    /// From the stop of the VM to its start on the new disks, once known.
+    pub downtime: Option<Duration>,
+}

@@ -1,0 +1,105 @@
+//! What the coordinator needs of a cluster. Two exist: `directory`, a folder of manifests, and (later) `kube`,
+//! a real API server.
+
+use std::sync::Arc;
+
+use somersault_coordinator_core::fleet::Fleet;
+use somersault_coordinator_core::io::{Action, Notice, Record, Requests};
+use somersault_coordinator_core::view::View;
+use tokio::sync::watch;
+
+/// The cluster as last read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Its objects.
+    pub fleet: Fleet,
+    /// What people ask for.
+    pub requests: Requests,
+    /// Manifests that could not be read: file, document, field. The rest goes on.
+    pub problems: Vec<Problem>,
+}
+
+/// One manifest that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// File, relative to the cluster's folder.
+    pub file: String,
+    /// Document of the file, from 1; 0 where the file as a whole is meant.
+    pub document: usize,
+    /// `Kind namespace/name`, where it could be read.
+    pub object: String,
+    /// The field and what is wrong with it.
+    pub message: String,
+}
+
+/// A cluster that can be read, changed, and that stores our records in our objects' status.
+pub trait Cluster: Send + Sync + 'static {
+    /// The newest snapshot; changed whenever an object changed.
+    fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>>;
+
+    /// Performs an action. Idempotent; a broken precondition is an error that retrying does not mend.
+    fn act(&self, action: &Action) -> impl Future<Output = Result<(), ClusterError>> + Send;
+
+    /// Stores a record in its object's status by compare-and-swap: refused when the stored record is of a
+    /// newer epoch than `epoch`, or was changed by somebody else since it was last read or written here.
+    fn commit(&self, record: &Record, epoch: u64) -> impl Future<Output = Result<(), ClusterError>> + Send;
+
+    /// Every stored record, read now and not from a cache.
+    fn records(&self) -> impl Future<Output = Result<Vec<Record>, ClusterError>> + Send;
+
+    /// Writes the display part of our objects' status (everything but records); never needed to go on after a
+    /// crash.
+    fn publish(&self, view: &View) -> impl Future<Output = Result<(), ClusterError>> + Send;
+
+    /// Writes an Event.
+    fn event(&self, notice: &Notice) -> impl Future<Output = Result<(), ClusterError>> + Send;
+
+    /// Waits until this process leads, and returns its epoch: larger than every epoch before. Leadership ends
+    /// when the returned guard says so.
+    fn lead(&self, identity: &str) -> impl Future<Output = Result<Leadership, ClusterError>> + Send;
+}
+
+/// Leadership of one epoch.
+#[derive(Debug)]
+pub struct Leadership {
+    /// Our epoch.
+    pub epoch: u64,
+    /// Turns true when leadership is lost.
+    pub lost: watch::Receiver<bool>,
+}
+
+/// Why the cluster did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Somebody else changed the object; read again, decide again.
+    #[error("{object} changed in between: {why}")]
+    Conflict {
+        /// What.
+        object: String,
+        /// How it differs.
+        why: String,
+    },
+    /// It is not there.
+    #[error("{object} does not exist")]
+    NotFound {
+        /// What.
+        object: String,
+    },
+    /// The cluster refused; retrying does not help.
+    #[error("{object}: {why}")]
+    Refused {
+        /// What.
+        object: String,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// Trouble on the way; retrying may help.
+    #[error("cannot reach the cluster's state at {place}")]
+    Io {
+        /// Where.
+        place: String,
+        /// What happened.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,3 @@
+//! The coordinator's shell: IO around `somersault-coordinator-core`.
+
+pub mod cluster;
