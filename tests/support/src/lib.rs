@@ -1,1 +1,3 @@
-//! Placeholder head.
+//! What the tests, the demo and the bench share.
+
+pub mod certs;
