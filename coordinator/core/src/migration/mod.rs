@@ -1,10 +1,55 @@
-//! Phases of a `VolumeMigration`.
+//! Phases of a `VolumeMigration`: a VM's local disks (or one unused claim) move to another node or class, and
+//! every claim keeps its name.
+//!
+//! ```text
+//!  Pending ─► Checking ─► Provisioning ─► PreCopying ─► Stopping ─► FinalCopying ─► Verifying ─► Swapping
+//!                │              │             │  ▲          │  ▲         │               │           │
+//!                ▼              │             ▼  │ freshen  │  └─────────┤ VM was started│           ▼
+//!             Failed            │                           │            │               │       Starting
+//!           (refused)           └─────────────┴─────────────┴─────┬──────┴───────────────┘           │
+//!                                                                 ▼                                  ▼
+//!                                   RolledBack / Cancelled ◄─ RollingBack ◄─── never started ── Confirming
+//!                                                                                                    │
+//!                                                            Failed (both volumes kept) ◄── started ─┴─► Succeeded
+//! ```
+//!
+//! Every arrow is a commit; a phase's actions leave only after its commit came back. Within a phase everything is
+//! level-triggered: the newest [`Fleet`] says what is still missing, so that a repeated or lost action, a crash or
+//! a change of leader needs no case of its own. Everything can be undone automatically until the VM is first
+//! scheduled on the new volumes. The old volumes are never deleted here.
+//!
+//! `plan` says which disks go where, `checks` whether that is allowed, `phases` what each phase still needs,
+//! `machine` drives them.
+
+mod checks;
+mod machine;
+mod phases;
+mod plan;
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Owner, SavedStart};
-use crate::io::{ClaimTemplate, NewVolume};
+pub use self::machine::Migrations;
+use crate::fleet::{Fleet, Owner, SavedStart};
+use crate::io::{ClaimTemplate, NewVolume, Requests};
 use crate::names::{Key, NodeName, Uid, VolumeName};
+use crate::policy::Policy;
+
+/// What migrations and evacuations may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The cluster as last read, with the agents' reports.
+    pub fleet: &'a Fleet,
+    /// What people ask for.
+    pub requests: &'a Requests,
+    /// Limits.
+    pub policy: &'a Policy,
+    /// Our epoch.
+    pub epoch: u64,
+    /// Healthy nodes with a live agent.
+    pub usable: &'a BTreeSet<NodeName>,
+}
 
 /// What is to be moved, and whereto (`spec` of a `VolumeMigration`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -65,6 +110,18 @@ pub enum Phase {
     RolledBack,
     /// Ended by somebody's word, everything as it was.
     Cancelled,
+}
+
+impl Phase {
+    /// Nothing more will happen.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::RolledBack | Self::Cancelled)
+    }
+
+    /// Nothing of the VM or its claims was changed yet.
+    pub fn is_before_stop(self) -> bool {
+        self < Self::Stopping
+    }
 }
 
 /// State of a migration (`status` of a `VolumeMigration`): enough to go on after any crash.

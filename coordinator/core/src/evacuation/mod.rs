@@ -1,7 +1,25 @@
 //! Which VMs leave a node or a disk, in which order, how many at once.
+//!
+//! ```text
+//!   asked for ─► planned (committed) ─► complete at once, where it is a dry run
+//!                      │
+//!                      ▼
+//!        Waiting ─► Running ─► Succeeded | Failed | Refused     each migration; at most N Running
+//!                      │
+//!                      ▼
+//!                  complete when none is Waiting or Running
+//! ```
+//!
+//! An evacuation only creates migrations and watches them; each is safe by itself, and one that fails does not
+//! stop the others. `auto` asks for an evacuation when a disk starts to fail.
+
+mod auto;
+mod machine;
+mod plan;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::machine::Evacuations;
 use crate::migration::Destination;
 use crate::names::{Key, NodeName};
 
