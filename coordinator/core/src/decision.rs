@@ -4,7 +4,13 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::Fleet;
+use crate::locality::ClassOverrides;
 use crate::names::{Key, NodeName};
+
+mod reason;
+
+pub use reason::Reason;
 
 /// What becomes of a VM whose node dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,6 +32,18 @@ pub struct Question {
     pub dead: NodeNameSet,
     /// Other nodes that must not receive a VM now (suspect, quarantined, …).
     pub unusable: NodeNameSet,
+}
+
+/// Decides what becomes of `vm` if the nodes of the question are dead.
+pub fn decide(_fleet: &Fleet, _overrides: &ClassOverrides, vm: &Key, _question: &Question) -> Decision {
+    Decision {
+        vm: vm.clone(),
+        kind: DecisionKind::ManualRecovery,
+        reasons: vec![Reason::LocalityUnknown],
+        nodes: Vec::new(),
+        disks: Vec::new(),
+        remedy: String::new(),
+    }
 }
 
 /// A set of nodes.
@@ -58,6 +76,8 @@ pub struct Decision {
     pub kind: DecisionKind,
     /// Why, most telling first; never empty.
     pub reasons: Vec<Reason>,
+    /// Nodes on which it may still run: each must be proven dead before anything is done elsewhere.
+    pub nodes: Vec<NodeName>,
     /// Each disk, with its locality.
     pub disks: Vec<DiskFinding>,
     /// One line: what to do so that it fares better.
@@ -79,11 +99,4 @@ pub struct DiskFinding {
     pub locality: Locality,
     /// How we know, in words.
     pub because: String,
-}
-
-/// Why; the name serves as condition reason, Event reason and metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Reason {
-    /// Every data disk is on network storage.
-    AllDisksOnNetwork,
 }

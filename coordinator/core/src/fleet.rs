@@ -78,6 +78,33 @@ pub struct Taint {
     pub effect: String,
 }
 
+/// One toleration, as Kubernetes writes it; absent fields are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Toleration {
+    /// Taint key; empty with `Exists` tolerates every taint.
+    pub key: String,
+    /// `Equal`, `Exists`, or empty for `Equal`.
+    pub operator: String,
+    /// Taint value, for `Equal`.
+    pub value: String,
+    /// Taint effect; empty for every effect.
+    pub effect: String,
+}
+
+impl Toleration {
+    /// Whether it tolerates the taint, by the rules of Kubernetes.
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        let effect = self.effect.is_empty() || self.effect == taint.effect;
+        let key = self.key == taint.key || (self.key.is_empty() && self.operator == "Exists");
+        let value = match self.operator.as_str() {
+            "Exists" => true,
+            "" | "Equal" => self.value == taint.value,
+            _ => false,
+        };
+        effect && key && value
+    }
+}
+
 /// CPU and memory, offered or asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
@@ -276,6 +303,8 @@ pub struct Vm {
     pub node_selector: BTreeMap<String, String>,
     /// Required node affinity of its template.
     pub node_affinity: Option<NodeSelector>,
+    /// `tolerations` of its template.
+    pub tolerations: Vec<Toleration>,
     /// What its launcher asks for.
     pub requests: Resources,
     /// Whether its owner allows its system disks to be imported anew (`Rebuild`).
