@@ -1,0 +1,80 @@
+//! The CustomResourceDefinitions as files.
+//!
+//! One file per kind, named `<plural>.yaml`, each with a head that says how it was made. Kubernetes knows the
+//! number formats `int32`, `int64`, `float` and `double` only and warns of others at every `apply`, therefore the
+//! unsigned ones are renamed; their `minimum: 0` stays.
+
+use kube::CustomResourceExt;
+use serde_json::Value;
+
+use crate::{Evacuation, NodeHealth, Recovery, RecoveryPolicy, VolumeMigration};
+
+/// Head of every generated file.
+const HEAD: &str =
+    "# Generated from coordinator/crd by `cargo run -p somersault-crd --bin crdgen -- deploy/crds`.\n";
+
+/// One generated file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GeneratedFile {
+    /// File name, without folder.
+    pub name: String,
+    /// Its whole content.
+    pub content: String,
+}
+
+/// A definition that could not be written as YAML.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// It does not serialize.
+    #[error("the definition of {kind} cannot be turned into JSON")]
+    Json {
+        /// Its kind.
+        kind: String,
+        /// What went wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It does not print.
+    #[error("the definition of {kind} cannot be turned into YAML")]
+    Yaml {
+        /// Its kind.
+        kind: String,
+        /// What went wrong.
+        #[source]
+        source: serde_saphyr::ser::Error,
+    },
+}
+
+/// Every definition as a file, in a fixed order.
+pub fn files() -> Result<Vec<GeneratedFile>, GenerateError> {
+    [NodeHealth::crd(), Recovery::crd(), RecoveryPolicy::crd(), VolumeMigration::crd(), Evacuation::crd()]
+        .into_iter()
+        .map(|crd| {
+            let names = crd.spec.names.clone();
+            let kind = names.kind;
+            let mut value = serde_json::to_value(crd)
+                .map_err(|source| GenerateError::Json { kind: kind.clone(), source })?;
+            rename_formats(&mut value);
+            let yaml = serde_saphyr::to_string(&value)
+                .map_err(|source| GenerateError::Yaml { kind: kind.clone(), source })?;
+            Ok(GeneratedFile { name: format!("{}.yaml", names.plural), content: format!("{HEAD}{yaml}") })
+        })
+        .collect()
+}
+
+fn rename_formats(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if let Some(Value::String(format)) = map.get_mut("format") {
+                match format.as_str() {
+                    "uint64" | "uint" => "int64".clone_into(format),
+                    "uint32" | "uint16" | "uint8" => "int32".clone_into(format),
+                    _ => {}
+                }
+            }
+            map.values_mut().for_each(rename_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(rename_formats),
+        _ => {}
+    }
+}

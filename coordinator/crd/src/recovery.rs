@@ -1,0 +1,104 @@
+//! `Recovery`: what becomes of one VM of a dead node.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::{DiskFinding, NAME_LENGTH_MAX, Proof};
+
+/// One VM of an incident. Named like the VM, in its namespace; made by the coordinator when the node is
+/// declared unreachable, before anything is done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "somersault.novasphere.dev",
+    version = "v1alpha1",
+    kind = "Recovery",
+    plural = "recoveries",
+    namespaced,
+    category = "somersault",
+    status = "RecoveryStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "What becomes of one VM whose node died: the decision, its reasons, how far it is, and the runbook \
+           where a person is needed. Named like the VM; made by the coordinator.",
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
+    printcolumn(name = "Decision", type_ = "string", json_path = ".status.decision"),
+    printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
+    printcolumn(name = "Proof", type_ = "string", json_path = ".status.proof"),
+    printcolumn(name = "Reasons", type_ = "string", json_path = ".status.reasons", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoverySpec {
+    /// The VM, of this namespace.
+    #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("a Recovery stays with its VM"))]
+    pub vm: String,
+}
+
+/// What becomes of the VM.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryStatus {
+    /// The node that died.
+    #[serde(default)]
+    pub node: String,
+    /// What becomes of the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<DecisionKind>,
+    /// Why, the most telling first.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    /// What to do so that the VM fares better next time.
+    #[serde(default)]
+    pub remedy: String,
+    /// Each disk, judged.
+    #[serde(default)]
+    pub disks: Vec<DiskFinding>,
+    /// How far the recovery is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The proof that permitted acting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+    /// What a person has to do, as Markdown, where one is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runbook: Option<String>,
+    /// `Decided`, `Recovered`.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// `metadata.generation` that this status takes into account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// What becomes of a VM whose node died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum DecisionKind {
+    /// Started elsewhere from its disks on network storage.
+    Recreate,
+    /// System disk imported anew elsewhere, data disks attached.
+    Rebuild,
+    /// A person follows the runbook; nothing is touched.
+    ManualRecovery,
+    /// It should not run: nothing to do.
+    NothingToDo,
+}
+
+/// How far a recovery is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Progress {
+    /// Decided; the proof is missing.
+    AwaitingProof,
+    /// Proven; the old launcher is being removed.
+    Acting,
+    /// The old launcher is gone; the VM has not been seen running elsewhere yet.
+    Restarting,
+    /// Seen running elsewhere.
+    Recovered,
+    /// A person must act: see the runbook.
+    NeedsPerson,
+    /// The node came back with the VM untouched.
+    NodeReturned,
+}

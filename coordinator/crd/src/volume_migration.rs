@@ -1,0 +1,307 @@
+//! `VolumeMigration`: the disks of one VM, or one claim, move to another node or storage class.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::{Destination, NAME_LENGTH_MAX, ObjectKey};
+
+/// Moves disks; the claims keep their names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "somersault.novasphere.dev",
+    version = "v1alpha1",
+    kind = "VolumeMigration",
+    plural = "volumemigrations",
+    shortname = "vmig",
+    category = "somersault",
+    namespaced,
+    status = "VolumeMigrationStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "Moves the local disks of a VM, or one claim that no VM uses, to another node or storage class. The \
+           claims keep their names, all disks of the VM switch together, and the old volumes are kept.",
+    printcolumn(name = "VM", type_ = "string", json_path = ".spec.vm"),
+    printcolumn(name = "Claim", type_ = "string", json_path = ".spec.claim"),
+    printcolumn(name = "To-node", type_ = "string", json_path = ".spec.destination.node"),
+    printcolumn(name = "To-class", type_ = "string", json_path = ".spec.destination.storageClass"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Done", type_ = "integer", json_path = ".status.progress.doneBytes", priority = 1),
+    printcolumn(name = "Total", type_ = "integer", json_path = ".status.progress.totalBytes", priority = 1),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.vm) != has(self.claim)").message("set either vm or claim, not both"),
+    validation = Rule::new(
+        "has(self.vm) == has(oldSelf.vm) && (!has(self.vm) || self.vm == oldSelf.vm) && \
+         (!has(self.claim) || self.claim == oldSelf.claim)"
+    ).message("what is moved cannot change: create another VolumeMigration")
+)]
+pub struct VolumeMigrationSpec {
+    /// The VM, of this namespace, whose local disks move together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
+    pub vm: Option<String>,
+    /// A claim of this namespace that no VM uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
+    pub claim: Option<String>,
+    /// Where to.
+    #[x_kube(
+        validation = Rule::new("self == oldSelf").message("destination cannot change: create another VolumeMigration")
+    )]
+    pub destination: Destination,
+    /// Copy while the VM runs and keep the copy fresh; the VM is not stopped before this turns false.
+    #[serde(default)]
+    pub pre_copy_only: bool,
+    /// Set it to end the migration; before the claims are swapped, everything is put back as it was.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self || !oldSelf").message("a cancelled VolumeMigration stays cancelled"))]
+    pub cancelled: bool,
+    /// The Evacuation that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
+    pub evacuation: Option<String>,
+}
+
+/// How far the migration is. Everything here but `progress`, `downtimeMs`, `conditions` and
+/// `observedGeneration` is the record from which it goes on after a crash.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeMigrationStatus {
+    /// Phase.
+    #[serde(default)]
+    pub phase: Phase,
+    /// Why it failed, was refused or is put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The same for people, and what to do.
+    #[serde(default)]
+    pub message: String,
+    /// Record: epoch of the leader that wrote it.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Record: who starts and stops the VM, and its start field as it was before the VM was stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
+    /// Record: the disks that move.
+    #[serde(default)]
+    pub disks: Vec<DiskMove>,
+    /// Checks made before and after, in order.
+    #[serde(default)]
+    pub checks: Vec<Check>,
+    /// Progress of the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<CopyProgress>,
+    /// Milliseconds from the stop of the VM to its start on the new disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+    /// `Accepted`, `Complete`.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// `metadata.generation` that this status takes into account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// Phase of a migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// Seen, not yet looked at.
+    #[default]
+    Pending,
+    /// Pre-flight checks.
+    Checking,
+    /// Target volumes are made.
+    Provisioning,
+    /// Copied while the VM runs.
+    PreCopying,
+    /// The owner stops the VM.
+    Stopping,
+    /// What differs is copied.
+    FinalCopying,
+    /// The copy is compared with the source.
+    Verifying,
+    /// The claims change volumes.
+    Swapping,
+    /// The owner starts the VM.
+    Starting,
+    /// Checks after the start.
+    Confirming,
+    /// Done; the old volumes are kept.
+    Succeeded,
+    /// Refused, or failed before anything was changed.
+    Failed,
+    /// Everything is being put back.
+    RollingBack,
+    /// Everything is as it was.
+    RolledBack,
+    /// Ended by somebody's word; everything is as it was.
+    Cancelled,
+}
+
+/// Progress of a copy, all disks together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CopyProgress {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all; 0 while unknown.
+    pub total_bytes: u64,
+    /// Bytes per second.
+    pub rate_bytes_per_second: u64,
+}
+
+/// How the VM was stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Stopped {
+    /// Who starts and stops it.
+    pub owner: Owner,
+    /// The owner's start field, exactly as it was found.
+    pub start: SavedStart,
+}
+
+/// Who starts and stops a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Owner {
+    /// `VirtualMachine` where nothing stands above the VM, else the owner's kind, such as `Wukong`.
+    pub kind: String,
+    /// The owner's name; empty for `VirtualMachine`.
+    #[serde(default)]
+    pub name: String,
+}
+
+/// An owner's start field, exactly as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SavedStart {
+    /// `spec.running` of the VM.
+    Running(bool),
+    /// `spec.runStrategy` of the VM.
+    RunStrategy(String),
+    /// `spec.startStrategy` of the Wukong.
+    Wukong(WukongStart),
+}
+
+/// `spec.startStrategy` of a Wukong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WukongStart {
+    /// The field as JSON; absent where the Wukong does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_strategy: Option<String>,
+}
+
+/// One disk that moves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskMove {
+    /// The claim, which keeps its name.
+    pub claim: ObjectKey,
+    /// Its uid before the swap.
+    #[serde(rename = "claimUID")]
+    pub claim_uid: String,
+    /// What the claim asks when it is created again.
+    pub template: ClaimTemplate,
+    /// The PersistentVolume that holds the data now.
+    pub old_volume: String,
+    /// Node of the old volume.
+    pub source_node: String,
+    /// Its path there.
+    pub source_path: String,
+    /// The PersistentVolume that will hold the data.
+    pub new_volume: NewVolume,
+    /// The node whose agent fetches the data.
+    pub target_node: String,
+    /// Result of the final copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<Copied>,
+}
+
+/// What a claim asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimTemplate {
+    /// `spec.storageClassName`.
+    pub class: String,
+    /// `spec.resources.requests.storage`.
+    pub requested_bytes: u64,
+    /// `spec.accessModes`.
+    #[serde(default)]
+    pub access_modes: Vec<String>,
+    /// `spec.volumeMode`.
+    #[serde(default)]
+    pub mode: VolumeMode,
+    /// `metadata.labels`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`, without those of the binder, the provisioner and CDI.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A PersistentVolume that the migration makes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewVolume {
+    /// Its name.
+    pub name: String,
+    /// Its storage class.
+    pub class: String,
+    /// The one node that it is on; absent where every node reaches it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Absolute path below a storage root.
+    pub path: String,
+    /// `spec.capacity.storage`.
+    pub capacity_bytes: u64,
+    /// `spec.accessModes`.
+    #[serde(default)]
+    pub access_modes: Vec<String>,
+    /// `spec.volumeMode`.
+    #[serde(default)]
+    pub mode: VolumeMode,
+    /// The claim that it is pre-bound to.
+    pub claim: ObjectKey,
+}
+
+/// How a volume is presented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum VolumeMode {
+    /// A folder, with `disk.img` in it.
+    #[default]
+    Filesystem,
+    /// A block device.
+    Block,
+}
+
+/// Result of a copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Copied {
+    /// BLAKE3 root of the volume's content, in hex.
+    pub root_hash: String,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Bytes that crossed the wire.
+    pub sent_bytes: u64,
+    /// Milliseconds that it took.
+    pub elapsed_ms: u64,
+}
+
+/// One check.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// What was found, and what to do where it did not hold.
+    #[serde(default)]
+    pub message: String,
+}
