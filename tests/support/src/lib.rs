@@ -1,3 +1,4 @@
 //! What the tests, the demo and the bench share.
 
 pub mod certs;
+pub mod world;
