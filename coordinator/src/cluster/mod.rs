@@ -1,6 +1,9 @@
 //! What the coordinator needs of a cluster. Two exist: `directory`, a folder of manifests, and (later) `kube`,
 //! a real API server.
 
+pub mod directory;
+pub mod manifest;
+
 use std::sync::Arc;
 
 use somersault_coordinator_core::fleet::Fleet;
