@@ -12,6 +12,7 @@
 //! must survive a crash leaves as [`Effect::Commit`] and is acted upon only when [`Input::Committed`] comes
 //! back. Effects are idempotent: the shell may perform one twice.
 
+pub mod coordinator;
 pub mod decision;
 pub mod evacuation;
 pub mod fencing;
@@ -26,6 +27,7 @@ pub mod policy;
 pub mod runbook;
 pub mod view;
 
+pub use coordinator::Coordinator;
 pub use io::{Action, Effect, Input, Notice, Record, Severity};
 
 /// Reading of the coordinator's own `CLOCK_BOOTTIME`: it goes on in suspend, and is never compared with the
