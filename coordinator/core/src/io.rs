@@ -319,6 +319,18 @@ pub enum Action {
         /// What it asks.
         spec: MigrationSpec,
     },
+    /// Set `spec.cancelled` of a migration whose evacuation was cancelled.
+    CancelMigration {
+        /// Which.
+        key: Key,
+    },
+    /// Create an `Evacuation` of a failing disk.
+    CreateEvacuation {
+        /// Its name; derived from the disk, so that a second creation is noticed.
+        name: String,
+        /// What it asks.
+        spec: EvacuationSpec,
+    },
     /// Set reclaim policy Retain.
     RetainVolume {
         /// Which.

@@ -1,26 +1,220 @@
-//! Drives every evacuation.
-use std::collections::BTreeMap;
+//! Drives every evacuation: plans once, then keeps a few migrations going.
 
-use super::EvacuationRecord;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::auto::Automatic;
+use super::{EvacuationRecord, EvacuationSpec, PlanState, Planned, plan};
 use crate::BootTime;
-use crate::io::{Effect, Input};
-use crate::migration::{Context, Migrations};
+use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
+use crate::migration::{Context, Migrations, Phase};
+
+/// A creation whose object does not show is asked for again.
+const ACTION_RETRY: Duration = Duration::from_secs(10);
+/// A refused commit is tried again with what was read anew.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// All evacuations.
 #[derive(Clone, Debug, Default)]
-pub struct Evacuations {}
+pub struct Evacuations {
+    all: BTreeMap<String, Evacuation>,
+    automatic: Automatic,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Evacuation {
+    record: Option<EvacuationRecord>,
+    committing: Option<EvacuationRecord>,
+    next_look: BootTime,
+}
 
 impl Evacuations {
-    /// Takes one input, after the migrations have taken it.
-    pub fn step(&mut self, _now: BootTime, _input: &Input, _ctx: &Context<'_>, _migrations: &Migrations) -> Vec<Effect> {
-        Vec::new()
+    /// Takes one input, after the migrations have taken it. Only a leader calls this.
+    pub fn step(&mut self, now: BootTime, input: &Input, ctx: &Context<'_>, migrations: &Migrations) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Leading { records, .. } => self.load(records),
+            Input::Deposed => *self = Self::default(),
+            Input::Committed(RecordKey::Evacuation(name)) => {
+                if let Some(evacuation) = self.all.get_mut(name) {
+                    effects.extend(evacuation.committed(name));
+                }
+            }
+            Input::CommitRefused(RecordKey::Evacuation(name)) => {
+                if let Some(evacuation) = self.all.get_mut(name) {
+                    evacuation.committing = None;
+                    evacuation.next_look = now + COMMIT_RETRY;
+                }
+            }
+            _ => {}
+        }
+        self.all.retain(|name, _| ctx.requests.evacuations.contains_key(name));
+        for (name, spec) in &ctx.requests.evacuations {
+            let evacuation = self.all.entry(name.clone()).or_default();
+            effects.extend(evacuation.drive(now, name, spec, ctx, migrations));
+        }
+        effects.extend(self.automatic.step(now, ctx));
+        effects
     }
+
     /// When to be called again at the latest.
     pub fn next_deadline(&self) -> Option<BootTime> {
-        None
+        let active = self.all.values().filter(|evacuation| !evacuation.is_complete()).map(|evacuation| evacuation.next_look);
+        active.chain(self.automatic.next_deadline()).min()
     }
+
     /// What to show.
     pub fn views(&self) -> BTreeMap<String, EvacuationRecord> {
-        BTreeMap::new()
+        self.all.iter().filter_map(|(name, evacuation)| Some((name.clone(), evacuation.record.clone()?))).collect()
     }
+
+    fn load(&mut self, records: &[Record]) {
+        self.all.clear();
+        for record in records {
+            if let Record::Evacuation(record) = record {
+                let evacuation = Evacuation { record: Some(record.clone()), ..Evacuation::default() };
+                self.all.insert(record.name.clone(), evacuation);
+            }
+        }
+    }
+}
+
+impl Evacuation {
+    fn is_complete(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.complete)
+    }
+
+    fn drive(
+        &mut self,
+        now: BootTime,
+        name: &str,
+        spec: &EvacuationSpec,
+        ctx: &Context<'_>,
+        migrations: &Migrations,
+    ) -> Vec<Effect> {
+        if self.committing.is_some() || self.is_complete() {
+            return Vec::new();
+        }
+        let Some(record) = &self.record else {
+            if now < self.next_look {
+                return Vec::new();
+            }
+            return self.commit(first_record(name, spec, ctx));
+        };
+        let mut record = record.clone();
+        follow(&mut record, migrations);
+        settle(&mut record, spec);
+        let begin = begin(&mut record, name, spec, ctx);
+        if Some(&record) != self.record.as_ref() {
+            record.epoch = ctx.epoch;
+            return self.commit(record);
+        }
+        if begin.is_empty() || now < self.next_look {
+            return Vec::new();
+        }
+        self.next_look = now + ACTION_RETRY;
+        begin
+    }
+
+    fn commit(&mut self, record: EvacuationRecord) -> Vec<Effect> {
+        self.committing = Some(record.clone());
+        vec![Effect::Commit(Record::Evacuation(record))]
+    }
+
+    fn committed(&mut self, name: &str) -> Vec<Effect> {
+        let Some(record) = self.committing.take() else { return Vec::new() };
+        let before = self.record.replace(record.clone());
+        self.next_look = BootTime::ZERO;
+        let notice = |severity, reason, message: String| {
+            vec![Effect::Notify(Notice { severity, subject: Subject::Evacuation(name.to_owned()), reason, message })]
+        };
+        match before {
+            None => notice(Severity::Info, "EvacuationPlanned", record.message),
+            Some(before) if !before.complete && record.complete => {
+                let failed = record.plan.iter().any(|line| line.state == PlanState::Failed);
+                let severity = if failed { Severity::Warning } else { Severity::Info };
+                notice(severity, "EvacuationComplete", record.message)
+            }
+            Some(_) => Vec::new(),
+        }
+    }
+}
+
+fn first_record(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> EvacuationRecord {
+    let refused = |message: String| EvacuationRecord {
+        name: name.to_owned(),
+        epoch: ctx.epoch,
+        plan: Vec::new(),
+        complete: true,
+        message,
+    };
+    if !ctx.fleet.nodes.contains_key(&spec.node) {
+        return refused(format!("refused: there is no node {}", spec.node));
+    }
+    if spec.cancelled {
+        return refused("cancelled before anything was done".to_owned());
+    }
+    let plan = plan::plan(name, spec, ctx.fleet, &ctx.policy.class_overrides);
+    let bytes: u64 = plan.iter().map(|line| line.bytes).sum();
+    let what = if spec.dry_run { "dry run: would move" } else { "moves" };
+    let message = format!("{what} {bytes} bytes in {} migrations off node {}", plan.len(), spec.node);
+    let complete = spec.dry_run || plan.is_empty();
+    EvacuationRecord { name: name.to_owned(), epoch: ctx.epoch, plan, complete, message }
+}
+
+/// What the migrations have come to.
+fn follow(record: &mut EvacuationRecord, migrations: &Migrations) {
+    for line in &mut record.plan {
+        let Some(migration) = migrations.record(&line.migration) else { continue };
+        line.state = match migration.phase {
+            Phase::Succeeded => PlanState::Succeeded,
+            Phase::Failed | Phase::RolledBack | Phase::Cancelled => PlanState::Failed,
+            Phase::PreCopying if migrations.waits_for_word(&line.migration) => PlanState::PreCopied,
+            _ => PlanState::Running,
+        };
+        if line.state == PlanState::Failed {
+            line.message = format!("{}: {}", migration.reason.as_deref().unwrap_or("Failed"), migration.message);
+        }
+    }
+}
+
+fn settle(record: &mut EvacuationRecord, spec: &EvacuationSpec) {
+    let count = |state| record.plan.iter().filter(|line| line.state == state).count();
+    let open = count(PlanState::Waiting) + count(PlanState::Running) + count(PlanState::PreCopied);
+    let begun = count(PlanState::Running) + count(PlanState::PreCopied);
+    record.complete = if spec.cancelled { begun == 0 } else { open == 0 };
+    record.message = format!(
+        "{} of {} moved off node {}, {} failed, {} wait for a word{}",
+        count(PlanState::Succeeded),
+        record.plan.len(),
+        spec.node,
+        count(PlanState::Failed),
+        count(PlanState::PreCopied),
+        if spec.cancelled { "; cancelled" } else { "" }
+    );
+}
+
+/// Creations of the next migrations. A line without a destination waits and says so.
+fn begin(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<Effect> {
+    let begun = |line: &&Planned| matches!(line.state, PlanState::Running | PlanState::PreCopied);
+    if spec.cancelled {
+        let cancel = |line: &Planned| Effect::Act(Action::CancelMigration { key: line.migration.clone() });
+        return record.plan.iter().filter(begun).map(cancel).collect();
+    }
+    let running = record.plan.iter().filter(|line| line.state == PlanState::Running).count();
+    let waiting = record.plan.iter_mut().filter(|line| line.state == PlanState::Waiting);
+    let mut effects = Vec::new();
+    for line in waiting {
+        if effects.len() + running >= ctx.policy.evacuation.concurrent_max {
+            break;
+        }
+        let Some(destination) = plan::destination(spec, line, ctx.fleet, ctx.usable) else {
+            "no healthy node has room in a storage root of its class".clone_into(&mut line.message);
+            continue;
+        };
+        line.message.clear();
+        let spec = plan::migration_spec(name, spec, line, destination);
+        effects.push(Effect::Act(Action::CreateMigration { key: line.migration.clone(), spec }));
+    }
+    effects
 }

@@ -24,7 +24,7 @@ use crate::migration::Destination;
 use crate::names::{Key, NodeName};
 
 /// What is to be emptied (`spec` of an `Evacuation`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EvacuationSpec {
     /// The node.
     pub node: NodeName,
@@ -38,10 +38,12 @@ pub struct EvacuationSpec {
     pub dry_run: bool,
     /// Somebody wants it to end.
     pub cancelled: bool,
+    /// Its status says that it is over (read with the spec, never written by it).
+    pub complete: bool,
 }
 
 /// What an evacuation may do to running VMs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Disruption {
     /// Copy while they run, keep the copy fresh, wait for a word.
     #[default]
@@ -72,8 +74,27 @@ pub struct Planned {
     pub migration: Key,
     /// The VM, or the bare claim.
     pub subject: Key,
+    /// Whether the subject is a VM.
+    pub is_vm: bool,
     /// Bytes to move.
     pub bytes: u64,
-    /// `Waiting`, `Running`, `Succeeded`, `Failed` or `Refused`, with the reason after a colon.
-    pub state: String,
+    /// What became of it.
+    pub state: PlanState,
+    /// Why it failed or waits, for people.
+    pub message: String,
+}
+
+/// What became of one migration of an evacuation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlanState {
+    /// Its turn has not come, or no destination has room.
+    Waiting,
+    /// The migration exists.
+    Running,
+    /// Copied, and waiting for a person's word to stop the VM.
+    PreCopied,
+    /// Done.
+    Succeeded,
+    /// It failed, was refused, cancelled or rolled back.
+    Failed,
 }

@@ -1,1 +1,159 @@
-//! Being written.
+//! Whose disks leave a node or a disk, and in which order.
+
+use std::collections::BTreeSet;
+
+use super::{EvacuationSpec, PlanState, Planned};
+use crate::decision::Locality;
+use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot};
+use crate::locality::{self, ClassOverrides};
+use crate::migration::{Destination, MigrationSpec};
+use crate::names::{Key, NodeName};
+
+/// Order of the plan: fields in priority order, the name last so that it is deterministic.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// Worst disk first.
+    healthier: std::cmp::Reverse<Grade>,
+    /// Small ones first: more VMs are safe earlier.
+    bytes: u64,
+    subject: Key,
+}
+
+/// Every VM, and every claim that no VM uses, with data on what is to be emptied.
+pub(super) fn plan(name: &str, spec: &EvacuationSpec, fleet: &Fleet, overrides: &ClassOverrides) -> Vec<Planned> {
+    let mut found: Vec<(Rank, bool)> = Vec::new();
+    let mut used: Vec<Key> = Vec::new();
+    for (key, vm) in &fleet.vms {
+        let mut here = Here::default();
+        for disk in &vm.disks {
+            let DiskSource::Claim { name: claim, .. } = &disk.source else { continue };
+            used.push(Key::new(key.namespace.clone(), claim));
+            here.add(disk_here(fleet, overrides, spec, &key.namespace, disk));
+        }
+        found.extend(here.rank(key).map(|rank| (rank, true)));
+    }
+    for key in fleet.claims.keys().filter(|key| !used.contains(key)) {
+        let disk = Disk {
+            name: key.name.clone(),
+            source: DiskSource::Claim { name: key.name.clone(), use_: ClaimUse::Disk },
+            boot: false,
+            image: None,
+        };
+        let mut here = Here::default();
+        here.add(disk_here(fleet, overrides, spec, &key.namespace, &disk));
+        found.extend(here.rank(key).map(|rank| (rank, false)));
+    }
+    found.sort();
+    let planned = |(rank, is_vm): (Rank, bool)| Planned {
+        migration: Key::new(rank.subject.namespace.clone(), format!("{name}-{}", rank.subject.name)),
+        subject: rank.subject,
+        is_vm,
+        bytes: rank.bytes,
+        state: PlanState::Waiting,
+        message: String::new(),
+    };
+    found.into_iter().map(planned).collect()
+}
+
+/// The migration that a line of the plan stands for. `None` while no node can take it.
+pub(super) fn migration_spec(
+    evacuation: &str,
+    spec: &EvacuationSpec,
+    line: &Planned,
+    destination: Destination,
+) -> MigrationSpec {
+    MigrationSpec {
+        vm: line.is_vm.then(|| line.subject.name.clone()),
+        claim: (!line.is_vm).then(|| line.subject.name.clone()),
+        destination,
+        pre_copy_only: spec.disruption == super::Disruption::PreCopyOnly,
+        cancelled: false,
+        evacuation: Some(evacuation.to_owned()),
+    }
+}
+
+/// Where a line's disks can go: as asked, else the healthy node with most room in a root of the same class.
+pub(super) fn destination(
+    spec: &EvacuationSpec,
+    line: &Planned,
+    fleet: &Fleet,
+    usable: &BTreeSet<NodeName>,
+) -> Option<Destination> {
+    if let Some(destination) = &spec.destination {
+        return Some(destination.clone());
+    }
+    let classes = classes_of(line, fleet);
+    let room = |node: &NodeName| {
+        let root = root_of(fleet.reports.get(node)?, &classes)?;
+        Some(root.available_bytes)
+    };
+    usable
+        .iter()
+        .filter(|node| **node != spec.node)
+        .filter_map(|node| room(node).filter(|bytes| *bytes >= line.bytes).map(|bytes| (bytes, node)))
+        .max_by_key(|(bytes, node)| (*bytes, std::cmp::Reverse(*node)))
+        .map(|(_, node)| Destination::Node(node.clone()))
+}
+
+fn classes_of(line: &Planned, fleet: &Fleet) -> Vec<String> {
+    let claims = match fleet.vms.get(&line.subject).filter(|_| line.is_vm) {
+        Some(vm) => vm
+            .disks
+            .iter()
+            .filter_map(|disk| match &disk.source {
+                DiskSource::Claim { name, .. } => Some(Key::new(line.subject.namespace.clone(), name)),
+                _ => None,
+            })
+            .collect(),
+        None => vec![line.subject.clone()],
+    };
+    claims.iter().filter_map(|claim| fleet.claims.get(claim)).map(|claim| claim.class.clone()).collect()
+}
+
+fn root_of<'a>(report: &'a NodeReport, classes: &[String]) -> Option<&'a StorageRoot> {
+    report.roots.iter().find(|root| !root.shared && !root.read_only && classes.contains(&root.class))
+}
+
+/// What of one subject is on what is to be emptied.
+#[derive(Default)]
+struct Here {
+    bytes: Option<u64>,
+    worst: Grade,
+}
+
+impl Here {
+    fn add(&mut self, found: Option<(u64, Grade)>) {
+        if let Some((bytes, grade)) = found {
+            self.bytes = Some(self.bytes.unwrap_or(0) + bytes);
+            self.worst = self.worst.max(grade);
+        }
+    }
+
+    fn rank(self, subject: &Key) -> Option<Rank> {
+        let bytes = self.bytes?;
+        Some(Rank { healthier: std::cmp::Reverse(self.worst), bytes, subject: subject.clone() })
+    }
+}
+
+fn disk_here(
+    fleet: &Fleet,
+    overrides: &ClassOverrides,
+    spec: &EvacuationSpec,
+    namespace: &str,
+    disk: &Disk,
+) -> Option<(u64, Grade)> {
+    let (Locality::Local { node }, _) = locality::locate(fleet, overrides, namespace, disk) else { return None };
+    let DiskSource::Claim { name, .. } = &disk.source else { return None };
+    let claim = fleet.claims.get(&Key::new(namespace, name))?;
+    let path = fleet.volumes.get(claim.volume.as_ref()?)?.source.path()?;
+    let report = fleet.reports.get(&node);
+    let root = report.and_then(|report| report.roots.iter().find(|root| path.starts_with(&root.path)));
+    let physical = root.and_then(|root| root.disk.as_ref());
+    if node != spec.node || spec.disk.as_ref().is_some_and(|wanted| physical != Some(wanted)) {
+        return None;
+    }
+    let usage = report.and_then(|report| report.usage.get(path));
+    let bytes = usage.map_or(claim.requested_bytes, |usage| usage.allocated_bytes);
+    let health = report.zip(physical).and_then(|(report, disk)| report.disks.get(disk));
+    Some((bytes, health.map_or(Grade::Unknown, |health| health.grade)))
+}

@@ -1,1 +1,196 @@
-//! Being written.
+//! Pre-flight and post-migration checks: a table of names and questions. The first question that fails refuses the
+//! migration, or fails it; every answer is recorded for people.
+
+use super::{Check, Context, Destination, DiskMove, MigrationRecord, MigrationSpec, Refusal, plan};
+use crate::fleet::{Owner, VolumeMode};
+use crate::names::Key;
+
+/// A planned migration, and what was found on the way.
+pub(super) struct Preflight {
+    pub checks: Vec<Check>,
+    pub disks: Result<Vec<DiskMove>, Refusal>,
+}
+
+type Answer = Result<String, Refusal>;
+
+/// What a question is asked about.
+struct Asked<'a> {
+    key: &'a Key,
+    spec: &'a MigrationSpec,
+    disks: &'a [DiskMove],
+    others: &'a [&'a MigrationRecord],
+    ctx: &'a Context<'a>,
+}
+
+type Question = fn(&Asked<'_>) -> Answer;
+
+/// Asked in this order, after the disks are known.
+const PREFLIGHT: [(&str, Question); 6] = [
+    ("OwnerCanStop", owner_can_stop),
+    ("NotMigratingAlready", not_migrating_already),
+    ("DisksUnshared", disks_unshared),
+    ("TargetHasStorage", target_has_storage),
+    ("TargetFitsVm", target_fits_vm),
+    ("BackupKnown", backup_known),
+];
+
+/// Looks at everything before anything is touched.
+pub(super) fn preflight(
+    key: &Key,
+    spec: &MigrationSpec,
+    others: &[&MigrationRecord],
+    ctx: &Context<'_>,
+) -> Preflight {
+    let disks = match plan::disks_to_move(key, spec, ctx) {
+        Ok(disks) => disks,
+        Err(refusal) => {
+            return Preflight { checks: vec![failed("DisksMovable", &refusal)], disks: Err(refusal) };
+        }
+    };
+    let mut checks = vec![passed("DisksMovable", describe(&disks))];
+    let asked = Asked { key, spec, disks: &disks, others, ctx };
+    for (name, question) in PREFLIGHT {
+        match question(&asked) {
+            Ok(found) => checks.push(passed(name, found)),
+            Err(refusal) => {
+                checks.push(failed(name, &refusal));
+                return Preflight { checks, disks: Err(refusal) };
+            }
+        }
+    }
+    Preflight { checks, disks: Ok(disks) }
+}
+
+pub(super) fn passed(name: &str, message: impl Into<String>) -> Check {
+    Check { name: name.to_owned(), passed: true, message: message.into() }
+}
+
+pub(super) fn failed(name: &str, refusal: &Refusal) -> Check {
+    Check { name: name.to_owned(), passed: false, message: refusal.message.clone() }
+}
+
+fn describe(disks: &[DiskMove]) -> String {
+    let lines = disks.iter().map(|disk| {
+        format!("{}: {} on {} to {} on {}", disk.claim, disk.old, disk.source_node, disk.new.class, disk.target_node)
+    });
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+fn owner_can_stop(asked: &Asked<'_>) -> Answer {
+    let Some(name) = &asked.spec.vm else { return Ok("a claim without a VM".into()) };
+    let vm = &asked.ctx.fleet.vms[&Key::new(asked.key.namespace.clone(), name)];
+    match &vm.owner {
+        Owner::Itself => Ok("the VirtualMachine itself".into()),
+        Owner::Wukong { name } => Ok(format!("Wukong {name}, by spec.startStrategy.autoStart")),
+        Owner::Unknown { kind, name } => Err(Refusal::new(
+            "OwnerUnknown",
+            format!("the VM belongs to {kind} {name}, which we do not know how to stop: stop it there first"),
+        )),
+    }
+}
+
+fn not_migrating_already(asked: &Asked<'_>) -> Answer {
+    for disk in asked.disks {
+        let other = asked.others.iter().find(|other| other.disks.iter().any(|theirs| theirs.claim == disk.claim));
+        if let Some(other) = other {
+            let message = format!("migration {} moves claim {} already: wait for it or cancel it", other.key, disk.claim);
+            return Err(Refusal::new("AlreadyMigrating", message));
+        }
+    }
+    let vm = asked.spec.vm.as_ref().map(|name| Key::new(asked.key.namespace.clone(), name));
+    let instance = vm.as_ref().and_then(|key| asked.ctx.fleet.vms[key].instance.as_ref());
+    if instance.is_some_and(|instance| instance.migrating.is_some()) {
+        return Err(Refusal::new("LiveMigrationInFlight", "the VM is in a live migration: try again when it has ended"));
+    }
+    Ok("no other migration has these disks".into())
+}
+
+fn disks_unshared(asked: &Asked<'_>) -> Answer {
+    let subject = asked.spec.vm.as_ref().map(|name| Key::new(asked.key.namespace.clone(), name));
+    for disk in asked.disks {
+        if asked.ctx.fleet.claims_used_by_others.contains(&disk.claim) {
+            let message = format!("a pod that is no VM's launcher uses claim {}: stop it first", disk.claim);
+            return Err(Refusal::new("ClaimUsedByPod", message));
+        }
+        let other = asked.ctx.fleet.vms.iter().find(|(key, vm)| {
+            Some(*key) != subject.as_ref() && plan::claims_of(key, vm).any(|claim| claim == disk.claim)
+        });
+        if let Some((other, _)) = other {
+            let message = format!("VM {other} uses claim {} too: its disks cannot be moved apart", disk.claim);
+            return Err(Refusal::new("ClaimShared", message));
+        }
+    }
+    Ok("nobody else uses the claims".into())
+}
+
+/// Room that stays free on the target beside the copies: a filesystem filled to the brim hurts its neighbours.
+const TARGET_RESERVE_PERCENT: u64 = 5;
+
+fn target_has_storage(asked: &Asked<'_>) -> Answer {
+    let mut needed = 0;
+    for disk in asked.disks {
+        let usage = asked.ctx.fleet.reports.get(&disk.source_node).and_then(|report| report.usage.get(&disk.source_path));
+        // The copy is as sparse as its source, but the VM may go on to fill it: what is allocated must fit.
+        let Some(usage) = usage else {
+            let message = format!(
+                "the agent of node {} has not reported {}: is the folder there, and below one of its storage roots?",
+                disk.source_node, disk.source_path
+            );
+            return Err(Refusal::not_yet("SourceNotReported", message));
+        };
+        if disk.template.mode != disk.new.mode || disk.new.mode != VolumeMode::Filesystem {
+            return Err(Refusal::new("VolumeModeDiffers", format!("claim {} asks another volume mode", disk.claim)));
+        }
+        needed += usage.allocated_bytes;
+    }
+    let disk = &asked.disks[0];
+    let report = asked.ctx.fleet.reports.get(&disk.target_node);
+    let root = report.and_then(|report| report.roots.iter().find(|root| disk.new.path.starts_with(&root.path)));
+    let Some(root) = root else {
+        return Err(Refusal::not_yet("TargetNotReported", format!("node {} has not reported its roots", disk.target_node)));
+    };
+    let usable = root.available_bytes.saturating_sub(root.size_bytes / 100 * TARGET_RESERVE_PERCENT);
+    if root.read_only || usable < needed {
+        let message = format!(
+            "{} on node {} has {usable} bytes to give and {needed} are needed: make room or choose another destination",
+            root.path, disk.target_node
+        );
+        return Err(Refusal::new("DestinationTooSmall", message));
+    }
+    Ok(format!("{needed} bytes needed, {usable} to be had in {} on {}", root.path, disk.target_node))
+}
+
+fn target_fits_vm(asked: &Asked<'_>) -> Answer {
+    let (Some(name), Destination::Node(node)) = (&asked.spec.vm, &asked.spec.destination) else {
+        return Ok("no node is prescribed to the VM".into());
+    };
+    let fleet = asked.ctx.fleet;
+    let vm = &fleet.vms[&Key::new(asked.key.namespace.clone(), name)];
+    let object = &fleet.nodes[node];
+    let selected = vm.node_selector.iter().all(|(key, value)| object.labels.get(key) == Some(value))
+        && vm.node_affinity.as_ref().is_none_or(|affinity| affinity.matches(node, object));
+    if !selected {
+        let message = format!("the VM's node selector or affinity excludes node {node}: change it, or choose another node");
+        return Err(Refusal::new("SelectorExcludesTarget", message));
+    }
+    if object.unschedulable || !object.ready {
+        return Err(Refusal::new("TargetNotSchedulable", format!("node {node} is cordoned or not ready")));
+    }
+    let asked_by = |vm: &crate::fleet::Vm| (vm.requests.cpu_millis, vm.requests.memory_bytes);
+    let there = fleet.vms.values().filter(|other| other.node() == Some(node)).map(asked_by);
+    let taken = there.fold((0, 0), |sum, vm| (sum.0 + vm.0, sum.1 + vm.1));
+    let free = (object.allocatable.cpu_millis.saturating_sub(taken.0), object.allocatable.memory_bytes.saturating_sub(taken.1));
+    if free.0 < vm.requests.cpu_millis || free.1 < vm.requests.memory_bytes {
+        let message = format!(
+            "node {node} has {} millicores and {} bytes of memory left beside its VMs; the VM asks {} and {}",
+            free.0, free.1, vm.requests.cpu_millis, vm.requests.memory_bytes
+        );
+        return Err(Refusal::new("TargetLacksResources", message));
+    }
+    Ok(format!("node {node} has room for the VM"))
+}
+
+/// Never refuses: the old volume stays. But people should know.
+fn backup_known(_: &Asked<'_>) -> Answer {
+    Ok("no backup or snapshot of these disks is known here; the old volumes are kept".into())
+}

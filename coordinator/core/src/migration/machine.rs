@@ -1,27 +1,379 @@
-//! Drives every migration from phase to phase.
-use std::collections::BTreeMap;
+//! Drives every migration from phase to phase: commits first, then acts, and repeats what got lost.
 
-use super::Context;
-use crate::io::{Effect, Input};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::copies::Copies;
+use super::phases::{Learnt, Moment, Next};
+use super::{Context, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
+use crate::BootTime;
+use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
 use crate::names::Key;
 use crate::view::MigrationView;
-use crate::BootTime;
 
-/// All migrations.
+/// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
+const ACTION_RETRY: Duration = Duration::from_secs(10);
+/// The shell has retried what can be retried; this often we try the whole action anew before we put things back.
+const ACTION_FAILURES_MAX: u32 = 5;
+/// A refused commit means that the object changed under us, by a person's edit for example: read anew, then again.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+/// How long a missing report is waited for before a migration is refused.
+const REPORT_WAIT_MAX: Duration = Duration::from_mins(1);
+/// Migrations at work at once: each takes a target's disk and network; more of them only make each one longer, and
+/// with it the time during which a VM stands still.
+const ACTIVE_MAX: usize = 4;
+/// While a migration is active, facts that change without an event of ours are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// All migrations, final ones included.
 #[derive(Clone, Debug, Default)]
-pub struct Migrations {}
+pub struct Migrations {
+    all: BTreeMap<Key, Migration>,
+    looked: BootTime,
+}
+
+#[derive(Clone, Debug)]
+struct Migration {
+    record: MigrationRecord,
+    spec: MigrationSpec,
+    /// What the store was asked to keep; nothing else happens until it answers.
+    committing: Option<MigrationRecord>,
+    commit_at: Option<BootTime>,
+    entered: BootTime,
+    copies: Copies,
+    asked: BTreeMap<Action, BootTime>,
+    failures: u32,
+    restarts: u32,
+    stopped_at: Option<BootTime>,
+    downtime: Option<Duration>,
+}
 
 impl Migrations {
-    /// Takes one input.
-    pub fn step(&mut self, _now: BootTime, _input: &Input, _ctx: &Context<'_>) -> Vec<Effect> {
-        Vec::new()
+    /// Takes one input. Only a leader calls this.
+    pub fn step(&mut self, now: BootTime, input: &Input, ctx: &Context<'_>) -> Vec<Effect> {
+        self.looked = now;
+        let mut effects = Vec::new();
+        match input {
+            Input::Leading { records, .. } => self.load(now, records, ctx),
+            Input::Deposed => self.all.clear(),
+            Input::Committed(RecordKey::Migration(key)) => {
+                if let Some(migration) = self.all.get_mut(key) {
+                    effects.extend(migration.committed(now));
+                }
+            }
+            Input::CommitRefused(RecordKey::Migration(key)) => {
+                if let Some(migration) = self.all.get_mut(key) {
+                    migration.committing = None;
+                    migration.commit_at = Some(now + COMMIT_RETRY);
+                }
+            }
+            Input::Progress { order, state, .. } => {
+                let _ = self.all.values_mut().any(|migration| migration.copies.progress(now, order, state));
+            }
+            Input::Acted(action) => self.asking(action, |_| {}),
+            Input::ActionFailed { action, why } => self.asking(action, |migration| migration.failed(why)),
+            _ => {}
+        }
+        self.take_requests(now, ctx);
+        effects.extend(self.drive(now, ctx));
+        effects
     }
+
     /// When to be called again at the latest.
     pub fn next_deadline(&self) -> Option<BootTime> {
-        None
+        let active = self.all.values().filter(|migration| !migration.record.phase.is_final());
+        active.map(|migration| migration.copies.next_deadline().map_or(self.looked + LOOK_EVERY, |at| at.min(self.looked + LOOK_EVERY))).min()
     }
+
     /// What to show.
     pub fn views(&self) -> BTreeMap<Key, MigrationView> {
-        BTreeMap::new()
+        self.all.iter().map(|(key, migration)| (key.clone(), migration.view())).collect()
+    }
+
+    /// Where a migration stands, and why.
+    pub(crate) fn record(&self, key: &Key) -> Option<&MigrationRecord> {
+        self.all.get(key).map(|migration| &migration.record)
+    }
+
+    /// Copied, and not allowed to stop the VM.
+    pub(crate) fn waits_for_word(&self, key: &Key) -> bool {
+        self.all.get(key).is_some_and(|migration| {
+            let copied = migration.copies.outcome(self.looked, &migration.record.disks);
+            migration.spec.pre_copy_only && matches!(copied, Ok(Some(_)))
+        })
+    }
+
+    fn load(&mut self, now: BootTime, records: &[Record], ctx: &Context<'_>) {
+        self.all.clear();
+        for record in records {
+            let Record::Migration(record) = record else { continue };
+            // A record without its request was deleted by a person between our listing and theirs.
+            if let Some(spec) = ctx.requests.migrations.get(&record.key) {
+                self.all.insert(record.key.clone(), Migration::new(now, (**record).clone(), spec.clone()));
+            }
+        }
+    }
+
+    fn asking(&mut self, action: &Action, f: impl Fn(&mut Migration)) {
+        self.all.values_mut().filter(|migration| migration.asked.contains_key(action)).for_each(f);
+    }
+
+    fn take_requests(&mut self, now: BootTime, ctx: &Context<'_>) {
+        for (key, spec) in &ctx.requests.migrations {
+            let migration = self
+                .all
+                .entry(key.clone())
+                .or_insert_with(|| Migration::new(now, MigrationRecord::new(key.clone(), ctx.epoch), spec.clone()));
+            migration.spec.cancelled = spec.cancelled;
+            migration.spec.pre_copy_only = spec.pre_copy_only;
+        }
+        // Its object is gone and with it the place to store anything. Before the stop nothing was changed and it may
+        // simply end; later it is finished from memory, as somebody's word to cancel.
+        self.all.retain(|key, migration| {
+            let wanted = ctx.requests.migrations.contains_key(key);
+            if !wanted {
+                migration.spec.cancelled = true;
+                migration.committing = None;
+            }
+            wanted || !(migration.record.phase.is_before_stop() || migration.record.phase.is_final())
+        });
+    }
+
+    fn drive(&mut self, now: BootTime, ctx: &Context<'_>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let keys: Vec<Key> = self.all.keys().cloned().collect();
+        for key in keys {
+            let mut others: Vec<MigrationRecord> = Vec::new();
+            if self.all[&key].is_waiting_to_begin() {
+                others = self.at_work().filter(|other| other.key != key).cloned().collect();
+                if others.len() >= ACTIVE_MAX {
+                    continue;
+                }
+            }
+            let stored = ctx.requests.migrations.contains_key(&key);
+            let Some(migration) = self.all.get_mut(&key) else { continue };
+            effects.extend(migration.drive(now, ctx, &others));
+            if !stored && migration.committing.is_some() {
+                effects.retain(|effect| !matches!(effect, Effect::Commit(record) if record.key() == RecordKey::Migration(key.clone())));
+                effects.extend(migration.committed(now));
+            }
+        }
+        effects
+    }
+
+    /// Records of the migrations that have begun and not ended, as they will be once stored.
+    fn at_work(&self) -> impl Iterator<Item = &MigrationRecord> {
+        let newest = |migration: &'_ Migration| -> bool {
+            !migration.newest().phase.is_final() && !migration.is_waiting_to_begin()
+        };
+        self.all.values().filter(move |migration| newest(migration)).map(Migration::newest)
+    }
+}
+
+impl MigrationRecord {
+    fn new(key: Key, epoch: u64) -> Self {
+        Self {
+            key,
+            epoch,
+            phase: Phase::Pending,
+            reason: None,
+            message: String::new(),
+            stopped: None,
+            disks: Vec::new(),
+            checks: Vec::new(),
+        }
+    }
+}
+
+impl Migration {
+    fn new(now: BootTime, record: MigrationRecord, spec: MigrationSpec) -> Self {
+        Self {
+            record,
+            spec,
+            committing: None,
+            commit_at: None,
+            entered: now,
+            copies: Copies::default(),
+            asked: BTreeMap::new(),
+            failures: 0,
+            restarts: 0,
+            stopped_at: None,
+            downtime: None,
+        }
+    }
+
+    fn newest(&self) -> &MigrationRecord {
+        self.committing.as_ref().unwrap_or(&self.record)
+    }
+
+    fn is_waiting_to_begin(&self) -> bool {
+        self.committing.is_none() && matches!(self.record.phase, Phase::Pending | Phase::Checking)
+    }
+
+    fn view(&self) -> MigrationView {
+        let totals = self.copies.totals();
+        MigrationView {
+            record: self.record.clone(),
+            done_bytes: totals.done_bytes,
+            total_bytes: totals.total_bytes,
+            rate_bytes_per_s: totals.rate_bytes_per_s,
+            downtime: self.downtime,
+        }
+    }
+
+    fn drive(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
+        if self.committing.is_some() || self.commit_at.is_some_and(|at| now < at) || self.record.phase.is_final() {
+            return Vec::new();
+        }
+        if matches!(self.record.phase, Phase::Pending | Phase::Checking) {
+            return self.check(now, ctx, others);
+        }
+        if self.failures > ACTION_FAILURES_MAX && self.record.phase < Phase::Starting {
+            let why = Refusal::new("ActionFailed", std::mem::take(&mut self.record.message));
+            return self.undo(ctx, &why);
+        }
+        let mut moment = Moment {
+            now,
+            entered: self.entered,
+            record: &self.record,
+            spec: &self.spec,
+            copies: &mut self.copies,
+            restarts: self.restarts,
+            ctx,
+        };
+        match moment.next() {
+            Next::Need(actions) => self.ask(now, actions),
+            Next::Copy { final_ } => self.copies.order(now, &self.record.key, ctx.epoch, &self.record.disks, final_),
+            Next::DropCopies => self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks),
+            Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
+            Next::Undo(why) => self.undo(ctx, &why),
+            Next::Fail(why) => self.commit(ctx, |record| {
+                record.phase = Phase::Failed;
+                record.reason = Some(why.reason.to_owned());
+                record.message.clone_from(&why.message);
+            }),
+        }
+    }
+
+    fn check(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
+        if self.spec.cancelled {
+            return self.commit(ctx, |record| {
+                record.phase = Phase::Cancelled;
+                record.reason = Some("Cancelled".to_owned());
+                "cancelled before anything was done".clone_into(&mut record.message);
+            });
+        }
+        let others: Vec<&MigrationRecord> = others.iter().collect();
+        let found = checks::preflight(&self.record.key, &self.spec, &others, ctx);
+        match found.disks {
+            Ok(disks) => self.commit(ctx, |record| {
+                record.phase = Phase::Provisioning;
+                record.disks = disks;
+                record.checks = found.checks;
+                record.message.clear();
+            }),
+            Err(why) if why.transient && now.saturating_sub(self.entered) < REPORT_WAIT_MAX => Vec::new(),
+            Err(why) => self.commit(ctx, |record| {
+                record.phase = Phase::Failed;
+                record.reason = Some(why.reason.to_owned());
+                record.message = why.message;
+                record.checks = found.checks;
+            }),
+        }
+    }
+
+    fn enter(&mut self, ctx: &Context<'_>, phase: Phase, learnt: Vec<Learnt>) -> Vec<Effect> {
+        self.commit(ctx, |record| {
+            record.phase = phase;
+            for fact in learnt {
+                match fact {
+                    Learnt::Stopped(owner, start) => record.stopped = Some((owner, start)),
+                    Learnt::Copied(results) => {
+                        for (disk, copied) in record.disks.iter_mut().zip(results) {
+                            disk.copied = Some(copied);
+                        }
+                    }
+                    Learnt::Checked(checks) => record.checks.extend(checks),
+                }
+            }
+        })
+    }
+
+    fn undo(&mut self, ctx: &Context<'_>, why: &Refusal) -> Vec<Effect> {
+        self.commit(ctx, |record| {
+            record.phase = Phase::RollingBack;
+            record.reason = Some(why.reason.to_owned());
+            record.message.clone_from(&why.message);
+        })
+    }
+
+    fn commit(&mut self, ctx: &Context<'_>, change: impl FnOnce(&mut MigrationRecord)) -> Vec<Effect> {
+        let mut record = self.record.clone();
+        record.epoch = ctx.epoch;
+        change(&mut record);
+        self.committing = Some(record.clone());
+        vec![Effect::Commit(Record::Migration(Box::new(record)))]
+    }
+
+    fn committed(&mut self, now: BootTime) -> Vec<Effect> {
+        let Some(record) = self.committing.take() else { return Vec::new() };
+        let from = std::mem::replace(&mut self.record, record).phase;
+        let to = self.record.phase;
+        if from == Phase::FinalCopying && to == Phase::Stopping {
+            self.restarts += 1;
+        }
+        if to == Phase::Stopping && self.record.stopped.is_some() {
+            self.stopped_at.get_or_insert(now);
+        }
+        if matches!(to, Phase::Succeeded | Phase::RolledBack | Phase::Cancelled) {
+            self.downtime = self.stopped_at.map(|at| now.saturating_sub(at));
+        }
+        self.entered = now;
+        self.commit_at = None;
+        self.failures = 0;
+        self.asked.clear();
+        self.copies.reset();
+        if from == to { Vec::new() } else { vec![Effect::Notify(self.notice())] }
+    }
+
+    fn ask(&mut self, now: BootTime, actions: Vec<Action>) -> Vec<Effect> {
+        let due: Vec<Action> = actions
+            .into_iter()
+            .filter(|action| self.asked.get(action).is_none_or(|at| now.saturating_sub(*at) >= ACTION_RETRY))
+            .collect();
+        for action in &due {
+            self.asked.insert(action.clone(), now);
+        }
+        due.into_iter().map(Effect::Act).collect()
+    }
+
+    fn failed(&mut self, why: &str) {
+        self.failures += 1;
+        why.clone_into(&mut self.record.message);
+    }
+
+    fn notice(&self) -> Notice {
+        let record = &self.record;
+        let (severity, reason, what) = match record.phase {
+            Phase::Provisioning => (Severity::Info, "MigrationStarted", "checks passed, target volumes are being made"),
+            Phase::PreCopying => (Severity::Info, "PreCopying", "copying while the VM runs"),
+            Phase::Stopping => (Severity::Info, "StoppingVm", "stopping the VM through its owner"),
+            Phase::FinalCopying => (Severity::Info, "FinalCopying", "the VM has stopped, copying what differs"),
+            Phase::Verifying => (Severity::Info, "Verifying", "comparing the copy with its source"),
+            Phase::Swapping => (Severity::Info, "Swapping", "the claims change volumes"),
+            Phase::Starting => (Severity::Info, "StartingVm", "giving the owner's start field back"),
+            Phase::Confirming => (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes"),
+            Phase::Succeeded => (Severity::Info, "MigrationSucceeded", "done; the old volumes are kept"),
+            Phase::Failed => (Severity::Warning, "MigrationFailed", ""),
+            Phase::RollingBack => (Severity::Warning, "RollingBack", ""),
+            Phase::RolledBack => (Severity::Warning, "MigrationRolledBack", ""),
+            Phase::Cancelled => (Severity::Info, "MigrationCancelled", ""),
+            Phase::Pending | Phase::Checking => (Severity::Info, "MigrationSeen", "to be checked"),
+        };
+        let message = match &record.reason {
+            Some(why) if what.is_empty() => format!("{why}: {}", record.message),
+            _ => what.to_owned(),
+        };
+        Notice { severity, subject: Subject::Migration(record.key.clone()), reason, message }
     }
 }

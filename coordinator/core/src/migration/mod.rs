@@ -22,6 +22,7 @@
 //! `machine` drives them.
 
 mod checks;
+mod copies;
 mod machine;
 mod phases;
 mod plan;
@@ -190,4 +191,25 @@ pub struct Check {
     pub passed: bool,
     /// What was found, and what to do where it did not hold.
     pub message: String,
+}
+
+/// Why something is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// `CamelCase` condition reason.
+    pub reason: &'static str,
+    /// For people, with what to do.
+    pub message: String,
+    /// It may hold by itself in a moment: a report is still to come.
+    pub transient: bool,
+}
+
+impl Refusal {
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), transient: false }
+    }
+
+    pub fn not_yet(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), transient: true }
+    }
 }

@@ -1,1 +1,286 @@
-//! Being written.
+//! Which disks of the subject move, from where, whereto: or why not.
+
+use std::collections::BTreeMap;
+
+use super::{Context, Destination, DiskMove, MigrationSpec, Refusal};
+use crate::decision::Locality;
+use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode};
+use crate::io::{ClaimTemplate, NewVolume};
+use crate::locality;
+use crate::names::{Key, NodeName, VolumeName};
+
+/// Annotations that belong to the binder, the provisioner or CDI. A re-created claim that carried them would be
+/// taken for bound already (phase Lost), or imported again.
+const FOREIGN_ANNOTATIONS: [&str; 5] = [
+    "pv.kubernetes.io/",
+    "cdi.kubevirt.io/",
+    "volume.kubernetes.io/",
+    "volume.beta.kubernetes.io/",
+    "kubectl.kubernetes.io/last-applied-configuration",
+];
+
+/// Every disk that has to move, in the order of the VM.
+pub(super) fn disks_to_move(
+    migration: &Key,
+    spec: &MigrationSpec,
+    ctx: &Context<'_>,
+) -> Result<Vec<DiskMove>, Refusal> {
+    let local = match subject(migration, spec, ctx)? {
+        Subject::Vm(key, vm) => local_disks_of_vm(key, vm, spec, ctx)?,
+        Subject::Claim(key) => local_claim(key, ctx)?.into_iter().collect(),
+    };
+    if local.is_empty() {
+        let what = "no disk is local to another node than the destination: there is nothing to move";
+        return Err(Refusal::new("NothingToMove", what));
+    }
+    let target = choose_target(spec, &local, ctx)?;
+    local.into_iter().map(|source| disk_move(migration, source, &target, ctx)).collect()
+}
+
+enum Subject<'a> {
+    Vm(Key, &'a Vm),
+    Claim(Key),
+}
+
+fn subject<'a>(migration: &Key, spec: &MigrationSpec, ctx: &Context<'a>) -> Result<Subject<'a>, Refusal> {
+    let key = |name: &str| Key::new(migration.namespace.clone(), name);
+    match (&spec.vm, &spec.claim) {
+        (Some(vm), None) => {
+            let key = key(vm);
+            let found = ctx.fleet.vms.get(&key);
+            found.map(|vm| Subject::Vm(key.clone(), vm)).ok_or_else(|| {
+                Refusal::new("VmNotFound", format!("there is no VirtualMachine {key}: check name and namespace"))
+            })
+        }
+        (None, Some(claim)) => {
+            let key = key(claim);
+            let user = ctx.fleet.vms.iter().find(|(vm_key, vm)| claims_of(vm_key, vm).any(|used| used == key));
+            match user {
+                Some((vm, _)) => Err(Refusal::new(
+                    "ClaimUsedByVm",
+                    format!("claim {key} belongs to VM {vm}: migrate the VM, so that all its disks move together"),
+                )),
+                None => Ok(Subject::Claim(key)),
+            }
+        }
+        _ => Err(Refusal::new("InvalidSpec", "set exactly one of spec.vm and spec.claim")),
+    }
+}
+
+pub(super) fn claims_of<'a>(key: &'a Key, vm: &'a Vm) -> impl Iterator<Item = Key> + 'a {
+    vm.disks.iter().filter_map(move |disk| match &disk.source {
+        DiskSource::Claim { name, .. } => Some(Key::new(key.namespace.clone(), name)),
+        _ => None,
+    })
+}
+
+/// A local disk and where it is.
+struct Source<'a> {
+    claim_key: Key,
+    claim: &'a Claim,
+    volume_name: VolumeName,
+    volume: &'a Volume,
+    node: NodeName,
+    path: String,
+}
+
+fn local_disks_of_vm<'a>(
+    key: Key,
+    vm: &Vm,
+    spec: &MigrationSpec,
+    ctx: &Context<'a>,
+) -> Result<Vec<Source<'a>>, Refusal> {
+    let mut sources = Vec::new();
+    for disk in &vm.disks {
+        match &disk.source {
+            DiskSource::Claim { use_: ClaimUse::MemoryDump, .. } | DiskSource::Rebuildable { .. } | DiskSource::Empty => {}
+            DiskSource::Claim { .. } => {
+                let (locality, because) =
+                    locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, disk);
+                match locality {
+                    Locality::Local { node } if spec.destination != Destination::Node(node.clone()) => {
+                        sources.push(source(&key.namespace, disk, node, ctx)?);
+                    }
+                    Locality::Unknown => {
+                        let message = format!(
+                            "disk {} of VM {key} cannot be placed ({because}): override its class in the policy, or move it by hand",
+                            disk.name
+                        );
+                        return Err(Refusal::new("DiskLocalityUnknown", message));
+                    }
+                    _ => {}
+                }
+            }
+            DiskSource::HostDisk { path } => {
+                let message = format!("disk {} of VM {key} is the host file {path}, outside any claim", disk.name);
+                return Err(Refusal::new("HostDisk", message));
+            }
+            DiskSource::Unknown { field } => {
+                let message = format!("disk {} of VM {key} has a source that we do not know: {field:?}", disk.name);
+                return Err(Refusal::new("DiskSourceUnknown", message));
+            }
+        }
+    }
+    Ok(sources)
+}
+
+fn local_claim<'a>(key: Key, ctx: &Context<'a>) -> Result<Option<Source<'a>>, Refusal> {
+    let disk = Disk {
+        name: key.name.clone(),
+        source: DiskSource::Claim { name: key.name.clone(), use_: ClaimUse::Disk },
+        boot: false,
+        image: None,
+    };
+    match locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, &disk) {
+        (Locality::Local { node }, _) => source(&key.namespace, &disk, node, ctx).map(Some),
+        (Locality::Unknown, because) => Err(Refusal::new("DiskLocalityUnknown", format!("claim {key}: {because}"))),
+        _ => Ok(None),
+    }
+}
+
+fn source<'a>(namespace: &str, disk: &Disk, node: NodeName, ctx: &Context<'a>) -> Result<Source<'a>, Refusal> {
+    let DiskSource::Claim { name, .. } = &disk.source else { unreachable!("only claims are located as local") };
+    let claim_key = Key::new(namespace, name);
+    let missing = |what: &str| Refusal::new("ClaimNotBound", format!("claim {claim_key} {what}"));
+    let claim = ctx.fleet.claims.get(&claim_key).ok_or_else(|| missing("does not exist"))?;
+    let volume_name = claim.volume.clone().ok_or_else(|| missing("is not bound"))?;
+    let volume = ctx.fleet.volumes.get(&volume_name).ok_or_else(|| missing("names a volume that is not there"))?;
+    if volume.mode == VolumeMode::Block {
+        let message = format!("volume {volume_name} is a block device: only folders with disk images can be moved yet");
+        return Err(Refusal::new("BlockModeNotSupported", message));
+    }
+    if let Some(data_volume) = &claim.data_volume {
+        let message = format!(
+            "claim {claim_key} belongs to DataVolume {data_volume}: its controller would import the image again once the claim is gone; not supported yet"
+        );
+        return Err(Refusal::new("DataVolumeNotSupported", message));
+    }
+    let path = volume.source.path().ok_or_else(|| {
+        let message = format!("volume {volume_name} has no path on node {node}: its driver hides the folder from the agent");
+        Refusal::new("VolumeNotReachable", message)
+    })?;
+    let path = path.to_owned();
+    Ok(Source { claim_key, claim, volume_name, volume, node, path })
+}
+
+/// Where the copies land: one root of one node takes all disks of the subject.
+struct Target {
+    node: NodeName,
+    root: StorageRoot,
+}
+
+fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>) -> Result<Target, Refusal> {
+    match &spec.destination {
+        Destination::Node(node) => {
+            let class = one_class(sources)?;
+            let report = usable_report(node, ctx)?;
+            let root = report.roots.iter().find(|root| root.class == class && !root.shared).ok_or_else(|| {
+                Refusal::new("ClassNotOnNode", format!("the agent of node {node} has no storage root of class {class}"))
+            })?;
+            Ok(Target { node: node.clone(), root: root.clone() })
+        }
+        Destination::Class(class) => {
+            if !ctx.fleet.classes.contains_key(class) {
+                return Err(Refusal::new("ClassNotFound", format!("there is no StorageClass {class}")));
+            }
+            let on_source = |node: &NodeName| sources.iter().any(|source| source.node == *node);
+            ctx.usable
+                .iter()
+                .filter_map(|node| ctx.fleet.reports.get(node).map(|report| (node, report)))
+                .flat_map(|(node, report)| report.roots.iter().map(move |root| (node, root)))
+                .filter(|(node, root)| root.class == *class && !root.read_only && (root.shared || !on_source(node)))
+                // Away from the source first: its disk may be why we move. Then most room; then by name.
+                .max_by_key(|(node, root)| (!on_source(node), root.available_bytes, std::cmp::Reverse((*node).clone())))
+                .map(|(node, root)| Target { node: node.clone(), root: root.clone() })
+                .ok_or_else(|| {
+                    let message = format!("no healthy node's agent has a writable storage root of class {class}");
+                    Refusal::new("ClassNotReachable", message)
+                })
+        }
+    }
+}
+
+fn one_class(sources: &[Source<'_>]) -> Result<String, Refusal> {
+    let mut by_class: BTreeMap<&str, &Key> = BTreeMap::new();
+    for source in sources {
+        by_class.insert(&source.volume.class, &source.claim_key);
+    }
+    match by_class.keys().collect::<Vec<_>>().as_slice() {
+        [class] => Ok((**class).to_owned()),
+        classes => {
+            let message = format!("the disks are of several classes ({classes:?}): name a destination class");
+            Err(Refusal::new("SeveralClasses", message))
+        }
+    }
+}
+
+fn usable_report<'a>(node: &NodeName, ctx: &Context<'a>) -> Result<&'a NodeReport, Refusal> {
+    if !ctx.fleet.nodes.contains_key(node) {
+        return Err(Refusal::new("NodeNotFound", format!("there is no node {node}")));
+    }
+    if !ctx.usable.contains(node) {
+        return Err(Refusal::new("TargetNotUsable", format!("node {node} is not healthy, or its agent is silent")));
+    }
+    ctx.fleet
+        .reports
+        .get(node)
+        .ok_or_else(|| Refusal::new("TargetNotReported", format!("the agent of node {node} has not reported yet")))
+}
+
+fn disk_move(migration: &Key, source: Source<'_>, target: &Target, ctx: &Context<'_>) -> Result<DiskMove, Refusal> {
+    if !ctx.usable.contains(&source.node) {
+        let message = format!(
+            "node {} holds volume {} and is not healthy: nothing can be read from it",
+            source.node, source.volume_name
+        );
+        return Err(Refusal::new("SourceNotUsable", message));
+    }
+    let name = volume_name(migration, &source);
+    let new = NewVolume {
+        class: target.root.class.clone(),
+        node: (!target.root.shared).then(|| target.node.clone()),
+        path: format!("{}/{name}", target.root.path.trim_end_matches('/')),
+        name: VolumeName(name),
+        capacity_bytes: source.volume.capacity_bytes.max(source.claim.requested_bytes),
+        access_modes: source.volume.access_modes.clone(),
+        mode: source.volume.mode,
+        claim: source.claim_key.clone(),
+    };
+    Ok(DiskMove {
+        template: template(source.claim, &new.class),
+        claim: source.claim_key,
+        claim_uid: source.claim.uid.clone(),
+        old: source.volume_name,
+        source_node: source.node,
+        source_path: source.path,
+        target_node: target.node.clone(),
+        new,
+        copied: None,
+    })
+}
+
+/// The same for the same migration of the same claim object, so that provisioning twice makes one volume; another
+/// one once the claim was swapped. Stays below the 253 characters of an object's name.
+fn volume_name(migration: &Key, source: &Source<'_>) -> String {
+    const NAME_CHARS_MAX: usize = 80;
+    let uid: String = source.claim.uid.as_str().chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+    let cut = |text: &str| text.chars().take(NAME_CHARS_MAX).collect::<String>();
+    format!("smst-{uid}-{}-{}", cut(&migration.name), cut(&source.claim_key.name))
+}
+
+fn template(claim: &Claim, class: &str) -> ClaimTemplate {
+    let annotations = claim
+        .annotations
+        .iter()
+        .filter(|(key, _)| !FOREIGN_ANNOTATIONS.iter().any(|foreign| key.starts_with(foreign)))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    ClaimTemplate {
+        class: class.to_owned(),
+        requested_bytes: claim.requested_bytes,
+        access_modes: claim.access_modes.clone(),
+        mode: claim.mode,
+        labels: claim.labels.clone(),
+        annotations,
+    }
+}

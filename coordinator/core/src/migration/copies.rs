@@ -1,0 +1,187 @@
+//! The copies of one phase: which orders are out, how they fare, when to try again or give up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Copied, DiskMove, Refusal};
+use crate::BootTime;
+use crate::io::{Effect, Order, OrderState};
+use crate::names::{Key, OrderId};
+
+/// A copy resumes where it broke off, so three failures in a row are no accident of the network.
+const ATTEMPTS_MAX: u32 = 3;
+/// Between two attempts: an agent that is being restarted is back by then.
+const RETRY_WAIT: Duration = Duration::from_secs(5);
+/// No byte for this long and the copy counts as failed. Never a time for the whole: volumes are of any size.
+const STALL_MAX: Duration = Duration::from_mins(5);
+/// A pre-copy that waits for a word is made fresh this often, so that the final copy stays short.
+const FRESHEN_EVERY: Duration = Duration::from_mins(10);
+/// Dropping a partial copy is a courtesy to the target's disk; a target that is gone does not hold up the rest.
+const DROP_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Copies of one phase of one migration.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Copies {
+    /// By claim.
+    copies: BTreeMap<Key, OneCopy>,
+    /// Makes order ids of one epoch unique: an agent answers a repeated id with the old result.
+    round: u64,
+    dropping_since: Option<BootTime>,
+    drops: BTreeMap<OrderId, bool>,
+}
+
+#[derive(Clone, Debug)]
+struct OneCopy {
+    order: OrderId,
+    state: OrderState,
+    moved: BootTime,
+    attempt: u32,
+    retry_at: Option<BootTime>,
+}
+
+/// Progress of all copies together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub rate_bytes_per_s: u64,
+}
+
+impl Copies {
+    /// Forgets the phase before, but never a used order id.
+    pub fn reset(&mut self) {
+        self.copies.clear();
+        self.dropping_since = None;
+        self.drops.clear();
+        self.round += 1;
+    }
+
+    /// Orders that are not out yet, and new attempts whose time has come.
+    pub fn order(&mut self, now: BootTime, migration: &Key, epoch: u64, disks: &[DiskMove], final_: bool) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for disk in disks {
+            let attempt = match self.copies.get(&disk.claim) {
+                None => 1,
+                Some(copy) if copy.retry_at.is_some_and(|at| at <= now) => copy.attempt + 1,
+                Some(_) => continue,
+            };
+            let kind = if final_ { "final" } else { "pre" };
+            let id = OrderId(format!("{migration}:{}:{kind}:{epoch}.{}.{attempt}", disk.claim.name, self.round));
+            let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
+            let copy = OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None };
+            self.copies.insert(disk.claim.clone(), copy);
+            effects.push(Effect::Order { node: disk.target_node.clone(), id, order: pull(disk, final_) });
+        }
+        effects
+    }
+
+    /// Takes an agent's word about an order; false where it is none of ours.
+    pub fn progress(&mut self, now: BootTime, order: &OrderId, state: &OrderState) -> bool {
+        if let Some(done) = self.drops.get_mut(order) {
+            *done = !matches!(state, OrderState::Running { .. });
+            return true;
+        }
+        let Some(copy) = self.copies.values_mut().find(|copy| copy.order == *order) else { return false };
+        if copy.state != *state {
+            copy.moved = now;
+            copy.state = state.clone();
+        }
+        if matches!(copy.state, OrderState::Failed { .. }) && copy.retry_at.is_none() {
+            copy.retry_at = Some(now + RETRY_WAIT);
+        }
+        true
+    }
+
+    /// All results once every copy is done, `None` while some are not, or why it is hopeless.
+    pub fn outcome(&self, now: BootTime, disks: &[DiskMove]) -> Result<Option<Vec<Copied>>, Refusal> {
+        let mut results = Vec::new();
+        for disk in disks {
+            let Some(copy) = self.copies.get(&disk.claim) else { continue };
+            match &copy.state {
+                OrderState::Done { root_hash, total_bytes, sent_bytes, elapsed } => results.push(Copied {
+                    root_hash: hex(root_hash),
+                    total_bytes: *total_bytes,
+                    sent_bytes: *sent_bytes,
+                    elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+                }),
+                OrderState::Failed { reason, message } if copy.attempt >= ATTEMPTS_MAX => {
+                    let message = format!("copying {} failed {ATTEMPTS_MAX} times, last {reason}: {message}", disk.claim);
+                    return Err(Refusal::new("CopyFailed", message));
+                }
+                _ if now.saturating_sub(copy.moved) > STALL_MAX => {
+                    let message = format!("copying {} made no progress for {} s", disk.claim, STALL_MAX.as_secs());
+                    return Err(Refusal::new("CopyStalled", message));
+                }
+                _ => {}
+            }
+        }
+        Ok((results.len() == disks.len()).then_some(results))
+    }
+
+    /// Copies anew what was copied a while ago.
+    pub fn freshen(&mut self, now: BootTime) {
+        let newest = self.copies.values().map(|copy| copy.moved).max();
+        if newest.is_some_and(|at| now.saturating_sub(at) >= FRESHEN_EVERY) {
+            self.reset();
+        }
+    }
+
+    /// Takes every order back; the targets remove what has arrived.
+    pub fn cancel(&mut self, now: BootTime, migration: &Key, epoch: u64, disks: &[DiskMove]) -> Vec<Effect> {
+        if self.dropping_since.is_some() {
+            return Vec::new();
+        }
+        self.dropping_since = Some(now);
+        let round = self.round;
+        let cancel = |disk: &DiskMove| {
+            let id = OrderId(format!("{migration}:{}:drop:{epoch}.{round}", disk.claim.name));
+            self.drops.insert(id.clone(), false);
+            let order = Order::CancelPull { transfer: disk.new.name.0.clone(), drop_partial: true };
+            Effect::Order { node: disk.target_node.clone(), id, order }
+        };
+        disks.iter().map(cancel).collect()
+    }
+
+    /// Whether nothing more is to be expected of [`Copies::cancel`].
+    pub fn dropped(&self, now: BootTime) -> bool {
+        self.dropping_since.is_some_and(|since| {
+            self.drops.values().all(|done| *done) || now.saturating_sub(since) > DROP_WAIT_MAX
+        })
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.copies.values().fold(Totals::default(), |sum, copy| match copy.state {
+            OrderState::Running { done_bytes, total_bytes, rate_bytes_per_s } => Totals {
+                done_bytes: sum.done_bytes + done_bytes,
+                total_bytes: sum.total_bytes + total_bytes,
+                rate_bytes_per_s: sum.rate_bytes_per_s + rate_bytes_per_s,
+            },
+            OrderState::Done { total_bytes, .. } => Totals {
+                done_bytes: sum.done_bytes + total_bytes,
+                total_bytes: sum.total_bytes + total_bytes,
+                ..sum
+            },
+            OrderState::Failed { .. } => sum,
+        })
+    }
+
+    /// When something of this changes by time alone.
+    pub fn next_deadline(&self) -> Option<BootTime> {
+        let copies = self.copies.values().map(|copy| copy.retry_at.unwrap_or(copy.moved + STALL_MAX));
+        copies.chain(self.dropping_since.map(|since| since + DROP_WAIT_MAX)).min()
+    }
+}
+
+fn pull(disk: &DiskMove, final_: bool) -> Order {
+    Order::Pull {
+        transfer: disk.new.name.0.clone(),
+        source_node: disk.source_node.clone(),
+        source_path: disk.source_path.clone(),
+        target_path: disk.new.path.clone(),
+        final_,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
