@@ -2,7 +2,12 @@
 //!
 //! Code outside this crate's edges uses [`model`]; [`v1`] is for the gRPC shells alone.
 
-#[allow(missing_docs, clippy::pedantic, clippy::doc_markdown)] // generated; documented in the .proto files
+pub mod model;
+pub mod tls;
+pub mod token;
+
+// Generated; documented in the .proto files.
+#[allow(missing_docs, unused_qualifications, clippy::pedantic, clippy::doc_markdown)]
 /// Messages and services of `somersault.v1`.
 pub mod v1 {
     tonic::include_proto!("somersault.v1");
