@@ -1,16 +1,45 @@
-//! One VM's disks + proof + policy -> decision and its reasons; the recoverability report.
+//! One VM's disks + run strategy + where it may still run -> decision and its reasons.
+//!
+//! ```text
+//! not concerned by the dead nodes ────────────────────────────────► NothingToDo
+//! storage broken (claim Lost, volume gone, disk Failed, …) ───────► ManualRecovery, with what may bring it back
+//! meant to be stopped ────────────────────────────────────────────► NothingToDo
+//! any blocker: a local or unknown disk, a shared claim, a live
+//!   migration, paused, never ran, run strategy Manual or Once ────► ManualRecovery
+//!   … only system disks, with an image, and the owner agrees ─────► Rebuild, if a node fits
+//! no blocker ─────────────────────────────────────────────────────► Recreate, if a node fits, else ManualRecovery
+//! ```
+//!
+//! No proof is asked for here: the decision is published as soon as a node is declared unreachable, so that
+//! people know at once. Whoever acts on it must hold a proof for every node in [`Decision::nodes`].
+//!
+//! Each VM is judged as if it were the only one to be placed; what launchers of other VMs will ask for once
+//! they are recreated too is the scheduler's business, which keeps them Pending where there is no room.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, RunStrategy, Vm};
 use crate::locality::ClassOverrides;
 use crate::names::{Key, NodeName};
 
+mod disks;
+mod index;
+mod placement;
 mod reason;
+mod remedy;
+mod report;
+mod restore;
+mod whereabouts;
+
+use disks::Examined;
+use index::Index;
+use whereabouts::Whereabouts;
 
 pub use reason::Reason;
+pub use report::{ExpectedTimes, ReportRow, report};
+pub use restore::{RestoreSource, SourceKind};
 
 /// What becomes of a VM whose node dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,22 +57,10 @@ pub enum DecisionKind {
 /// What a decision is asked about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Question {
-    /// The node that is dead, or that we suppose dead.
+    /// The nodes that are dead, or that we suppose dead. Empty asks about the VM's storage alone.
     pub dead: NodeNameSet,
     /// Other nodes that must not receive a VM now (suspect, quarantined, …).
     pub unusable: NodeNameSet,
-}
-
-/// Decides what becomes of `vm` if the nodes of the question are dead.
-pub fn decide(_fleet: &Fleet, _overrides: &ClassOverrides, vm: &Key, _question: &Question) -> Decision {
-    Decision {
-        vm: vm.clone(),
-        kind: DecisionKind::ManualRecovery,
-        reasons: vec![Reason::LocalityUnknown],
-        nodes: Vec::new(),
-        disks: Vec::new(),
-        remedy: String::new(),
-    }
 }
 
 /// A set of nodes.
@@ -54,7 +71,7 @@ pub type NodeNameSet = BTreeSet<NodeName>;
 pub enum Locality {
     /// On one node.
     Local {
-        /// Which.
+        /// Which; not necessarily one that exists.
         node: NodeName,
     },
     /// Reached from other nodes.
@@ -76,10 +93,14 @@ pub struct Decision {
     pub kind: DecisionKind,
     /// Why, most telling first; never empty.
     pub reasons: Vec<Reason>,
+    /// The same for people, with names: one sentence each, in the order of the reasons.
+    pub details: Vec<String>,
     /// Nodes on which it may still run: each must be proven dead before anything is done elsewhere.
     pub nodes: Vec<NodeName>,
     /// Each disk, with its locality.
     pub disks: Vec<DiskFinding>,
+    /// What may bring the data of a broken disk back, as far as objects and agents tell.
+    pub restore_from: Vec<RestoreSource>,
     /// One line: what to do so that it fares better.
     pub remedy: String,
 }
@@ -99,4 +120,149 @@ pub struct DiskFinding {
     pub locality: Locality,
     /// How we know, in words.
     pub because: String,
+}
+
+/// Decides what becomes of `vm` if the nodes of the question are dead.
+pub fn decide(fleet: &Fleet, overrides: &ClassOverrides, vm: &Key, question: &Question) -> Decision {
+    decide_with(&Index::of(fleet), fleet, overrides, vm, question)
+}
+
+/// Why something is so: the name and the sentence.
+type Finding = (Reason, String);
+
+fn decide_with(
+    index: &Index,
+    fleet: &Fleet,
+    overrides: &ClassOverrides,
+    key: &Key,
+    question: &Question,
+) -> Decision {
+    let Some(vm) = fleet.vms.get(key) else {
+        let missing = (Reason::VmNotFound, format!("there is no VirtualMachine {key}"));
+        return Draft::default().decide(key, DecisionKind::NothingToDo, vec![missing]);
+    };
+    let whereabouts = Whereabouts::of(vm);
+    let examined = disks::examine(fleet, overrides, question, key, vm);
+    let draft = Draft {
+        nodes: whereabouts.nodes.iter().cloned().collect(),
+        disks: examined.iter().map(|disk| disk.finding.clone()).collect(),
+        ..Draft::default()
+    };
+
+    if let Some(why) = not_concerned(vm, question, &whereabouts, &examined) {
+        return draft.decide(key, DecisionKind::NothingToDo, vec![why]);
+    }
+    let broken: Vec<Finding> = examined.iter().filter_map(Examined::broken).collect();
+    if !broken.is_empty() {
+        let restore_from = restore::sources(fleet, key, vm, &examined);
+        let findings = broken.into_iter().chain(blockers(index, key, vm, question, &whereabouts, &examined));
+        return Draft { restore_from, ..draft }.decide(key, DecisionKind::ManualRecovery, findings.collect());
+    }
+    if vm.run == RunStrategy::Halted {
+        return draft.decide(key, DecisionKind::NothingToDo, vec![stopped()]);
+    }
+    if question.dead.is_empty() {
+        let sound = (Reason::StorageSound, "no disk of it is broken".to_owned());
+        return draft.decide(key, DecisionKind::NothingToDo, vec![sound]);
+    }
+    let mut findings = blockers(index, key, vm, question, &whereabouts, &examined);
+    let (kind, success) = if findings.is_empty() {
+        (DecisionKind::Recreate, recreate_reason(&examined))
+    } else {
+        match disks::rebuild(vm, &findings, &examined) {
+            Ok(reason) => (DecisionKind::Rebuild, reason),
+            Err(refusal) => {
+                findings.extend(refusal);
+                return draft.decide(key, DecisionKind::ManualRecovery, findings);
+            }
+        }
+    };
+    match placement::fitting_node(index, fleet, question, key, vm, &examined) {
+        Ok(_) => draft.decide(key, kind, vec![success]),
+        Err(why) => {
+            findings.push((Reason::NoFittingNode, why));
+            draft.decide(key, DecisionKind::ManualRecovery, findings)
+        }
+    }
+}
+
+/// Why the dead nodes are no concern of the VM. With no dead node only its storage is asked about, which always
+/// is its concern.
+fn not_concerned(
+    vm: &Vm,
+    question: &Question,
+    whereabouts: &Whereabouts,
+    examined: &[Examined],
+) -> Option<Finding> {
+    let disk_there = |disk: &Examined| match &disk.finding.locality {
+        Locality::Local { node } => disk.holds_data && question.dead.contains(node),
+        _ => false,
+    };
+    if question.dead.is_empty()
+        || !whereabouts.nodes.is_disjoint(&question.dead)
+        || examined.iter().any(disk_there)
+    {
+        return None;
+    }
+    Some(match whereabouts.nodes.iter().next() {
+        Some(node) => (Reason::RunsElsewhere, format!("it runs on node {node}")),
+        None if vm.run == RunStrategy::Halted => stopped(),
+        None => (Reason::NotRunning, "it does not run, and no disk of it is on a dead node".to_owned()),
+    })
+}
+
+fn stopped() -> Finding {
+    (Reason::Stopped, "it is meant to be stopped".to_owned())
+}
+
+/// Everything that forbids starting the VM elsewhere without a person.
+fn blockers(
+    index: &Index,
+    key: &Key,
+    vm: &Vm,
+    question: &Question,
+    whereabouts: &Whereabouts,
+    examined: &[Examined],
+) -> Vec<Finding> {
+    let disks = examined.iter().filter_map(Examined::blocker);
+    let shared = examined.iter().flat_map(|disk| index.other_users(key, disk));
+    let running = whereabouts.blockers(vm, question);
+    disks.chain(shared).chain(running).collect()
+}
+
+fn recreate_reason(examined: &[Examined]) -> Finding {
+    if examined.iter().any(|disk| disk.holds_data) {
+        (Reason::AllDisksOnNetwork, "every data disk is on network storage".to_owned())
+    } else {
+        (Reason::NoDataDisks, "nothing of it is kept: every volume is made anew at each start".to_owned())
+    }
+}
+
+/// What is known before the verdict.
+#[derive(Default)]
+struct Draft {
+    nodes: Vec<NodeName>,
+    disks: Vec<DiskFinding>,
+    restore_from: Vec<RestoreSource>,
+}
+
+impl Draft {
+    /// Reasons are sorted and named once, so that the order of a VM's disks changes nothing.
+    fn decide(self, key: &Key, kind: DecisionKind, findings: Vec<Finding>) -> Decision {
+        let findings: BTreeSet<Finding> = findings.into_iter().collect();
+        let mut reasons: Vec<Reason> = findings.iter().map(|(reason, _)| *reason).collect();
+        reasons.dedup();
+        let mut decision = Decision {
+            vm: key.clone(),
+            kind,
+            reasons,
+            details: findings.into_iter().map(|(_, detail)| detail).collect(),
+            nodes: self.nodes,
+            disks: self.disks,
+            restore_from: self.restore_from,
+            remedy: String::new(),
+        };
+        decision.remedy = remedy::remedy(&decision);
+        decision
+    }
 }

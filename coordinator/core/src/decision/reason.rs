@@ -47,6 +47,8 @@ reasons! {
     Stopped => "it is meant to be stopped",
     /// `NothingToDo`: it runs on a node that is not in question.
     RunsElsewhere => "it runs on another node",
+    /// `NothingToDo`: only its storage was asked about, and that is sound.
+    StorageSound => "no disk of it is broken",
     /// `NothingToDo`: it runs nowhere, and no disk of it is on a dead node.
     NotRunning => "it does not run, and no disk of it is concerned",
 

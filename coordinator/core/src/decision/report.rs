@@ -1,0 +1,115 @@
+//! The recoverability report: what would become of every VM if its node died now.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::index::Index;
+use crate::decision::{Decision, DecisionKind, Locality, Question, decide_with};
+use crate::fencing::ProofKind;
+use crate::fleet::Fleet;
+use crate::locality::ClassOverrides;
+use crate::names::{Key, NodeName};
+
+/// How long the steps of a recovery take here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpectedTimes {
+    /// From the last beat to the verdict.
+    pub declare: Duration,
+    /// How long each kind of proof takes, of those that come without a person. A kind that is absent is not
+    /// counted upon.
+    pub prove: BTreeMap<ProofKind, Duration>,
+    /// From the proof to the VM running elsewhere.
+    pub restart: Duration,
+}
+
+impl Default for ExpectedTimes {
+    /// The safe profile's verdict, no proof that comes by itself, and the restart that KubeVirt's controllers
+    /// need once the launcher is gone (1.4 s measured with KubeVirt 1.9, rounded up; the guest's own boot comes
+    /// on top).
+    fn default() -> Self {
+        Self { declare: Duration::from_secs(5), prove: BTreeMap::new(), restart: Duration::from_secs(2) }
+    }
+}
+
+/// One VM of the report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReportRow {
+    /// The VM.
+    pub vm: Key,
+    /// The node that is supposed to die: where it runs, else where its first local disk is.
+    pub node: Option<NodeName>,
+    /// What would become of it.
+    pub decision: Decision,
+    /// Proofs that the node could offer.
+    pub proofs: Vec<ProofKind>,
+    /// It would be acted upon, but no proof would come by itself: a person would have to attest.
+    pub proof_missing: bool,
+    /// From the death of the node to the VM running elsewhere, without a person, in milliseconds; `None` where
+    /// a person is needed or there is nothing to do.
+    pub expected_ms: Option<u64>,
+    /// One line: what to do so that it fares better.
+    pub remedy: String,
+}
+
+/// Asks of every VM what would become of it if its node died now. `proofs` are those that each node could offer.
+pub fn report(
+    fleet: &Fleet,
+    overrides: &ClassOverrides,
+    proofs: &BTreeMap<NodeName, Vec<ProofKind>>,
+    expected: &ExpectedTimes,
+) -> Vec<ReportRow> {
+    let index = Index::of(fleet);
+    let mut rows = Vec::with_capacity(fleet.vms.len());
+    for (key, vm) in &fleet.vms {
+        let ask = |node: Option<&NodeName>| {
+            let question = Question { dead: node.cloned().into_iter().collect(), ..Question::default() };
+            decide_with(&index, fleet, overrides, key, &question)
+        };
+        let mut node = vm.node().cloned();
+        let mut decision = ask(node.as_ref());
+        // A stopped VM has no node to die, but its disks may.
+        if node.is_none()
+            && let Some(home) = first_local(&decision)
+        {
+            decision = ask(Some(&home));
+            node = Some(home);
+        }
+        let offered = node.as_ref().and_then(|node| proofs.get(node)).cloned().unwrap_or_default();
+        rows.push(row(decision, node, offered, expected));
+    }
+    rows
+}
+
+fn row(
+    decision: Decision,
+    node: Option<NodeName>,
+    proofs: Vec<ProofKind>,
+    expected: &ExpectedTimes,
+) -> ReportRow {
+    let acted_upon = matches!(decision.kind, DecisionKind::Recreate | DecisionKind::Rebuild);
+    let prove = proofs.iter().filter_map(|kind| expected.prove.get(kind)).min();
+    let proof_missing = acted_upon && prove.is_none();
+    let expected_ms = match (decision.kind, prove) {
+        // How long an import takes is not known before it is made.
+        (DecisionKind::Recreate, Some(prove)) => {
+            u64::try_from((expected.declare + *prove + expected.restart).as_millis()).ok()
+        }
+        _ => None,
+    };
+    let remedy = match &node {
+        Some(node) if proof_missing => format!(
+            "give node {node} a fence agent in the policy; without one somebody must run: kubectl somersault attest {node}"
+        ),
+        _ => decision.remedy.clone(),
+    };
+    ReportRow { vm: decision.vm.clone(), node, decision, proofs, proof_missing, expected_ms, remedy }
+}
+
+fn first_local(decision: &Decision) -> Option<NodeName> {
+    decision.disks.iter().find_map(|disk| match &disk.locality {
+        Locality::Local { node } => Some(node.clone()),
+        _ => None,
+    })
+}
