@@ -17,11 +17,11 @@ use crate::model::limits::TOKEN_BYTES_MAX;
 use crate::model::{AbsolutePath, NodeName};
 
 /// How long a token is good: a disk of 4 TB at 50 MB/s takes 22 hours.
-pub const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+pub const TOKEN_LIFETIME: Duration = Duration::from_hours(24);
 
 /// How far the wall clocks of coordinator and source may differ; the five minutes of Kerberos (RFC 4120). The
 /// end is hygiene: what a token allows is bound by its key, which dies with the coordinator.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+const CLOCK_SKEW_MAX: Duration = Duration::from_mins(5);
 
 /// What a token says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

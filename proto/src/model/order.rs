@@ -202,7 +202,7 @@ impl TryFrom<v1::Order> for Order {
     fn try_from(wire: v1::Order) -> Result<Self, ModelError> {
         use v1::order::Kind;
         Ok(Self {
-            id: file_name("id", wire.id)?,
+            id: order_id("id", wire.id)?,
             epoch: wire.epoch,
             kind: match required("kind", wire.kind)? {
                 Kind::Pull(pull) => {
@@ -321,7 +321,7 @@ impl TryFrom<v1::Progress> for Progress {
                 message: text("failed.message", failed.message, limits::MESSAGE_BYTES_MAX)?,
             },
         };
-        Ok(Self { order: file_name("order", wire.order)?, state })
+        Ok(Self { order: order_id("order", wire.order)?, state })
     }
 }
 
@@ -371,7 +371,7 @@ impl TryFrom<v1::ProbeAnswer> for ProbeAnswer {
                 return Err(ModelError::invalid("reachability", why));
             }
         };
-        Ok(Self { order: file_name("order", wire.order)?, node: name("node", wire.node)?, reachability })
+        Ok(Self { order: order_id("order", wire.order)?, node: name("node", wire.node)?, reachability })
     }
 }
 
@@ -386,10 +386,25 @@ impl From<ProbeAnswer> for v1::ProbeAnswer {
     }
 }
 
+/// Any printable ASCII without spaces: ids are built of namespaces, names and counters.
+fn order_id(field: &str, value: String) -> Result<String, ModelError> {
+    // A namespace of 63 bytes, two names of 253, and counters.
+    const BYTES_MAX: usize = 1024;
+    if value.is_empty() {
+        return Err(ModelError::Missing(field.to_owned()));
+    }
+    if value.len() > BYTES_MAX || !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let start = super::names::shortened(&value);
+        let why = format!("{start:?}: at most {BYTES_MAX} printable ASCII characters without spaces");
+        return Err(ModelError::invalid(field, why));
+    }
+    Ok(value)
+}
+
 /// An id that is safe as a file name: agents name partial copies and journals after it.
 fn file_name(field: &str, value: String) -> Result<String, ModelError> {
     // File systems allow 255 bytes; agents append a suffix.
-    const BYTES_MAX: usize = 200;
+    const BYTES_MAX: usize = 240;
     let value = label(field, value)?;
     let well_formed = value.len() <= BYTES_MAX
         && value
@@ -448,7 +463,7 @@ mod tests {
     }
 
     fn wire_order(kind: v1::order::Kind) -> v1::Order {
-        v1::Order { id: "order-1".into(), epoch: 3, kind: Some(kind) }
+        v1::Order { id: "default/move:data:final:3.1.0".into(), epoch: 3, kind: Some(kind) }
     }
 
     fn refused(change: impl FnOnce(&mut v1::Pull)) -> String {
@@ -492,7 +507,11 @@ mod tests {
             assert_eq!(Order::try_from(wire).unwrap_err().field(), "stop_launchers.pod_uids");
         }
         let empty = v1::Order { id: "order-1".into(), epoch: 1, kind: None };
-        assert_eq!(Order::try_from(empty).unwrap_err().field(), "kind");
+        assert_eq!(Order::try_from(empty.clone()).unwrap_err().field(), "kind");
+        for id in ["", "two words", "line\nbreak", &"x".repeat(1025)] {
+            let wire = v1::Order { id: id.into(), ..empty.clone() };
+            assert_eq!(Order::try_from(wire).unwrap_err().field(), "id");
+        }
     }
 
     #[test]
