@@ -13,6 +13,11 @@
 //! display, which may be lost at any time. The types depend on nothing else of ours: the conversions live where
 //! the objects are read and written.
 
+// Doc comments here are what `kubectl explain` prints, where the names of kinds are written plain.
+#![allow(clippy::doc_markdown)]
+// Two printer columns of the same type are no duplicates; the lint looks at each argument by itself.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod common;
 pub mod evacuation;
 pub mod generate;

@@ -1,4 +1,4 @@
-//! Writes the CustomResourceDefinitions into a folder, or checks that the folder has them.
+//! Writes the custom resource definitions into a folder, or checks that the folder has them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use somersault_crd::generate;
 
-/// Writes Somersault's CustomResourceDefinitions into a folder.
+/// Writes Somersault's custom resource definitions into a folder.
 #[derive(Parser)]
 struct Args {
     /// Write nothing; fail if a file of the folder differs from what would be written.
