@@ -1,6 +1,10 @@
 //! `RecoveryPolicy`: what the coordinator may do, and how soon. Every field may be absent; the coordinator then takes
 //! its own defaults, therefore none are written here.
 
+// The unit is part of each name on purpose: YAML has no durations. (The derive copies the structs without their
+// attributes, so the allowance must stand here.)
+#![allow(clippy::struct_field_names)]
+
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
@@ -151,8 +155,6 @@ pub struct LeasePolicy {
     validation = Rule::new("!has(self.renewMs) || !has(self.leaseMs) || self.renewMs < self.leaseMs").message("a leader must give up (renewMs) before another may take over (leaseMs)"),
     validation = Rule::new("!has(self.retryMs) || !has(self.renewMs) || self.retryMs < self.renewMs").message("a leader must be able to try again (retryMs) before it gives up (renewMs)")
 )]
-// The unit is part of each name on purpose: YAML has no durations.
-#[allow(clippy::struct_field_names)]
 pub struct LeaderPolicy {
     /// A candidate may take over after the lease was not renewed for this long, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
