@@ -4,10 +4,12 @@
 pub mod directory;
 pub mod manifest;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::io::{Action, Notice, Record, Requests};
+use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch;
 
@@ -18,6 +20,9 @@ pub struct Snapshot {
     pub fleet: Fleet,
     /// What people ask for.
     pub requests: Requests,
+    /// `spec.renewTime` of each kubelet's Lease. Only a change of it tells something: it is the reading of
+    /// another host's clock, and is never compared with ours.
+    pub kubelet_renewals: BTreeMap<NodeName, String>,
     /// Manifests that could not be read: file, document, field. The rest goes on.
     pub problems: Vec<Problem>,
 }

@@ -1,20 +1,187 @@
-//! Every object of a cluster, typed, with the place it came from.
+//! Every object of a cluster, typed, with the place it came from; joined into a snapshot.
+//!
+//! ```text
+//!   objects ──► add: by kind, typed; a bad one becomes a problem ──► snapshot: converted and joined
+//! ```
+//!
+//! Kinds that we do not know are left alone.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::storage::v1::StorageClass;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use somersault_coordinator_core::fleet::{Fleet, Volume};
+use somersault_coordinator_core::names::{Key, NodeName, VolumeName};
+use somersault_crd as crd;
 
-use super::ObjectId;
-use crate::cluster::Snapshot;
+use super::convert::{self, FieldError};
+use super::kubevirt::{DataVolume, InstanceMigration, VirtualMachine, VirtualMachineInstance, Wukong};
+use super::{ObjectId, requests, vm};
+use crate::cluster::{Problem, Snapshot};
+
+/// Namespace of the kubelets' Leases.
+const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// Objects of a cluster.
 #[derive(Debug, Default)]
-pub struct Inventory {}
+pub struct Inventory {
+    pub(super) nodes: BTreeMap<NodeName, Placed<core::Node>>,
+    pub(super) volumes: BTreeMap<VolumeName, (Placed<()>, Volume)>,
+    pub(super) claims: BTreeMap<Key, Placed<core::PersistentVolumeClaim>>,
+    pub(super) classes: BTreeMap<String, Placed<StorageClass>>,
+    pub(super) pods: BTreeMap<Key, Placed<core::Pod>>,
+    pub(super) leases: BTreeMap<NodeName, Placed<Lease>>,
+    pub(super) vms: BTreeMap<Key, Placed<VirtualMachine>>,
+    pub(super) instances: BTreeMap<Key, Placed<VirtualMachineInstance>>,
+    pub(super) live_migrations: BTreeMap<Key, Placed<InstanceMigration>>,
+    pub(super) data_volumes: BTreeMap<Key, Placed<DataVolume>>,
+    /// With the raw `spec.startStrategy`, which must be given back as it was.
+    pub(super) wukongs: BTreeMap<Key, (Placed<Wukong>, Option<String>)>,
+    pub(super) node_healths: BTreeMap<NodeName, Placed<crd::NodeHealth>>,
+    pub(super) migrations: BTreeMap<Key, Placed<crd::VolumeMigration>>,
+    pub(super) evacuations: BTreeMap<String, Placed<crd::Evacuation>>,
+    pub(super) policies: BTreeMap<String, Placed<crd::RecoveryPolicy>>,
+    problems: Vec<Problem>,
+}
+
+/// An object and where it came from.
+#[derive(Clone, Debug)]
+pub(super) struct Placed<T> {
+    /// The object.
+    pub object: T,
+    place: Place,
+}
+
+/// Where an object came from.
+#[derive(Clone, Debug)]
+struct Place {
+    file: String,
+    document: usize,
+    id: ObjectId,
+}
+
+impl Place {
+    fn problem(&self, message: impl ToString) -> Problem {
+        Problem {
+            file: self.file.clone(),
+            document: self.document,
+            object: self.id.to_string(),
+            message: message.to_string(),
+        }
+    }
+}
+
+impl<T> Placed<T> {
+    /// A problem of this object.
+    pub(super) fn problem(&self, error: &FieldError) -> Problem {
+        self.place.problem(error)
+    }
+}
 
 impl Inventory {
-    /// Adds an object; one that we do not know is left alone.
-    pub fn add(&mut self, _file: &str, _document: usize, _id: &ObjectId, _value: &Value) {}
+    /// Adds an object; `file` and `document` say where problems are. Kinds that we do not know are left alone.
+    pub fn add(&mut self, file: &str, document: usize, id: &ObjectId, value: &Value) {
+        let place = Place { file: file.to_owned(), document, id: id.clone() };
+        let name = NodeName(id.name.clone());
+        let result = match id.kind.as_str() {
+            "Node" => keep(&mut self.nodes, name, place, value),
+            "PersistentVolume" => self.add_volume(place, value),
+            "PersistentVolumeClaim" => keep(&mut self.claims, id.key(), place, value),
+            "StorageClass" => keep(&mut self.classes, id.name.clone(), place, value),
+            "Pod" => keep(&mut self.pods, id.key(), place, value),
+            "Lease" if id.namespace == NODE_LEASE_NAMESPACE => keep(&mut self.leases, name, place, value),
+            "VirtualMachine" => keep(&mut self.vms, id.key(), place, value),
+            "VirtualMachineInstance" => keep(&mut self.instances, id.key(), place, value),
+            "VirtualMachineInstanceMigration" => keep(&mut self.live_migrations, id.key(), place, value),
+            "DataVolume" => keep(&mut self.data_volumes, id.key(), place, value),
+            "Wukong" => self.add_wukong(place, value),
+            "NodeHealth" => keep(&mut self.node_healths, name, place, value),
+            "VolumeMigration" => keep(&mut self.migrations, id.key(), place, value),
+            "Evacuation" => keep(&mut self.evacuations, id.name.clone(), place, value),
+            "RecoveryPolicy" => keep(&mut self.policies, id.name.clone(), place, value),
+            _ => Ok(()),
+        };
+        if let Err(problem) = result {
+            self.problems.push(problem);
+        }
+    }
 
-    /// Joins them.
+    fn add_volume(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
+        let object: core::PersistentVolume = typed(value).map_err(|e| place.problem(e))?;
+        let volume = convert::volume(&object, value).map_err(|e| place.problem(e))?;
+        let name = VolumeName(place.id.name.clone());
+        self.volumes.insert(name, (Placed { object: (), place }, volume));
+        Ok(())
+    }
+
+    fn add_wukong(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
+        let object = typed(value).map_err(|e| place.problem(e))?;
+        let start = value["spec"].get("startStrategy").map(Value::to_string);
+        self.wukongs.insert(place.id.key(), (Placed { object, place }, start));
+        Ok(())
+    }
+
+    /// Converts and joins what was added.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::default()
+        let mut problems = self.problems.clone();
+        let mut fleet = Fleet::default();
+        for (name, placed) in &self.nodes {
+            insert(&mut fleet.nodes, name, placed, convert::node(&placed.object), &mut problems);
+        }
+        fleet.volumes =
+            self.volumes.iter().map(|(name, (_, volume))| (name.clone(), volume.clone())).collect();
+        for (key, placed) in &self.claims {
+            insert(&mut fleet.claims, key, placed, convert::claim(&placed.object), &mut problems);
+        }
+        fleet.classes = self
+            .classes
+            .iter()
+            .map(|(name, placed)| (name.clone(), convert::storage_class(&placed.object)))
+            .collect();
+        vm::join(self, &mut fleet, &mut problems);
+        let requests = requests::read(self, &mut problems);
+        let renewals = self.leases.iter().filter_map(|(name, lease)| {
+            let renewed = lease.object.spec.as_ref()?.renew_time.as_ref()?;
+            Some((name.clone(), renewed.0.to_string()))
+        });
+        Snapshot { fleet, requests, kubelet_renewals: renewals.collect(), problems }
+    }
+}
+
+fn keep<K: Ord, T: DeserializeOwned>(
+    map: &mut BTreeMap<K, Placed<T>>,
+    key: K,
+    place: Place,
+    value: &Value,
+) -> Result<(), Problem> {
+    let object = typed(value).map_err(|e| place.problem(e))?;
+    map.insert(key, Placed { object, place });
+    Ok(())
+}
+
+/// Reads an object into its type; the error names the field.
+fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let field = e.path().to_string();
+        FieldError::new(if field == "." { "the object".to_owned() } else { field }, e.inner())
+    })
+}
+
+/// Keeps a converted object, or its problem.
+pub(super) fn insert<K: Ord + Clone, T, O>(
+    map: &mut BTreeMap<K, O>,
+    key: &K,
+    placed: &Placed<T>,
+    converted: Result<O, FieldError>,
+    problems: &mut Vec<Problem>,
+) {
+    match converted {
+        Ok(value) => {
+            map.insert(key.clone(), value);
+        }
+        Err(error) => problems.push(placed.problem(&error)),
     }
 }

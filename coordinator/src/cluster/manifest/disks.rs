@@ -1,0 +1,224 @@
+//! The volumes of a VM: those of its template, those hotplugged into its instance, and those that KubeVirt keeps
+//! for its state.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+use somersault_coordinator_core::fleet::{ClaimUse, Disk, DiskSource, Fleet};
+use somersault_coordinator_core::names::Key;
+
+use super::convert::FieldError;
+use super::inventory::Inventory;
+use super::kubevirt::{
+    DataVolume, DataVolumeSpec, InstanceSpec, VirtualMachine, VirtualMachineInstance, Wukong,
+};
+
+/// Label and name prefix of claims with a VM's TPM and EFI state.
+const STATE_LABEL: &str = "persistent-state-for";
+/// Letters that Kubernetes appends to a generated name.
+const GENERATED_SUFFIX_CHARS: usize = 5;
+
+/// Volume sources that are made anew at every start (KubeVirt API, `VolumeSource`).
+const REBUILDABLE: [&str; 9] = [
+    "cloudInitConfigDrive",
+    "cloudInitNoCloud",
+    "configMap",
+    "containerDisk",
+    "downwardAPI",
+    "downwardMetrics",
+    "secret",
+    "serviceAccount",
+    "sysprep",
+];
+
+/// Every volume of the VM.
+pub(super) fn of_vm(
+    inventory: &Inventory,
+    fleet: &Fleet,
+    key: &Key,
+    vm: &VirtualMachine,
+    instance: Option<&VirtualMachineInstance>,
+    wukong: Option<&Wukong>,
+) -> Result<Vec<Disk>, FieldError> {
+    let spec = &vm.spec.template.spec;
+    let mut found: Vec<(String, DiskSource)> = Vec::new();
+    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+        found.push(template_volume(volume, &format!("spec.template.spec.volumes[{index}]"))?);
+    }
+    add_hotplugged(instance, &mut found);
+    add_state(fleet, key, &mut found);
+    let boot = boot_volume(spec, wukong, &found);
+    let disks = found.into_iter().map(|(name, source)| {
+        let boot = boot.as_deref() == Some(name.as_str());
+        let image = match &source {
+            DiskSource::Claim { name, use_: ClaimUse::Disk } if boot => {
+                image_of(inventory, key, vm, wukong, name)
+            }
+            _ => None,
+        };
+        Disk { name, source, boot, image }
+    });
+    Ok(disks.collect())
+}
+
+/// A volume of a template: its name, and the one other field that says what it is.
+fn template_volume(volume: &Map<String, Value>, at: &str) -> Result<(String, DiskSource), FieldError> {
+    let name = volume.get("name").and_then(Value::as_str);
+    let name = name.ok_or_else(|| FieldError::new(format!("{at}.name"), "missing"))?;
+    let sources: Vec<_> =
+        volume.iter().filter(|(field, value)| *field != "name" && !value.is_null()).collect();
+    let (field, value) = match sources.as_slice() {
+        [one] => *one,
+        [] => return Ok((name.to_owned(), DiskSource::Unknown { field: String::new() })),
+        _ => return Err(FieldError::new(at, "has more than one source")),
+    };
+    Ok((name.to_owned(), source(field, value, &format!("{at}.{field}"))?))
+}
+
+fn source(field: &str, value: &Value, at: &str) -> Result<DiskSource, FieldError> {
+    let text = |path: &[&str]| {
+        let found = path.iter().fold(value, |value, part| &value[part]);
+        let missing = || FieldError::new(format!("{at}.{}", path.join(".")), "missing");
+        found.as_str().filter(|text| !text.is_empty()).map(str::to_owned).ok_or_else(missing)
+    };
+    let hotplugged = value["hotpluggable"].as_bool().unwrap_or(false);
+    let disk = if hotplugged { ClaimUse::Hotplugged } else { ClaimUse::Disk };
+    let claim = |name: String, use_: ClaimUse| DiskSource::Claim { name, use_ };
+    Ok(match field {
+        "persistentVolumeClaim" => claim(text(&["claimName"])?, disk),
+        // A DataVolume's claim has its name.
+        "dataVolume" => claim(text(&["name"])?, disk),
+        "ephemeral" => claim(text(&["persistentVolumeClaim", "claimName"])?, ClaimUse::EphemeralBacking),
+        "memoryDump" => claim(text(&["claimName"])?, ClaimUse::MemoryDump),
+        "hostDisk" => DiskSource::HostDisk { path: text(&["path"])? },
+        "emptyDisk" => DiskSource::Empty,
+        known if REBUILDABLE.contains(&known) => DiskSource::Rebuildable { field: known.to_owned() },
+        other => DiskSource::Unknown { field: other.to_owned() },
+    })
+}
+
+/// Volumes that only the running instance has.
+fn add_hotplugged(instance: Option<&VirtualMachineInstance>, found: &mut Vec<(String, DiskSource)>) {
+    let Some(instance) = instance else { return };
+    let mut known: BTreeSet<String> = found.iter().map(|(name, _)| name.clone()).collect();
+    for volume in instance.spec.volumes.iter().flatten() {
+        // The instance is KubeVirt's own: what cannot be read there is kept as unknown, not refused.
+        let Some(name) = volume.get("name").and_then(Value::as_str) else { continue };
+        if known.insert(name.to_owned()) {
+            let source = template_volume(volume, "spec.volumes").map(|(_, source)| source);
+            let source = source.unwrap_or(DiskSource::Unknown { field: String::new() });
+            found.push((name.to_owned(), as_hotplugged(source)));
+        }
+    }
+    let status = instance.status.as_ref().and_then(|status| status.volume_status.as_deref());
+    for volume in status.unwrap_or_default().iter().filter(|volume| !known.contains(&volume.name)) {
+        let claim = volume.persistent_volume_claim_info.as_ref().and_then(|info| info.claim_name.clone());
+        let use_ = match volume.memory_dump_volume {
+            Some(_) => ClaimUse::MemoryDump,
+            None => ClaimUse::Hotplugged,
+        };
+        match claim {
+            Some(name) => found.push((volume.name.clone(), DiskSource::Claim { name, use_ })),
+            None if volume.hotplug_volume.is_some() => {
+                found.push((volume.name.clone(), DiskSource::Unknown { field: "hotplugVolume".to_owned() }));
+            }
+            // Nothing that holds data: every other volume with a claim says which.
+            None => {}
+        }
+    }
+}
+
+fn as_hotplugged(source: DiskSource) -> DiskSource {
+    match source {
+        DiskSource::Claim { name, use_: ClaimUse::Disk } => {
+            DiskSource::Claim { name, use_: ClaimUse::Hotplugged }
+        }
+        other => other,
+    }
+}
+
+/// Claims with the VM's TPM and EFI state, which no template names.
+fn add_state(fleet: &Fleet, key: &Key, found: &mut Vec<(String, DiskSource)>) {
+    let in_namespace = fleet.claims.iter().filter(|(at, _)| at.namespace == key.namespace);
+    let own = in_namespace.filter(|(at, claim)| match claim.labels.get(STATE_LABEL) {
+        Some(vm) => *vm == key.name,
+        None => has_state_name(&at.name, &key.name),
+    });
+    let listed: BTreeSet<String> = found
+        .iter()
+        .filter_map(|(_, source)| match source {
+            DiskSource::Claim { name, .. } => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    for (at, _) in own.filter(|(at, _)| !listed.contains(&at.name)) {
+        let source = DiskSource::Claim { name: at.name.clone(), use_: ClaimUse::State };
+        found.push((at.name.clone(), source));
+    }
+}
+
+/// `persistent-state-for-<vm>`, as older KubeVirt names it, or with a generated ending.
+fn has_state_name(claim: &str, vm: &str) -> bool {
+    let rest = claim.strip_prefix(STATE_LABEL).and_then(|rest| rest.strip_prefix('-'));
+    let Some(rest) = rest.and_then(|rest| rest.strip_prefix(vm)) else { return false };
+    let generated = |end: &str| {
+        end.len() == GENERATED_SUFFIX_CHARS
+            && end.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    rest.is_empty() || rest.strip_prefix('-').is_some_and(generated)
+}
+
+/// The volume that the VM boots from: what its Wukong says, else the smallest boot order, else the first disk.
+fn boot_volume(
+    spec: &InstanceSpec,
+    wukong: Option<&Wukong>,
+    found: &[(String, DiskSource)],
+) -> Option<String> {
+    let of_wukong = wukong.and_then(|wukong| {
+        let boot = wukong.spec.disks.iter().flatten().find(|disk| disk.boot)?;
+        let claim = wukong_claim(wukong, &boot.name);
+        let is_it = |source: &DiskSource| matches!(source, DiskSource::Claim { name, .. } if *name == claim);
+        found.iter().find(|(_, source)| is_it(source)).map(|(name, _)| name.clone())
+    });
+    let devices = spec.domain.devices.as_ref().and_then(|d| d.disks.as_deref()).unwrap_or_default();
+    let ordered = devices.iter().filter(|disk| disk.boot_order.is_some()).min_by_key(|disk| disk.boot_order);
+    of_wukong.or_else(|| ordered.or(devices.first()).map(|disk| disk.name.clone()))
+}
+
+/// The claim of a Wukong's disk.
+fn wukong_claim(wukong: &Wukong, disk: &str) -> String {
+    format!("{}-{disk}", wukong.metadata.name.as_deref().unwrap_or_default())
+}
+
+/// Where a system disk's content can be had again: what its Wukong, its template or its `DataVolume` says.
+fn image_of(
+    inventory: &Inventory,
+    key: &Key,
+    vm: &VirtualMachine,
+    wukong: Option<&Wukong>,
+    claim: &str,
+) -> Option<String> {
+    let of_wukong = wukong.and_then(|wukong| {
+        let mut disks = wukong.spec.disks.iter().flatten();
+        disks.find(|disk| wukong_claim(wukong, &disk.name) == claim)?.image.clone()
+    });
+    let templates = vm.spec.data_volume_templates.as_deref().unwrap_or_default();
+    let template = templates.iter().find(|t| t.metadata.name.as_deref() == Some(claim));
+    let data_volume = inventory.data_volumes.get(&Key::new(key.namespace.clone(), claim));
+    let data_volume = data_volume.map(|placed| &placed.object).or(template);
+    of_wukong
+        .filter(|image| !image.is_empty())
+        .or_else(|| data_volume.and_then(|found: &DataVolume| imported_from(&found.spec, &key.namespace)))
+}
+
+/// The image that a `DataVolume` imports; `None` for blank, uploaded and cloned ones, whose content exists
+/// nowhere else for sure.
+fn imported_from(spec: &DataVolumeSpec, namespace: &str) -> Option<String> {
+    if let Some(reference) = &spec.source_ref {
+        let namespace = reference.namespace.as_deref().unwrap_or(namespace);
+        return Some(format!("{} {namespace}/{}", reference.kind, reference.name));
+    }
+    let source = spec.source.as_ref()?;
+    let url = |field: &str| source.get(field)?.get("url")?.as_str().map(str::to_owned);
+    ["http", "registry", "s3", "gcs", "imageio", "vddk"].into_iter().find_map(url)
+}

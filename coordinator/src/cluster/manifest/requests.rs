@@ -1,0 +1,100 @@
+//! What people ask for by our own objects.
+
+use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
+use somersault_coordinator_core::io::{Attestation, Requests};
+use somersault_coordinator_core::migration::{Destination, MigrationSpec};
+use somersault_coordinator_core::names::{BootId, NodeName};
+use somersault_crd as crd;
+
+use super::convert::FieldError;
+use super::inventory::{Inventory, insert};
+use crate::cluster::Problem;
+
+/// Every request; one that contradicts itself becomes a problem.
+pub(super) fn read(inventory: &Inventory, problems: &mut Vec<Problem>) -> Requests {
+    let mut requests = Requests::default();
+    for (key, placed) in &inventory.migrations {
+        let spec = migration(&placed.object.spec);
+        insert(&mut requests.migrations, key, placed, spec, problems);
+    }
+    for (name, placed) in &inventory.evacuations {
+        let spec = evacuation(&placed.object.spec);
+        insert(&mut requests.evacuations, name, placed, spec, problems);
+    }
+    for (node, placed) in &inventory.node_healths {
+        if let Some(word) = &placed.object.spec.attestation {
+            let attestation = attestation(word);
+            insert(&mut requests.attestations, node, placed, attestation, problems);
+        }
+    }
+    let policy = inventory.policies.get(crd::recovery_policy::POLICY_NAME);
+    requests.hold_release = policy.and_then(|placed| placed.object.spec.hold_release.clone());
+    requests
+}
+
+/// Spec of a `VolumeMigration`.
+pub fn migration(spec: &crd::VolumeMigrationSpec) -> Result<MigrationSpec, FieldError> {
+    if spec.vm.is_some() == spec.claim.is_some() {
+        return Err(FieldError::new("spec", "exactly one of vm and claim must be set"));
+    }
+    Ok(MigrationSpec {
+        vm: spec.vm.clone(),
+        claim: spec.claim.clone(),
+        destination: destination(&spec.destination)?,
+        pre_copy_only: spec.pre_copy_only,
+        cancelled: spec.cancelled,
+        evacuation: spec.evacuation.clone(),
+    })
+}
+
+/// The spec of a `VolumeMigration` that asks this.
+pub fn migration_spec(spec: &MigrationSpec) -> crd::VolumeMigrationSpec {
+    let (node, storage_class) = match &spec.destination {
+        Destination::Node(node) => (Some(node.0.clone()), None),
+        Destination::Class(class) => (None, Some(class.clone())),
+    };
+    crd::VolumeMigrationSpec {
+        vm: spec.vm.clone(),
+        claim: spec.claim.clone(),
+        destination: crd::common::Destination { node, storage_class },
+        pre_copy_only: spec.pre_copy_only,
+        cancelled: spec.cancelled,
+        evacuation: spec.evacuation.clone(),
+    }
+}
+
+fn evacuation(spec: &crd::EvacuationSpec) -> Result<EvacuationSpec, FieldError> {
+    if spec.node.is_empty() {
+        return Err(FieldError::new("spec.node", "missing"));
+    }
+    Ok(EvacuationSpec {
+        node: NodeName(spec.node.clone()),
+        disk: spec.disk.clone(),
+        destination: spec.destination.as_ref().map(destination).transpose()?,
+        disruption: match spec.disruption {
+            crd::evacuation::Disruption::PreCopyOnly => Disruption::PreCopyOnly,
+            crd::evacuation::Disruption::Now => Disruption::Now,
+        },
+        dry_run: spec.dry_run,
+        cancelled: spec.cancelled,
+    })
+}
+
+fn destination(destination: &crd::common::Destination) -> Result<Destination, FieldError> {
+    let set = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    match (set(&destination.node), set(&destination.storage_class)) {
+        (Some(node), None) => Ok(Destination::Node(NodeName(node))),
+        (None, Some(class)) => Ok(Destination::Class(class)),
+        _ => Err(FieldError::new("spec.destination", "exactly one of node and storageClass must be set")),
+    }
+}
+
+/// An attestation counts only for a boot and with a name to it.
+fn attestation(word: &crd::node_health::Attestation) -> Result<Attestation, FieldError> {
+    for (field, text) in [("bootID", &word.boot_id), ("by", &word.by)] {
+        if text.trim().is_empty() {
+            return Err(FieldError::new(format!("spec.attestation.{field}"), "missing"));
+        }
+    }
+    Ok(Attestation { boot_id: BootId(word.boot_id.clone()), by: word.by.clone() })
+}

@@ -1,0 +1,353 @@
+//! Joins a VM from its parts.
+//!
+//! ```text
+//!   Wukong ◄─controller─ VirtualMachine ◄─controller─ VirtualMachineInstance ◄─controller─ launcher pod
+//!                              │                              │                                 ▲
+//!                              └── template volumes           └── hotplugged volumes            └─controller─ hotplug pod
+//! ```
+//!
+//! Names alone never join: an owner reference with `controller: true` does, and where both sides have uids they
+//! must agree. A pod that joins no VM counts as somebody else who uses its claims.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use somersault_coordinator_core::fleet::{
+    Fleet, Instance, Owner, Pod, Resources, RunStrategy, SavedStart, Vm,
+};
+use somersault_coordinator_core::names::{Key, NodeName, Uid};
+
+use super::convert::{self, FieldError};
+use super::inventory::{Inventory, Placed, insert};
+use super::kubevirt::{InstanceSpec, VirtualMachine, VirtualMachineInstance, Wukong};
+use super::{disks, quantity};
+use crate::cluster::Problem;
+
+/// Annotation on a VM or its Wukong: its system disks may be imported anew.
+pub const REBUILD_ANNOTATION: &str = "somersault.novasphere.dev/rebuild";
+/// Group of the Wukong.
+const WUKONG_GROUP: &str = "vm.novasphere.dev/";
+/// Label that tells what a pod is to KubeVirt.
+const KUBEVIRT_LABEL: &str = "kubevirt.io";
+/// Its value on hotplug pods.
+const HOTPLUG_POD: &str = "hotplug-disk";
+/// Its value on launchers.
+const LAUNCHER_POD: &str = "virt-launcher";
+/// What one virtual CPU asks of the node where the VM does not say (KubeVirt's cpuAllocationRatio of 10).
+const CPU_MILLIS_PER_VCPU: u64 = 100;
+/// What a launcher asks beside the guest's memory where no instance tells: what KubeVirt 1.9 adds to a guest
+/// with one virtual CPU.
+const MEMORY_OVERHEAD_BYTES: u64 = 268 << 20;
+
+/// Joins every VM into the fleet, and notes who else uses claims.
+pub(super) fn join(inventory: &Inventory, fleet: &mut Fleet, problems: &mut Vec<Problem>) {
+    let mut pods = PodsByVm::of(inventory);
+    for (key, placed) in &inventory.vms {
+        let joined = one(inventory, fleet, key, placed, &pods);
+        if let Ok(vm) = &joined {
+            pods.taken.extend(vm.pods.iter().map(|pod| Key::new(key.namespace.clone(), pod.name.clone())));
+        }
+        insert(&mut fleet.vms, key, placed, joined, problems);
+    }
+    fleet.claims_used_by_others = pods.claims_of_the_rest(inventory);
+}
+
+fn one(
+    inventory: &Inventory,
+    fleet: &Fleet,
+    key: &Key,
+    placed: &Placed<VirtualMachine>,
+    pods: &PodsByVm<'_>,
+) -> Result<Vm, FieldError> {
+    let vm = &placed.object;
+    let wukong = owning_wukong(inventory, key, &vm.metadata);
+    let (owner, start) = owner_of(vm, wukong)?;
+    let instance = instance_of(inventory, key, vm);
+    let own_pods = pods.of_vm(inventory, key, instance);
+    let spec = &vm.spec.template.spec;
+    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+    let affinity = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let rebuild = |meta: &ObjectMeta| {
+        meta.annotations.as_ref().and_then(|a| a.get(REBUILD_ANNOTATION)).is_some_and(|value| value == "true")
+    };
+    Ok(Vm {
+        uid: uid_of(&vm.metadata),
+        owner,
+        run: run_strategy(vm)?,
+        start,
+        disks: disks::of_vm(inventory, fleet, key, vm, instance, wukong.map(|(wukong, _)| wukong))?,
+        node_selector: spec.node_selector.clone().unwrap_or_default(),
+        node_affinity: affinity.map(convert::node_selector),
+        requests: requests(spec, instance, &own_pods)?,
+        rebuild_allowed: rebuild(&vm.metadata) || wukong.is_some_and(|(wukong, _)| rebuild(&wukong.metadata)),
+        instance: instance.map(|found| instance_value(inventory, key, found)),
+        pods: own_pods.into_iter().map(|(pod, of)| pod_value(pod, of)).collect(),
+    })
+}
+
+/// The controlling owner, if there is one.
+pub(super) fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.as_deref()?.iter().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether the reference may mean the object: uids, where both are known, must agree.
+fn same_uid(reference: &OwnerReference, meta: &ObjectMeta) -> bool {
+    match (reference.uid.as_str(), meta.uid.as_deref()) {
+        ("", _) | (_, None | Some("")) => true,
+        (referenced, Some(uid)) => referenced == uid,
+    }
+}
+
+fn uid_of(meta: &ObjectMeta) -> Uid {
+    Uid::from(meta.uid.as_deref().unwrap_or_default())
+}
+
+/// The Wukong that controls the VM, with its start field.
+fn owning_wukong<'a>(
+    inventory: &'a Inventory,
+    key: &Key,
+    meta: &ObjectMeta,
+) -> Option<(&'a Wukong, &'a Option<String>)> {
+    let owner = controller(meta).filter(|o| o.kind == "Wukong" && o.api_version.starts_with(WUKONG_GROUP))?;
+    let (placed, start) = inventory.wukongs.get(&Key::new(key.namespace.clone(), owner.name.clone()))?;
+    same_uid(owner, &placed.object.metadata).then_some((&placed.object, start))
+}
+
+/// Who starts and stops the VM, and by which field. A Wukong that is not there cannot be told anything, and is
+/// as good as an owner that we do not know.
+fn owner_of(
+    vm: &VirtualMachine,
+    wukong: Option<(&Wukong, &Option<String>)>,
+) -> Result<(Owner, SavedStart), FieldError> {
+    if let Some((wukong, start)) = wukong {
+        let name = wukong.metadata.name.clone().unwrap_or_default();
+        return Ok((Owner::Wukong { name }, SavedStart::WukongStartStrategy(start.clone())));
+    }
+    let owner = controller(&vm.metadata)
+        .map_or(Owner::Itself, |owner| Owner::Unknown { kind: owner.kind.clone(), name: owner.name.clone() });
+    let start = match (vm.spec.running, &vm.spec.run_strategy) {
+        (Some(running), None) => SavedStart::Running(running),
+        (None, Some(strategy)) => SavedStart::RunStrategy(strategy.clone()),
+        _ => return Err(start_error()),
+    };
+    Ok((owner, start))
+}
+
+fn start_error() -> FieldError {
+    FieldError::new("spec", "exactly one of running and runStrategy must be set")
+}
+
+fn run_strategy(vm: &VirtualMachine) -> Result<RunStrategy, FieldError> {
+    match (vm.spec.running, vm.spec.run_strategy.as_deref()) {
+        (Some(true), None) | (None, Some("Always")) => Ok(RunStrategy::Always),
+        (Some(false), None) | (None, Some("Halted")) => Ok(RunStrategy::Halted),
+        (None, Some("RerunOnFailure")) => Ok(RunStrategy::RerunOnFailure),
+        (None, Some("Manual")) => Ok(RunStrategy::Manual),
+        (None, Some("Once")) => Ok(RunStrategy::Once),
+        (None, Some(other)) => {
+            Err(FieldError::new("spec.runStrategy", format!("{other:?} is not a run strategy that we know")))
+        }
+        _ => Err(start_error()),
+    }
+}
+
+/// The VM's instance: of the same name, and controlled by it.
+fn instance_of<'a>(
+    inventory: &'a Inventory,
+    key: &Key,
+    vm: &VirtualMachine,
+) -> Option<&'a VirtualMachineInstance> {
+    let instance = &inventory.instances.get(key)?.object;
+    let owner = controller(&instance.metadata)?;
+    let fits = owner.kind == "VirtualMachine" && owner.name == key.name && same_uid(owner, &vm.metadata);
+    fits.then_some(instance)
+}
+
+fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineInstance) -> Instance {
+    let status = instance.status.clone().unwrap_or_default();
+    let phase = status.phase.unwrap_or_default();
+    let transitions = status.phase_transition_timestamps.unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    let paused = conditions.into_iter().find(|c| c.type_ == "Paused" && c.status == "True");
+    let own = status.migration_state.filter(|state| !state.completed && !state.failed);
+    let own = own.map(|state| state.target_node);
+    Instance {
+        uid: uid_of(&instance.metadata),
+        node: node_name(status.node_name.as_deref()),
+        has_run: phase == "Running" || transitions.iter().any(|transition| transition.phase == "Running"),
+        migrating: own.or_else(|| requested_migration(inventory, key)).map(|to| node_name(to.as_deref())),
+        paused: paused.map(|condition| condition.reason.unwrap_or_default()),
+        phase,
+    }
+}
+
+/// The target node of a live migration that was asked for and is not over.
+fn requested_migration(inventory: &Inventory, key: &Key) -> Option<Option<String>> {
+    let mut all = inventory.live_migrations.iter().filter(|(at, _)| at.namespace == key.namespace);
+    all.find_map(|(_, placed)| {
+        let status = placed.object.status.as_ref();
+        let phase = status.and_then(|s| s.phase.as_deref()).unwrap_or_default();
+        let open = placed.object.spec.vmi_name == key.name && phase != "Succeeded" && phase != "Failed";
+        let target = status.and_then(|s| s.migration_state.as_ref()).and_then(|s| s.target_node.clone());
+        open.then_some(target)
+    })
+}
+
+fn node_name(name: Option<&str>) -> Option<NodeName> {
+    name.filter(|name| !name.is_empty()).map(NodeName::from)
+}
+
+/// What the VM's launcher asks: the newest launcher's own word, else what its template leads to.
+fn requests(
+    spec: &InstanceSpec,
+    instance: Option<&VirtualMachineInstance>,
+    pods: &[(&core::Pod, Option<Uid>)],
+) -> Result<Resources, FieldError> {
+    let launchers = pods.iter().map(|(pod, _)| *pod).filter(|pod| is(pod, LAUNCHER_POD));
+    if let Some(launcher) = launchers.max_by_key(|pod| pod.metadata.creation_timestamp.clone()) {
+        return pod_requests(launcher);
+    }
+    let at = "spec.template.spec.domain";
+    let explicit = spec.domain.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let asked = |name: &str| explicit.and_then(|map| map.get(name)).map(super::kubevirt::Scalar::text);
+    let cpu = spec.domain.cpu.unwrap_or_default();
+    let vcpus = [cpu.cores, cpu.sockets, cpu.threads].map(|n| u64::from(n.unwrap_or(1).max(1)));
+    let vcpus = vcpus.into_iter().fold(1_u64, u64::saturating_mul);
+    let cpu_millis = match asked("cpu") {
+        Some(text) => {
+            quantity::millis(&text).map_err(|e| FieldError::new(format!("{at}.resources.requests.cpu"), e))?
+        }
+        None => vcpus.saturating_mul(CPU_MILLIS_PER_VCPU),
+    };
+    let guest = spec.domain.memory.as_ref().and_then(|memory| memory.guest.as_ref());
+    let memory = match (asked("memory"), guest) {
+        (Some(text), _) => quantity::units(&text)
+            .map_err(|e| FieldError::new(format!("{at}.resources.requests.memory"), e))?,
+        (None, Some(guest)) => {
+            quantity::units(&guest.text()).map_err(|e| FieldError::new(format!("{at}.memory.guest"), e))?
+        }
+        (None, None) => 0,
+    };
+    let overhead = instance.and_then(|i| i.status.as_ref()?.memory.as_ref()?.memory_overhead.clone());
+    let overhead = overhead.and_then(|o| quantity::units(&o.text()).ok()).unwrap_or(MEMORY_OVERHEAD_BYTES);
+    Ok(Resources { cpu_millis, memory_bytes: memory.saturating_add(overhead) })
+}
+
+/// Requests of a pod, as the scheduler counts them: containers and sidecars add up; an init container that
+/// ends counts only where it asks for more than everything that runs later.
+fn pod_requests(pod: &core::Pod) -> Result<Resources, FieldError> {
+    let Some(spec) = &pod.spec else { return Ok(Resources::default()) };
+    let of = |container: &core::Container| {
+        let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+        requests.map_or(Ok(Resources::default()), |map| {
+            convert::resources(map, &format!("{}: requests", pod.metadata.name.as_deref().unwrap_or("pod")))
+        })
+    };
+    let (mut sum, mut peak) = (Resources::default(), Resources::default());
+    for container in spec.init_containers.iter().flatten() {
+        let asked = of(container)?;
+        if container.restart_policy.as_deref() == Some("Always") {
+            sum = add(sum, asked);
+        } else {
+            peak.cpu_millis = peak.cpu_millis.max(asked.cpu_millis);
+            peak.memory_bytes = peak.memory_bytes.max(asked.memory_bytes);
+        }
+    }
+    for container in &spec.containers {
+        sum = add(sum, of(container)?);
+    }
+    Ok(Resources {
+        cpu_millis: sum.cpu_millis.max(peak.cpu_millis),
+        memory_bytes: sum.memory_bytes.max(peak.memory_bytes),
+    })
+}
+
+fn add(a: Resources, b: Resources) -> Resources {
+    Resources {
+        cpu_millis: a.cpu_millis.saturating_add(b.cpu_millis),
+        memory_bytes: a.memory_bytes.saturating_add(b.memory_bytes),
+    }
+}
+
+fn pod_value(pod: &core::Pod, instance: Option<Uid>) -> Pod {
+    Pod {
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        uid: uid_of(&pod.metadata),
+        node: node_name(pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())),
+        phase: pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default(),
+        instance,
+    }
+}
+
+/// Whether KubeVirt made the pod as this.
+fn is(pod: &core::Pod, what: &str) -> bool {
+    pod.metadata.labels.as_ref().and_then(|labels| labels.get(KUBEVIRT_LABEL)).is_some_and(|l| l == what)
+}
+
+/// Launcher and hotplug pods, by the instance that they belong to.
+struct PodsByVm<'a> {
+    /// By namespace and name of the instance; each with the uid of the instance that it was made for.
+    by_instance: BTreeMap<Key, Vec<(&'a core::Pod, Option<Uid>)>>,
+    /// Keys of the pods that some VM took.
+    taken: BTreeSet<Key>,
+}
+
+impl<'a> PodsByVm<'a> {
+    fn of(inventory: &'a Inventory) -> Self {
+        let mut by_instance: BTreeMap<Key, Vec<_>> = BTreeMap::new();
+        for (key, placed) in &inventory.pods {
+            let pod = &placed.object;
+            let owner = if is(pod, HOTPLUG_POD) {
+                launcher_owner(inventory, key, pod)
+            } else {
+                controller(&pod.metadata)
+            };
+            let Some(owner) = owner.filter(|owner| owner.kind == "VirtualMachineInstance") else { continue };
+            let uid = Some(owner.uid.as_str()).filter(|uid| !uid.is_empty()).map(Uid::from);
+            let instance = Key::new(key.namespace.clone(), owner.name.clone());
+            by_instance.entry(instance).or_default().push((pod, uid));
+        }
+        Self { by_instance, taken: BTreeSet::new() }
+    }
+
+    /// The pods of a VM: made for its instance, or for an earlier one of its name. An instance of this name
+    /// that somebody else controls keeps its pods to itself.
+    fn of_vm(
+        &self,
+        inventory: &Inventory,
+        key: &Key,
+        instance: Option<&VirtualMachineInstance>,
+    ) -> Vec<(&'a core::Pod, Option<Uid>)> {
+        let foreign = instance.is_none() && inventory.instances.contains_key(key);
+        if foreign { Vec::new() } else { self.by_instance.get(key).cloned().unwrap_or_default() }
+    }
+
+    /// Claims of pods that no VM took. Finished pods count: while they exist, Kubernetes keeps their claims
+    /// from being deleted.
+    fn claims_of_the_rest(&self, inventory: &Inventory) -> BTreeSet<Key> {
+        let others = inventory.pods.iter().filter(|(key, _)| !self.taken.contains(key));
+        let claims = others.flat_map(|(key, placed)| {
+            claims_of(&placed.object).map(|name| Key::new(key.namespace.clone(), name))
+        });
+        claims.collect()
+    }
+}
+
+/// The launcher's owner, for a hotplug pod, which its launcher controls.
+fn launcher_owner<'a>(inventory: &'a Inventory, key: &Key, pod: &core::Pod) -> Option<&'a OwnerReference> {
+    let owner = controller(&pod.metadata).filter(|owner| owner.kind == "Pod")?;
+    let launcher = &inventory.pods.get(&Key::new(key.namespace.clone(), owner.name.clone()))?.object;
+    same_uid(owner, &launcher.metadata).then(|| controller(&launcher.metadata)).flatten()
+}
+
+/// Names of the claims that a pod uses, generic ephemeral ones included.
+fn claims_of(pod: &core::Pod) -> impl Iterator<Item = String> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    volumes.iter().filter_map(move |volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.clone()),
+        (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
+        (None, None) => None,
+    })
+}
