@@ -7,3 +7,5 @@ pub mod book;
 pub mod health;
 pub mod lease;
 pub mod smart;
+
+pub mod transfer;

@@ -1,0 +1,76 @@
+//! The copying of one volume, without IO: what the target has, what is missing, what a journal proves.
+//!
+//! ```text
+//!   Manifest (of the source, checked)      Replay (of our journal, checksummed)
+//!            \                                  /
+//!             v                                v
+//!   Session::begin: per chunk, the leaf that the target holds, and whether it is settled
+//!            |
+//!            |   have == leaf of an older state, unsettled  --compare--> settled, or unknown
+//!            |   have == unknown or zero, unsettled         --fetch----> settled
+//!            |   a hole of the source, have != zero         --punch----> settled
+//!            v
+//!   complete -> read back -> mismatch: unknown again (fetch) | all equal: root -> published
+//! ```
+//!
+//! A chunk is *settled* when the target holds what the source had in this pass. Leaves of a pre-copy are never
+//! taken as settled by a later pass: a guest may write after its chunk was read without the file's times
+//! telling (direct IO updates them when a write begins, not when it lands), so they are compared by hash.
+
+mod journal;
+mod leaf;
+mod manifest;
+mod rate;
+mod session;
+
+pub use journal::{Encoder, Head, JournalError, MAX_RECORD_BYTES, Published, Record, Replay, replay};
+pub use leaf::{Leaf, LeafTable};
+pub use manifest::{Entry, Kind, Manifest, ManifestError, Metadata, check_path};
+pub use rate::{RateLimit, RateMeter};
+pub use session::{AcceptError, Held, Session, Unit};
+
+/// What is read, hashed, sent and written as one. Large enough that a hash per chunk costs nothing on the
+/// wire (32 bytes in a MiB), small enough that a guest's scattered writes do not resend the whole disk.
+pub const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Largest file: what ext4 can hold with blocks of 4 KiB. A size beyond it is a lie or a mistake.
+pub const MAX_FILE_BYTES: u64 = 16 << 40;
+
+/// Largest volume, over all its files.
+pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
+
+/// Most files and folders in a volume. Volumes of virtual machines hold a handful; the limit bounds the memory
+/// that a manifest takes.
+pub const MAX_ENTRIES: usize = 65_536;
+
+/// Most data ranges in a manifest; a source merges neighbours until it fits. At 16 bytes each they leave half of
+/// the largest message to the names.
+pub const MAX_RANGES: usize = 500_000;
+
+/// Longest path of a file relative to its volume: `PATH_MAX` of Linux.
+pub const MAX_PATH_BYTES: usize = 4_096;
+
+/// Deepest folder: each level costs an open descriptor while walking.
+pub const MAX_DEPTH: usize = 64;
+
+/// Most chunks that one request asks for: small enough that several requests of a file are in flight, large
+/// enough that the round trip between two requests does not show.
+pub const MAX_CHUNKS_PER_READ: u64 = 64;
+
+/// Number of chunks of a file; the last one may be short.
+pub const fn chunk_count(size_bytes: u64) -> u64 {
+    size_bytes.div_ceil(CHUNK_BYTES)
+}
+
+/// Bytes of a file's chunk.
+pub const fn chunk_len(size_bytes: u64, chunk: u64) -> u64 {
+    let rest = size_bytes.saturating_sub(chunk.saturating_mul(CHUNK_BYTES));
+    if rest < CHUNK_BYTES { rest } else { CHUNK_BYTES }
+}
+
+/// Bytes of a range of a file's chunks.
+pub const fn span_bytes(size_bytes: u64, chunks: &std::ops::Range<u64>) -> u64 {
+    let end = chunks.end.saturating_mul(CHUNK_BYTES);
+    let end = if end < size_bytes { end } else { size_bytes };
+    end.saturating_sub(chunks.start.saturating_mul(CHUNK_BYTES))
+}
