@@ -26,7 +26,7 @@ use crate::names::{Key, NodeName};
 
 mod disks;
 mod index;
-mod placement;
+pub(crate) mod placement;
 mod reason;
 mod remedy;
 mod report;
@@ -99,7 +99,8 @@ pub struct Decision {
     pub nodes: Vec<NodeName>,
     /// Each disk, with its locality.
     pub disks: Vec<DiskFinding>,
-    /// What may bring the data of a broken disk back, as far as objects and agents tell.
+    /// In a manual recovery: what may bring back the data of disks that are broken, local or unknown, as far as
+    /// objects and agents tell.
     pub restore_from: Vec<RestoreSource>,
     /// One line: what to do so that it fares better.
     pub remedy: String,
@@ -154,9 +155,8 @@ fn decide_with(
     }
     let broken: Vec<Finding> = examined.iter().filter_map(Examined::broken).collect();
     if !broken.is_empty() {
-        let restore_from = restore::sources(fleet, key, vm, &examined);
-        let findings = broken.into_iter().chain(blockers(index, key, vm, question, &whereabouts, &examined));
-        return Draft { restore_from, ..draft }.decide(key, DecisionKind::ManualRecovery, findings.collect());
+        let blockers = blockers(index, key, vm, question, &whereabouts, &examined);
+        return draft.manual(fleet, key, &examined, broken.into_iter().chain(blockers).collect());
     }
     if vm.run == RunStrategy::Halted {
         return draft.decide(key, DecisionKind::NothingToDo, vec![stopped()]);
@@ -173,7 +173,7 @@ fn decide_with(
             Ok(reason) => (DecisionKind::Rebuild, reason),
             Err(refusal) => {
                 findings.extend(refusal);
-                return draft.decide(key, DecisionKind::ManualRecovery, findings);
+                return draft.manual(fleet, key, &examined, findings);
             }
         }
     };
@@ -181,7 +181,7 @@ fn decide_with(
         Ok(_) => draft.decide(key, kind, vec![success]),
         Err(why) => {
             findings.push((Reason::NoFittingNode, why));
-            draft.decide(key, DecisionKind::ManualRecovery, findings)
+            draft.manual(fleet, key, &examined, findings)
         }
     }
 }
@@ -247,6 +247,11 @@ struct Draft {
 }
 
 impl Draft {
+    fn manual(self, fleet: &Fleet, key: &Key, examined: &[Examined], findings: Vec<Finding>) -> Decision {
+        let restore_from = restore::sources(fleet, examined);
+        Self { restore_from, ..self }.decide(key, DecisionKind::ManualRecovery, findings)
+    }
+
     /// Reasons are sorted and named once, so that the order of a VM's disks changes nothing.
     fn decide(self, key: &Key, kind: DecisionKind, findings: Vec<Finding>) -> Decision {
         let findings: BTreeSet<Finding> = findings.into_iter().collect();
@@ -262,7 +267,8 @@ impl Draft {
             restore_from: self.restore_from,
             remedy: String::new(),
         };
-        decision.remedy = remedy::remedy(&decision);
+        decision.remedy =
+            decision.reasons.first().map_or_else(String::new, |reason| decision.remedy_for(*reason));
         decision
     }
 }

@@ -35,10 +35,7 @@ pub(super) fn fitting_node<'a>(
         } else if labelled && node.labels.get(SCHEDULABLE_LABEL).is_none_or(|value| value != "true") {
             Some("takes no VMs (kubevirt.io/schedulable)".to_owned())
         } else {
-            closed(node, vm)
-                .or_else(|| unwanted(name, node, vm))
-                .or_else(|| unreachable_disk(fleet, name, node, disks))
-                .or_else(|| too_full(node, vm.requests, others))
+            refusal(name, node, vm, others).or_else(|| unreachable_disk(fleet, name, node, disks))
         };
         match refusal {
             None => return Ok(name),
@@ -52,6 +49,16 @@ pub(super) fn fitting_node<'a>(
     refusals.truncate(REFUSALS_TOLD_MAX);
     let rest = if untold > 0 { format!("; and {untold} more") } else { String::new() };
     Err(format!("no other node fits: {}{rest}", refusals.join("; ")))
+}
+
+/// Why a node does not take a VM, wherever its disks are; `None` where it does.
+pub(crate) fn node_refusal(fleet: &Fleet, name: &NodeName, key: &Key) -> Option<String> {
+    let (node, vm) = (fleet.nodes.get(name)?, fleet.vms.get(key)?);
+    refusal(name, node, vm, Index::of(fleet).asked_by_others(key, name))
+}
+
+fn refusal(name: &NodeName, node: &Node, vm: &Vm, others: Resources) -> Option<String> {
+    closed(node, vm).or_else(|| unwanted(name, node, vm)).or_else(|| too_full(node, vm.requests, others))
 }
 
 /// The node takes no pods, or not this one.

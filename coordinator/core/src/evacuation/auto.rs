@@ -99,7 +99,12 @@ impl Automatic {
         };
         let notice = |message| {
             let reason = "EvacuationGuarded";
-            Effect::Notify(Notice { severity: Severity::Critical, subject: Subject::Coordinator, reason, message })
+            Effect::Notify(Notice {
+                severity: Severity::Critical,
+                subject: Subject::Coordinator,
+                reason,
+                message,
+            })
         };
         newly.then(|| notice(message())).into_iter().collect()
     }
@@ -107,7 +112,10 @@ impl Automatic {
     /// Whether an evacuation that we asked for, of a disk that is still bad, is not over yet.
     fn one_at_work(&self, ctx: &Context<'_>) -> bool {
         self.bad_since.keys().any(|(node, disk)| {
-            ctx.requests.evacuations.get(&name(node, disk)).is_some_and(|spec| !spec.dry_run && !spec.complete)
+            ctx.requests
+                .evacuations
+                .get(&name(node, disk))
+                .is_some_and(|spec| !spec.dry_run && !spec.complete)
         })
     }
 }
@@ -123,7 +131,10 @@ fn is_bad(health: &DiskHealth, sources_min: usize) -> bool {
 /// Which sense a reason comes from: two counters of one SMART page are one source.
 fn source_of(reason: &str) -> &str {
     const SOURCES: [(&str, &[&str]); 3] = [
-        ("smart", &["Smart", "Nvme", "PendingSectors", "Uncorrectable", "Reallocated", "MediaErrors", "Wear"]),
+        (
+            "smart",
+            &["Smart", "Nvme", "PendingSectors", "Uncorrectable", "Reallocated", "MediaErrors", "Wear"],
+        ),
         ("filesystem", &["Filesystem", "ReadOnlyAfterError", "Btrfs", "HistoricErrors"]),
         ("device", &["IoStalled", "MediumErrors", "SlowDisk", "Canary"]),
     ];

@@ -30,7 +30,13 @@ struct Evacuation {
 
 impl Evacuations {
     /// Takes one input, after the migrations have taken it. Only a leader calls this.
-    pub fn step(&mut self, now: BootTime, input: &Input, ctx: &Context<'_>, migrations: &Migrations) -> Vec<Effect> {
+    pub fn step(
+        &mut self,
+        now: BootTime,
+        input: &Input,
+        ctx: &Context<'_>,
+        migrations: &Migrations,
+    ) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {
             Input::Leading { records, .. } => self.load(records),
@@ -59,13 +65,20 @@ impl Evacuations {
 
     /// When to be called again at the latest.
     pub fn next_deadline(&self) -> Option<BootTime> {
-        let active = self.all.values().filter(|evacuation| !evacuation.is_complete()).map(|evacuation| evacuation.next_look);
+        let active = self
+            .all
+            .values()
+            .filter(|evacuation| !evacuation.is_complete())
+            .map(|evacuation| evacuation.next_look);
         active.chain(self.automatic.next_deadline()).min()
     }
 
     /// What to show.
     pub fn views(&self) -> BTreeMap<String, EvacuationRecord> {
-        self.all.iter().filter_map(|(name, evacuation)| Some((name.clone(), evacuation.record.clone()?))).collect()
+        self.all
+            .iter()
+            .filter_map(|(name, evacuation)| Some((name.clone(), evacuation.record.clone()?)))
+            .collect()
     }
 
     fn load(&mut self, records: &[Record]) {
@@ -126,7 +139,12 @@ impl Evacuation {
         let before = self.record.replace(record.clone());
         self.next_look = BootTime::ZERO;
         let notice = |severity, reason, message: String| {
-            vec![Effect::Notify(Notice { severity, subject: Subject::Evacuation(name.to_owned()), reason, message })]
+            vec![Effect::Notify(Notice {
+                severity,
+                subject: Subject::Evacuation(name.to_owned()),
+                reason,
+                message,
+            })]
         };
         match before {
             None => notice(Severity::Info, "EvacuationPlanned", record.message),
@@ -173,7 +191,8 @@ fn follow(record: &mut EvacuationRecord, migrations: &Migrations) {
             _ => PlanState::Running,
         };
         if line.state == PlanState::Failed {
-            line.message = format!("{}: {}", migration.reason.as_deref().unwrap_or("Failed"), migration.message);
+            line.message =
+                format!("{}: {}", migration.reason.as_deref().unwrap_or("Failed"), migration.message);
         }
     }
 }

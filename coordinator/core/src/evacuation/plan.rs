@@ -20,7 +20,12 @@ struct Rank {
 }
 
 /// Every VM, and every claim that no VM uses, with data on what is to be emptied.
-pub(super) fn plan(name: &str, spec: &EvacuationSpec, fleet: &Fleet, overrides: &ClassOverrides) -> Vec<Planned> {
+pub(super) fn plan(
+    name: &str,
+    spec: &EvacuationSpec,
+    fleet: &Fleet,
+    overrides: &ClassOverrides,
+) -> Vec<Planned> {
     let mut found: Vec<(Rank, bool)> = Vec::new();
     let mut used: Vec<Key> = Vec::new();
     for (key, vm) in &fleet.vms {
@@ -142,7 +147,9 @@ fn disk_here(
     namespace: &str,
     disk: &Disk,
 ) -> Option<(u64, Grade)> {
-    let (Locality::Local { node }, _) = locality::locate(fleet, overrides, namespace, disk) else { return None };
+    let (Locality::Local { node }, _) = locality::locate(fleet, overrides, namespace, disk) else {
+        return None;
+    };
     let DiskSource::Claim { name, .. } = &disk.source else { return None };
     let claim = fleet.claims.get(&Key::new(namespace, name))?;
     let path = fleet.volumes.get(claim.volume.as_ref()?)?.source.path()?;

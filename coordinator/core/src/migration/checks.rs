@@ -2,6 +2,7 @@
 //! migration, or fails it; every answer is recorded for people.
 
 use super::{Check, Context, Destination, DiskMove, MigrationRecord, MigrationSpec, Refusal, plan};
+use crate::decision::placement;
 use crate::fleet::{Owner, VolumeMode};
 use crate::names::Key;
 
@@ -71,7 +72,10 @@ pub(super) fn failed(name: &str, refusal: &Refusal) -> Check {
 
 fn describe(disks: &[DiskMove]) -> String {
     let lines = disks.iter().map(|disk| {
-        format!("{}: {} on {} to {} on {}", disk.claim, disk.old, disk.source_node, disk.new.class, disk.target_node)
+        format!(
+            "{}: {} on {} to {} on {}",
+            disk.claim, disk.old, disk.source_node, disk.new.class, disk.target_node
+        )
     });
     lines.collect::<Vec<_>>().join("; ")
 }
@@ -91,16 +95,23 @@ fn owner_can_stop(asked: &Asked<'_>) -> Answer {
 
 fn not_migrating_already(asked: &Asked<'_>) -> Answer {
     for disk in asked.disks {
-        let other = asked.others.iter().find(|other| other.disks.iter().any(|theirs| theirs.claim == disk.claim));
+        let other =
+            asked.others.iter().find(|other| other.disks.iter().any(|theirs| theirs.claim == disk.claim));
         if let Some(other) = other {
-            let message = format!("migration {} moves claim {} already: wait for it or cancel it", other.key, disk.claim);
+            let message = format!(
+                "migration {} moves claim {} already: wait for it or cancel it",
+                other.key, disk.claim
+            );
             return Err(Refusal::new("AlreadyMigrating", message));
         }
     }
     let vm = asked.spec.vm.as_ref().map(|name| Key::new(asked.key.namespace.clone(), name));
     let instance = vm.as_ref().and_then(|key| asked.ctx.fleet.vms[key].instance.as_ref());
     if instance.is_some_and(|instance| instance.migrating.is_some()) {
-        return Err(Refusal::new("LiveMigrationInFlight", "the VM is in a live migration: try again when it has ended"));
+        return Err(Refusal::new(
+            "LiveMigrationInFlight",
+            "the VM is in a live migration: try again when it has ended",
+        ));
     }
     Ok("no other migration has these disks".into())
 }
@@ -116,7 +127,8 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
             Some(*key) != subject.as_ref() && plan::claims_of(key, vm).any(|claim| claim == disk.claim)
         });
         if let Some((other, _)) = other {
-            let message = format!("VM {other} uses claim {} too: its disks cannot be moved apart", disk.claim);
+            let message =
+                format!("VM {other} uses claim {} too: its disks cannot be moved apart", disk.claim);
             return Err(Refusal::new("ClaimShared", message));
         }
     }
@@ -129,7 +141,12 @@ const TARGET_RESERVE_PERCENT: u64 = 5;
 fn target_has_storage(asked: &Asked<'_>) -> Answer {
     let mut needed = 0;
     for disk in asked.disks {
-        let usage = asked.ctx.fleet.reports.get(&disk.source_node).and_then(|report| report.usage.get(&disk.source_path));
+        let usage = asked
+            .ctx
+            .fleet
+            .reports
+            .get(&disk.source_node)
+            .and_then(|report| report.usage.get(&disk.source_path));
         // The copy is as sparse as its source, but the VM may go on to fill it: what is allocated must fit.
         let Some(usage) = usage else {
             let message = format!(
@@ -139,15 +156,22 @@ fn target_has_storage(asked: &Asked<'_>) -> Answer {
             return Err(Refusal::not_yet("SourceNotReported", message));
         };
         if disk.template.mode != disk.new.mode || disk.new.mode != VolumeMode::Filesystem {
-            return Err(Refusal::new("VolumeModeDiffers", format!("claim {} asks another volume mode", disk.claim)));
+            return Err(Refusal::new(
+                "VolumeModeDiffers",
+                format!("claim {} asks another volume mode", disk.claim),
+            ));
         }
         needed += usage.allocated_bytes;
     }
     let disk = &asked.disks[0];
     let report = asked.ctx.fleet.reports.get(&disk.target_node);
-    let root = report.and_then(|report| report.roots.iter().find(|root| disk.new.path.starts_with(&root.path)));
+    let root =
+        report.and_then(|report| report.roots.iter().find(|root| disk.new.path.starts_with(&root.path)));
     let Some(root) = root else {
-        return Err(Refusal::not_yet("TargetNotReported", format!("node {} has not reported its roots", disk.target_node)));
+        return Err(Refusal::not_yet(
+            "TargetNotReported",
+            format!("node {} has not reported its roots", disk.target_node),
+        ));
     };
     let usable = root.available_bytes.saturating_sub(root.size_bytes / 100 * TARGET_RESERVE_PERCENT);
     if root.read_only || usable < needed {
@@ -164,33 +188,16 @@ fn target_fits_vm(asked: &Asked<'_>) -> Answer {
     let (Some(name), Destination::Node(node)) = (&asked.spec.vm, &asked.spec.destination) else {
         return Ok("no node is prescribed to the VM".into());
     };
-    let fleet = asked.ctx.fleet;
-    let vm = &fleet.vms[&Key::new(asked.key.namespace.clone(), name)];
-    let object = &fleet.nodes[node];
-    let selected = vm.node_selector.iter().all(|(key, value)| object.labels.get(key) == Some(value))
-        && vm.node_affinity.as_ref().is_none_or(|affinity| affinity.matches(node, object));
-    if !selected {
-        let message = format!("the VM's node selector or affinity excludes node {node}: change it, or choose another node");
-        return Err(Refusal::new("SelectorExcludesTarget", message));
+    match placement::node_refusal(asked.ctx.fleet, node, &Key::new(asked.key.namespace.clone(), name)) {
+        None => Ok(format!("node {node} takes the VM")),
+        Some(why) => {
+            Err(Refusal::new("TargetDoesNotFitVm", format!("node {node} {why}: choose another node")))
+        }
     }
-    if object.unschedulable || !object.ready {
-        return Err(Refusal::new("TargetNotSchedulable", format!("node {node} is cordoned or not ready")));
-    }
-    let asked_by = |vm: &crate::fleet::Vm| (vm.requests.cpu_millis, vm.requests.memory_bytes);
-    let there = fleet.vms.values().filter(|other| other.node() == Some(node)).map(asked_by);
-    let taken = there.fold((0, 0), |sum, vm| (sum.0 + vm.0, sum.1 + vm.1));
-    let free = (object.allocatable.cpu_millis.saturating_sub(taken.0), object.allocatable.memory_bytes.saturating_sub(taken.1));
-    if free.0 < vm.requests.cpu_millis || free.1 < vm.requests.memory_bytes {
-        let message = format!(
-            "node {node} has {} millicores and {} bytes of memory left beside its VMs; the VM asks {} and {}",
-            free.0, free.1, vm.requests.cpu_millis, vm.requests.memory_bytes
-        );
-        return Err(Refusal::new("TargetLacksResources", message));
-    }
-    Ok(format!("node {node} has room for the VM"))
 }
 
 /// Never refuses: the old volume stays. But people should know.
+#[allow(clippy::unnecessary_wraps)] // one question of a table
 fn backup_known(_: &Asked<'_>) -> Answer {
     Ok("no backup or snapshot of these disks is known here; the old volumes are kept".into())
 }

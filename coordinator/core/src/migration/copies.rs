@@ -22,8 +22,7 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Copies of one phase of one migration.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Copies {
-    /// By claim.
-    copies: BTreeMap<Key, OneCopy>,
+    by_claim: BTreeMap<Key, OneCopy>,
     /// Makes order ids of one epoch unique: an agent answers a repeated id with the old result.
     round: u64,
     dropping_since: Option<BootTime>,
@@ -50,26 +49,34 @@ pub(super) struct Totals {
 impl Copies {
     /// Forgets the phase before, but never a used order id.
     pub fn reset(&mut self) {
-        self.copies.clear();
+        self.by_claim.clear();
         self.dropping_since = None;
         self.drops.clear();
         self.round += 1;
     }
 
     /// Orders that are not out yet, and new attempts whose time has come.
-    pub fn order(&mut self, now: BootTime, migration: &Key, epoch: u64, disks: &[DiskMove], final_: bool) -> Vec<Effect> {
+    pub fn order(
+        &mut self,
+        now: BootTime,
+        migration: &Key,
+        epoch: u64,
+        disks: &[DiskMove],
+        final_: bool,
+    ) -> Vec<Effect> {
         let mut effects = Vec::new();
         for disk in disks {
-            let attempt = match self.copies.get(&disk.claim) {
+            let attempt = match self.by_claim.get(&disk.claim) {
                 None => 1,
                 Some(copy) if copy.retry_at.is_some_and(|at| at <= now) => copy.attempt + 1,
                 Some(_) => continue,
             };
             let kind = if final_ { "final" } else { "pre" };
-            let id = OrderId(format!("{migration}:{}:{kind}:{epoch}.{}.{attempt}", disk.claim.name, self.round));
+            let id =
+                OrderId(format!("{migration}:{}:{kind}:{epoch}.{}.{attempt}", disk.claim.name, self.round));
             let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
             let copy = OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None };
-            self.copies.insert(disk.claim.clone(), copy);
+            self.by_claim.insert(disk.claim.clone(), copy);
             effects.push(Effect::Order { node: disk.target_node.clone(), id, order: pull(disk, final_) });
         }
         effects
@@ -81,7 +88,7 @@ impl Copies {
             *done = !matches!(state, OrderState::Running { .. });
             return true;
         }
-        let Some(copy) = self.copies.values_mut().find(|copy| copy.order == *order) else { return false };
+        let Some(copy) = self.by_claim.values_mut().find(|copy| copy.order == *order) else { return false };
         if copy.state != *state {
             copy.moved = now;
             copy.state = state.clone();
@@ -96,7 +103,7 @@ impl Copies {
     pub fn outcome(&self, now: BootTime, disks: &[DiskMove]) -> Result<Option<Vec<Copied>>, Refusal> {
         let mut results = Vec::new();
         for disk in disks {
-            let Some(copy) = self.copies.get(&disk.claim) else { continue };
+            let Some(copy) = self.by_claim.get(&disk.claim) else { continue };
             match &copy.state {
                 OrderState::Done { root_hash, total_bytes, sent_bytes, elapsed } => results.push(Copied {
                     root_hash: hex(root_hash),
@@ -105,11 +112,15 @@ impl Copies {
                     elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
                 }),
                 OrderState::Failed { reason, message } if copy.attempt >= ATTEMPTS_MAX => {
-                    let message = format!("copying {} failed {ATTEMPTS_MAX} times, last {reason}: {message}", disk.claim);
+                    let message = format!(
+                        "copying {} failed {ATTEMPTS_MAX} times, last {reason}: {message}",
+                        disk.claim
+                    );
                     return Err(Refusal::new("CopyFailed", message));
                 }
                 _ if now.saturating_sub(copy.moved) > STALL_MAX => {
-                    let message = format!("copying {} made no progress for {} s", disk.claim, STALL_MAX.as_secs());
+                    let message =
+                        format!("copying {} made no progress for {} s", disk.claim, STALL_MAX.as_secs());
                     return Err(Refusal::new("CopyStalled", message));
                 }
                 _ => {}
@@ -120,7 +131,7 @@ impl Copies {
 
     /// Copies anew what was copied a while ago.
     pub fn freshen(&mut self, now: BootTime) {
-        let newest = self.copies.values().map(|copy| copy.moved).max();
+        let newest = self.by_claim.values().map(|copy| copy.moved).max();
         if newest.is_some_and(|at| now.saturating_sub(at) >= FRESHEN_EVERY) {
             self.reset();
         }
@@ -150,7 +161,7 @@ impl Copies {
     }
 
     pub fn totals(&self) -> Totals {
-        self.copies.values().fold(Totals::default(), |sum, copy| match copy.state {
+        self.by_claim.values().fold(Totals::default(), |sum, copy| match copy.state {
             OrderState::Running { done_bytes, total_bytes, rate_bytes_per_s } => Totals {
                 done_bytes: sum.done_bytes + done_bytes,
                 total_bytes: sum.total_bytes + total_bytes,
@@ -167,7 +178,7 @@ impl Copies {
 
     /// When something of this changes by time alone.
     pub fn next_deadline(&self) -> Option<BootTime> {
-        let copies = self.copies.values().map(|copy| copy.retry_at.unwrap_or(copy.moved + STALL_MAX));
+        let copies = self.by_claim.values().map(|copy| copy.retry_at.unwrap_or(copy.moved + STALL_MAX));
         copies.chain(self.dropping_since.map(|since| since + DROP_WAIT_MAX)).min()
     }
 }
@@ -183,5 +194,5 @@ fn pull(disk: &DiskMove, final_: bool) -> Order {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |text, byte| text + &format!("{byte:02x}"))
 }

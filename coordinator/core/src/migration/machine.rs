@@ -82,7 +82,14 @@ impl Migrations {
     /// When to be called again at the latest.
     pub fn next_deadline(&self) -> Option<BootTime> {
         let active = self.all.values().filter(|migration| !migration.record.phase.is_final());
-        active.map(|migration| migration.copies.next_deadline().map_or(self.looked + LOOK_EVERY, |at| at.min(self.looked + LOOK_EVERY))).min()
+        active
+            .map(|migration| {
+                migration
+                    .copies
+                    .next_deadline()
+                    .map_or(self.looked + LOOK_EVERY, |at| at.min(self.looked + LOOK_EVERY))
+            })
+            .min()
     }
 
     /// What to show.
@@ -120,10 +127,9 @@ impl Migrations {
 
     fn take_requests(&mut self, now: BootTime, ctx: &Context<'_>) {
         for (key, spec) in &ctx.requests.migrations {
-            let migration = self
-                .all
-                .entry(key.clone())
-                .or_insert_with(|| Migration::new(now, MigrationRecord::new(key.clone(), ctx.epoch), spec.clone()));
+            let migration = self.all.entry(key.clone()).or_insert_with(|| {
+                Migration::new(now, MigrationRecord::new(key.clone(), ctx.epoch), spec.clone())
+            });
             migration.spec.cancelled = spec.cancelled;
             migration.spec.pre_copy_only = spec.pre_copy_only;
         }
@@ -222,7 +228,10 @@ impl Migration {
     }
 
     fn drive(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
-        if self.committing.is_some() || self.commit_at.is_some_and(|at| now < at) || self.record.phase.is_final() {
+        if self.committing.is_some()
+            || self.commit_at.is_some_and(|at| now < at)
+            || self.record.phase.is_final()
+        {
             return Vec::new();
         }
         if matches!(self.record.phase, Phase::Pending | Phase::Checking) {
@@ -243,7 +252,9 @@ impl Migration {
         };
         match moment.next() {
             Next::Need(actions) => self.ask(now, actions),
-            Next::Copy { final_ } => self.copies.order(now, &self.record.key, ctx.epoch, &self.record.disks, final_),
+            Next::Copy { final_ } => {
+                self.copies.order(now, &self.record.key, ctx.epoch, &self.record.disks, final_)
+            }
             Next::DropCopies => self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks),
             Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
             Next::Undo(why) => self.undo(ctx, &why),
@@ -355,14 +366,20 @@ impl Migration {
     fn notice(&self) -> Notice {
         let record = &self.record;
         let (severity, reason, what) = match record.phase {
-            Phase::Provisioning => (Severity::Info, "MigrationStarted", "checks passed, target volumes are being made"),
+            Phase::Provisioning => {
+                (Severity::Info, "MigrationStarted", "checks passed, target volumes are being made")
+            }
             Phase::PreCopying => (Severity::Info, "PreCopying", "copying while the VM runs"),
             Phase::Stopping => (Severity::Info, "StoppingVm", "stopping the VM through its owner"),
-            Phase::FinalCopying => (Severity::Info, "FinalCopying", "the VM has stopped, copying what differs"),
+            Phase::FinalCopying => {
+                (Severity::Info, "FinalCopying", "the VM has stopped, copying what differs")
+            }
             Phase::Verifying => (Severity::Info, "Verifying", "comparing the copy with its source"),
             Phase::Swapping => (Severity::Info, "Swapping", "the claims change volumes"),
             Phase::Starting => (Severity::Info, "StartingVm", "giving the owner's start field back"),
-            Phase::Confirming => (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes"),
+            Phase::Confirming => {
+                (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes")
+            }
             Phase::Succeeded => (Severity::Info, "MigrationSucceeded", "done; the old volumes are kept"),
             Phase::Failed => (Severity::Warning, "MigrationFailed", ""),
             Phase::RollingBack => (Severity::Warning, "RollingBack", ""),

@@ -24,8 +24,12 @@
 mod checks;
 mod copies;
 mod machine;
+#[cfg(test)]
+pub(crate) mod model;
 mod phases;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 

@@ -115,7 +115,11 @@ impl Moment<'_> {
             return Next::Need(needs);
         }
         let runs = self.vm().is_some_and(|(_, vm)| vm.instance.is_some());
-        if runs || self.spec.pre_copy_only { Next::Enter(Phase::PreCopying, vec![]) } else { self.to_stopping() }
+        if runs || self.spec.pre_copy_only {
+            Next::Enter(Phase::PreCopying, vec![])
+        } else {
+            self.to_stopping()
+        }
     }
 
     fn pre_copying(&mut self) -> Next {
@@ -145,7 +149,8 @@ impl Moment<'_> {
             return Next::Enter(Phase::FinalCopying, vec![]);
         }
         if self.now.saturating_sub(self.entered) > STOP_WAIT_MAX {
-            let message = format!("the VM did not stop within {} s; it is left as it was", STOP_WAIT_MAX.as_secs());
+            let message =
+                format!("the VM did not stop within {} s; it is left as it was", STOP_WAIT_MAX.as_secs());
             return Next::Undo(Refusal::new("StopTimedOut", message));
         }
         match &self.record.stopped {
@@ -157,7 +162,9 @@ impl Moment<'_> {
 
     fn stop_again(&self) -> Next {
         match (self.vm(), &self.record.stopped) {
-            (Some((vm, _)), Some((owner, _))) => Next::Need(vec![Action::StopVm { vm, owner: owner.clone() }]),
+            (Some((vm, _)), Some((owner, _))) => {
+                Next::Need(vec![Action::StopVm { vm, owner: owner.clone() }])
+            }
             _ => WAIT,
         }
     }
@@ -165,7 +172,8 @@ impl Moment<'_> {
     fn final_copying(&mut self) -> Next {
         if !self.is_halted() {
             if self.restarts >= RESTARTS_MAX {
-                let message = format!("somebody started the VM {} times between stop and swap", self.restarts + 1);
+                let message =
+                    format!("somebody started the VM {} times between stop and swap", self.restarts + 1);
                 return Next::Undo(Refusal::new("StartedMeanwhile", message));
             }
             return Next::Enter(Phase::Stopping, vec![]);
@@ -215,7 +223,11 @@ impl Moment<'_> {
     fn restore(&self) -> Option<Action> {
         let (owner, start) = self.record.stopped.as_ref()?;
         let (key, vm) = self.vm()?;
-        (vm.start != *start).then(|| Action::RestoreStart { vm: key, owner: owner.clone(), start: start.clone() })
+        (vm.start != *start).then(|| Action::RestoreStart {
+            vm: key,
+            owner: owner.clone(),
+            start: start.clone(),
+        })
     }
 
     fn confirming(&self) -> Next {
@@ -227,8 +239,13 @@ impl Moment<'_> {
             && instance.phase == "Running"
             && let Some(node) = &instance.node
         {
-            if let Some(wrong) = self.record.disks.iter().find(|disk| disk.new.node.as_ref().is_some_and(|at| at != node)) {
-                let message = format!("the VM runs on {node}, its volume {} is on {}", wrong.new.name, wrong.target_node);
+            if let Some(wrong) =
+                self.record.disks.iter().find(|disk| disk.new.node.as_ref().is_some_and(|at| at != node))
+            {
+                let message = format!(
+                    "the VM runs on {node}, its volume {} is on {}",
+                    wrong.new.name, wrong.target_node
+                );
                 return Next::Fail(Refusal::new("RunsElsewhere", message));
             }
             let answer = checks::passed("VmRunning", format!("the VM runs on node {node}"));
@@ -244,7 +261,8 @@ impl Moment<'_> {
             );
             Next::Fail(Refusal::new("NotRunning", message))
         } else {
-            let message = format!("the VM was not scheduled within {seconds} s; it goes back to its old volumes");
+            let message =
+                format!("the VM was not scheduled within {seconds} s; it goes back to its old volumes");
             Next::Undo(Refusal::new("NotScheduled", message))
         }
     }
@@ -265,7 +283,8 @@ impl Moment<'_> {
             volume.is_some_and(|volume| volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none()))
         };
         let forget = self.record.disks.iter().filter(unbound);
-        let mut needs: Vec<Action> = forget.map(|disk| Action::ForgetVolume { volume: disk.new.name.clone() }).collect();
+        let mut needs: Vec<Action> =
+            forget.map(|disk| Action::ForgetVolume { volume: disk.new.name.clone() }).collect();
         needs.extend(self.restore());
         if !needs.is_empty() {
             return Next::Need(needs);
@@ -278,7 +297,8 @@ impl Moment<'_> {
 fn verify(disk: &DiskMove, ctx: &Context<'_>) -> Result<String, Refusal> {
     let refuse = |what: String| Err(Refusal::new("VerificationFailed", what));
     let Some(copied) = &disk.copied else { return refuse(format!("{} has no copy on record", disk.claim)) };
-    let (Some(old), Some(new)) = (ctx.fleet.volumes.get(&disk.old), ctx.fleet.volumes.get(&disk.new.name)) else {
+    let (Some(old), Some(new)) = (ctx.fleet.volumes.get(&disk.old), ctx.fleet.volumes.get(&disk.new.name))
+    else {
         return refuse(format!("volume {} or {} is gone", disk.old, disk.new.name));
     };
     if !old.retained || !new.retained {
@@ -288,7 +308,10 @@ fn verify(disk: &DiskMove, ctx: &Context<'_>) -> Result<String, Refusal> {
         || new.mode != disk.template.mode
         || !disk.template.access_modes.iter().all(|mode| new.access_modes.contains(mode))
     {
-        return refuse(format!("volume {} does not satisfy claim {}: size, mode or access", disk.new.name, disk.claim));
+        return refuse(format!(
+            "volume {} does not satisfy claim {}: size, mode or access",
+            disk.new.name, disk.claim
+        ));
     }
     match ctx.fleet.claims.get(&disk.claim) {
         Some(claim) if claim.uid == disk.claim_uid => {
@@ -325,11 +348,13 @@ fn point(disk: &DiskMove, to: To, ctx: &Context<'_>) -> Result<Pointing, Refusal
         return Ok(Pointing::Done);
     }
     let Some(volume) = ctx.fleet.volumes.get(wanted) else {
-        let message = format!("volume {wanted} is gone; claim {} is left alone: a person must look", disk.claim);
+        let message =
+            format!("volume {wanted} is gone; claim {} is left alone: a person must look", disk.claim);
         return Err(Refusal::new("VolumeGone", message));
     };
     let prebound = volume.claim.as_ref().is_some_and(|claim| claim.key == disk.claim && claim.uid.is_none());
-    let prebind = || Pointing::Act(Action::PrebindVolume { volume: wanted.clone(), claim: disk.claim.clone() });
+    let prebind =
+        || Pointing::Act(Action::PrebindVolume { volume: wanted.clone(), claim: disk.claim.clone() });
     let Some(claim) = claim else {
         if !prebound {
             return Ok(prebind());
@@ -351,11 +376,14 @@ fn point(disk: &DiskMove, to: To, ctx: &Context<'_>) -> Result<Pointing, Refusal
             })
         }
         Some(bound) if bound != other => {
-            let message = format!("claim {} is bound to {bound}, which is not ours: a person must look", disk.claim);
+            let message =
+                format!("claim {} is bound to {bound}, which is not ours: a person must look", disk.claim);
             Err(Refusal::new("ClaimTakenOver", message))
         }
         // Somebody else re-created the claim: our pre-bound volume wins it.
         None if prebound => Ok(Pointing::Wait),
+        // Before the claim goes: an owner that re-creates it at once would otherwise get a blank volume.
+        _ if !prebound => Ok(prebind()),
         _ => Ok(Pointing::Act(Action::DeleteClaim { claim: disk.claim.clone(), uid: claim.uid.clone() })),
     }
 }

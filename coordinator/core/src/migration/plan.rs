@@ -26,8 +26,8 @@ pub(super) fn disks_to_move(
     ctx: &Context<'_>,
 ) -> Result<Vec<DiskMove>, Refusal> {
     let local = match subject(migration, spec, ctx)? {
-        Subject::Vm(key, vm) => local_disks_of_vm(key, vm, spec, ctx)?,
-        Subject::Claim(key) => local_claim(key, ctx)?.into_iter().collect(),
+        Subject::Vm(key, vm) => local_disks_of_vm(&key, vm, spec, ctx)?,
+        Subject::Claim(key) => local_claim(&key, ctx)?.into_iter().collect(),
     };
     if local.is_empty() {
         let what = "no disk is local to another node than the destination: there is nothing to move";
@@ -49,16 +49,22 @@ fn subject<'a>(migration: &Key, spec: &MigrationSpec, ctx: &Context<'a>) -> Resu
             let key = key(vm);
             let found = ctx.fleet.vms.get(&key);
             found.map(|vm| Subject::Vm(key.clone(), vm)).ok_or_else(|| {
-                Refusal::new("VmNotFound", format!("there is no VirtualMachine {key}: check name and namespace"))
+                Refusal::new(
+                    "VmNotFound",
+                    format!("there is no VirtualMachine {key}: check name and namespace"),
+                )
             })
         }
         (None, Some(claim)) => {
             let key = key(claim);
-            let user = ctx.fleet.vms.iter().find(|(vm_key, vm)| claims_of(vm_key, vm).any(|used| used == key));
+            let user =
+                ctx.fleet.vms.iter().find(|(vm_key, vm)| claims_of(vm_key, vm).any(|used| used == key));
             match user {
                 Some((vm, _)) => Err(Refusal::new(
                     "ClaimUsedByVm",
-                    format!("claim {key} belongs to VM {vm}: migrate the VM, so that all its disks move together"),
+                    format!(
+                        "claim {key} belongs to VM {vm}: migrate the VM, so that all its disks move together"
+                    ),
                 )),
                 None => Ok(Subject::Claim(key)),
             }
@@ -85,7 +91,7 @@ struct Source<'a> {
 }
 
 fn local_disks_of_vm<'a>(
-    key: Key,
+    key: &Key,
     vm: &Vm,
     spec: &MigrationSpec,
     ctx: &Context<'a>,
@@ -93,7 +99,9 @@ fn local_disks_of_vm<'a>(
     let mut sources = Vec::new();
     for disk in &vm.disks {
         match &disk.source {
-            DiskSource::Claim { use_: ClaimUse::MemoryDump, .. } | DiskSource::Rebuildable { .. } | DiskSource::Empty => {}
+            DiskSource::Claim { use_: ClaimUse::MemoryDump, .. }
+            | DiskSource::Rebuildable { .. }
+            | DiskSource::Empty => {}
             DiskSource::Claim { .. } => {
                 let (locality, because) =
                     locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, disk);
@@ -112,11 +120,13 @@ fn local_disks_of_vm<'a>(
                 }
             }
             DiskSource::HostDisk { path } => {
-                let message = format!("disk {} of VM {key} is the host file {path}, outside any claim", disk.name);
+                let message =
+                    format!("disk {} of VM {key} is the host file {path}, outside any claim", disk.name);
                 return Err(Refusal::new("HostDisk", message));
             }
             DiskSource::Unknown { field } => {
-                let message = format!("disk {} of VM {key} has a source that we do not know: {field:?}", disk.name);
+                let message =
+                    format!("disk {} of VM {key} has a source that we do not know: {field:?}", disk.name);
                 return Err(Refusal::new("DiskSourceUnknown", message));
             }
         }
@@ -124,7 +134,7 @@ fn local_disks_of_vm<'a>(
     Ok(sources)
 }
 
-fn local_claim<'a>(key: Key, ctx: &Context<'a>) -> Result<Option<Source<'a>>, Refusal> {
+fn local_claim<'a>(key: &Key, ctx: &Context<'a>) -> Result<Option<Source<'a>>, Refusal> {
     let disk = Disk {
         name: key.name.clone(),
         source: DiskSource::Claim { name: key.name.clone(), use_: ClaimUse::Disk },
@@ -133,20 +143,31 @@ fn local_claim<'a>(key: Key, ctx: &Context<'a>) -> Result<Option<Source<'a>>, Re
     };
     match locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, &disk) {
         (Locality::Local { node }, _) => source(&key.namespace, &disk, node, ctx).map(Some),
-        (Locality::Unknown, because) => Err(Refusal::new("DiskLocalityUnknown", format!("claim {key}: {because}"))),
+        (Locality::Unknown, because) => {
+            Err(Refusal::new("DiskLocalityUnknown", format!("claim {key}: {because}")))
+        }
         _ => Ok(None),
     }
 }
 
-fn source<'a>(namespace: &str, disk: &Disk, node: NodeName, ctx: &Context<'a>) -> Result<Source<'a>, Refusal> {
-    let DiskSource::Claim { name, .. } = &disk.source else { unreachable!("only claims are located as local") };
+fn source<'a>(
+    namespace: &str,
+    disk: &Disk,
+    node: NodeName,
+    ctx: &Context<'a>,
+) -> Result<Source<'a>, Refusal> {
+    let DiskSource::Claim { name, .. } = &disk.source else {
+        unreachable!("only claims are located as local")
+    };
     let claim_key = Key::new(namespace, name);
     let missing = |what: &str| Refusal::new("ClaimNotBound", format!("claim {claim_key} {what}"));
     let claim = ctx.fleet.claims.get(&claim_key).ok_or_else(|| missing("does not exist"))?;
     let volume_name = claim.volume.clone().ok_or_else(|| missing("is not bound"))?;
-    let volume = ctx.fleet.volumes.get(&volume_name).ok_or_else(|| missing("names a volume that is not there"))?;
+    let volume =
+        ctx.fleet.volumes.get(&volume_name).ok_or_else(|| missing("names a volume that is not there"))?;
     if volume.mode == VolumeMode::Block {
-        let message = format!("volume {volume_name} is a block device: only folders with disk images can be moved yet");
+        let message =
+            format!("volume {volume_name} is a block device: only folders with disk images can be moved yet");
         return Err(Refusal::new("BlockModeNotSupported", message));
     }
     if let Some(data_volume) = &claim.data_volume {
@@ -156,7 +177,9 @@ fn source<'a>(namespace: &str, disk: &Disk, node: NodeName, ctx: &Context<'a>) -
         return Err(Refusal::new("DataVolumeNotSupported", message));
     }
     let path = volume.source.path().ok_or_else(|| {
-        let message = format!("volume {volume_name} has no path on node {node}: its driver hides the folder from the agent");
+        let message = format!(
+            "volume {volume_name} has no path on node {node}: its driver hides the folder from the agent"
+        );
         Refusal::new("VolumeNotReachable", message)
     })?;
     let path = path.to_owned();
@@ -174,9 +197,13 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
         Destination::Node(node) => {
             let class = one_class(sources)?;
             let report = usable_report(node, ctx)?;
-            let root = report.roots.iter().find(|root| root.class == class && !root.shared).ok_or_else(|| {
-                Refusal::new("ClassNotOnNode", format!("the agent of node {node} has no storage root of class {class}"))
-            })?;
+            let root =
+                report.roots.iter().find(|root| root.class == class && !root.shared).ok_or_else(|| {
+                    Refusal::new(
+                        "ClassNotOnNode",
+                        format!("the agent of node {node} has no storage root of class {class}"),
+                    )
+                })?;
             Ok(Target { node: node.clone(), root: root.clone() })
         }
         Destination::Class(class) => {
@@ -188,12 +215,17 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
                 .iter()
                 .filter_map(|node| ctx.fleet.reports.get(node).map(|report| (node, report)))
                 .flat_map(|(node, report)| report.roots.iter().map(move |root| (node, root)))
-                .filter(|(node, root)| root.class == *class && !root.read_only && (root.shared || !on_source(node)))
+                .filter(|(node, root)| {
+                    root.class == *class && !root.read_only && (root.shared || !on_source(node))
+                })
                 // Away from the source first: its disk may be why we move. Then most room; then by name.
-                .max_by_key(|(node, root)| (!on_source(node), root.available_bytes, std::cmp::Reverse((*node).clone())))
+                .max_by_key(|(node, root)| {
+                    (!on_source(node), root.available_bytes, std::cmp::Reverse((*node).clone()))
+                })
                 .map(|(node, root)| Target { node: node.clone(), root: root.clone() })
                 .ok_or_else(|| {
-                    let message = format!("no healthy node's agent has a writable storage root of class {class}");
+                    let message =
+                        format!("no healthy node's agent has a writable storage root of class {class}");
                     Refusal::new("ClassNotReachable", message)
                 })
         }
@@ -219,15 +251,22 @@ fn usable_report<'a>(node: &NodeName, ctx: &Context<'a>) -> Result<&'a NodeRepor
         return Err(Refusal::new("NodeNotFound", format!("there is no node {node}")));
     }
     if !ctx.usable.contains(node) {
-        return Err(Refusal::new("TargetNotUsable", format!("node {node} is not healthy, or its agent is silent")));
+        return Err(Refusal::new(
+            "TargetNotUsable",
+            format!("node {node} is not healthy, or its agent is silent"),
+        ));
     }
-    ctx.fleet
-        .reports
-        .get(node)
-        .ok_or_else(|| Refusal::new("TargetNotReported", format!("the agent of node {node} has not reported yet")))
+    ctx.fleet.reports.get(node).ok_or_else(|| {
+        Refusal::new("TargetNotReported", format!("the agent of node {node} has not reported yet"))
+    })
 }
 
-fn disk_move(migration: &Key, source: Source<'_>, target: &Target, ctx: &Context<'_>) -> Result<DiskMove, Refusal> {
+fn disk_move(
+    migration: &Key,
+    source: Source<'_>,
+    target: &Target,
+    ctx: &Context<'_>,
+) -> Result<DiskMove, Refusal> {
     if !ctx.usable.contains(&source.node) {
         let message = format!(
             "node {} holds volume {} and is not healthy: nothing can be read from it",
@@ -263,7 +302,8 @@ fn disk_move(migration: &Key, source: Source<'_>, target: &Target, ctx: &Context
 /// one once the claim was swapped. Stays below the 253 characters of an object's name.
 fn volume_name(migration: &Key, source: &Source<'_>) -> String {
     const NAME_CHARS_MAX: usize = 80;
-    let uid: String = source.claim.uid.as_str().chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+    let uid: String =
+        source.claim.uid.as_str().chars().filter(char::is_ascii_alphanumeric).take(12).collect();
     let cut = |text: &str| text.chars().take(NAME_CHARS_MAX).collect::<String>();
     format!("smst-{uid}-{}-{}", cut(&migration.name), cut(&source.claim_key.name))
 }

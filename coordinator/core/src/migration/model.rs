@@ -1,0 +1,474 @@
+//! A model of what surrounds migrations, for tests: an API server with its binder, agents that copy, a `KubeVirt` that
+//! starts and stops, a Wukong that re-creates missing claims blank. A guest writes one more generation to all of its
+//! disks in every round that it runs; the generations tell whether a disk was mixed, lost a write or booted blank.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Context, Destination, MigrationRecord, MigrationSpec, Migrations, Phase};
+use crate::BootTime;
+use crate::fleet::{
+    Claim, ClaimRef, ClaimUse, Disk, DiskSource, Fleet, Instance, Node, NodeReport, NodeSelector, Owner,
+    Requirement, Resources, RunStrategy, SavedStart, StorageClass, StorageRoot, Usage, Vm, Volume,
+    VolumeMode, VolumeSource,
+};
+use crate::io::{Action, Effect, Input, NewVolume, Order, OrderState, Record, RecordKey, Requests};
+use crate::names::{Key, NodeName, OrderId, Uid, VolumeName};
+use crate::policy::Policy;
+
+pub(crate) const HOSTNAME: &str = "kubernetes.io/hostname";
+const ROOT: &str = "/var/lib/volumes";
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// Wukong re-creates a missing claim blank, at once.
+    pub wukong_recreates: bool,
+    /// Copies that fail before one succeeds.
+    pub failing_copies: u32,
+}
+
+pub(crate) struct World {
+    pub fleet: Fleet,
+    pub requests: Requests,
+    pub policy: Policy,
+    pub usable: BTreeSet<NodeName>,
+    pub machine: Migrations,
+    pub store: BTreeMap<Key, MigrationRecord>,
+    pub faults: Faults,
+    pub now: BootTime,
+    pub epoch: u64,
+    /// Generation of each volume's content, by path; a blank disk has none.
+    pub content: BTreeMap<String, u64>,
+    pub generation: u64,
+    pub effects: Vec<Effect>,
+    inbox: Vec<Input>,
+    copies: BTreeMap<OrderId, (NodeName, Order)>,
+    next_uid: u32,
+}
+
+pub(crate) fn key(name: &str) -> Key {
+    Key::new("default", name)
+}
+
+pub(crate) fn to_node(vm: &str, node: &str) -> MigrationSpec {
+    MigrationSpec {
+        vm: Some(vm.to_owned()),
+        claim: None,
+        destination: Destination::Node(node.into()),
+        pre_copy_only: false,
+        cancelled: false,
+        evacuation: None,
+    }
+}
+
+impl World {
+    /// Nodes n1..n3, and VM `vm` of a Wukong with two local disks on n2.
+    pub fn new() -> Self {
+        let mut world = Self {
+            fleet: Fleet::default(),
+            requests: Requests::default(),
+            policy: Policy::default(),
+            usable: BTreeSet::new(),
+            machine: Migrations::default(),
+            store: BTreeMap::new(),
+            faults: Faults::default(),
+            now: Duration::from_secs(1000),
+            epoch: 0,
+            content: BTreeMap::new(),
+            generation: 0,
+            effects: Vec::new(),
+            inbox: Vec::new(),
+            copies: BTreeMap::new(),
+            next_uid: 0,
+        };
+        let class = StorageClass {
+            provisioner: "rancher.io/local-path".into(),
+            waits_for_consumer: true,
+            ..Default::default()
+        };
+        world.fleet.classes.insert("local-path".into(), class);
+        for name in ["n1", "n2", "n3"] {
+            world.add_node(name);
+        }
+        world.add_vm("vm", "n2", &["system", "data"]);
+        world.take_over();
+        world
+    }
+
+    fn add_node(&mut self, name: &str) {
+        let node = Node {
+            labels: BTreeMap::from([(HOSTNAME.to_owned(), name.to_owned())]),
+            ready: true,
+            allocatable: Resources { cpu_millis: 8000, memory_bytes: 16 << 30 },
+            ..Node::default()
+        };
+        self.fleet.nodes.insert(name.into(), node);
+        let root = StorageRoot {
+            path: ROOT.into(),
+            class: "local-path".into(),
+            shared: false,
+            size_bytes: 100 << 30,
+            available_bytes: 80 << 30,
+            read_only: false,
+            disk: Some("sda".into()),
+        };
+        let report = NodeReport { roots: vec![root], ..NodeReport::default() };
+        self.fleet.reports.insert(name.into(), report);
+        self.usable.insert(name.into());
+    }
+
+    pub fn add_vm(&mut self, name: &str, node: &str, disks: &[&str]) {
+        let disk = |disk: &&str| Disk {
+            name: (*disk).to_owned(),
+            source: DiskSource::Claim { name: format!("{name}-{disk}"), use_: ClaimUse::Disk },
+            boot: *disk == "system",
+            image: None,
+        };
+        for disk in disks {
+            self.add_claim(&format!("{name}-{disk}"), node);
+        }
+        let vm = Vm {
+            uid: Uid(format!("uid-{name}")),
+            owner: Owner::Wukong { name: name.to_owned() },
+            run: RunStrategy::Always,
+            start: SavedStart::WukongStartStrategy(None),
+            disks: disks.iter().map(disk).collect(),
+            node_selector: BTreeMap::new(),
+            node_affinity: None,
+            requests: Resources { cpu_millis: 1000, memory_bytes: 1 << 30 },
+            tolerations: Vec::new(),
+            rebuild_allowed: false,
+            instance: None,
+            pods: Vec::new(),
+        };
+        self.fleet.vms.insert(key(name), vm);
+        self.kubevirt();
+    }
+
+    pub fn add_claim(&mut self, name: &str, node: &str) {
+        let volume = NewVolume {
+            name: VolumeName(format!("pv-{name}")),
+            class: "local-path".into(),
+            node: Some(node.into()),
+            path: format!("{ROOT}/pv-{name}"),
+            capacity_bytes: 4 << 30,
+            access_modes: vec!["ReadWriteOnce".into()],
+            mode: VolumeMode::Filesystem,
+            claim: key(name),
+        };
+        self.content.insert(place(node, &volume.path), 0);
+        let usage = Usage { allocated_bytes: 1 << 30, apparent_bytes: 4 << 30, inodes: 2 };
+        self.fleet
+            .reports
+            .get_mut(&NodeName::from(node))
+            .expect("node exists")
+            .usage
+            .insert(volume.path.clone(), usage);
+        self.create_volume(&volume);
+        self.fleet.volumes.get_mut(&volume.name).expect("just made").retained = false;
+        self.create_claim(&key(name), Some(volume.name));
+    }
+
+    fn create_volume(&mut self, new: &NewVolume) {
+        let hostname = |node: &NodeName| NodeSelector {
+            terms: vec![vec![Requirement {
+                key: HOSTNAME.into(),
+                operator: "In".into(),
+                values: vec![node.0.clone()],
+            }]],
+        };
+        let volume = Volume {
+            source: VolumeSource::Local { path: new.path.clone() },
+            node_affinity: new.node.as_ref().map(hostname),
+            provisioned_by: None,
+            class: new.class.clone(),
+            capacity_bytes: new.capacity_bytes,
+            access_modes: new.access_modes.clone(),
+            mode: new.mode,
+            retained: true,
+            claim: Some(ClaimRef { key: new.claim.clone(), uid: None }),
+            phase: "Available".into(),
+        };
+        self.fleet.volumes.entry(new.name.clone()).or_insert(volume);
+    }
+
+    /// As the binder does: a claim without a volume takes the one that is pre-bound to it.
+    fn create_claim(&mut self, claim: &Key, volume: Option<VolumeName>) {
+        self.next_uid += 1;
+        let uid = Uid(format!("claim-uid-{}", self.next_uid));
+        let prebound =
+            |volume: &Volume| volume.claim.as_ref().is_some_and(|to| to.key == *claim && to.uid.is_none());
+        let volume = volume.or_else(|| {
+            self.fleet.volumes.iter().find(|(_, volume)| prebound(volume)).map(|(name, _)| name.clone())
+        });
+        let volume = volume.unwrap_or_else(|| {
+            // Nobody pre-bound anything: a provisioner makes a blank volume on a node of its choice.
+            let name = VolumeName(format!("blank-{}", uid.0));
+            let path = format!("{ROOT}/{name}");
+            let claim = claim.clone();
+            self.create_volume(&NewVolume {
+                name: name.clone(),
+                class: "local-path".into(),
+                node: Some("n1".into()),
+                path,
+                capacity_bytes: 4 << 30,
+                access_modes: vec!["ReadWriteOnce".into()],
+                mode: VolumeMode::Filesystem,
+                claim,
+            });
+            name
+        });
+        let object = Claim {
+            uid: uid.clone(),
+            volume: Some(volume.clone()),
+            class: "local-path".into(),
+            requested_bytes: 4 << 30,
+            access_modes: vec!["ReadWriteOnce".into()],
+            mode: VolumeMode::Filesystem,
+            phase: "Bound".into(),
+            data_volume: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::from([("pv.kubernetes.io/bind-completed".into(), "yes".into())]),
+        };
+        self.fleet.claims.insert(claim.clone(), object);
+        let bound = self.fleet.volumes.get_mut(&volume).expect("volume exists");
+        bound.claim = Some(ClaimRef { key: claim.clone(), uid: Some(uid) });
+        bound.phase = "Bound".into();
+    }
+
+    /// A new leader: memory is gone, the store is not.
+    pub fn take_over(&mut self) {
+        self.epoch += 1;
+        self.machine = Migrations::default();
+        self.inbox.clear();
+        let records = self.store.values().map(|record| Record::Migration(Box::new(record.clone()))).collect();
+        let epoch = self.epoch;
+        self.input(Input::Leading { epoch, records });
+    }
+
+    pub fn phase(&self, name: &str) -> Phase {
+        self.store.get(&key(name)).map_or(Phase::Pending, |record| record.phase)
+    }
+
+    /// One round: the machine looks, one waiting message arrives, the others do their part.
+    pub fn round(&mut self) {
+        self.now += Duration::from_secs(1);
+        self.input(Input::Tick);
+        if !self.inbox.is_empty() {
+            let input = self.inbox.remove(0);
+            self.input(input);
+        }
+        self.agents();
+        self.kubevirt();
+        self.check();
+    }
+
+    pub fn run(&mut self, rounds: usize, name: &str) -> Phase {
+        for _ in 0..rounds {
+            if self.phase(name).is_final()
+                && self.machine.record(&key(name)).is_some_and(|record| record.phase.is_final())
+            {
+                break;
+            }
+            self.round();
+        }
+        self.phase(name)
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // reads better where it is called
+    pub fn input(&mut self, input: Input) {
+        let ctx = Context {
+            fleet: &self.fleet,
+            requests: &self.requests,
+            policy: &self.policy,
+            epoch: self.epoch,
+            usable: &self.usable,
+        };
+        for effect in self.machine.step(self.now, &input, &ctx) {
+            self.effects.push(effect.clone());
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Commit(Record::Migration(record)) => {
+                self.inbox.push(Input::Committed(RecordKey::Migration(record.key.clone())));
+                self.store.insert(record.key.clone(), *record);
+            }
+            Effect::Act(action) => {
+                let answer = match self.act(&action) {
+                    Ok(()) => Input::Acted(action),
+                    Err(why) => Input::ActionFailed { action, why },
+                };
+                self.inbox.push(answer);
+            }
+            Effect::Order { node, id, order } => {
+                self.copies.insert(id, (node, order));
+            }
+            _ => {}
+        }
+    }
+
+    fn act(&mut self, action: &Action) -> Result<(), String> {
+        match action {
+            Action::CreateVolume(new) => self.create_volume(new),
+            Action::RetainVolume { volume } => {
+                self.fleet.volumes.get_mut(volume).ok_or("no volume")?.retained = true;
+            }
+            Action::ForgetVolume { volume } => {
+                let bound =
+                    self.fleet.volumes.get(volume).and_then(|volume| volume.claim.as_ref()?.uid.as_ref());
+                assert!(bound.is_none(), "a volume that was bound is forgotten");
+                self.fleet.volumes.remove(volume);
+            }
+            Action::StopVm { vm, .. } => self.fleet.vms.get_mut(vm).ok_or("no VM")?.run = RunStrategy::Halted,
+            Action::RestoreStart { vm, start, .. } => {
+                let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
+                vm.run = RunStrategy::Always;
+                vm.start = start.clone();
+            }
+            Action::DeleteClaim { claim, uid } => return self.delete_claim(claim, uid),
+            Action::PrebindVolume { volume, claim } => {
+                let volume = self.fleet.volumes.get_mut(volume).ok_or("no volume")?;
+                volume.claim = Some(ClaimRef { key: claim.clone(), uid: None });
+                volume.phase = "Available".into();
+            }
+            Action::CreateClaim { claim, volume, .. } => {
+                if self.fleet.claims.contains_key(claim) {
+                    return Err("exists".into());
+                }
+                self.create_claim(claim, Some(volume.clone()));
+            }
+            other => return Err(format!("not of a migration: {other:?}")),
+        }
+        // What a stop changes is the same field that a start gives back.
+        for vm in self.fleet.vms.values_mut() {
+            if vm.run == RunStrategy::Halted {
+                vm.start = SavedStart::WukongStartStrategy(Some(r#"{"autoStart":false}"#.into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_claim(&mut self, claim: &Key, uid: &Uid) -> Result<(), String> {
+        let Some(found) = self.fleet.claims.get(claim) else { return Ok(()) };
+        if found.uid != *uid {
+            return Err("another uid".into());
+        }
+        for (key, vm) in &self.fleet.vms {
+            let uses = super::plan::claims_of(key, vm).any(|used| used == *claim);
+            assert!(!uses || vm.instance.is_none(), "claim {claim} is deleted under a running VM");
+        }
+        let volume = found.volume.clone().expect("bound");
+        let volume = self.fleet.volumes.get_mut(&volume).expect("exists");
+        assert!(volume.retained, "claim {claim} is deleted while its volume is on reclaim policy Delete");
+        volume.phase = "Released".into();
+        self.fleet.claims.remove(claim);
+        if self.faults.wukong_recreates {
+            self.create_claim(claim, None);
+        }
+        Ok(())
+    }
+
+    fn agents(&mut self) {
+        for (order, (node, what)) in std::mem::take(&mut self.copies) {
+            let state = match &what {
+                Order::Pull { source_node, source_path, target_path, .. }
+                    if self.faults.failing_copies == 0 =>
+                {
+                    let generation = self.content.get(&place(&source_node.0, source_path)).copied();
+                    let generation = generation.expect("the source is there");
+                    self.content.insert(place(&node.0, target_path), generation);
+                    OrderState::Done {
+                        root_hash: [1; 32],
+                        total_bytes: 1,
+                        sent_bytes: 1,
+                        elapsed: Duration::from_secs(1),
+                    }
+                }
+                Order::Pull { .. } => {
+                    self.faults.failing_copies -= 1;
+                    OrderState::Failed { reason: "SourceGone".into(), message: "a test says so".into() }
+                }
+                _ => OrderState::Done {
+                    root_hash: [0; 32],
+                    total_bytes: 0,
+                    sent_bytes: 0,
+                    elapsed: Duration::ZERO,
+                },
+            };
+            self.inbox.push(Input::Progress { node, order, state });
+        }
+    }
+
+    fn kubevirt(&mut self) {
+        let keys: Vec<Key> = self.fleet.vms.keys().cloned().collect();
+        for vm_key in keys {
+            let places = self.places(&vm_key);
+            let vm = self.fleet.vms.get_mut(&vm_key).expect("listed");
+            if vm.run == RunStrategy::Halted {
+                vm.instance = None;
+                continue;
+            }
+            let Some(places) = places else { continue };
+            let nodes: BTreeSet<&NodeName> = places.iter().map(|(node, _)| node).collect();
+            if vm.instance.is_none() && nodes.len() == 1 {
+                let node = nodes.first().map(|node| (*node).clone());
+                let uid = Uid(format!("vmi-{}", self.now.as_secs()));
+                let phase = "Running".into();
+                vm.instance =
+                    Some(Instance { uid, node, phase, has_run: true, migrating: None, paused: None });
+            }
+            if vm.instance.is_some() {
+                self.write(&places);
+            }
+        }
+    }
+
+    /// A guest that runs: what it reads must be what it wrote last, on all disks.
+    fn write(&mut self, places: &[(NodeName, String)]) {
+        for (node, path) in places {
+            let found = self.content.get(&place(&node.0, path)).copied();
+            assert_eq!(
+                found,
+                Some(self.generation),
+                "{path} on {node} is blank, old or of another disk's age"
+            );
+        }
+        self.generation += 1;
+        for (node, path) in places {
+            self.content.insert(place(&node.0, path), self.generation);
+        }
+    }
+
+    fn places(&self, vm: &Key) -> Option<Vec<(NodeName, String)>> {
+        let place = |disk: &Disk| {
+            let DiskSource::Claim { name, .. } = &disk.source else { return None };
+            let volume = self.fleet.volumes.get(self.fleet.claims.get(&key(name))?.volume.as_ref()?)?;
+            let node = volume.node_affinity.as_ref()?.terms[0][0].values[0].as_str().into();
+            Some((node, volume.source.path()?.to_owned()))
+        };
+        self.fleet.vms[vm].disks.iter().map(place).collect()
+    }
+
+    /// What must hold in every round.
+    fn check(&self) {
+        for record in self.store.values().filter(|record| record.phase >= Phase::Swapping) {
+            for disk in &record.disks {
+                let kept = self.fleet.volumes.get(&disk.old).is_some_and(|volume| volume.retained);
+                assert!(kept, "{:?}: the old volume {} must stay, on Retain", record.phase, disk.old);
+                let claim = self.fleet.volumes[&disk.old].claim.as_ref();
+                assert!(
+                    claim.is_some_and(|claim| claim.key == disk.claim),
+                    "the old volume's claimRef was nulled"
+                );
+            }
+        }
+    }
+}
+
+fn place(node: &str, path: &str) -> String {
+    format!("{node}:{path}")
+}

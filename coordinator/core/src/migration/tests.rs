@@ -1,0 +1,278 @@
+//! Migrations against the model: every crash point, every cancel point, every kind of interference.
+
+use proptest::prelude::*;
+
+use super::model::{World, key, to_node};
+use super::{Destination, Phase};
+use crate::fleet::{ClaimUse, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode};
+use crate::io::{Action, Effect};
+
+/// More rounds than any migration of the model takes: a timed-out stop takes 300.
+const ROUNDS: usize = 900;
+
+fn asked() -> World {
+    let mut world = World::new();
+    world.requests.migrations.insert(key("m"), to_node("vm", "n3"));
+    world
+}
+
+/// The VM runs, all its disks together, on the node where it should be; its start field is as it was.
+fn assert_whole(world: &World, phase: Phase, what: &str) {
+    let vm = &world.fleet.vms[&key("vm")];
+    let node = vm.node().map(|node| node.0.as_str());
+    let expected = if phase == Phase::Succeeded { "n3" } else { "n2" };
+    assert_eq!(node, Some(expected), "{what}: ended as {phase:?}");
+    assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "{what}: the start field was not given back");
+    let bound = |name: &str| {
+        world.fleet.claims[&key(name)].volume.clone().map(|volume| volume.0.starts_with("smst-"))
+    };
+    assert_eq!(bound("vm-system"), bound("vm-data"), "{what}: one disk of two was swapped");
+}
+
+#[test]
+fn moves_every_disk_of_a_vm_and_gives_the_owner_back() {
+    let mut world = asked();
+    let phase = world.run(ROUNDS, "m");
+    assert_eq!(phase, Phase::Succeeded, "{:?}", world.store);
+    world.round();
+    assert_whole(&world, phase, "undisturbed");
+    let record = &world.store[&key("m")];
+    assert!(record.disks.iter().all(|disk| disk.copied.is_some()));
+    assert!(world.machine.views()[&key("m")].downtime.is_some());
+}
+
+#[test]
+fn stores_each_step_before_it_is_taken() {
+    let mut world = asked();
+    world.run(ROUNDS, "m");
+    let position = |wanted: fn(&Effect) -> bool| world.effects.iter().position(wanted).expect("it happened");
+    let stored = |effect: &Effect, phase: Phase| matches!(effect, Effect::Commit(crate::Record::Migration(record)) if record.phase == phase);
+    let stopping = position(|effect| matches!(effect, Effect::Act(Action::StopVm { .. })));
+    let deleting = position(|effect| matches!(effect, Effect::Act(Action::DeleteClaim { .. })));
+    assert!(world.effects[..stopping].iter().any(|effect| stored(effect, Phase::Stopping)));
+    assert!(world.effects[..deleting].iter().any(|effect| stored(effect, Phase::Swapping)));
+}
+
+#[test]
+fn survives_a_new_leader_at_every_round() {
+    for crash in 0..60 {
+        let mut world = asked();
+        for _ in 0..crash {
+            world.round();
+        }
+        world.take_over();
+        let phase = world.run(ROUNDS, "m");
+        world.round();
+        assert_eq!(phase, Phase::Succeeded, "crash at round {crash}");
+        assert_whole(&world, phase, &format!("crash at round {crash}"));
+    }
+}
+
+#[test]
+fn cancelled_at_every_round_it_ends_whole() {
+    let mut ends = Vec::new();
+    for at in 0..60 {
+        let mut world = asked();
+        for _ in 0..at {
+            world.round();
+        }
+        world.requests.migrations.get_mut(&key("m")).expect("asked").cancelled = true;
+        let phase = world.run(ROUNDS, "m");
+        world.round();
+        world.round();
+        assert!(matches!(phase, Phase::Cancelled | Phase::Succeeded), "cancel at round {at}: {phase:?}");
+        assert_whole(&world, phase, &format!("cancel at round {at}"));
+        ends.push(phase);
+    }
+    assert!(ends.contains(&Phase::Cancelled) && ends.contains(&Phase::Succeeded));
+}
+
+#[test]
+fn an_object_deleted_in_the_middle_ends_whole() {
+    for at in 0..60 {
+        let mut world = asked();
+        for _ in 0..at {
+            world.round();
+        }
+        world.requests.migrations.clear();
+        for _ in 0..ROUNDS {
+            world.round();
+        }
+        let vm = &world.fleet.vms[&key("vm")];
+        assert!(vm.instance.is_some(), "deleted at round {at}: the VM does not run");
+        assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "deleted at round {at}");
+    }
+}
+
+#[test]
+fn a_claim_that_wukong_creates_again_gets_our_volume() {
+    let mut world = asked();
+    world.faults.wukong_recreates = true;
+    let phase = world.run(ROUNDS, "m");
+    world.round();
+    assert_eq!(phase, Phase::Succeeded, "{:?}", world.store);
+    assert_whole(&world, phase, "claims created again");
+}
+
+#[test]
+fn a_rollback_binds_the_old_volume_before_it_gives_the_claim_up() {
+    let mut world = asked();
+    world.faults.wukong_recreates = true;
+    while world.phase("m") != Phase::Starting {
+        world.round();
+    }
+    // The VM is never scheduled: its node is cordoned for ever.
+    world.fleet.vms.get_mut(&key("vm")).expect("there").disks.push(nowhere());
+    for _ in 0..400 {
+        world.round();
+    }
+    assert_eq!(world.phase("m"), Phase::RolledBack);
+    world.fleet.vms.get_mut(&key("vm")).expect("there").disks.pop();
+    world.round();
+    assert_whole(&world, Phase::RolledBack, "an owner that creates claims again");
+}
+
+/// A disk whose claim does not exist: the model's VM cannot start.
+fn nowhere() -> Disk {
+    let source = DiskSource::Claim { name: "nowhere".into(), use_: ClaimUse::Disk };
+    Disk { name: "nowhere".into(), source, boot: false, image: None }
+}
+
+#[test]
+fn copies_that_fail_are_tried_again_and_then_given_up() {
+    let mut world = asked();
+    world.faults.failing_copies = 2;
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+
+    let mut world = asked();
+    world.faults.failing_copies = 1000;
+    let phase = world.run(ROUNDS, "m");
+    assert_eq!(phase, Phase::RolledBack);
+    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("CopyFailed"));
+    assert_whole(&world, phase, "hopeless copy");
+    assert!(!world.fleet.volumes.keys().any(|name| name.0.starts_with("smst-")), "a volume object leaked");
+}
+
+#[test]
+fn a_vm_started_in_the_middle_is_copied_again() {
+    let mut world = asked();
+    while world.phase("m") != Phase::FinalCopying {
+        world.round();
+    }
+    world.fleet.vms.get_mut(&key("vm")).expect("there").run = RunStrategy::Always;
+    let phase = world.run(ROUNDS, "m");
+    world.round();
+    // The model's guest asserts that it finds its last write.
+    assert_eq!(phase, Phase::Succeeded);
+    assert_whole(&world, phase, "started in the middle");
+}
+
+#[test]
+fn pre_copy_only_waits_for_a_word() {
+    let mut world = asked();
+    world.requests.migrations.get_mut(&key("m")).expect("asked").pre_copy_only = true;
+    for _ in 0..ROUNDS {
+        world.round();
+    }
+    assert_eq!(world.phase("m"), Phase::PreCopying);
+    assert!(world.machine.waits_for_word(&key("m")));
+    assert!(world.fleet.vms[&key("vm")].instance.is_some(), "the VM was stopped without a word");
+    world.requests.migrations.get_mut(&key("m")).expect("asked").pre_copy_only = false;
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+}
+
+#[test]
+fn a_bare_claim_moves_too() {
+    let mut world = World::new();
+    world.add_claim("spare", "n1");
+    let spec = super::MigrationSpec { vm: None, claim: Some("spare".into()), ..to_node("", "n3") };
+    world.requests.migrations.insert(key("m"), spec);
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded, "{:?}", world.store);
+    let volume = world.fleet.claims[&key("spare")].volume.clone().expect("bound");
+    assert!(volume.0.starts_with("smst-"), "{volume}");
+}
+
+#[test]
+fn a_second_migration_of_the_same_vm_is_refused() {
+    let mut world = asked();
+    world.round();
+    world.requests.migrations.insert(key("second"), to_node("vm", "n1"));
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+    assert_eq!(world.phase("second"), Phase::Failed);
+    assert_eq!(world.store[&key("second")].reason.as_deref(), Some("AlreadyMigrating"));
+}
+
+type Spoil = fn(&mut World);
+
+#[test]
+fn refuses_with_a_reason_and_touches_nothing() {
+    let table: [(&str, Spoil); 11] = [
+        ("VmNotFound", |world| spec(world).vm = Some("nobody".into())),
+        ("InvalidSpec", |world| spec(world).claim = Some("vm-data".into())),
+        ("NodeNotFound", |world| spec(world).destination = Destination::Node("n9".into())),
+        ("ClassNotFound", |world| spec(world).destination = Destination::Class("gold".into())),
+        ("NothingToMove", |world| spec(world).destination = Destination::Node("n2".into())),
+        ("TargetNotUsable", |world| {
+            world.usable.remove(&"n3".into());
+        }),
+        ("SourceNotUsable", |world| {
+            world.usable.remove(&"n2".into());
+        }),
+        ("OwnerUnknown", |world| {
+            let owner = Owner::Unknown { kind: "Fleet".into(), name: "f".into() };
+            world.fleet.vms.get_mut(&key("vm")).expect("there").owner = owner;
+        }),
+        ("ClaimUsedByPod", |world| {
+            world.fleet.claims_used_by_others.insert(key("vm-data"));
+        }),
+        ("BlockModeNotSupported", |world| {
+            world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").mode = VolumeMode::Block;
+        }),
+        ("DestinationTooSmall", |world| {
+            world.fleet.reports.get_mut(&"n3".into()).expect("there").roots[0].available_bytes = 6 << 30;
+        }),
+    ];
+    for (reason, spoil) in table {
+        let mut world = asked();
+        spoil(&mut world);
+        let before = world.fleet.volumes.clone();
+        let phase = world.run(ROUNDS, "m");
+        let record = &world.store[&key("m")];
+        assert_eq!((phase, record.reason.as_deref()), (Phase::Failed, Some(reason)), "{record:?}");
+        assert!(!record.message.is_empty());
+        assert_eq!(world.fleet.volumes, before, "{reason}: something was touched");
+        assert!(!world.effects.iter().any(|effect| matches!(effect, Effect::Act(_))), "{reason}");
+    }
+}
+
+fn spec(world: &mut World) -> &mut super::MigrationSpec {
+    world.requests.migrations.get_mut(&key("m")).expect("asked")
+}
+
+proptest! {
+    /// Leaders change, copies fail, people start the VM and cancel, all at any time: it ends whole.
+    #[test]
+    fn ends_whole_whatever_happens(events in prop::collection::vec((0usize..12, 0u8..4), 0..12), recreates: bool) {
+        let mut world = asked();
+        world.faults.wukong_recreates = recreates;
+        for (rounds, event) in events {
+            for _ in 0..rounds {
+                world.round();
+            }
+            match event {
+                0 => world.take_over(),
+                1 => world.faults.failing_copies += 1,
+                2 if world.phase("m") < Phase::Swapping => {
+                    world.fleet.vms.get_mut(&key("vm")).expect("there").run = RunStrategy::Always;
+                }
+                3 => spec(&mut world).cancelled = true,
+                _ => {}
+            }
+        }
+        let phase = world.run(2 * ROUNDS, "m");
+        prop_assert!(phase.is_final(), "still {phase:?}");
+        world.round();
+        world.round();
+        assert_whole(&world, phase, "whatever");
+    }
+}
