@@ -94,13 +94,37 @@ pub struct EvacuationStatus {
 
 /// One migration of an evacuation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct PlannedMigration {
     /// The VolumeMigration.
     pub migration: ObjectKey,
     /// The VM, or the claim that no VM uses.
     pub subject: ObjectKey,
+    /// Whether the subject is a VM.
+    #[serde(default)]
+    pub is_vm: bool,
     /// Bytes to move.
     pub bytes: u64,
-    /// `Waiting`, `Running`, `Succeeded`, `Failed` or `Refused`, with the reason after a colon.
-    pub state: String,
+    /// What became of it.
+    #[serde(default)]
+    pub state: PlanState,
+    /// Why it failed or waits.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// What became of one migration of an evacuation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum PlanState {
+    /// Its turn has not come, or no destination has room.
+    #[default]
+    Waiting,
+    /// The VolumeMigration exists.
+    Running,
+    /// Copied, and waiting for a person's word to stop the VM.
+    PreCopied,
+    /// Done.
+    Succeeded,
+    /// It failed, was refused, cancelled or rolled back.
+    Failed,
 }
