@@ -16,6 +16,8 @@
 mod auto;
 mod machine;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 

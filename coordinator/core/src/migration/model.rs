@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{Context, Destination, MigrationRecord, MigrationSpec, Migrations, Phase};
 use crate::BootTime;
+use crate::evacuation::{EvacuationRecord, Evacuations};
 use crate::fleet::{
     Claim, ClaimRef, ClaimUse, Disk, DiskSource, Fleet, Instance, Node, NodeReport, NodeSelector, Owner,
     Requirement, Resources, RunStrategy, SavedStart, StorageClass, StorageRoot, Usage, Vm, Volume,
@@ -34,13 +35,16 @@ pub(crate) struct World {
     pub policy: Policy,
     pub usable: BTreeSet<NodeName>,
     pub machine: Migrations,
+    pub evacuations: Evacuations,
+    pub evacuation_store: BTreeMap<String, EvacuationRecord>,
     pub store: BTreeMap<Key, MigrationRecord>,
     pub faults: Faults,
     pub now: BootTime,
     pub epoch: u64,
     /// Generation of each volume's content, by path; a blank disk has none.
     pub content: BTreeMap<String, u64>,
-    pub generation: u64,
+    /// Last generation that each VM wrote.
+    pub generations: BTreeMap<Key, u64>,
     pub effects: Vec<Effect>,
     inbox: Vec<Input>,
     copies: BTreeMap<OrderId, (NodeName, Order)>,
@@ -71,12 +75,14 @@ impl World {
             policy: Policy::default(),
             usable: BTreeSet::new(),
             machine: Migrations::default(),
+            evacuations: Evacuations::default(),
+            evacuation_store: BTreeMap::new(),
             store: BTreeMap::new(),
             faults: Faults::default(),
             now: Duration::from_secs(1000),
             epoch: 0,
             content: BTreeMap::new(),
-            generation: 0,
+            generations: BTreeMap::new(),
             effects: Vec::new(),
             inbox: Vec::new(),
             copies: BTreeMap::new(),
@@ -241,8 +247,11 @@ impl World {
     pub fn take_over(&mut self) {
         self.epoch += 1;
         self.machine = Migrations::default();
+        self.evacuations = Evacuations::default();
         self.inbox.clear();
-        let records = self.store.values().map(|record| Record::Migration(Box::new(record.clone()))).collect();
+        let migrations = self.store.values().map(|record| Record::Migration(Box::new(record.clone())));
+        let evacuations = self.evacuation_store.values().map(|record| Record::Evacuation(record.clone()));
+        let records = migrations.chain(evacuations).collect();
         let epoch = self.epoch;
         self.input(Input::Leading { epoch, records });
     }
@@ -258,6 +267,9 @@ impl World {
         if !self.inbox.is_empty() {
             let input = self.inbox.remove(0);
             self.input(input);
+        }
+        for (name, spec) in &mut self.requests.evacuations {
+            spec.complete = self.evacuation_store.get(name).is_some_and(|record| record.complete);
         }
         self.agents();
         self.kubevirt();
@@ -285,7 +297,9 @@ impl World {
             epoch: self.epoch,
             usable: &self.usable,
         };
-        for effect in self.machine.step(self.now, &input, &ctx) {
+        let mut effects = self.machine.step(self.now, &input, &ctx);
+        effects.extend(self.evacuations.step(self.now, &input, &ctx, &self.machine));
+        for effect in effects {
             self.effects.push(effect.clone());
             self.perform(effect);
         }
@@ -296,6 +310,10 @@ impl World {
             Effect::Commit(Record::Migration(record)) => {
                 self.inbox.push(Input::Committed(RecordKey::Migration(record.key.clone())));
                 self.store.insert(record.key.clone(), *record);
+            }
+            Effect::Commit(Record::Evacuation(record)) => {
+                self.inbox.push(Input::Committed(RecordKey::Evacuation(record.name.clone())));
+                self.evacuation_store.insert(record.name.clone(), record);
             }
             Effect::Act(action) => {
                 let answer = match self.act(&action) {
@@ -323,7 +341,12 @@ impl World {
                 assert!(bound.is_none(), "a volume that was bound is forgotten");
                 self.fleet.volumes.remove(volume);
             }
-            Action::StopVm { vm, .. } => self.fleet.vms.get_mut(vm).ok_or("no VM")?.run = RunStrategy::Halted,
+            Action::StopVm { vm, .. } => {
+                let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
+                vm.run = RunStrategy::Halted;
+                // What a stop changes is the field that a start gives back.
+                vm.start = SavedStart::WukongStartStrategy(Some(r#"{"autoStart":false}"#.into()));
+            }
             Action::RestoreStart { vm, start, .. } => {
                 let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
                 vm.run = RunStrategy::Always;
@@ -341,13 +364,16 @@ impl World {
                 }
                 self.create_claim(claim, Some(volume.clone()));
             }
-            other => return Err(format!("not of a migration: {other:?}")),
-        }
-        // What a stop changes is the same field that a start gives back.
-        for vm in self.fleet.vms.values_mut() {
-            if vm.run == RunStrategy::Halted {
-                vm.start = SavedStart::WukongStartStrategy(Some(r#"{"autoStart":false}"#.into()));
+            Action::CreateMigration { key, spec } => {
+                self.requests.migrations.entry(key.clone()).or_insert_with(|| spec.clone());
             }
+            Action::CancelMigration { key } => {
+                self.requests.migrations.get_mut(key).ok_or("no migration")?.cancelled = true;
+            }
+            Action::CreateEvacuation { name, spec } => {
+                self.requests.evacuations.entry(name.clone()).or_insert_with(|| spec.clone());
+            }
+            other => return Err(format!("neither of a migration nor of an evacuation: {other:?}")),
         }
         Ok(())
     }
@@ -422,24 +448,21 @@ impl World {
                     Some(Instance { uid, node, phase, has_run: true, migrating: None, paused: None });
             }
             if vm.instance.is_some() {
-                self.write(&places);
+                self.write(&vm_key, &places);
             }
         }
     }
 
     /// A guest that runs: what it reads must be what it wrote last, on all disks.
-    fn write(&mut self, places: &[(NodeName, String)]) {
+    fn write(&mut self, vm: &Key, places: &[(NodeName, String)]) {
+        let generation = self.generations.entry(vm.clone()).or_default();
         for (node, path) in places {
             let found = self.content.get(&place(&node.0, path)).copied();
-            assert_eq!(
-                found,
-                Some(self.generation),
-                "{path} on {node} is blank, old or of another disk's age"
-            );
+            assert_eq!(found, Some(*generation), "{path} on {node} is blank, old or of another disk's age");
         }
-        self.generation += 1;
+        *generation += 1;
         for (node, path) in places {
-            self.content.insert(place(&node.0, path), self.generation);
+            self.content.insert(place(&node.0, path), *generation);
         }
     }
 

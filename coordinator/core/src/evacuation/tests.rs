@@ -1,0 +1,219 @@
+//! Evacuations on the model that migrations are tested with.
+
+use super::{Disruption, EvacuationSpec, PlanState};
+use crate::fleet::{DiskHealth, Grade};
+use crate::io::{Effect, Severity};
+use crate::migration::Destination;
+use crate::migration::model::{World, key};
+use crate::policy::{EvacuationPolicySpec, Policy, PolicySpec};
+
+const ROUNDS: usize = 300;
+
+fn spec(node: &str) -> EvacuationSpec {
+    EvacuationSpec {
+        node: node.into(),
+        disk: None,
+        destination: None,
+        disruption: Disruption::Now,
+        dry_run: false,
+        cancelled: false,
+        complete: false,
+    }
+}
+
+/// Three VMs on n2, of one, two and three disks, and one on n1.
+fn world() -> World {
+    let mut world = World::new();
+    world.add_vm("big", "n2", &["a", "b", "c"]);
+    world.add_vm("small", "n2", &["a"]);
+    world.add_vm("other", "n1", &["a"]);
+    world
+}
+
+fn run(world: &mut World, name: &str) {
+    for _ in 0..ROUNDS {
+        if world.evacuation_store.get(name).is_some_and(|record| record.complete) {
+            break;
+        }
+        world.round();
+    }
+    world.round();
+}
+
+#[test]
+fn empties_a_node_smallest_first_a_few_at_a_time() {
+    let mut world = world();
+    world.requests.evacuations.insert("e".into(), spec("n2"));
+    run(&mut world, "e");
+    let record = &world.evacuation_store["e"];
+    assert!(record.complete, "{record:?}");
+    let order: Vec<_> = record.plan.iter().map(|line| line.subject.name.as_str()).collect();
+    assert_eq!(order, ["small", "vm", "big"]);
+    assert!(record.plan.iter().all(|line| line.state == PlanState::Succeeded), "{record:?}");
+    for vm in ["vm", "big", "small", "other"] {
+        assert_ne!(world.fleet.vms[&key(vm)].node(), Some(&"n2".into()), "{vm}");
+    }
+}
+
+#[test]
+fn a_dry_run_only_tells() {
+    let mut world = world();
+    world.requests.evacuations.insert("e".into(), EvacuationSpec { dry_run: true, ..spec("n2") });
+    run(&mut world, "e");
+    let record = &world.evacuation_store["e"];
+    assert_eq!((record.plan.len(), record.complete), (3, true));
+    assert!(record.message.starts_with("dry run"), "{}", record.message);
+    assert!(world.requests.migrations.is_empty());
+}
+
+#[test]
+fn goes_on_past_a_vm_that_fails() {
+    let mut world = world();
+    // The first to be tried cannot be stopped: nobody knows its owner.
+    let owner = crate::fleet::Owner::Unknown { kind: "Fleet".into(), name: "f".into() };
+    world.fleet.vms.get_mut(&key("small")).expect("there").owner = owner;
+    world.requests.evacuations.insert("e".into(), spec("n2"));
+    run(&mut world, "e");
+    let states: Vec<_> = world.evacuation_store["e"].plan.iter().map(|line| line.state).collect();
+    assert_eq!(states, [PlanState::Failed, PlanState::Succeeded, PlanState::Succeeded]);
+    assert!(world.evacuation_store["e"].plan[0].message.starts_with("OwnerUnknown"));
+}
+
+#[test]
+fn cancelled_it_cancels_what_it_began() {
+    let mut world = world();
+    world
+        .requests
+        .evacuations
+        .insert("e".into(), EvacuationSpec { disruption: Disruption::PreCopyOnly, ..spec("n2") });
+    for _ in 0..30 {
+        world.round();
+    }
+    world.requests.evacuations.get_mut("e").expect("asked").cancelled = true;
+    run(&mut world, "e");
+    assert!(world.evacuation_store["e"].complete);
+    assert_eq!(world.fleet.vms[&key("small")].node(), Some(&"n2".into()));
+}
+
+#[test]
+fn a_new_leader_goes_on() {
+    for at in 0..40 {
+        let mut world = world();
+        world.requests.evacuations.insert("e".into(), spec("n2"));
+        for _ in 0..at {
+            world.round();
+        }
+        world.take_over();
+        run(&mut world, "e");
+        let record = &world.evacuation_store["e"];
+        assert!(record.plan.iter().all(|line| line.state == PlanState::Succeeded), "at {at}: {record:?}");
+    }
+}
+
+#[test]
+fn an_unknown_node_is_refused() {
+    let mut world = world();
+    world.requests.evacuations.insert("e".into(), spec("n9"));
+    run(&mut world, "e");
+    assert_eq!(world.evacuation_store["e"].message, "refused: there is no node n9");
+}
+
+fn automatic(dry_run: bool) -> Policy {
+    let evacuation = EvacuationPolicySpec {
+        automatic: true,
+        dry_run,
+        hold_ms: 20_000,
+        disruption: Disruption::Now,
+        ..EvacuationPolicySpec::default()
+    };
+    Policy::try_from(PolicySpec { evacuation, ..PolicySpec::default() }).expect("a valid policy")
+}
+
+fn set_disk(world: &mut World, node: &str, grade: Grade, reasons: &[&str]) {
+    let health = DiskHealth {
+        grade,
+        reasons: reasons.iter().map(|reason| (*reason).to_owned()).collect(),
+        model: String::new(),
+        serial: String::new(),
+    };
+    world.fleet.reports.get_mut(&node.into()).expect("a node").disks.insert("sda".into(), health);
+}
+
+fn with_disks(policy: Policy) -> World {
+    let mut world = world();
+    world.policy = policy;
+    for node in ["n1", "n2", "n3"] {
+        set_disk(&mut world, node, Grade::Ok, &[]);
+    }
+    world
+}
+
+fn rounds(world: &mut World, count: usize) {
+    for _ in 0..count {
+        world.round();
+    }
+}
+
+#[test]
+fn a_failing_disk_is_evacuated_by_itself_after_the_hold() {
+    let mut world = with_disks(automatic(false));
+    set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
+    rounds(&mut world, 18);
+    assert!(world.requests.evacuations.is_empty(), "before the hold is over");
+    rounds(&mut world, 10);
+    assert!(world.requests.evacuations.contains_key("auto-n2-sda"));
+    run(&mut world, "auto-n2-sda");
+    assert_ne!(world.fleet.vms[&key("vm")].node(), Some(&"n2".into()));
+}
+
+#[test]
+fn one_soft_source_is_not_enough_and_two_are() {
+    let mut world = with_disks(automatic(true));
+    set_disk(&mut world, "n2", Grade::Failing, &["PendingSectors", "Reallocated"]);
+    rounds(&mut world, 60);
+    assert!(world.requests.evacuations.is_empty(), "two counters of one SMART page are one source");
+    set_disk(&mut world, "n2", Grade::Failing, &["PendingSectors", "FilesystemErrorsGrowing"]);
+    rounds(&mut world, 60);
+    assert!(world.requests.evacuations["auto-n2-sda"].dry_run);
+    assert!(world.requests.migrations.is_empty(), "a dry run moved something");
+}
+
+#[test]
+fn a_disk_that_recovers_within_the_hold_is_left_alone() {
+    let mut world = with_disks(automatic(false));
+    for _ in 0..5 {
+        set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
+        rounds(&mut world, 15);
+        set_disk(&mut world, "n2", Grade::Ok, &[]);
+        rounds(&mut world, 15);
+    }
+    assert!(world.requests.evacuations.is_empty());
+}
+
+#[test]
+fn many_bad_disks_together_move_nothing_and_are_told_once() {
+    let mut world = with_disks(automatic(false));
+    set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
+    set_disk(&mut world, "n3", Grade::Failing, &["SmartFailingNow"]);
+    rounds(&mut world, 100);
+    assert!(world.requests.evacuations.is_empty());
+    let told = |effect: &&Effect| matches!(effect, Effect::Notify(notice) if notice.reason == "EvacuationGuarded" && notice.severity == Severity::Critical);
+    assert_eq!(world.effects.iter().filter(told).count(), 1);
+}
+
+#[test]
+fn off_by_default() {
+    let mut world = with_disks(Policy::default());
+    set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
+    rounds(&mut world, 1000);
+    assert!(world.requests.evacuations.is_empty());
+}
+
+#[test]
+fn a_destination_is_passed_on() {
+    let mut world = world();
+    let destination = Some(Destination::Node("n1".into()));
+    world.requests.evacuations.insert("e".into(), EvacuationSpec { destination, ..spec("n2") });
+    run(&mut world, "e");
+    assert_eq!(world.fleet.vms[&key("big")].node(), Some(&"n1".into()));
+}
