@@ -131,6 +131,8 @@ pub enum FailureReason {
     SourceChanged,
     /// The source holds what cannot be copied without loss.
     SourceUnsupported,
+    /// The source sent what cannot be or was not asked for: it lies, or has a bug.
+    SourceInvalid,
     /// Something else is at the target path.
     TargetExists,
     /// No room on the target.
@@ -139,12 +141,14 @@ pub enum FailureReason {
     TargetWriteFailed,
     /// What was read back differs from what was sent.
     VerificationFailed,
+    /// This agent copies as much as it may at once, or this transfer already.
+    Busy,
     /// Any other; a newer agent may know more reasons than we do.
     Other(String),
 }
 
 impl FailureReason {
-    const KNOWN: [Self; 14] = [
+    const KNOWN: [Self; 16] = [
         Self::Cancelled,
         Self::StaleEpoch,
         Self::OrderRefused,
@@ -155,10 +159,12 @@ impl FailureReason {
         Self::SourceReadFailed,
         Self::SourceChanged,
         Self::SourceUnsupported,
+        Self::SourceInvalid,
         Self::TargetExists,
         Self::TargetFull,
         Self::TargetWriteFailed,
         Self::VerificationFailed,
+        Self::Busy,
     ];
 }
 
