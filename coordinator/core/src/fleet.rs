@@ -476,6 +476,13 @@ pub struct NodeReport {
     pub host: Host,
 }
 
+impl NodeReport {
+    /// The storage root that a path is below: the longest that fits.
+    pub fn root_of(&self, path: &str) -> Option<&StorageRoot> {
+        self.roots.iter().filter(|root| root.holds(path)).max_by_key(|root| root.path.len())
+    }
+}
+
 /// A folder that holds volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageRoot {
@@ -493,6 +500,13 @@ pub struct StorageRoot {
     pub read_only: bool,
     /// The physical disk below, where it could be resolved.
     pub disk: Option<String>,
+}
+
+impl StorageRoot {
+    /// Whether a path is below it.
+    pub fn holds(&self, path: &str) -> bool {
+        path.strip_prefix(self.path.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
+    }
 }
 
 /// Size of one volume folder.

@@ -188,6 +188,14 @@ fn judge_volume(
     }
 }
 
+/// The one node that a volume's affinity admits or names, whatever backs the volume.
+pub(crate) fn pinned_node(fleet: &Fleet, volume: &Volume) -> Option<NodeName> {
+    match Reach::of(fleet, volume).nodes {
+        Nodes::One(node) | Nodes::Absent(node) => Some(node),
+        Nodes::Any | Nodes::Several(_) | Nodes::None => None,
+    }
+}
+
 /// A volume that is on one node by its nature: which, if its affinity does not say?
 fn on_the_only_node(fleet: &Fleet, reach: &Reach, what: &str, name: &VolumeName) -> Verdict {
     match &reach.nodes {

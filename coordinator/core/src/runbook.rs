@@ -1,11 +1,324 @@
 //! The runbook of one VM: what a person must know and may do, in Markdown.
+//!
+//! A pure function of the decision and the fleet. It says what objects and agents tell, and "unknown" for the
+//! rest: a runbook that guesses is worse than none.
 
-/// A word of a shell command, quoted where it needs to be.
-pub(crate) fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
+use std::fmt::Write;
+
+use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, SourceKind};
+use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usage, Vm};
+use crate::names::{Key, NodeName, VolumeName};
+
+mod swap;
+mod words;
+
+use words::{bytes, bytes_or_unknown, code, plain};
+
+pub(crate) use words::shell_word;
+
+/// Writes the runbook of the decision's VM.
+pub fn runbook(fleet: &Fleet, decision: &Decision) -> String {
+    let vm = fleet.vms.get(&decision.vm);
+    let mut text = format!("# Runbook: VM {}\n\n", code(&decision.vm.to_string()));
+    let _ = write!(text, "{}\n\n", headline(decision));
+    for detail in &decision.details {
+        let _ = writeln!(text, "- {}", plain(detail));
     }
-    let visible: String = word.chars().filter(|c| !c.is_control()).collect();
-    format!("'{}'", visible.replace('\'', r"'\''"))
+    let _ = write!(text, "\n{}\n\n", where_it_ran(decision));
+    text.push_str(&disks_chapter(fleet, decision));
+    text.push_str("## Options\n\n");
+    let swaps = swap::local_claims(fleet, decision);
+    let options = options(fleet, decision, vm, !swaps.is_empty());
+    for (number, option) in (1..).zip(options) {
+        let _ = write!(text, "### {number}. {option}\n\n");
+    }
+    if let Some(vm) = vm.filter(|_| !swaps.is_empty()) {
+        text.push_str(&swap::chapter(&decision.vm, vm, fleet, &swaps));
+    }
+    text
+}
+
+fn headline(decision: &Decision) -> String {
+    let reasons: Vec<&str> = decision.reasons.iter().map(|reason| reason.as_str()).collect();
+    let kind = match decision.kind {
+        DecisionKind::Recreate => {
+            "It can be started elsewhere without a person, once its node is proven dead"
+        }
+        DecisionKind::Rebuild => {
+            "It can be rebuilt elsewhere: its system disk anew from the image, its data disks attached"
+        }
+        DecisionKind::ManualRecovery => {
+            "It needs a person. Nothing of it has been touched, and nothing will be"
+        }
+        DecisionKind::NothingToDo => "Nothing needs to be done",
+    };
+    format!("**{kind}.** ({})", reasons.join(", "))
+}
+
+fn where_it_ran(decision: &Decision) -> String {
+    if decision.nodes.is_empty() {
+        return "It runs on no node.".to_owned();
+    }
+    let nodes: Vec<String> = decision.nodes.iter().map(|node| code(node.as_str())).collect();
+    format!(
+        "It may still run on {}: start it nowhere else before each of these is proven dead.",
+        nodes.join(", ")
+    )
+}
+
+/// A disk of the decision with what its node's agent last told.
+struct Told<'a> {
+    path: Option<&'a str>,
+    usage: Option<&'a Usage>,
+    root: Option<&'a StorageRoot>,
+    health: Option<(&'a str, &'a DiskHealth)>,
+}
+
+impl<'a> Told<'a> {
+    fn of(fleet: &'a Fleet, finding: &DiskFinding) -> Self {
+        let volume = finding.volume.as_deref().and_then(|name| fleet.volumes.get(&VolumeName::from(name)));
+        let path = volume.and_then(|volume| volume.source.path());
+        let report: Option<&NodeReport> = match &finding.locality {
+            Locality::Local { node } => fleet.reports.get(node),
+            _ => None,
+        };
+        let root = report.zip(path).and_then(|(report, path)| report.root_of(path));
+        let health = report.zip(root).and_then(|(report, root)| {
+            let name = root.disk.as_deref()?;
+            Some((name, report.disks.get(name)?))
+        });
+        Self { path, usage: report.zip(path).and_then(|(report, path)| report.usage.get(path)), root, health }
+    }
+
+    fn health_words(&self) -> String {
+        match self.health {
+            None => "unknown".to_owned(),
+            Some((name, health)) => {
+                let reasons = if health.reasons.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({})", plain(&health.reasons.join(", ")))
+                };
+                format!("{} {:?}{reasons}", code(name), health.grade)
+            }
+        }
+    }
+}
+
+fn disks_chapter(fleet: &Fleet, decision: &Decision) -> String {
+    let mut text = String::from(
+        "## Its disks\n\n| Disk | Where | Claim, volume, class | Path | Requested | Allocated | Health |\n|---|---|---|---|---|---|---|\n",
+    );
+    for finding in &decision.disks {
+        let told = Told::of(fleet, finding);
+        let claim =
+            finding.claim.as_ref().and_then(|name| fleet.claims.get(&Key::new(&decision.vm.namespace, name)));
+        let names: Vec<String> = [&finding.claim, &finding.volume, &finding.class]
+            .into_iter()
+            .flatten()
+            .map(|name| code(name))
+            .collect();
+        let (requested, allocated, health) = match finding.locality {
+            Locality::Rebuildable | Locality::Lost => ("-".to_owned(), "-".to_owned(), "-".to_owned()),
+            _ => (
+                bytes_or_unknown(claim.map(|claim| claim.requested_bytes)),
+                bytes_or_unknown(told.usage.map(|usage| usage.allocated_bytes)),
+                told.health_words(),
+            ),
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {requested} | {allocated} | {health} |",
+            code(&finding.disk),
+            where_words(&finding.locality),
+            if names.is_empty() { "-".to_owned() } else { names.join(", ") },
+            told.path.map_or_else(|| "-".to_owned(), code),
+        );
+    }
+    text.push('\n');
+    for finding in &decision.disks {
+        let _ = writeln!(text, "- {}: {}.", code(&finding.disk), plain(&finding.because));
+    }
+    text.push_str("\nSizes and health are those of the last report of the node's agent.\n\n");
+    text.push_str(&copies_chapter(decision));
+    text
+}
+
+fn where_words(locality: &Locality) -> String {
+    match locality {
+        Locality::Local { node } => format!("node {}", code(node.as_str())),
+        Locality::Network => "network storage".to_owned(),
+        Locality::Rebuildable => "made anew at every start".to_owned(),
+        Locality::Lost => "lost at every stop".to_owned(),
+        Locality::Unknown => "unknown".to_owned(),
+    }
+}
+
+fn copies_chapter(decision: &Decision) -> String {
+    let concerned = decision.disks.iter().filter(|disk| {
+        matches!(disk.locality, Locality::Local { .. } | Locality::Unknown)
+            || has_source(decision, &disk.disk)
+    });
+    let mut text = String::from("## Copies and backups\n\n");
+    for disk in concerned {
+        let sources = decision.restore_from.iter().filter(|source| source.disk == disk.disk);
+        let words: Vec<String> = sources.map(|source| source_words(&source.source)).collect();
+        let words = if words.is_empty() { "no copy is known".to_owned() } else { words.join("; ") };
+        let _ = writeln!(text, "- {}: {words}", code(&disk.disk));
+    }
+    let _ = write!(
+        text,
+        "\nSnapshots and backups are not seen from here: whether there are any is unknown. `kubectl get volumesnapshots -n {}` lists snapshots, where the cluster has them.\n\n",
+        shell_word(&decision.vm.namespace)
+    );
+    text
+}
+
+fn has_source(decision: &Decision, disk: &str) -> bool {
+    decision.restore_from.iter().any(|source| source.disk == disk)
+}
+
+fn source_words(source: &SourceKind) -> String {
+    match source {
+        SourceKind::Volume { name, phase, node } => {
+            let node = node.as_ref().map_or_else(|| "unknown".to_owned(), |node| code(node.as_str()));
+            let phase = if phase.is_empty() { "unknown" } else { phase };
+            format!("volume {} (phase {}, node {node}, age unknown)", code(name.as_str()), plain(phase))
+        }
+        SourceKind::Folder { node, path, allocated_bytes } => format!(
+            "folder {} on node {}, {} allocated, in no volume, age unknown",
+            code(path),
+            code(node.as_str()),
+            bytes(*allocated_bytes)
+        ),
+        SourceKind::Image { url } => {
+            format!("the image {}, without anything written since its import", code(url))
+        }
+    }
+}
+
+/// The options that apply, each with its title on the first line.
+fn options(fleet: &Fleet, decision: &Decision, vm: Option<&Vm>, movable: bool) -> Vec<String> {
+    let mut options = Vec::new();
+    options.extend(clear_the_way(decision));
+    for node in home_nodes(decision) {
+        options.push(bring_back(fleet, node, vm));
+    }
+    for node in &decision.nodes {
+        options.push(attest(node));
+    }
+    if movable {
+        options.push(move_disks(fleet, decision));
+    }
+    if decision.disks.iter().any(|disk| matches!(disk.locality, Locality::Local { .. } | Locality::Unknown)) {
+        options.push(restore(decision, movable));
+    }
+    options
+}
+
+/// Nodes whose return brings disks back, and those that it may run on.
+fn home_nodes(decision: &Decision) -> Vec<&NodeName> {
+    let local = decision.disks.iter().filter_map(|disk| match &disk.locality {
+        Locality::Local { node } => Some(node),
+        _ => None,
+    });
+    let mut nodes: Vec<&NodeName> = local.chain(&decision.nodes).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}
+
+fn clear_the_way(decision: &Decision) -> Option<String> {
+    let mut lines: Vec<String> = decision
+        .reasons
+        .iter()
+        .map(|reason| (reason, decision.remedy_for(*reason)))
+        .filter(|(_, remedy)| remedy != "none needed")
+        .map(|(reason, remedy)| format!("- {reason}: {}", plain(&remedy)))
+        .collect();
+    lines.dedup();
+    (!lines.is_empty()).then(|| {
+        format!(
+            "Remove what stands in the way\n\nSome of it only helps before the next time:\n\n{}",
+            lines.join("\n")
+        )
+    })
+}
+
+fn bring_back(fleet: &Fleet, node: &NodeName, vm: Option<&Vm>) -> String {
+    let address = fleet.nodes.get(node).and_then(|node| node.address.as_deref()).unwrap_or("unknown");
+    let starts = match vm.map(|vm| vm.run) {
+        Some(RunStrategy::Always | RunStrategy::RerunOnFailure) => {
+            "The VM then starts there by itself, with everything that was written to its disks."
+        }
+        Some(RunStrategy::Manual | RunStrategy::Once | RunStrategy::Halted) | None => {
+            "Its disks are then there again; the VM does not start by itself (its run strategy)."
+        }
+    };
+    format!(
+        "Bring node {name} back\n\nThe safest way where the machine can be repaired (address: {}). {starts}\n\n```sh\nkubectl get node {word}\nkubectl somersault status\n```",
+        code(address),
+        name = code(node.as_str()),
+        word = shell_word(node.as_str()),
+    )
+}
+
+fn attest(node: &NodeName) -> String {
+    format!(
+        "Attest that node {} is dead\n\nOnly after somebody has seen that the machine is off, or has cut its power. It is a promise that nothing on it can run or write any more: if it is wrong, VMs run twice and disks are destroyed. It lets the node's VMs with network storage start elsewhere at once; this VM is not touched by it, but may then be recovered by hand.\n\n```sh\nkubectl somersault attest {}\n```",
+        code(node.as_str()),
+        shell_word(node.as_str())
+    )
+}
+
+fn move_disks(fleet: &Fleet, decision: &Decision) -> String {
+    let mut text = String::from("Move the disks to another node\n\n");
+    for finding in &decision.disks {
+        let Locality::Local { node } = &finding.locality else { continue };
+        let told = Told::of(fleet, finding);
+        let device = match (told.root.and_then(|root| root.disk.as_deref()), told.health) {
+            (Some(name), Some((_, health))) => {
+                let or_unknown =
+                    |text: &str| if text.is_empty() { "unknown".to_owned() } else { plain(text) };
+                format!(
+                    "{} (model {}, serial {})",
+                    code(name),
+                    or_unknown(&health.model),
+                    or_unknown(&health.serial)
+                )
+            }
+            (Some(name), None) => format!("{} (model and serial unknown)", code(name)),
+            (None, _) => "unknown".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "- {}: {} on node {}, physical disk {device}",
+            code(&finding.disk),
+            told.path.map_or_else(|| "path unknown".to_owned(), code),
+            code(node.as_str()),
+        );
+    }
+    let _ = write!(
+        text,
+        "\nWhile the node lives, one command copies, verifies and switches all of them:\n\n```sh\nkubectl somersault migrate {} -n {} --to-node NEW_NODE\n```\n\n\
+         If it is dead: attest it, put the physical disk into another node and mount it there, or copy the folders from it, then follow \"Pointing claims at other volumes\" below. Mount it read-only first, and copy before anything else if it is not healthy.",
+        shell_word(&decision.vm.name),
+        shell_word(&decision.vm.namespace)
+    );
+    text
+}
+
+fn restore(decision: &Decision, movable: bool) -> String {
+    let mut text = String::from("Restore from a copy or a backup\n\nWhat was written since is lost. ");
+    text.push_str(if decision.restore_from.is_empty() {
+        "No copy is known: look for a backup outside the cluster. "
+    } else {
+        "The copies known are listed under \"Copies and backups\"; how old they are is unknown. "
+    });
+    text.push_str(if movable {
+        "Put the data into a folder on the new node as `disk.img`, then follow \"Pointing claims at other volumes\" below."
+    } else {
+        "Put the data on a new volume and point the claim at it. A new, empty claim under the old name boots a blank disk: create one only if that is what is wanted."
+    });
+    text
 }

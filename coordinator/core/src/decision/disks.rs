@@ -1,9 +1,7 @@
 //! Each disk of a VM: where it is, whether it holds data, whether it is sound.
 
 use crate::decision::{DiskFinding, Finding, Locality, Question, Reason};
-use crate::fleet::{
-    Claim, ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, Owner, StorageRoot, Vm, Volume,
-};
+use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, Fleet, Grade, Owner, Vm, Volume};
 use crate::locality::{self, ClassOverrides};
 use crate::names::{Key, NodeName, VolumeName};
 
@@ -167,7 +165,7 @@ fn broken_on_node(
 ) -> Option<Finding> {
     let path = volume.source.path()?;
     let report = fleet.reports.get(node)?;
-    let root = root_of(report, path)?;
+    let root = report.root_of(path)?;
     let when = if question.dead.contains(node) { "when last heard of, " } else { "" };
     if let Some(name) = &root.disk
         && report.disks.get(name).is_some_and(|health| health.grade == Grade::Failed)
@@ -178,20 +176,10 @@ fn broken_on_node(
         ));
     }
     // An agent that has measured nothing below the root yet has not looked: silence is no finding.
-    let measured = report.usage.keys().any(|folder| is_below(folder, &root.path));
+    let measured = report.usage.keys().any(|folder| root.holds(folder));
     (measured && !report.usage.contains_key(path)).then(|| {
         (Reason::VolumePathMissing, format!("disk {disk}: {when}there was no {path} on node {node}"))
     })
-}
-
-/// The storage root that a path is below: the longest that fits.
-pub(crate) fn root_of<'a>(report: &'a NodeReport, path: &str) -> Option<&'a StorageRoot> {
-    let roots = report.roots.iter().filter(|root| is_below(path, &root.path));
-    roots.max_by_key(|root| root.path.len())
-}
-
-fn is_below(path: &str, root: &str) -> bool {
-    path.strip_prefix(root.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Whether the VM can be rebuilt: its only blockers are local system disks with an image. The error is the

@@ -1,67 +1,72 @@
-//! One line for people: what to do so that the VM fares better.
+//! One line for people: what would help against a reason.
 
 use crate::decision::{Decision, Locality, Reason};
 use crate::runbook::shell_word;
 
-/// What would help most, by the most telling reason.
-pub(super) fn remedy(decision: &Decision) -> String {
-    let Some(reason) = decision.reasons.first() else { return "none needed".to_owned() };
-    let vm = shell_word(&decision.vm.name);
-    let namespace = shell_word(&decision.vm.namespace);
-    match reason {
-        Reason::VmNotFound => "check the name and the namespace".to_owned(),
-        Reason::Stopped if has_local_disk(decision) => to_network(&namespace, &vm),
-        Reason::Stopped
-        | Reason::RunsElsewhere
-        | Reason::NotRunning
-        | Reason::StorageSound
-        | Reason::AllDisksOnNetwork
-        | Reason::NoDataDisks => "none needed".to_owned(),
-        Reason::SystemDiskRebuildable => {
-            format!("to keep what is written to the system disk: {}", to_network(&namespace, &vm))
-        }
-        Reason::ClaimLost
-        | Reason::VolumeMissing
-        | Reason::VolumeBoundElsewhere
-        | Reason::VolumePathMissing => {
-            "bring the data back: see the sources that the runbook names".to_owned()
-        }
-        Reason::ClaimMissing => format!("create {}, or take it out of the VM", claims(decision)),
-        Reason::DiskFailed => "do not trust what the disk reads: restore from a copy or a backup".to_owned(),
-        Reason::DiskNodeGone => {
-            "bring the node back under its name, or restore the data elsewhere".to_owned()
-        }
-        Reason::LocalDisk | Reason::LocalHotplug | Reason::LocalState | Reason::LocalBacking => {
-            to_network(&namespace, &vm)
-        }
-        Reason::HostDisk => "move the hostDisk's data into a claim".to_owned(),
-        Reason::LocalityUnknown => match unknown_class(decision) {
-            Some(class) => format!(
-                "say in the policy whether storage class {class} is Local or Network (storageClasses)"
-            ),
-            None => "put its data on a claim whose place can be told".to_owned(),
-        },
-        Reason::ClaimNotBound => "see why the claim does not bind: kubectl describe pvc".to_owned(),
-        Reason::DataVolumeImporting => "wait for the import to end".to_owned(),
-        Reason::ClaimSharedWithVm => "give each VM a claim of its own".to_owned(),
-        Reason::ClaimUsedByPod => "end the pod that uses the claim too".to_owned(),
-        Reason::LiveMigrationInFlight => "wait for the live migration to end, or delete it".to_owned(),
-        Reason::LauncherElsewhere => {
-            "see which of its launchers is alive: kubectl get pods -o wide".to_owned()
-        }
-        Reason::InstancePaused => "unpause it, or stop it, once it is known why it was paused".to_owned(),
-        Reason::InstanceNeverRan => {
-            "see why its first start does not succeed: kubectl describe vmi".to_owned()
-        }
-        Reason::RunStrategyManual | Reason::RunStrategyOnce => {
-            "set runStrategy Always or RerunOnFailure, if it should be restarted".to_owned()
-        }
-        Reason::RebuildNotAllowed => {
-            "allow the rebuild of its system disk, or move it to network storage".to_owned()
-        }
-        Reason::OwnerUnknown => "let the VM be owned by nobody, or by a controller that is known".to_owned(),
-        Reason::NoFittingNode => {
-            "make room: a healthy node that its volumes, selectors and requests admit".to_owned()
+impl Decision {
+    /// What would help against one of its reasons, in a line.
+    pub fn remedy_for(&self, reason: Reason) -> String {
+        let vm = shell_word(&self.vm.name);
+        let namespace = shell_word(&self.vm.namespace);
+        match reason {
+            Reason::VmNotFound => "check the name and the namespace".to_owned(),
+            Reason::Stopped if has_local_disk(self) => to_network(&namespace, &vm),
+            Reason::Stopped
+            | Reason::RunsElsewhere
+            | Reason::NotRunning
+            | Reason::StorageSound
+            | Reason::AllDisksOnNetwork
+            | Reason::NoDataDisks => "none needed".to_owned(),
+            Reason::SystemDiskRebuildable => {
+                format!("to keep what is written to the system disk: {}", to_network(&namespace, &vm))
+            }
+            Reason::ClaimLost
+            | Reason::VolumeMissing
+            | Reason::VolumeBoundElsewhere
+            | Reason::VolumePathMissing => {
+                "bring the data back: see the sources that the runbook names".to_owned()
+            }
+            Reason::ClaimMissing => format!("create {}, or take it out of the VM", claims(self)),
+            Reason::DiskFailed => {
+                "do not trust what the disk reads: restore from a copy or a backup".to_owned()
+            }
+            Reason::DiskNodeGone => {
+                "bring the node back under its name, or restore the data elsewhere".to_owned()
+            }
+            Reason::LocalDisk | Reason::LocalHotplug | Reason::LocalState | Reason::LocalBacking => {
+                to_network(&namespace, &vm)
+            }
+            Reason::HostDisk => "move the hostDisk's data into a claim".to_owned(),
+            Reason::LocalityUnknown => match unknown_class(self) {
+                Some(class) => format!(
+                    "say in the policy whether storage class {class} is Local or Network (storageClasses)"
+                ),
+                None => "put its data on a claim whose place can be told".to_owned(),
+            },
+            Reason::ClaimNotBound => "see why the claim does not bind: kubectl describe pvc".to_owned(),
+            Reason::DataVolumeImporting => "wait for the import to end".to_owned(),
+            Reason::ClaimSharedWithVm => "give each VM a claim of its own".to_owned(),
+            Reason::ClaimUsedByPod => "end the pod that uses the claim too".to_owned(),
+            Reason::LiveMigrationInFlight => "wait for the live migration to end, or delete it".to_owned(),
+            Reason::LauncherElsewhere => {
+                "see which of its launchers is alive: kubectl get pods -o wide".to_owned()
+            }
+            Reason::InstancePaused => "unpause it, or stop it, once it is known why it was paused".to_owned(),
+            Reason::InstanceNeverRan => {
+                "see why its first start does not succeed: kubectl describe vmi".to_owned()
+            }
+            Reason::RunStrategyManual | Reason::RunStrategyOnce => {
+                "set runStrategy Always or RerunOnFailure, if it should be restarted".to_owned()
+            }
+            Reason::RebuildNotAllowed => {
+                "allow the rebuild of its system disk, or move it to network storage".to_owned()
+            }
+            Reason::OwnerUnknown => {
+                "let the VM be owned by nobody, or by a controller that is known".to_owned()
+            }
+            Reason::NoFittingNode => {
+                "make room: a healthy node that its volumes, selectors and requests admit".to_owned()
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::fencing::ProofKind;
 use crate::fleet::Fleet;
 use crate::locality::ClassOverrides;
 use crate::names::{Key, NodeName};
+use crate::runbook::shell_word;
 
 /// How long the steps of a recovery take here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +101,8 @@ fn row(
     };
     let remedy = match &node {
         Some(node) if proof_missing => format!(
-            "give node {node} a fence agent in the policy; without one somebody must run: kubectl somersault attest {node}"
+            "give node {node} a fence agent in the policy; without one somebody must run: kubectl somersault attest {}",
+            shell_word(node.as_str())
         ),
         _ => decision.remedy.clone(),
     };

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::disks::Examined;
-use crate::fleet::{Fleet, Vm, Volume};
+use crate::fleet::{Fleet, Volume};
+use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
 
 /// Most sources named for one disk: a person looks at each of them.
@@ -31,6 +32,8 @@ pub enum SourceKind {
         name: VolumeName,
         /// Its phase.
         phase: String,
+        /// The node that its affinity names.
+        node: Option<NodeName>,
     },
     /// A folder below a storage root, in no `PersistentVolume`, whose name is that of the volume or of the claim.
     Folder {
@@ -48,37 +51,45 @@ pub enum SourceKind {
     },
 }
 
-/// Sources for every broken disk, best first for each.
-pub(super) fn sources(fleet: &Fleet, key: &Key, vm: &Vm, disks: &[Examined]) -> Vec<RestoreSource> {
+/// Sources for every data disk that is not simply to be had over the network, best first for each.
+pub(super) fn sources(fleet: &Fleet, disks: &[Examined]) -> Vec<RestoreSource> {
     let mut found = Vec::new();
-    for (disk, spec) in disks.iter().zip(&vm.disks).filter(|(disk, _)| disk.broken().is_some()) {
-        let claim = disk.claim.as_ref();
-        let mut kinds: Vec<SourceKind> =
-            claim.into_iter().flat_map(|claim| kept_volumes(fleet, claim, disk)).collect();
-        kinds.extend(claim.into_iter().flat_map(|claim| orphans(fleet, key, claim, disk.volume.as_ref())));
-        kinds.extend(spec.image.clone().map(|url| SourceKind::Image { url }));
+    for disk in disks.iter().filter(|disk| disk.holds_data && (disk.broken().is_some() || !disk.on_network()))
+    {
+        let mut kinds = Vec::new();
+        if let Some(claim) = &disk.claim {
+            kinds.extend(kept_volumes(fleet, claim, disk));
+            kinds.extend(orphans(fleet, claim, disk.volume.as_ref()));
+        }
+        kinds.extend(disk.image.clone().map(|url| SourceKind::Image { url }));
         kinds.truncate(SOURCES_MAX);
-        found.extend(kinds.into_iter().map(|source| RestoreSource { disk: spec.name.clone(), source }));
+        found.extend(
+            kinds.into_iter().map(|source| RestoreSource { disk: disk.finding.disk.clone(), source }),
+        );
     }
     found
 }
 
-/// Volumes whose `claimRef` names the claim. The bound one is broken; an unbound one of the same name is not.
+/// Volumes whose `claimRef` names the claim: not the one that it is bound to, unless that one is Released.
 fn kept_volumes(fleet: &Fleet, claim: &Key, disk: &Examined) -> Vec<SourceKind> {
     let names_claim = |volume: &Volume| volume.claim.as_ref().is_some_and(|owner| owner.key == *claim);
     let kept =
-        |name: &VolumeName, volume: &Volume| disk.volume.as_ref() != Some(name) || volume.phase != "Bound";
+        |name: &VolumeName, volume: &Volume| disk.volume.as_ref() != Some(name) || volume.phase == "Released";
     let volumes = fleet.volumes.iter().filter(|(name, volume)| names_claim(volume) && kept(name, volume));
     volumes
-        .map(|(name, volume)| SourceKind::Volume { name: name.clone(), phase: volume.phase.clone() })
+        .map(|(name, volume)| SourceKind::Volume {
+            name: name.clone(),
+            phase: volume.phase.clone(),
+            node: locality::pinned_node(fleet, volume),
+        })
         .collect()
 }
 
 /// Folders that no volume claims and whose name is the volume's (hostpath-provisioner) or ends in
 /// `_<namespace>_<claim>` (local-path-provisioner).
-fn orphans(fleet: &Fleet, vm: &Key, claim: &Key, volume: Option<&VolumeName>) -> Vec<SourceKind> {
+fn orphans(fleet: &Fleet, claim: &Key, volume: Option<&VolumeName>) -> Vec<SourceKind> {
     let claimed: BTreeSet<&str> = fleet.volumes.values().filter_map(|volume| volume.source.path()).collect();
-    let suffix = format!("_{}_{}", vm.namespace, claim.name);
+    let suffix = format!("_{}_{}", claim.namespace, claim.name);
     let looks_like_it = |path: &str| {
         let name = path.rsplit('/').next().unwrap_or(path);
         name.ends_with(&suffix) || volume.is_some_and(|volume| name == volume.as_str())
