@@ -8,24 +8,28 @@ use super::files;
 use super::store::{Objects, Store, io_error};
 use crate::cluster::{ClusterError, Snapshot, manifest};
 
+/// Reads a dump into a snapshot; see [`read_objects`].
+pub fn read_dump(path: &Path) -> Result<Snapshot, ClusterError> {
+    Ok(snapshot(&read_objects(path)?))
+}
+
 /// Reads a file (YAML or JSON, by what it starts with), a folder, or standard input (`-`). Manifests that cannot
 /// be read are listed in the snapshot's problems; only a path that cannot be read at all is an error.
-pub fn read_dump(path: &Path) -> Result<Snapshot, ClusterError> {
-    let objects = if path == Path::new("-") {
+pub fn read_objects(path: &Path) -> Result<Objects, ClusterError> {
+    if path == Path::new("-") {
         let text = files::read_limited(io::stdin().lock()).map_err(|e| io_error(Path::new("stdin"), e))?;
-        one_file(Path::new("stdin"), &text)
+        Ok(one_file(Path::new("stdin"), &text))
     } else if path.is_dir() {
-        Store::open(path)?.objects()?
+        Store::open(path)?.objects()
     } else {
         let real = path.canonicalize().map_err(|e| io_error(path, e))?;
         let (text, _) = files::read_file(&real).map_err(|e| io_error(path, e))?;
-        one_file(path, &text)
-    };
-    Ok(snapshot(&objects))
+        Ok(one_file(path, &text))
+    }
 }
 
 /// The snapshot of these objects.
-pub(super) fn snapshot(objects: &Objects) -> Snapshot {
+pub fn snapshot(objects: &Objects) -> Snapshot {
     let mut inventory = manifest::Inventory::default();
     for (path, entry) in objects.iter() {
         inventory.add(&path.display().to_string(), entry.document, &entry.id, &entry.value);

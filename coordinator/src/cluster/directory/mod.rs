@@ -5,5 +5,5 @@ pub mod files;
 pub mod store;
 mod write;
 
-pub use dump::read_dump;
+pub use dump::{read_dump, read_objects, snapshot};
 pub use store::{Objects, Store, Transaction};

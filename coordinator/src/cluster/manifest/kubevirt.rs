@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Affinity;
+use k8s_openapi::api::core::v1::{Affinity, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -50,6 +50,9 @@ pub struct InstanceSpec {
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Affinity.
     pub affinity: Option<Affinity>,
+    /// Tolerations.
+    #[serde(default)]
+    pub tolerations: Option<Vec<Toleration>>,
     /// The machine.
     #[serde(default)]
     pub domain: Domain,

@@ -8,12 +8,13 @@ mod id;
 mod inventory;
 mod kubevirt;
 pub mod quantity;
+pub mod records;
 mod requests;
 mod vm;
 
 pub use convert::{FieldError, PROVISIONED_BY};
 pub use id::ObjectId;
 pub use inventory::Inventory;
-pub use requests::migration_spec;
+pub use requests::{evacuation_spec, migration_spec};
 pub use somersault_crd::GROUP;
 pub use vm::REBUILD_ANNOTATION;

@@ -18,7 +18,8 @@ pub(super) fn read(inventory: &Inventory, problems: &mut Vec<Problem>) -> Reques
         insert(&mut requests.migrations, key, placed, spec, problems);
     }
     for (name, placed) in &inventory.evacuations {
-        let spec = evacuation(&placed.object.spec);
+        let complete = placed.object.status.as_ref().is_some_and(|status| status.complete);
+        let spec = evacuation(&placed.object.spec, complete);
         insert(&mut requests.evacuations, name, placed, spec, problems);
     }
     for (node, placed) in &inventory.node_healths {
@@ -49,21 +50,17 @@ pub fn migration(spec: &crd::VolumeMigrationSpec) -> Result<MigrationSpec, Field
 
 /// The spec of a `VolumeMigration` that asks this.
 pub fn migration_spec(spec: &MigrationSpec) -> crd::VolumeMigrationSpec {
-    let (node, storage_class) = match &spec.destination {
-        Destination::Node(node) => (Some(node.0.clone()), None),
-        Destination::Class(class) => (None, Some(class.clone())),
-    };
     crd::VolumeMigrationSpec {
         vm: spec.vm.clone(),
         claim: spec.claim.clone(),
-        destination: crd::common::Destination { node, storage_class },
+        destination: destination_spec(&spec.destination),
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
         evacuation: spec.evacuation.clone(),
     }
 }
 
-fn evacuation(spec: &crd::EvacuationSpec) -> Result<EvacuationSpec, FieldError> {
+fn evacuation(spec: &crd::EvacuationSpec, complete: bool) -> Result<EvacuationSpec, FieldError> {
     if spec.node.is_empty() {
         return Err(FieldError::new("spec.node", "missing"));
     }
@@ -77,7 +74,23 @@ fn evacuation(spec: &crd::EvacuationSpec) -> Result<EvacuationSpec, FieldError> 
         },
         dry_run: spec.dry_run,
         cancelled: spec.cancelled,
+        complete,
     })
+}
+
+/// The spec of an `Evacuation` that asks this.
+pub fn evacuation_spec(spec: &EvacuationSpec) -> crd::EvacuationSpec {
+    crd::EvacuationSpec {
+        node: spec.node.0.clone(),
+        disk: spec.disk.clone(),
+        destination: spec.destination.as_ref().map(destination_spec),
+        disruption: match spec.disruption {
+            Disruption::PreCopyOnly => crd::evacuation::Disruption::PreCopyOnly,
+            Disruption::Now => crd::evacuation::Disruption::Now,
+        },
+        dry_run: spec.dry_run,
+        cancelled: spec.cancelled,
+    }
 }
 
 fn destination(destination: &crd::common::Destination) -> Result<Destination, FieldError> {
@@ -87,6 +100,14 @@ fn destination(destination: &crd::common::Destination) -> Result<Destination, Fi
         (None, Some(class)) => Ok(Destination::Class(class)),
         _ => Err(FieldError::new("spec.destination", "exactly one of node and storageClass must be set")),
     }
+}
+
+fn destination_spec(destination: &Destination) -> crd::common::Destination {
+    let (node, storage_class) = match destination {
+        Destination::Node(node) => (Some(node.0.clone()), None),
+        Destination::Class(class) => (None, Some(class.clone())),
+    };
+    crd::common::Destination { node, storage_class }
 }
 
 /// An attestation counts only for a boot and with a name to it.

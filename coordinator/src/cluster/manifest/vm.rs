@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use somersault_coordinator_core::fleet::{
-    Fleet, Instance, Owner, Pod, Resources, RunStrategy, SavedStart, Vm,
+    Fleet, Instance, Owner, Pod, Resources, RunStrategy, SavedStart, Toleration, Vm,
 };
 use somersault_coordinator_core::names::{Key, NodeName, Uid};
 
@@ -79,11 +79,21 @@ fn one(
         disks: disks::of_vm(inventory, fleet, key, vm, instance, wukong.map(|(wukong, _)| wukong))?,
         node_selector: spec.node_selector.clone().unwrap_or_default(),
         node_affinity: affinity.map(convert::node_selector),
+        tolerations: spec.tolerations.iter().flatten().map(toleration).collect(),
         requests: requests(spec, instance, &own_pods)?,
         rebuild_allowed: rebuild(&vm.metadata) || wukong.is_some_and(|(wukong, _)| rebuild(&wukong.metadata)),
         instance: instance.map(|found| instance_value(inventory, key, found)),
         pods: own_pods.into_iter().map(|(pod, of)| pod_value(pod, of)).collect(),
     })
+}
+
+fn toleration(toleration: &core::Toleration) -> Toleration {
+    Toleration {
+        key: toleration.key.clone().unwrap_or_default(),
+        operator: toleration.operator.clone().unwrap_or_default(),
+        value: toleration.value.clone().unwrap_or_default(),
+        effect: toleration.effect.clone().unwrap_or_default(),
+    }
 }
 
 /// The controlling owner, if there is one.
