@@ -33,6 +33,13 @@ mod report;
 mod restore;
 mod whereabouts;
 
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+pub(crate) mod testkit;
+
 use disks::Examined;
 use index::Index;
 use whereabouts::Whereabouts;

@@ -25,6 +25,8 @@ use crate::names::{Key, NodeName, VolumeName};
 
 mod drivers;
 mod reach;
+#[cfg(test)]
+mod tests;
 
 use drivers::Vote;
 use reach::{Nodes, Reach};

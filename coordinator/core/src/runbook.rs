@@ -10,6 +10,8 @@ use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usag
 use crate::names::{Key, NodeName, VolumeName};
 
 mod swap;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use words::{bytes, bytes_or_unknown, code, plain};

@@ -1,5 +1,7 @@
 //! Each disk of a VM: where it is, whether it holds data, whether it is sound.
 
+use std::collections::BTreeSet;
+
 use crate::decision::{DiskFinding, Finding, Locality, Question, Reason};
 use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, Fleet, Grade, Owner, Vm, Volume};
 use crate::locality::{self, ClassOverrides};
@@ -210,7 +212,8 @@ pub(super) fn rebuild(
             format!("its owner {kind} {name} is of a kind that we cannot hand a new disk to"),
         )));
     }
-    let names: Vec<&str> = local().map(|disk| disk.finding.disk.as_str()).collect();
+    let names: BTreeSet<&str> = local().map(|disk| disk.finding.disk.as_str()).collect();
+    let names: Vec<&str> = names.into_iter().collect();
     Ok((
         Reason::SystemDiskRebuildable,
         format!("only system disk {} is local, and it can be imported anew", names.join(", ")),

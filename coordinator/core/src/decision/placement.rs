@@ -99,10 +99,11 @@ fn unwanted(name: &NodeName, node: &Node, vm: &Vm) -> Option<String> {
 /// A volume on the network cannot be reached from the node (another zone, mostly).
 fn unreachable_disk(fleet: &Fleet, name: &NodeName, node: &Node, disks: &[Examined]) -> Option<String> {
     let volumes = disks.iter().filter(|disk| disk.on_network()).filter_map(|disk| disk.volume.as_ref());
-    let mut affinities =
+    let affinities =
         volumes.filter_map(|volume| Some((volume, fleet.volumes.get(volume)?.node_affinity.as_ref()?)));
     affinities
-        .find(|(_, affinity)| !affinity.matches(name, node))
+        .filter(|(_, affinity)| !affinity.matches(name, node))
+        .min_by_key(|(volume, _)| *volume)
         .map(|(volume, _)| format!("cannot reach volume {volume} (node affinity)"))
 }
 

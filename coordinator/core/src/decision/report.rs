@@ -115,3 +115,77 @@ fn first_local(decision: &Decision) -> Option<NodeName> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::Reason;
+    use crate::decision::testkit::{World, host_path, key, on_host, running_vm};
+    use crate::fleet::RunStrategy;
+
+    fn expected() -> ExpectedTimes {
+        ExpectedTimes {
+            declare: Duration::from_secs(1),
+            prove: [(ProofKind::PowerOffConfirmed, Duration::from_secs(4))].into(),
+            restart: Duration::from_secs(2),
+        }
+    }
+
+    fn rows(world: &World, proofs: &[(&str, &[ProofKind])]) -> Vec<ReportRow> {
+        let proofs = proofs.iter().map(|(node, kinds)| (NodeName::from(*node), kinds.to_vec())).collect();
+        report(&world.fleet, &world.overrides, &proofs, &expected())
+    }
+
+    #[test]
+    fn adds_up_the_expected_time_where_a_proof_comes_by_itself() {
+        let world = World::new();
+        let rows = rows(&world, &[("n1", &[ProofKind::HumanAttested, ProofKind::PowerOffConfirmed])]);
+        assert_eq!(rows.len(), 1);
+        let row = &rows[0];
+        assert_eq!(
+            (row.decision.kind, row.proof_missing, row.expected_ms),
+            (DecisionKind::Recreate, false, Some(7_000))
+        );
+        assert_eq!(row.remedy, "none needed");
+    }
+
+    #[test]
+    fn a_node_that_only_a_person_can_prove_dead_lacks_a_proof() {
+        let rows = rows(&World::new(), &[("n1", &[ProofKind::HumanAttested, ProofKind::NewBootId])]);
+        assert_eq!((rows[0].proof_missing, rows[0].expected_ms), (true, None));
+        assert!(rows[0].remedy.contains("fence agent"), "{}", rows[0].remedy);
+    }
+
+    #[test]
+    fn asks_each_vm_about_its_own_node() {
+        let mut world = World::new();
+        world.fleet.vms.insert(key("db"), running_vm("db", "n2"));
+        world.add_disk("db", "x", host_path(), on_host(&["n2"]));
+        let rows = rows(&world, &[]);
+        let found: Vec<_> =
+            rows.iter().map(|row| (row.vm.name.as_str(), row.node.clone(), row.decision.kind)).collect();
+        assert_eq!(
+            found,
+            [
+                ("db", Some(NodeName::from("n2")), DecisionKind::ManualRecovery),
+                ("web", Some(NodeName::from("n1")), DecisionKind::Recreate),
+            ]
+        );
+        assert_eq!((rows[0].proof_missing, rows[0].expected_ms), (false, None), "a person is needed anyway");
+    }
+
+    #[test]
+    fn a_stopped_vm_is_asked_about_the_node_of_its_disk() {
+        let mut world = World::new();
+        world.add_disk("web", "x", host_path(), on_host(&["n3"]));
+        world.vm("web").run = RunStrategy::Halted;
+        world.vm("web").instance = None;
+        world.vm("web").pods.clear();
+        let row = rows(&world, &[]).remove(0);
+        assert_eq!(
+            (row.node, row.decision.reasons.as_slice()),
+            (Some(NodeName::from("n3")), [Reason::Stopped].as_slice())
+        );
+        assert!(row.remedy.contains("migrate web -n shop"), "{}", row.remedy);
+    }
+}

@@ -1,0 +1,143 @@
+use crate::decision::testkit::{World, bound_volume, host_path, on_host};
+use crate::fleet::{DiskHealth, Grade, NodeReport, StorageRoot, Usage};
+use crate::names::{NodeName, VolumeName};
+use crate::runbook::{runbook, shell_word};
+
+/// VM `web` with a local disk on n1, whose agent told everything before it died.
+fn told_world() -> World {
+    let mut world = World::new();
+    world.add_disk("web", "x", host_path(), on_host(&["n1"]));
+    world.claim("web-x").data_volume = Some("web-x".to_owned());
+    let report = NodeReport {
+        roots: vec![StorageRoot {
+            path: "/data".to_owned(),
+            class: "gold".to_owned(),
+            shared: false,
+            size_bytes: 100 << 30,
+            available_bytes: 50 << 30,
+            read_only: false,
+            disk: Some("nvme0n1".to_owned()),
+        }],
+        usage: [("/data/vol".to_owned(), Usage { allocated_bytes: 3 << 29, ..Usage::default() })].into(),
+        disks: [(
+            "nvme0n1".to_owned(),
+            DiskHealth {
+                grade: Grade::Failing,
+                reasons: vec!["MediaErrors".to_owned()],
+                model: "Disk 9000".to_owned(),
+                serial: "S123".to_owned(),
+            },
+        )]
+        .into(),
+        ..NodeReport::default()
+    };
+    world.fleet.reports.insert(NodeName::from("n1"), report);
+    world
+}
+
+fn written(world: &World) -> String {
+    runbook(&world.fleet, &world.decide("web"))
+}
+
+fn assert_has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn tells_disks_sizes_health_and_options() {
+    assert_has(
+        &written(&told_world()),
+        &[
+            "# Runbook: VM `shop/web`",
+            "(LocalDisk)",
+            "It may still run on `n1`",
+            "| `x` | node `n1` | `web-x`, `pv-web-x`, `gold` | `/data/vol` | 10.0 GiB | 1.5 GiB | `nvme0n1` Failing (MediaErrors) |",
+            "- `x`: no copy is known",
+            "whether there are any is unknown",
+            "Bring node `n1` back",
+            "kubectl somersault attest n1",
+            "kubectl somersault migrate web -n shop --to-node NEW_NODE",
+            "model Disk 9000, serial S123",
+        ],
+    );
+}
+
+#[test]
+fn says_unknown_where_nobody_told() {
+    let mut world = told_world();
+    world.fleet.reports.clear();
+    assert_has(
+        &written(&world),
+        &["| 10.0 GiB | unknown | unknown |", "physical disk unknown", "(address: `unknown`)"],
+    );
+}
+
+/// The order is what keeps the data.
+#[test]
+fn points_a_claim_elsewhere_in_the_only_safe_order() {
+    let text = written(&told_world());
+    let mut rest = text.as_str();
+    for step in [
+        "kubectl cordon n1",
+        r#"kubectl patch pv pv-web-x -p '{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}'"#,
+        "kubectl annotate pvc -n shop web-x cdi.kubevirt.io/storage.populatedFor=web-x",
+        "storage\\.prePopulated",
+        "kind: PersistentVolume\n",
+        "claimRef:",
+        "kubectl delete pod -n shop --force --grace-period=0 virt-launcher-web",
+        "kubectl delete pvc -n shop web-x",
+        "kind: PersistentVolumeClaim\n",
+        "volumeName: \"pv-web-x-restored\"",
+        "storage: \"10737418240\"",
+    ] {
+        let at = rest.find(step).unwrap_or_else(|| panic!("{step:?} is missing, or too early, in:\n{text}"));
+        rest = &rest[at..];
+    }
+}
+
+#[test]
+fn a_claim_without_a_data_volume_needs_no_handshake() {
+    let mut world = told_world();
+    world.claim("web-x").data_volume = None;
+    assert!(!written(&world).contains("cdi.kubevirt.io"));
+}
+
+#[test]
+fn names_the_copies_that_are_known() {
+    let mut world = told_world();
+    let mut kept = bound_volume("web-x", host_path(), on_host(&["n2"]));
+    kept.phase = "Released".to_owned();
+    world.fleet.volumes.insert(VolumeName::from("pv-before"), kept);
+    assert_has(&written(&world), &["- `x`: volume `pv-before` (phase Released, node `n2`, age unknown)"]);
+}
+
+#[test]
+fn without_a_local_volume_there_is_nothing_to_point_elsewhere() {
+    let mut world = World::new();
+    world.claim("web-data").phase = "Lost".to_owned();
+    let text = written(&world);
+    assert_has(&text, &["Restore from a copy or a backup", "boots a blank disk"]);
+    assert!(!text.contains("NEW_PATH"), "{text}");
+}
+
+/// Manifests are hostile: a path must not end its code span, a name must not add a command.
+#[test]
+fn hostile_names_stay_words() {
+    let mut world = told_world();
+    world.volume("pv-web-x").source =
+        crate::fleet::VolumeSource::HostPath { path: "/data/`|x\n# owned".to_owned() };
+    world.vm("web").pods[0].name = "a; rm -rf /".to_owned();
+    let text = written(&world);
+    assert_has(&text, &[r"`/data/'\|x# owned`", "--grace-period=0 'a; rm -rf /'"]);
+    assert!(!text.contains("\n# owned"));
+}
+
+#[test]
+fn shell_words_are_quoted_where_needed() {
+    assert_eq!(shell_word("web-1.example"), "web-1.example");
+    assert_eq!(shell_word(""), "''");
+    assert_eq!(shell_word("it's\n"), r"'it'\''s'");
+    assert_eq!(shell_word("$(x)"), "'$(x)'");
+}
