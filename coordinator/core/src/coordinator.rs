@@ -1,40 +1,434 @@
-//! The one thing that the shell drives: routes each input through liveness, fencing and recovery, and, while
-//! we lead, through migrations and evacuations.
+//! The one thing that the shell drives.
+//!
+//! ```text
+//!   input ─► facts ─► liveness ─► fencing (one case a node) ─► recovery ─► taints ─► migrations ─► evacuations
+//!                        │              │                         │
+//!                        └ declared     └ proof stored            └ decisions at once, deletions after the proof
+//! ```
+//!
+//! Only a leader judges and acts; a follower notes beats, so that it knows the fleet when it takes over. Each
+//! step first takes the input in, then lets everything draw its conclusions from what is known now.
+
+mod shown;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::BootTime;
-use crate::io::{Effect, Input};
+use crate::evacuation::Evacuations;
+use crate::fencing::lease::LeaseWatch;
+use crate::fencing::{Around, Case, FenceStage, LeftoverTaints, given_by_others, words};
+use crate::fleet::{FENCING_TAINT, Fleet, NodeReport};
+use crate::io::{Action, Effect, Input, Order, Record, RecordKey, Requests};
+use crate::liveness::{BeatOf, Liveness, Phase};
+use crate::migration::{Context, Migrations};
+use crate::names::{BootId, NodeName, OrderId};
 use crate::policy::Policy;
-use crate::view::View;
+use crate::recovery::{Recovery, Trouble};
+use crate::scene::{Facts, Scene};
+use crate::view::Milestone;
 
 /// The coordinator's mind.
 #[derive(Debug)]
 pub struct Coordinator {
-    policy: Policy,
+    facts: Facts,
+    liveness: Liveness,
+    leftovers: LeftoverTaints,
+    leases: LeaseWatch,
+    cases: BTreeMap<NodeName, Case>,
+    recovery: Recovery,
+    trouble: Trouble,
+    /// The fleet changed since the VMs were last decided upon.
+    undecided: bool,
+    reports: BTreeMap<NodeName, NodeReport>,
+    /// Taints that were asked for and not seen yet, with the moment.
+    tainting: BTreeMap<NodeName, (bool, BootTime)>,
+    past_timelines: BTreeMap<NodeName, Vec<(Milestone, BootTime)>>,
+    migrations: Migrations,
+    evacuations: Evacuations,
+    now: BootTime,
+    wake: Option<BootTime>,
 }
 
 impl Coordinator {
     /// A coordinator that has seen nothing yet and does not lead.
     pub fn new(policy: Policy) -> Self {
-        Self { policy }
+        Self {
+            facts: Facts {
+                policy,
+                fleet: Fleet::default(),
+                fleet_read: false,
+                requests: Requests::default(),
+                epoch: None,
+            },
+            liveness: Liveness::default(),
+            leftovers: LeftoverTaints::default(),
+            leases: LeaseWatch::default(),
+            cases: BTreeMap::new(),
+            recovery: Recovery::default(),
+            trouble: Trouble::default(),
+            undecided: true,
+            reports: BTreeMap::new(),
+            tainting: BTreeMap::new(),
+            past_timelines: BTreeMap::new(),
+            migrations: Migrations::default(),
+            evacuations: Evacuations::default(),
+            now: BootTime::ZERO,
+            wake: None,
+        }
     }
 
     /// The policy that it was made with.
     pub fn policy(&self) -> &Policy {
-        &self.policy
+        &self.facts.policy
     }
 
     /// Takes what happened at `now` and says what to do about it, in this order.
-    pub fn step(&mut self, _now: BootTime, _input: Input) -> Vec<Effect> {
-        Vec::new()
+    pub fn step(&mut self, now: BootTime, input: Input) -> Vec<Effect> {
+        self.now = now;
+        let mut fx = Vec::new();
+        if let Input::Beat { node, boot_id, sequence } = &input {
+            let ordinary = self.beat(node, boot_id, *sequence, &mut fx);
+            // Nearly every input is a beat that changes nothing: no conclusion is due.
+            if ordinary && self.wake.is_none_or(|wake| now < wake) {
+                return fx;
+            }
+        }
+        let was_leading = self.facts.epoch;
+        let input = self.take(input, &mut fx);
+        if self.facts.epoch.is_some() {
+            self.judge(&mut fx);
+        }
+        self.move_disks(&input, was_leading, &mut fx);
+        self.wake = self.find_wake();
+        fx
     }
 
     /// When to be called with [`Input::Tick`] at the latest.
     pub fn next_deadline(&self) -> Option<BootTime> {
-        None
+        self.wake
     }
 
-    /// What to show.
-    pub fn view(&self) -> View {
-        View::default()
+    /// True when nothing but a quiet beat of a healthy node arrived.
+    fn beat(&mut self, node: &NodeName, boot: &BootId, sequence: u64, fx: &mut Vec<Effect>) -> bool {
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let was_healthy =
+            self.liveness.pulse(node).is_some_and(|pulse| pulse.phase == Phase::Healthy && !pulse.left);
+        let beat = self.liveness.beat(&scene, node, boot, fx);
+        if beat == BeatOf::EndedBoot {
+            return true;
+        }
+        let Some(case) = self.cases.get_mut(node) else {
+            self.grant(node, sequence, fx);
+            return was_healthy && beat == BeatOf::KnownBoot;
+        };
+        if case.beat(&scene, boot, beat, fx) {
+            let pods = self.recovery.superseded(node);
+            let id = OrderId(format!("stop-launchers-{node}-{}", self.facts.epoch.unwrap_or_default()));
+            let order = Order::StopLaunchers { pods };
+            fx.push(Effect::Order { node: node.clone(), id, order });
+        }
+        let quarantined = case.may_grant(boot);
+        if quarantined {
+            self.grant(node, sequence, fx);
+        }
+        false
+    }
+
+    fn grant(&mut self, node: &NodeName, sequence: u64, fx: &mut Vec<Effect>) {
+        if self.facts.epoch.is_some() {
+            self.leases.granted(node, self.now);
+            fx.push(Effect::Grant { node: node.clone(), sequence });
+        }
+    }
+
+    /// Takes in what happened. Returns the input for those that look at it later.
+    fn take(&mut self, input: Input, fx: &mut Vec<Effect>) -> Input {
+        match input {
+            Input::Fleet(fleet) => {
+                self.take_fleet(*fleet, fx);
+                return Input::Tick; // nobody needs the copy: the facts hold it
+            }
+            Input::Requests(requests) => {
+                self.facts.requests = *requests;
+                return Input::Tick;
+            }
+            Input::Report { node, report } => {
+                self.facts.fleet.reports.insert(node.clone(), (*report).clone());
+                self.reports.insert(node, *report);
+                self.undecided = true;
+                return Input::Tick;
+            }
+            Input::Leading { epoch, ref records } => self.begin_leading(epoch, records),
+            Input::Deposed => self.stop_leading(),
+            _ => self.take_event(&input, fx),
+        }
+        input
+    }
+
+    fn take_event(&mut self, input: &Input, fx: &mut Vec<Effect>) {
+        let scene = Scene { now: self.now, facts: &self.facts };
+        match input {
+            Input::GrantHeld { node, .. } => self.leases.held(node, self.now, &self.facts.policy),
+            Input::Goodbye { node, boot_id } => self.liveness.goodbye(&scene, node, boot_id),
+            Input::Probed { node, by, answer } => self.liveness.probed(node, by, *answer),
+            Input::KubeletRenewed { node } => self.liveness.kubelet_renewed(&scene, node),
+            Input::FenceEnded { node, epoch, result } => {
+                if let Some(case) = self.cases.get_mut(node) {
+                    case.fence_ended(&scene, *epoch, result, fx);
+                }
+            }
+            Input::Stalled(_) => self.liveness.restart_timers(&scene),
+            Input::Committed(RecordKey::Fence(node)) => self.fence_committed(node, fx),
+            Input::CommitRefused(RecordKey::Fence(node)) => {
+                if let Some(case) = self.cases.get_mut(node) {
+                    case.refused(&scene, fx);
+                }
+            }
+            Input::Acted(action) => {
+                let node = self.recovery.acted(&scene, action, fx);
+                if let Some(case) = node.and_then(|node| self.cases.get_mut(&node)) {
+                    case.mark(Milestone::FirstAction, self.now);
+                }
+            }
+            Input::ActionFailed { action, why } => self.recovery.failed(&scene, action, why, fx),
+            _ => {}
+        }
+    }
+
+    fn take_fleet(&mut self, fleet: Fleet, fx: &mut Vec<Effect>) {
+        self.facts.fleet = fleet;
+        self.facts
+            .fleet
+            .reports
+            .extend(self.reports.iter().map(|(node, report)| (node.clone(), report.clone())));
+        self.facts.fleet_read = true;
+        self.undecided = true;
+        let scene = Scene { now: self.now, facts: &self.facts };
+        self.liveness.fleet_read(&scene);
+        let beats =
+            |node: &NodeName| self.liveness.pulse(node).is_some_and(|pulse| pulse.phase == Phase::Healthy);
+        self.leftovers.fleet_read(&scene, beats);
+        for (node, case) in &mut self.cases {
+            case.fleet_read(&scene, self.liveness.pulse(node), fx);
+        }
+    }
+
+    fn begin_leading(&mut self, epoch: u64, records: &[Record]) {
+        self.stop_leading();
+        self.facts.epoch = Some(epoch);
+        let scene = Scene { now: self.now, facts: &self.facts };
+        self.leases.begin_leading(self.now);
+        self.liveness.begin_leading(&scene);
+        let open = records.iter().filter_map(|record| match record {
+            Record::Fence(record) if record.stage != FenceStage::Closed => Some(record.clone()),
+            _ => None,
+        });
+        for record in open {
+            let node = record.node.clone();
+            match &record.stage {
+                FenceStage::Quarantine { boot_id } => self.liveness.watch_again(&scene, &node, Some(boot_id)),
+                _ => self.liveness.inherit_declared(&scene, &node, record.boot_id.as_ref()),
+            }
+            let mut case = Case::inherited(&scene, record, self.liveness.pulse(&node));
+            if self.facts.fleet_read {
+                case.fleet_read(&scene, self.liveness.pulse(&node), &mut Vec::new());
+            }
+            self.recovery.begin(&node);
+            self.cases.insert(node, case);
+        }
+        self.undecided = true;
+    }
+
+    fn stop_leading(&mut self) {
+        self.facts.epoch = None;
+        self.cases.clear();
+        self.recovery.clear();
+        self.tainting.clear();
+        self.trouble = Trouble::default();
+    }
+
+    fn fence_committed(&mut self, node: &NodeName, fx: &mut Vec<Effect>) {
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let Some(case) = self.cases.get_mut(node) else { return };
+        match case.committed(&scene, fx) {
+            Some(FenceStage::Fenced { .. }) => self.recovery.proven(&scene, node),
+            Some(FenceStage::Quarantine { boot_id }) => {
+                words::quarantined(fx, &scene, node);
+                self.liveness.watch_again(&scene, node, Some(&boot_id));
+            }
+            _ => {}
+        }
+        if !case.is_closed() {
+            return;
+        }
+        self.recovery.end(node);
+        self.past_timelines.insert(node.clone(), case.timeline().to_vec());
+        if case.is_removed(&scene) {
+            words::removed(fx, &scene, node);
+            self.liveness.forget(node);
+        } else {
+            words::closed(fx, node);
+            self.liveness.watch_again(&scene, node, None);
+        }
+        self.cases.remove(node);
+    }
+
+    fn judge(&mut self, fx: &mut Vec<Effect>) {
+        self.leases.tick(self.now);
+        self.forget_removed();
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let leftovers = &self.leftovers;
+        let declared = self.liveness.judge(
+            &scene,
+            |node, pulse| given_by_others(&scene, leftovers, node, pulse.boot.as_ref()).is_some(),
+            fx,
+        );
+        for node in &declared {
+            let Some(pulse) = self.liveness.pulse(node) else { continue };
+            let mut case = match self.cases.remove(node) {
+                Some(old) => old.declared_again(&scene, pulse),
+                None => Case::declared(&scene, node, pulse),
+            };
+            case.fleet_read(&scene, Some(pulse), fx);
+            self.recovery.end(node);
+            self.recovery.begin(node);
+            self.cases.insert(node.clone(), case);
+        }
+        for (node, case) in &mut self.cases {
+            let around = Around {
+                pulse: self.liveness.pulse(node),
+                leases: &self.leases,
+                leftovers: &self.leftovers,
+                hold: self.liveness.hold().is_some(),
+                settled: self.recovery.settled(&scene, node),
+            };
+            case.advance(&scene, &around, fx);
+        }
+        self.recover(&declared, fx);
+        self.taint(fx);
+    }
+
+    /// Nodes that are gone while nothing was wrong with them are simply forgotten.
+    fn forget_removed(&mut self) {
+        if !self.facts.fleet_read || !self.undecided {
+            return;
+        }
+        let gone =
+            |node: &&NodeName| !self.facts.fleet.nodes.contains_key(*node) && !self.cases.contains_key(*node);
+        let silent =
+            |node: &&NodeName| self.liveness.pulse(node).is_some_and(|pulse| pulse.is_quiet(self.now));
+        let known = self.liveness.pulses().map(|(node, _)| node);
+        let gone: Vec<NodeName> = known.filter(gone).filter(silent).cloned().collect();
+        for node in gone {
+            self.liveness.forget(&node);
+            self.past_timelines.remove(&node);
+            self.reports.remove(&node);
+        }
+    }
+
+    fn recover(&mut self, declared: &[NodeName], fx: &mut Vec<Effect>) {
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let trouble = self.find_trouble();
+        if self.undecided || trouble != self.trouble {
+            self.recovery.decide(&scene, &trouble, fx);
+            self.undecided = false;
+            self.trouble = trouble;
+        }
+        for node in declared {
+            let why = self.liveness.pulse(node).map(|pulse| pulse.why.clone()).unwrap_or_default();
+            words::declared(fx, &scene, node, &why, self.recovery.counts(node));
+        }
+        self.recovery.act(&scene, &self.trouble, fx);
+        for (node, case) in self.cases.iter_mut().filter(|(_, case)| case.proof_kind().is_some()) {
+            let settled = self.recovery.settled(&scene, node);
+            if settled.idle && settled.open == 0 {
+                case.mark(Milestone::Settled, self.now);
+            }
+        }
+    }
+
+    fn find_trouble(&self) -> Trouble {
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let mut trouble = Trouble::default();
+        for (node, case) in &self.cases {
+            if case.has_returned() {
+                trouble.returned.insert(node.clone());
+            } else {
+                trouble.declared.insert(node.clone());
+            }
+            trouble.proven.extend(case.proof(&scene).map(|proof| (node.clone(), proof)));
+        }
+        // A node that was never heard from is left to the scheduler's judgement.
+        let fit = |phase| matches!(phase, Phase::Healthy | Phase::NoAgent);
+        let unusable = self.liveness.pulses().filter(|(_, pulse)| !fit(pulse.phase)).map(|(node, _)| node);
+        trouble.unusable = unusable.chain(&trouble.returned).cloned().collect();
+        trouble
+    }
+
+    /// Sets and removes our taint, again and again until the cluster shows it.
+    fn taint(&mut self, fx: &mut Vec<Effect>) {
+        for (name, node) in &self.facts.fleet.nodes {
+            let case = self.cases.get(name);
+            let wanted = case.is_some_and(Case::wants_taint);
+            let healthy = || self.liveness.pulse(name).is_some_and(|pulse| pulse.phase == Phase::Healthy);
+            let due = match wanted {
+                true => !node.has_taint(FENCING_TAINT),
+                false => node.has_taint(FENCING_TAINT) && case.is_none() && healthy(),
+            };
+            if !due {
+                self.tainting.remove(name);
+                continue;
+            }
+            let asked = self.tainting.get(name);
+            if asked.is_some_and(|(what, at)| {
+                *what == wanted && self.now < *at + self.facts.policy.recovery.retry
+            }) {
+                continue;
+            }
+            self.tainting.insert(name.clone(), (wanted, self.now));
+            let node = name.clone();
+            fx.push(Effect::Act(if wanted { Action::Taint { node } } else { Action::Untaint { node } }));
+        }
+    }
+
+    fn move_disks(&mut self, input: &Input, was_leading: Option<u64>, fx: &mut Vec<Effect>) {
+        let Some(epoch) = self.facts.epoch.or(was_leading) else { return };
+        let usable = self.usable();
+        let (fleet, requests, policy) = (&self.facts.fleet, &self.facts.requests, &self.facts.policy);
+        let context = Context { fleet, requests, policy, epoch, usable: &usable };
+        let moves = self.migrations.step(self.now, input, &context);
+        let plans = self.evacuations.step(self.now, input, &context, &self.migrations);
+        // Once deposed they only forget: what they would do is no longer ours to do.
+        if self.facts.epoch.is_some() {
+            fx.extend(moves.into_iter().chain(plans));
+        }
+    }
+
+    fn usable(&self) -> BTreeSet<NodeName> {
+        let pulses = self.liveness.pulses().filter(|(node, pulse)| {
+            pulse.phase == Phase::Healthy && !pulse.left && !self.cases.contains_key(*node)
+        });
+        pulses.map(|(node, _)| node.clone()).collect()
+    }
+
+    fn find_wake(&self) -> Option<BootTime> {
+        self.facts.epoch?;
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let retry = self.facts.policy.recovery.retry;
+        let cases = self.cases.values().filter_map(|case| case.next_deadline(&scene, &self.leases));
+        let taints = self.tainting.values().map(|(_, at)| *at + retry);
+        [
+            self.liveness.next_deadline(&scene),
+            self.recovery.next_deadline(&scene),
+            self.migrations.next_deadline(),
+            self.evacuations.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(cases)
+        .chain(taints)
+        .min()
     }
 }

@@ -21,6 +21,15 @@ pub enum Input {
         /// Which one of its stream.
         sequence: u64,
     },
+    /// The agent says that a grant reached it. Only watchdog fencing needs to know.
+    GrantHeld {
+        /// Who.
+        node: NodeName,
+        /// In which boot.
+        boot_id: BootId,
+        /// The beat that the grant answered.
+        sequence: u64,
+    },
     /// The agent says that it stops on purpose.
     Goodbye {
         /// Who.
@@ -82,9 +91,12 @@ pub enum Input {
     Deposed,
     /// Our own loop, or the API, stood still this long: suspicion of that time is worth nothing.
     Stalled(Duration),
-    /// A record is stored.
+    /// A record is stored. Answers to commits that were sent before the last [`Input::Leading`] must not be
+    /// delivered after it.
     Committed(RecordKey),
-    /// A record was refused: somebody else changed it, or we lead no more.
+    /// A record was refused: somebody else changed it, or we lead no more. What somebody else wrote must reach
+    /// the core: list the records again and send [`Input::Leading`] anew (the same epoch will do), or stop
+    /// leading; never just read the newer version and let the next commit overwrite it.
     CommitRefused(RecordKey),
     /// An action was performed.
     Acted(Action),

@@ -24,7 +24,9 @@ pub mod locality;
 pub mod migration;
 pub mod names;
 pub mod policy;
+mod recovery;
 pub mod runbook;
+mod scene;
 pub mod view;
 
 pub use coordinator::Coordinator;

@@ -1,0 +1,532 @@
+//! The fencing of one node: facts come in at any time, [`Case::advance`] takes the next step that they allow.
+//! The states are drawn in the parent module.
+//!
+//! Everything is level-triggered: which step comes next follows from the stored record and the facts, so a lost
+//! answer, a new leader or a repeated input needs no case of its own. At most one commit is under way.
+
+use super::lease::LeaseWatch;
+use super::{FenceProof, FenceRecord, FenceStage, LeftoverTaints, ProofKind, given_by_others, words};
+use crate::BootTime;
+use crate::io::{Attestation, Effect, FenceResult, Record};
+use crate::liveness::{BeatOf, Phase, Pulse};
+use crate::names::{BootId, NodeName};
+use crate::scene::Scene;
+use crate::view::{Milestone, NodeState};
+
+/// How long a Node object may be gone before its incident ends: an editor may write a file in two steps, and a
+/// cluster may be read in between.
+const REMOVED_AFTER: BootTime = BootTime::from_secs(10);
+/// Entries of a timeline: an incident has some ten, one that flaps for weeks must not grow for ever.
+const TIMELINE_MAX: usize = 40;
+
+/// One incident, as far as fencing goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    node: NodeName,
+    /// The boot that was declared.
+    boot: Option<BootId>,
+    /// Boot that Node.status named while the declared boot was beating: no news, however it differs.
+    status_then: Option<BootId>,
+    /// We have seen what Node.status said before: a difference is a new boot, and not an old reading.
+    status_known: bool,
+    /// Another boot than the declared one that Node.status names, of which we cannot tell whether it is newer.
+    status_doubt: Option<BootId>,
+    stored: Option<FenceRecord>,
+    pending: Option<FenceRecord>,
+    /// The node is to be declared, whatever an older record says.
+    declare: bool,
+    commit_after: BootTime,
+    /// Since when it is at its stage.
+    since: BootTime,
+    /// The proof that was stored in this incident.
+    proven_by: Option<ProofKind>,
+    /// Last beat of the declared boot since the declaration.
+    last_beat: Option<BootTime>,
+    new_boot: Option<BootId>,
+    power: Power,
+    proven_at: Option<BootTime>,
+    contradicted: Option<Contradiction>,
+    /// Since when the returned node has been beating without a gap.
+    trusted_since: Option<BootTime>,
+    missing_since: Option<BootTime>,
+    remind_at: BootTime,
+    timeline: Vec<(Milestone, BootTime)>,
+}
+
+/// The fence agent's part.
+#[derive(Clone, Debug, Default)]
+struct Power {
+    /// An order may have reached the machine, in this epoch or before.
+    ordered: bool,
+    running_until: Option<BootTime>,
+    confirmed_at: Option<BootTime>,
+    attempts: u32,
+    next_at: BootTime,
+}
+
+#[derive(Clone, Debug)]
+struct Contradiction {
+    /// The word that was given before: only another one resolves this.
+    attestation: Option<Attestation>,
+}
+
+/// What recovery says of the node's VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// No deletion is under way.
+    pub idle: bool,
+    /// VMs that are, or will be, acted upon.
+    pub open: usize,
+    /// At least one was acted upon.
+    pub acted: bool,
+}
+
+/// What a case may look at besides the scene.
+pub(crate) struct Around<'a> {
+    pub pulse: Option<&'a Pulse>,
+    pub leases: &'a LeaseWatch,
+    pub leftovers: &'a LeftoverTaints,
+    /// A storm hold: nobody is powered off.
+    pub hold: bool,
+    pub settled: Settled,
+}
+
+impl Case {
+    /// A node was declared.
+    pub fn declared(scene: &Scene<'_>, node: &NodeName, pulse: &Pulse) -> Self {
+        let mut case = Self::new(scene, node, pulse.boot.clone());
+        case.declare = true;
+        case.know_status(pulse);
+        case.mark_declared(scene, pulse);
+        case
+    }
+
+    /// A returned node fell silent again before its incident was over: the record in the store is replaced.
+    pub fn declared_again(self, scene: &Scene<'_>, pulse: &Pulse) -> Self {
+        let mut case = Self::declared(scene, &self.node, pulse);
+        case.stored = self.stored;
+        case.pending = self.pending;
+        case.commit_after = self.commit_after;
+        case
+    }
+
+    /// A leader before us left this record.
+    pub fn inherited(scene: &Scene<'_>, record: FenceRecord, pulse: Option<&Pulse>) -> Self {
+        let mut case = Self::new(scene, &record.node, record.boot_id.clone());
+        if let Some(pulse) = pulse.filter(|pulse| pulse.boot == record.boot_id) {
+            case.know_status(pulse);
+        }
+        case.power.ordered = matches!(record.stage, FenceStage::PowerOrdered);
+        case.proven_at = matches!(record.stage, FenceStage::Fenced { .. }).then_some(scene.now);
+        if let FenceStage::Quarantine { boot_id } = &record.stage {
+            case.new_boot = Some(boot_id.clone());
+        }
+        case.stored = Some(record);
+        case.proven_by = case.proof_kind();
+        case
+    }
+
+    fn new(scene: &Scene<'_>, node: &NodeName, boot: Option<BootId>) -> Self {
+        Self {
+            node: node.clone(),
+            boot,
+            status_then: None,
+            status_known: false,
+            status_doubt: None,
+            stored: None,
+            pending: None,
+            declare: false,
+            commit_after: BootTime::ZERO,
+            since: scene.now,
+            proven_by: None,
+            last_beat: None,
+            new_boot: None,
+            power: Power::default(),
+            proven_at: None,
+            contradicted: None,
+            trusted_since: None,
+            missing_since: None,
+            remind_at: scene.now + scene.facts.policy.fencing.reminder,
+            timeline: Vec::new(),
+        }
+    }
+
+    fn know_status(&mut self, pulse: &Pulse) {
+        self.status_then.clone_from(&pulse.status_at_beat);
+        self.status_known = self.status_then.is_some();
+    }
+
+    fn mark_declared(&mut self, scene: &Scene<'_>, pulse: &Pulse) {
+        let past = [(Milestone::LastBeat, pulse.last_beat), (Milestone::Suspected, pulse.suspected_at)];
+        self.timeline.extend(past.into_iter().filter_map(|(what, at)| Some((what, at?))));
+        self.mark(Milestone::Declared, scene.now);
+        self.mark(Milestone::Decided, scene.now);
+    }
+
+    /// The record as stored.
+    pub fn stored(&self) -> Option<&FenceRecord> {
+        self.stored.as_ref()
+    }
+
+    /// What happened when.
+    pub fn timeline(&self) -> &[(Milestone, BootTime)] {
+        &self.timeline
+    }
+
+    /// Notes that something happened.
+    pub fn mark(&mut self, what: Milestone, at: BootTime) {
+        if self.timeline.len() < TIMELINE_MAX && self.timeline.iter().all(|(known, _)| *known != what) {
+            self.timeline.push((what, at));
+        }
+    }
+
+    /// A stage is stored under our epoch that keeps the node out of service.
+    pub fn wants_taint(&self) -> bool {
+        self.stored.as_ref().is_some_and(|record| record.stage != FenceStage::Closed)
+    }
+
+    /// The node is back in another boot.
+    pub fn has_returned(&self) -> bool {
+        self.new_boot.is_some()
+    }
+
+    /// What the record proves, if it proves anything.
+    pub fn proof_kind(&self) -> Option<ProofKind> {
+        match self.stored.as_ref()?.stage {
+            FenceStage::Fenced { proof } => Some(proof),
+            _ => None,
+        }
+    }
+
+    /// The permission to act: the proof is stored under our epoch, the node has not come back, and nothing
+    /// contradicts it.
+    pub fn proof(&self, scene: &Scene<'_>) -> Option<FenceProof> {
+        let (epoch, record) = (scene.facts.epoch?, self.stored.as_ref()?);
+        let kind = self.proof_kind()?;
+        let usable = record.epoch == epoch
+            && !self.declare
+            && self.contradicted.is_none()
+            && self.new_boot.is_none()
+            && self.status_doubt.is_none()
+            && self.is_silent(scene);
+        usable.then(|| FenceProof { node: self.node.clone(), boot_id: self.boot.clone(), kind, epoch })
+    }
+
+    /// The proof that was stored in this incident.
+    pub fn proven_by(&self) -> Option<ProofKind> {
+        self.proven_by
+    }
+
+    /// Since when it is at its stage.
+    pub fn since(&self) -> BootTime {
+        self.since
+    }
+
+    /// The stage in words.
+    pub fn words(&self) -> String {
+        words::stage(
+            self.stored.as_ref().filter(|_| !self.declare).map(|record| &record.stage),
+            self.last_beat.is_some(),
+        )
+    }
+
+    /// Whether a beat of this boot may be answered.
+    pub fn may_grant(&self, boot: &BootId) -> bool {
+        let trusted = self.stored.as_ref().is_some_and(
+            |record| matches!(&record.stage, FenceStage::Quarantine { boot_id } if boot_id == boot),
+        );
+        trusted && !self.declare
+    }
+
+    /// What to show.
+    pub fn state(&self, acted: bool) -> NodeState {
+        match self.stored.as_ref().map(|record| &record.stage) {
+            _ if self.declare => NodeState::AwaitingProof,
+            _ if self.contradicted.is_some() => NodeState::FenceContradicted,
+            Some(FenceStage::Fenced { .. }) if acted => NodeState::Recovering,
+            Some(FenceStage::Fenced { .. }) => NodeState::Fenced,
+            Some(FenceStage::Quarantine { .. } | FenceStage::Closed) => NodeState::Quarantine,
+            None | Some(FenceStage::Declared | FenceStage::PowerOrdered) => NodeState::AwaitingProof,
+        }
+    }
+
+    /// A beat arrived. True where it contradicts the proof for the first time.
+    pub fn beat(&mut self, scene: &Scene<'_>, boot: &BootId, beat: BeatOf, fx: &mut Vec<Effect>) -> bool {
+        let declared = self.boot.get_or_insert_with(|| boot.clone());
+        if beat == BeatOf::EndedBoot {
+            return false;
+        }
+        if declared != boot {
+            self.returned(scene, boot, fx);
+            return false;
+        }
+        self.last_beat = Some(scene.now);
+        // What was under way when the machine was switched off may still arrive; after that, it lives.
+        let in_flight = scene.facts.policy.detection.declare;
+        if self.power.confirmed_at.is_some_and(|at| scene.now > at + in_flight) && self.proof_kind().is_none()
+        {
+            self.power.confirmed_at = None;
+            self.run_failed(
+                scene,
+                "it said off, but the node still beats: does it switch another machine?",
+                fx,
+            );
+        }
+        let lives =
+            self.proof_kind().is_some() && self.proven_at.is_some_and(|at| scene.now > at + in_flight);
+        if !lives || self.contradicted.is_some() || self.new_boot.is_some() {
+            return false;
+        }
+        let attestation = scene.facts.requests.attestations.get(&self.node).cloned();
+        self.contradicted = Some(Contradiction { attestation });
+        words::contradicted(fx, &self.node, self.proof_kind());
+        true
+    }
+
+    /// The cluster was read anew.
+    pub fn fleet_read(&mut self, scene: &Scene<'_>, pulse: Option<&Pulse>, fx: &mut Vec<Effect>) {
+        let Some(node) = scene.facts.fleet.nodes.get(&self.node) else {
+            self.missing_since.get_or_insert(scene.now);
+            return;
+        };
+        self.missing_since = None;
+        let Some(boot) = node.boot_id.clone() else { return };
+        let said = Some(&boot);
+        let ended = pulse.is_some_and(|pulse| pulse.has_ended(&boot));
+        if said == self.boot.as_ref() || said == self.status_then.as_ref() || ended {
+            self.status_known = true;
+            self.status_doubt = None;
+        } else if self.status_known {
+            self.returned(scene, &boot, fx);
+        } else {
+            self.status_doubt = Some(boot);
+        }
+    }
+
+    fn returned(&mut self, scene: &Scene<'_>, boot: &BootId, fx: &mut Vec<Effect>) {
+        if self.new_boot.as_ref() == Some(boot) {
+            return;
+        }
+        self.new_boot = Some(boot.clone());
+        self.contradicted = None;
+        self.status_doubt = None;
+        self.trusted_since = None;
+        self.mark(Milestone::Returned, scene.now);
+        words::returned(fx, &self.node);
+    }
+
+    /// The fence agent's run ended.
+    pub fn fence_ended(&mut self, scene: &Scene<'_>, epoch: u64, result: &FenceResult, fx: &mut Vec<Effect>) {
+        // A run of another epoch proves nothing now: the machine may have been switched on since.
+        if Some(epoch) != scene.facts.epoch || self.power.running_until.take().is_none() {
+            return;
+        }
+        match result {
+            FenceResult::ConfirmedOff => self.power.confirmed_at = Some(scene.now),
+            FenceResult::Failed(why) => self.run_failed(scene, why, fx),
+        }
+    }
+
+    fn run_failed(&mut self, scene: &Scene<'_>, why: &str, fx: &mut Vec<Effect>) {
+        let fencing = &scene.facts.policy.fencing;
+        let given_up = self.power.attempts >= fencing.attempts_max;
+        let doubled = fencing.retry_first.saturating_mul(1 << self.power.attempts.saturating_sub(1).min(16));
+        let wait = if given_up { fencing.reminder } else { doubled.min(fencing.retry_max) };
+        self.power.next_at = scene.now + wait;
+        words::run_failed(fx, &self.node, why, wait, given_up);
+    }
+
+    /// Our commit came back. Returns the stage that is stored now.
+    pub fn committed(&mut self, scene: &Scene<'_>, fx: &mut Vec<Effect>) -> Option<FenceStage> {
+        let record = self.pending.take()?;
+        let (stage, restamped) =
+            (record.stage.clone(), self.stored.as_ref().map(|old| &old.stage) == Some(&record.stage));
+        self.stored = Some(record);
+        if !restamped {
+            self.since = scene.now;
+        }
+        match &stage {
+            FenceStage::Declared => self.declare = false,
+            FenceStage::Fenced { proof } if !restamped => {
+                self.proven_at = Some(scene.now);
+                self.proven_by = Some(*proof);
+                self.mark(Milestone::Proven, scene.now);
+                words::fenced(fx, &self.node, *proof);
+            }
+            FenceStage::Closed => self.mark(Milestone::Closed, scene.now),
+            _ => {}
+        }
+        Some(stage)
+    }
+
+    /// Our commit was refused: wait, so that a record that somebody else writes is not fought over.
+    pub fn refused(&mut self, scene: &Scene<'_>, fx: &mut Vec<Effect>) {
+        if self.pending.take().is_some() {
+            self.commit_after = scene.now + scene.facts.policy.leader.retry;
+            words::refused(fx, &self.node);
+        }
+    }
+
+    /// The case is over and its record says so.
+    pub fn is_closed(&self) -> bool {
+        let closed = self.stored.as_ref().is_some_and(|record| record.stage == FenceStage::Closed);
+        closed && self.pending.is_none() && !self.declare
+    }
+
+    /// The Node object is gone for good.
+    pub fn is_removed(&self, scene: &Scene<'_>) -> bool {
+        self.missing_since.is_some_and(|since| scene.now >= since + REMOVED_AFTER)
+    }
+
+    /// Takes the next step that the facts allow.
+    pub fn advance(&mut self, scene: &Scene<'_>, around: &Around<'_>, fx: &mut Vec<Effect>) {
+        self.watch_return(scene, around);
+        self.resolve_contradiction(scene, fx);
+        if self.power.running_until.is_some_and(|until| scene.now >= until) {
+            self.power.running_until = None;
+            self.run_failed(scene, "it did not end in time", fx);
+        }
+        self.remind(scene, fx);
+        if self.pending.is_some() || scene.now < self.commit_after {
+            return;
+        }
+        let Some(epoch) = scene.facts.epoch else { return };
+        if let Some(stage) = self.next_stage(scene, around, epoch) {
+            let boot_id = self.boot.clone();
+            let record = FenceRecord { node: self.node.clone(), boot_id, epoch, stage };
+            self.pending = Some(record.clone());
+            fx.push(Effect::Commit(Record::Fence(record)));
+        } else if self.may_order(scene, around) && self.is_at(&FenceStage::PowerOrdered) {
+            self.power.ordered = true;
+            self.power.attempts += 1;
+            // The shell has the same deadline; the second half is for what it needs around the run.
+            self.power.running_until = Some(scene.now + scene.facts.policy.fencing.timeout.mul_f64(1.5));
+            self.mark(Milestone::FencingStarted, scene.now);
+            words::fencing_started(fx, &self.node);
+            fx.push(Effect::RunFence { node: self.node.clone(), epoch });
+        }
+    }
+
+    fn next_stage(&self, scene: &Scene<'_>, around: &Around<'_>, epoch: u64) -> Option<FenceStage> {
+        let Some(record) = self.stored.as_ref().filter(|_| !self.declare) else {
+            return Some(FenceStage::Declared);
+        };
+        if record.stage == FenceStage::Closed {
+            return None;
+        }
+        if self.is_removed(scene) {
+            return around.settled.idle.then_some(FenceStage::Closed);
+        }
+        if record.epoch != epoch {
+            // Taking the record over shuts out whoever wrote it before anything else is done.
+            return Some(record.stage.clone());
+        }
+        match &record.stage {
+            FenceStage::Declared | FenceStage::PowerOrdered => {
+                let back = self.last_beat.is_some() && !self.power.ordered;
+                let order = self.is_at(&FenceStage::Declared) && self.may_order(scene, around);
+                self.proof_at_hand(scene, around)
+                    .map(|proof| FenceStage::Fenced { proof })
+                    .or(back.then_some(FenceStage::Closed))
+                    .or(order.then_some(FenceStage::PowerOrdered))
+            }
+            FenceStage::Fenced { .. } => {
+                let boot_id = self.new_boot.clone().filter(|_| around.settled.idle)?;
+                Some(FenceStage::Quarantine { boot_id })
+            }
+            FenceStage::Quarantine { boot_id } => {
+                let over = scene.now >= self.trusted_since? + scene.facts.policy.recovery.quarantine;
+                match &self.new_boot {
+                    Some(newer) if newer != boot_id => {
+                        Some(FenceStage::Quarantine { boot_id: newer.clone() })
+                    }
+                    _ => (over && around.settled.idle).then_some(FenceStage::Closed),
+                }
+            }
+            FenceStage::Closed => None,
+        }
+    }
+
+    fn is_at(&self, stage: &FenceStage) -> bool {
+        self.stored.as_ref().is_some_and(|record| record.stage == *stage) && !self.declare
+    }
+
+    fn is_silent(&self, scene: &Scene<'_>) -> bool {
+        self.last_beat.is_none_or(|at| scene.now >= at + scene.facts.policy.detection.suspect())
+    }
+
+    fn proof_at_hand(&self, scene: &Scene<'_>, around: &Around<'_>) -> Option<ProofKind> {
+        let returned = self.new_boot.is_some().then_some(ProofKind::NewBootId);
+        if !self.is_silent(scene) {
+            return returned;
+        }
+        let others = || given_by_others(scene, around.leftovers, &self.node, self.boot.as_ref());
+        let lease = || around.leases.expired(&self.node, scene.now, &scene.facts.policy);
+        let power = self.power.confirmed_at.map(|_| ProofKind::PowerOffConfirmed);
+        power.or_else(others).or(returned).or_else(|| lease().then_some(ProofKind::LeaseExpired))
+    }
+
+    fn may_order(&self, scene: &Scene<'_>, around: &Around<'_>) -> bool {
+        let power = &self.power;
+        scene.facts.policy.fencing.nodes.contains(&self.node)
+            && !around.hold
+            && power.running_until.is_none()
+            && power.confirmed_at.is_none()
+            && scene.now >= power.next_at
+    }
+
+    /// A returned node is trusted after it beat without a gap.
+    fn watch_return(&mut self, scene: &Scene<'_>, around: &Around<'_>) {
+        let in_quarantine =
+            self.stored.as_ref().is_some_and(|record| matches!(record.stage, FenceStage::Quarantine { .. }));
+        let beats = around.pulse.is_some_and(|pulse| pulse.phase == Phase::Healthy && !pulse.left);
+        if in_quarantine && beats {
+            self.trusted_since.get_or_insert(scene.now);
+        } else {
+            self.trusted_since = None;
+        }
+    }
+
+    /// A person who looked, and says again that this boot is dead, is believed.
+    fn resolve_contradiction(&mut self, scene: &Scene<'_>, fx: &mut Vec<Effect>) {
+        let Some(contradiction) = &self.contradicted else { return };
+        let word = scene.facts.requests.attestations.get(&self.node);
+        let about_it = word.is_some_and(|word| Some(&word.boot_id) == self.boot.as_ref());
+        if about_it && word != contradiction.attestation.as_ref() && self.is_silent(scene) {
+            self.contradicted = None;
+            words::resolved(fx, &self.node);
+        }
+    }
+
+    fn remind(&mut self, scene: &Scene<'_>, fx: &mut Vec<Effect>) {
+        if scene.now < self.remind_at {
+            return;
+        }
+        self.remind_at = scene.now + scene.facts.policy.fencing.reminder;
+        if self.is_at(&FenceStage::Declared) || self.is_at(&FenceStage::PowerOrdered) {
+            words::waits(fx, scene, &self.node, self.last_beat.is_some());
+        } else if let Some(boot) = self.status_doubt.as_ref().filter(|_| self.proof_kind().is_some()) {
+            words::in_doubt(fx, &self.node, boot);
+        }
+    }
+
+    /// When time alone allows a next step. Past moments are left out: what they allowed was done.
+    pub fn next_deadline(&self, scene: &Scene<'_>, leases: &LeaseWatch) -> Option<BootTime> {
+        let policy = &scene.facts.policy;
+        let at = |moment: BootTime| (moment > scene.now).then_some(moment);
+        let enrolled = policy.watchdog_fencing.contains(&self.node);
+        [
+            self.missing_since.map(|since| since + REMOVED_AFTER),
+            self.trusted_since.map(|since| since + policy.recovery.quarantine),
+            self.last_beat.map(|beat| beat + policy.detection.suspect()),
+            self.power.running_until,
+            enrolled.then(|| leases.expires(&self.node, policy)),
+            Some(self.power.next_at),
+            Some(self.commit_after),
+            Some(self.remind_at),
+        ]
+        .into_iter()
+        .filter_map(|moment| at(moment?))
+        .min()
+    }
+}

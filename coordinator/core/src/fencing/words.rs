@@ -1,0 +1,170 @@
+//! What people are told about the fencing of a node: what happened, and what they can do.
+
+use std::time::Duration;
+
+use super::{FenceStage, ProofKind, proofs_possible};
+use crate::io::{Effect, Severity};
+use crate::names::{BootId, NodeName};
+use crate::scene::{Scene, tell_node};
+
+pub(super) fn stage(stage: Option<&FenceStage>, beats: bool) -> String {
+    match stage {
+        None => "declared unreachable; the record is being stored".to_owned(),
+        Some(FenceStage::Declared) => "unreachable; nothing proves yet that it is off".to_owned(),
+        Some(FenceStage::PowerOrdered) if beats => {
+            "it beats, but a power order may still take effect".to_owned()
+        }
+        Some(FenceStage::PowerOrdered) => {
+            "its fence agent is to switch it off and to read that back".to_owned()
+        }
+        Some(FenceStage::Fenced { proof }) => {
+            format!("proven dead by {proof:?}; waits for the node to come back")
+        }
+        Some(FenceStage::Quarantine { .. }) => {
+            "back in a new boot, and watched before it is trusted".to_owned()
+        }
+        Some(FenceStage::Closed) => "its incident is over".to_owned(),
+    }
+}
+
+pub(super) fn fencing_started(fx: &mut Vec<Effect>, node: &NodeName) {
+    let message = format!("Switching {node} off by its fence agent, then reading back that it is off.");
+    tell_node(fx, Severity::Info, node, "FencingStarted", message);
+}
+
+pub(super) fn run_failed(fx: &mut Vec<Effect>, node: &NodeName, why: &str, wait: Duration, given_up: bool) {
+    if given_up {
+        let message = format!(
+            "The fence agent of {node} fails again and again: {why}. Its VMs wait. Switch the machine off yourself, \
+             make sure that it is off, then run `kubectl somersault attest {node}`. The agent is tried again every \
+             {wait:?}."
+        );
+        tell_node(fx, Severity::Critical, node, "FencingFails", message);
+    } else {
+        let message = format!("The fence agent of {node} failed: {why}. Next try in {wait:?}.");
+        tell_node(fx, Severity::Warning, node, "FencingRunFailed", message);
+    }
+}
+
+pub(super) fn fenced(fx: &mut Vec<Effect>, node: &NodeName, proof: ProofKind) {
+    let how = match proof {
+        ProofKind::PowerOffConfirmed => "its fence agent switched it off and read that back",
+        ProofKind::CloudShutdown => "the cloud says that the machine is shut down",
+        ProofKind::OutOfServiceByOthers => "somebody set the out-of-service taint",
+        ProofKind::NewBootId => "it has booted anew",
+        ProofKind::HumanAttested => "a person attests it",
+        ProofKind::LeaseExpired => "its lease ran out and its watchdog has fired",
+    };
+    let message =
+        format!("Nothing on {node} can run or write any more: {how}. Its VMs may be started elsewhere.");
+    tell_node(fx, Severity::Warning, node, "NodeFenced", message);
+}
+
+pub(super) fn contradicted(fx: &mut Vec<Effect>, node: &NodeName, proof: Option<ProofKind>) {
+    let proof = proof.map_or_else(String::new, |proof| format!(" ({proof:?})"));
+    let message = format!(
+        "{node} beats in the very boot that was proven dead{proof}: the proof was wrong, and VMs may run twice. \
+         Recovery from this node has stopped, and its superseded VMs are told to stop. Switch the machine off now, \
+         check which machine the fence agent really switches, then run `kubectl somersault attest {node}`."
+    );
+    tell_node(fx, Severity::Critical, node, "FenceContradicted", message);
+}
+
+pub(super) fn resolved(fx: &mut Vec<Effect>, node: &NodeName) {
+    let message = format!("A person attests anew that {node} is dead; recovery goes on.");
+    tell_node(fx, Severity::Warning, node, "ContradictionResolved", message);
+}
+
+pub(super) fn returned(fx: &mut Vec<Effect>, node: &NodeName) {
+    let message = format!(
+        "{node} is back in a new boot. It takes no new VMs until its own are settled and it has been watched for a \
+         while; VMs that were not touched start there again by themselves."
+    );
+    tell_node(fx, Severity::Info, node, "NodeReturned", message);
+}
+
+pub(super) fn refused(fx: &mut Vec<Effect>, node: &NodeName) {
+    let message = format!(
+        "The fence record of {node} could not be stored: somebody else changed it, or leads. Nothing is done before \
+         it is."
+    );
+    tell_node(fx, Severity::Warning, node, "FenceRecordRefused", message);
+}
+
+pub(super) fn waits(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName, beats: bool) {
+    let message = if beats {
+        format!(
+            "{node} beats again, but a power order may have been given and may still take effect: it is not trusted \
+             in this boot. Reboot it."
+        )
+    } else {
+        let possible: Vec<String> =
+            proofs_possible(scene, node).iter().map(|kind| format!("{kind:?}")).collect();
+        format!(
+            "{node} is still unreachable, and nothing proves that it is off, so its VMs wait. Possible here: {}. \
+             Make sure that the machine is off, then run `kubectl somersault attest {node}`; or switch it on again.",
+            possible.join(", ")
+        )
+    };
+    tell_node(fx, Severity::Critical, node, "AwaitingProof", message);
+}
+
+pub(super) fn in_doubt(fx: &mut Vec<Effect>, node: &NodeName, boot: &BootId) {
+    let message = format!(
+        "{node} is proven dead, but its Node object names another boot ({boot}), which may be newer: its VMs may \
+         already run there again, so nothing is touched. Start its agent, or switch the machine off and on again."
+    );
+    tell_node(fx, Severity::Critical, node, "BootInDoubt", message);
+}
+
+pub(crate) fn removed(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName) {
+    let named = |values: &[String]| values.iter().any(|value| value == node.as_str());
+    let volumes = scene.facts.fleet.volumes.iter().filter(|(_, volume)| {
+        let terms = volume.node_affinity.iter().flat_map(|selector| selector.terms.iter().flatten());
+        terms.into_iter().any(|requirement| requirement.operator == "In" && named(&requirement.values))
+    });
+    let lost: Vec<&str> = volumes.map(|(name, _)| name.as_str()).take(LOST_SHOWN_MAX).collect();
+    let lost = match lost.is_empty() {
+        true => "No volume is bound to it.".to_owned(),
+        false => format!("Volumes on its disks are lost until it is found: {}.", lost.join(", ")),
+    };
+    let message = format!("The Node object of {node} was deleted, which ends its incident. {lost}");
+    tell_node(fx, Severity::Warning, node, "NodeRemoved", message);
+}
+
+/// Volumes named in one notice: an Event holds 1024 bytes.
+const LOST_SHOWN_MAX: usize = 10;
+
+pub(crate) fn declared(
+    fx: &mut Vec<Effect>,
+    scene: &Scene<'_>,
+    node: &NodeName,
+    why: &str,
+    vms: (usize, usize),
+) {
+    let (automatic, by_hand) = vms;
+    let next = if scene.facts.policy.fencing.nodes.contains(node) {
+        "Its fence agent switches it off now.".to_owned()
+    } else {
+        format!(
+            "No fence agent is configured for it: make sure that the machine is off, then run `kubectl somersault \
+             attest {node}`."
+        )
+    };
+    let message = format!(
+        "{node} is unreachable: {why}. {automatic} of its VMs are started elsewhere once it is proven dead, {by_hand} \
+         need a person. {next}"
+    );
+    tell_node(fx, Severity::Critical, node, "NodeUnreachable", message);
+}
+
+pub(crate) fn quarantined(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName) {
+    let quarantine = scene.facts.policy.recovery.quarantine;
+    let message = format!("{node} is watched for {quarantine:?} before it takes VMs again.");
+    tell_node(fx, Severity::Info, node, "NodeInQuarantine", message);
+}
+
+pub(crate) fn closed(fx: &mut Vec<Effect>, node: &NodeName) {
+    let message = format!("{node} is healthy and takes VMs again; its incident is over.");
+    tell_node(fx, Severity::Info, node, "NodeHealthy", message);
+}

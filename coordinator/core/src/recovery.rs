@@ -1,0 +1,194 @@
+//! What becomes of the VMs of dead nodes: decided at once, acted upon after the proof.
+//!
+//! ```text
+//!                        ┌─ Recreate ─► AwaitingProof ─ proof, taint, a free place ─► Acting ─ pods gone ─► Restarting
+//!   declared ─► decided ─┤                 ▲   │                                        │                       │
+//!                        │   decided anew  │   │ node back in a new boot                │ fails for good        │ seen
+//!                        │   on each       ▼   ▼                                        ▼                       │ running
+//!                        └─ anything else ► NeedsPerson ─ node back ─► NodeReturned   NeedsPerson               ▼ elsewhere
+//!                                              └──────────────── started elsewhere by a person ─────────────► Recovered
+//! ```
+//!
+//! Deleting a launcher is the permission to run its VM elsewhere, so a pod is deleted only when
+//! - the proof of its node's death is stored under our epoch, and the node has not come back;
+//! - its instance had run on that node when the proof was stored: such a launcher died with that boot, while one
+//!   that was still waiting may start the moment the machine is switched on;
+//! - the VM is decided `Recreate` at that very moment, with every node on which it may run proven;
+//! - the node has our taint, or the scheduler would put the new launcher back on it.
+
+mod incident;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::incident::{Incident, VmCase};
+use crate::BootTime;
+use crate::decision::{DecisionKind, Question, decide};
+use crate::fencing::{FenceProof, Settled};
+use crate::fleet::FENCING_TAINT;
+use crate::io::{Action, Effect};
+use crate::names::{Key, NodeName, Uid};
+use crate::runbook::runbook;
+use crate::scene::Scene;
+use crate::view::{RecoveryProgress, RecoveryView};
+
+/// VMs of ended incidents that are still shown.
+const ENDED_MAX: usize = 1_000;
+
+/// All incidents.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recovery {
+    incidents: BTreeMap<NodeName, Incident>,
+    ended: BTreeMap<Key, RecoveryView>,
+}
+
+/// Which nodes are in which trouble.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Trouble {
+    /// Declared, proven or not.
+    pub declared: BTreeSet<NodeName>,
+    /// Proven, and still away: with the permission to act.
+    pub proven: BTreeMap<NodeName, FenceProof>,
+    /// Back in a new boot.
+    pub returned: BTreeSet<NodeName>,
+    /// Must not receive a VM now, for any other reason.
+    pub unusable: BTreeSet<NodeName>,
+}
+
+impl Recovery {
+    /// A node was declared, by us or by a leader before us.
+    pub fn begin(&mut self, node: &NodeName) {
+        self.incidents.entry(node.clone()).or_default();
+    }
+
+    /// The proof of a node was stored by us: what had run there until now died with that boot.
+    pub fn proven(&mut self, scene: &Scene<'_>, node: &NodeName) {
+        if let Some(incident) = self.incidents.get_mut(node) {
+            incident.note_dead_pods(scene, node);
+        }
+    }
+
+    /// The incident is over.
+    pub fn end(&mut self, node: &NodeName) {
+        let Some(incident) = self.incidents.remove(node) else { return };
+        for (key, case) in incident.vms {
+            let view = case.view(node).filter(|_| self.ended.len() < ENDED_MAX);
+            self.ended.extend(view.map(|view| (key, view)));
+        }
+    }
+
+    /// We lead no more: whoever does starts from the records.
+    pub fn clear(&mut self) {
+        self.incidents.clear();
+    }
+
+    /// The cluster was read anew, or a node changed its state: decide again what is not yet acted upon.
+    pub fn decide(&mut self, scene: &Scene<'_>, trouble: &Trouble, fx: &mut Vec<Effect>) {
+        self.ended.retain(|vm, _| scene.facts.fleet.vms.contains_key(vm));
+        for (node, incident) in &mut self.incidents {
+            let returned = trouble.returned.contains(node);
+            incident.look(scene, node, !returned, fx);
+            if returned {
+                incident.node_returned(node, fx);
+                continue;
+            }
+            // Before a proof, the question is what would become of the VM if every declared node were proven.
+            let dead = match trouble.proven.contains_key(node) {
+                true => trouble.proven.keys().cloned().collect(),
+                false => trouble.declared.clone(),
+            };
+            let unusable = trouble.unusable.union(&trouble.declared).filter(|node| !dead.contains(*node));
+            let question = Question { unusable: unusable.cloned().collect(), dead };
+            let (fleet, overrides) = (&scene.facts.fleet, &scene.facts.policy.class_overrides);
+            for key in incident.open_vms() {
+                let decision = decide(fleet, overrides, &key, &question);
+                if decision.kind == DecisionKind::NothingToDo {
+                    incident.vms.remove(&key);
+                    continue;
+                }
+                let book = (decision.kind != DecisionKind::Recreate).then(|| runbook(fleet, &decision));
+                incident.decided(scene, node, decision, book, fx);
+            }
+        }
+    }
+
+    /// Acts on what is decided and proven, within the limit.
+    pub fn act(&mut self, scene: &Scene<'_>, trouble: &Trouble, fx: &mut Vec<Effect>) {
+        let busy = self.incidents.values().map(|incident| incident.places_taken(scene)).sum();
+        let mut places = scene.facts.policy.recovery.concurrent_max.saturating_sub(busy);
+        for (node, incident) in &mut self.incidents {
+            let (Some(proof), Some(object)) = (trouble.proven.get(node), scene.facts.fleet.nodes.get(node))
+            else {
+                continue;
+            };
+            if object.has_taint(FENCING_TAINT) || incident.tainted {
+                incident.act(scene, proof, trouble, &mut places, fx);
+            }
+        }
+    }
+
+    /// An action was performed. Returns the node whose VM it concerned, where it was one of ours.
+    pub fn acted(&mut self, scene: &Scene<'_>, action: &Action, fx: &mut Vec<Effect>) -> Option<NodeName> {
+        match action {
+            Action::Taint { node } => {
+                self.incidents.get_mut(node)?.tainted = true;
+                None
+            }
+            Action::DeletePod { proof, .. } => {
+                let node = proof.node().clone();
+                self.incidents.get_mut(&node)?.deleted(scene, action, fx);
+                Some(node)
+            }
+            _ => None,
+        }
+    }
+
+    /// An action failed for good.
+    pub fn failed(&mut self, scene: &Scene<'_>, action: &Action, why: &str, fx: &mut Vec<Effect>) {
+        let Action::DeletePod { proof, .. } = action else { return };
+        if let Some(incident) = self.incidents.get_mut(proof.node()) {
+            incident.delete_failed(scene, action, why, fx);
+        }
+    }
+
+    /// How far the VMs of a node are.
+    pub fn settled(&self, scene: &Scene<'_>, node: &NodeName) -> Settled {
+        let Some(incident) = self.incidents.get(node) else {
+            return Settled { idle: true, open: 0, acted: false };
+        };
+        let is = |progress| move |case: &&VmCase| case.progress == progress;
+        let acting = incident.vms.values().filter(is(RecoveryProgress::Acting)).count();
+        let waiting = incident.vms.values().filter(is(RecoveryProgress::AwaitingProof)).count();
+        Settled { idle: acting == 0, open: waiting + incident.places_taken(scene), acted: incident.acted }
+    }
+
+    /// Launchers of a node that were deleted, and whose VMs may run elsewhere by now.
+    pub fn superseded(&self, node: &NodeName) -> Vec<Uid> {
+        self.incidents
+            .get(node)
+            .map(|incident| incident.superseded.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// How many VMs of a node a person must see to, and how many not.
+    pub fn counts(&self, node: &NodeName) -> (usize, usize) {
+        let Some(incident) = self.incidents.get(node) else { return (0, 0) };
+        let automatic = incident.vms.values().filter(|case| case.is_automatic()).count();
+        (automatic, incident.vms.len() - automatic)
+    }
+
+    /// When time alone changes something.
+    pub fn next_deadline(&self, scene: &Scene<'_>) -> Option<BootTime> {
+        self.incidents.values().filter_map(|incident| incident.next_deadline(scene)).min()
+    }
+
+    /// What to show.
+    pub fn views(&self) -> BTreeMap<Key, RecoveryView> {
+        let mut views = self.ended.clone();
+        for (node, incident) in &self.incidents {
+            views.extend(incident.vms.iter().filter_map(|(key, case)| Some((key.clone(), case.view(node)?))));
+        }
+        views
+    }
+}

@@ -1,0 +1,309 @@
+//! The VMs of one dead node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Trouble;
+use crate::BootTime;
+use crate::decision::{Decision, DecisionKind};
+use crate::fencing::FenceProof;
+use crate::fleet::Vm;
+use crate::io::{Action, Effect, Severity};
+use crate::names::{Key, NodeName, Uid};
+use crate::scene::{Scene, tell_vm};
+use crate::view::{RecoveryProgress, RecoveryView};
+
+/// The VMs of one dead node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Incident {
+    pub vms: BTreeMap<Key, VmCase>,
+    /// The node's taint was set by us, whatever an older reading of the cluster says.
+    pub tainted: bool,
+    /// A VM was acted upon.
+    pub acted: bool,
+    /// Launchers that were deleted, or are about to be.
+    pub superseded: BTreeSet<Uid>,
+    /// Pods that had run when the proof was stored; `None` before that.
+    died: Option<BTreeSet<Uid>>,
+}
+
+/// One VM of a dead node.
+#[derive(Clone, Debug)]
+pub(super) struct VmCase {
+    pub decision: Option<Decision>,
+    pub progress: RecoveryProgress,
+    runbook: Option<String>,
+    /// Its launcher must not be deleted, whatever is decided: it may not be dead.
+    hands_off: bool,
+    /// Deletions that have not been performed yet.
+    left: BTreeSet<Action>,
+    attempts: u32,
+    /// When it entered its progress.
+    since: BootTime,
+    /// When deletions without an answer are tried again.
+    retry_at: Option<BootTime>,
+}
+
+impl Incident {
+    /// VMs that have not been acted upon, and about which is therefore decided anew.
+    pub fn open_vms(&self) -> Vec<Key> {
+        let open = |(_, case): &(&Key, &VmCase)| case.is_untouched() && !case.hands_off;
+        self.vms.iter().filter(open).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What had run on the node until now died with its boot: nothing of it can start again.
+    pub fn note_dead_pods(&mut self, scene: &Scene<'_>, node: &NodeName) {
+        let ran = |vm: &&Vm| vm.instance.as_ref().is_some_and(|instance| instance.has_run);
+        let pods = scene.facts.fleet.vms.values().filter(ran).flat_map(|vm| &vm.pods);
+        self.died =
+            Some(pods.filter(|pod| pod.node.as_ref() == Some(node)).map(|pod| pod.uid.clone()).collect());
+    }
+
+    /// Takes in VMs that are new on the node (unless it is back, and alive), forgets those that are gone, notices those that run elsewhere.
+    pub fn look(&mut self, scene: &Scene<'_>, node: &NodeName, away: bool, fx: &mut Vec<Effect>) {
+        let vms = &scene.facts.fleet.vms;
+        self.vms.retain(|key, _| vms.contains_key(key));
+        for (key, vm) in vms {
+            let here = vm.node() == Some(node) || vm.pods.iter().any(|pod| pod.node.as_ref() == Some(node));
+            if away && here && !self.vms.contains_key(key) {
+                self.vms.insert(key.clone(), VmCase::new(scene.now));
+            }
+        }
+        for (key, case) in &mut self.vms {
+            let vm = &vms[key];
+            if case.progress == RecoveryProgress::Acting {
+                // Their answers may have been lost with a crash of ours.
+                case.left.retain(|action| {
+                    uid_of(action).is_some_and(|uid| vm.pods.iter().any(|pod| pod.uid == uid))
+                });
+                case.pods_deleted(scene.now);
+            }
+            let waiting =
+                matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::NeedsPerson);
+            if let Some(other) = running_elsewhere(vm, node).filter(|_| waiting) {
+                case.enter(RecoveryProgress::Recovered, scene.now);
+                tell_vm(fx, Severity::Info, key, "VmRecovered", format!("{key} runs on {other} now."));
+            }
+        }
+    }
+
+    /// A VM was decided upon, for the first time or anew.
+    pub fn decided(
+        &mut self,
+        scene: &Scene<'_>,
+        node: &NodeName,
+        decision: Decision,
+        runbook: Option<String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(case) = self.vms.get_mut(&decision.vm) else { return };
+        if case.decision.as_ref().map(|old| old.kind) != Some(decision.kind) {
+            tell_decision(fx, node, &decision);
+        }
+        let progress = match decision.kind {
+            DecisionKind::Recreate => RecoveryProgress::AwaitingProof,
+            _ => RecoveryProgress::NeedsPerson,
+        };
+        case.decision = Some(decision);
+        case.runbook = runbook;
+        if case.progress != progress {
+            case.enter(progress, scene.now);
+        }
+    }
+
+    /// The node is back: what was not touched is its own again.
+    pub fn node_returned(&mut self, node: &NodeName, fx: &mut Vec<Effect>) {
+        for (key, case) in self.vms.iter_mut().filter(|(_, case)| case.is_untouched()) {
+            case.progress = RecoveryProgress::NodeReturned;
+            let message = format!("{node} is back and {key} was not touched: it starts there by itself.");
+            tell_vm(fx, Severity::Info, key, "NodeReturned", message);
+        }
+    }
+
+    /// How many of the VMs that may be recreated at the same time are these.
+    pub fn places_taken(&self, scene: &Scene<'_>) -> usize {
+        let limit = scene.facts.policy.recovery.restart_timeout;
+        let busy = |case: &&VmCase| match case.progress {
+            RecoveryProgress::Acting => true,
+            RecoveryProgress::Restarting => scene.now < case.since + limit,
+            _ => false,
+        };
+        self.vms.values().filter(busy).count()
+    }
+
+    /// Deletes pods of VMs that are to be recreated, while there are places.
+    pub fn act(
+        &mut self,
+        scene: &Scene<'_>,
+        proof: &FenceProof,
+        trouble: &Trouble,
+        places: &mut usize,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(died) = &self.died else { return };
+        for (key, case) in &mut self.vms {
+            if case.progress == RecoveryProgress::Acting && case.retry_at.is_some_and(|at| scene.now >= at) {
+                case.attempt(scene, fx);
+                continue;
+            }
+            if *places == 0 || case.progress != RecoveryProgress::AwaitingProof || !case.is_proven(trouble) {
+                continue;
+            }
+            let Some(vm) = scene.facts.fleet.vms.get(key) else { continue };
+            let here = vm.pods.iter().filter(|pod| pod.node.as_ref() == Some(proof.node()));
+            let (dead, other): (Vec<_>, Vec<_>) = here.partition(|pod| died.contains(&pod.uid));
+            if !other.is_empty() || dead.is_empty() {
+                case.leave_alone(scene, key, proof.node(), fx);
+                continue;
+            }
+            case.left.extend(dead.into_iter().map(|pod| Action::DeletePod {
+                pod: Key::new(&key.namespace, &pod.name),
+                uid: pod.uid.clone(),
+                proof: proof.clone(),
+            }));
+            // Asked for is as good as done: an agent that turns out to live must stop them.
+            self.superseded.extend(case.left.iter().filter_map(uid_of));
+            self.acted = true;
+            *places -= 1;
+            case.enter(RecoveryProgress::Acting, scene.now);
+            case.attempt(scene, fx);
+        }
+    }
+
+    /// A deletion was performed.
+    pub fn deleted(&mut self, scene: &Scene<'_>, action: &Action, fx: &mut Vec<Effect>) {
+        for (key, case) in self.vms.iter_mut().filter(|(_, case)| case.left.contains(action)) {
+            case.left.remove(action);
+            if case.pods_deleted(scene.now) {
+                let message =
+                    format!("The dead launcher of {key} is deleted; KubeVirt starts the VM on another node.");
+                tell_vm(fx, Severity::Info, key, "VmRecreating", message);
+            }
+        }
+    }
+
+    /// A deletion failed for good.
+    pub fn delete_failed(&mut self, scene: &Scene<'_>, action: &Action, why: &str, fx: &mut Vec<Effect>) {
+        let limits = &scene.facts.policy.recovery;
+        for (key, case) in self.vms.iter_mut().filter(|(_, case)| case.left.contains(action)) {
+            if case.attempts < limits.attempts_max {
+                case.retry_at = Some(scene.now + limits.retry);
+                continue;
+            }
+            case.left.clear();
+            case.retry_at = None;
+            case.enter(RecoveryProgress::NeedsPerson, scene.now);
+            let message = format!(
+                "The dead launcher of {key} cannot be deleted: {why}. Its node is proven dead, so it is safe to delete \
+                 the pod by hand while the node is off: `kubectl delete pod --force --grace-period=0`."
+            );
+            tell_vm(fx, Severity::Critical, key, "VmRecoveryFailed", message);
+        }
+    }
+
+    /// When time alone changes something.
+    pub fn next_deadline(&self, scene: &Scene<'_>) -> Option<BootTime> {
+        let limit = scene.facts.policy.recovery.restart_timeout;
+        let at = |case: &VmCase| match case.progress {
+            RecoveryProgress::Acting => case.retry_at,
+            RecoveryProgress::Restarting => Some(case.since + limit),
+            _ => None,
+        };
+        self.vms.values().filter_map(at).filter(|at| *at > scene.now).min()
+    }
+}
+
+impl VmCase {
+    fn new(now: BootTime) -> Self {
+        Self {
+            decision: None,
+            progress: RecoveryProgress::NeedsPerson,
+            runbook: None,
+            hands_off: false,
+            left: BTreeSet::new(),
+            attempts: 0,
+            since: now,
+            retry_at: None,
+        }
+    }
+
+    /// What to show; nothing before it was decided.
+    pub fn view(&self, node: &NodeName) -> Option<RecoveryView> {
+        Some(RecoveryView {
+            node: node.clone(),
+            decision: self.decision.clone()?,
+            progress: self.progress,
+            runbook: self.runbook.clone(),
+        })
+    }
+
+    /// Decided to be recreated.
+    pub fn is_automatic(&self) -> bool {
+        self.decision.as_ref().is_some_and(|decision| decision.kind == DecisionKind::Recreate)
+    }
+
+    /// Decided to be recreated, with every node proven on which it may still run.
+    fn is_proven(&self, trouble: &Trouble) -> bool {
+        let decision = self.decision.as_ref().filter(|decision| decision.kind == DecisionKind::Recreate);
+        decision.is_some_and(|decision| decision.nodes.iter().all(|node| trouble.proven.contains_key(node)))
+    }
+
+    fn is_untouched(&self) -> bool {
+        matches!(self.progress, RecoveryProgress::AwaitingProof | RecoveryProgress::NeedsPerson)
+            && self.attempts == 0
+    }
+
+    fn enter(&mut self, progress: RecoveryProgress, now: BootTime) {
+        self.progress = progress;
+        self.since = now;
+    }
+
+    fn leave_alone(&mut self, scene: &Scene<'_>, key: &Key, node: &NodeName, fx: &mut Vec<Effect>) {
+        self.hands_off = true;
+        self.enter(RecoveryProgress::NeedsPerson, scene.now);
+        let message = format!(
+            "{key} has a launcher on {node} that had not run when the node was proven dead. It is left alone, since it \
+             may start the moment the machine is switched on."
+        );
+        tell_vm(fx, Severity::Warning, key, "LauncherLeftAlone", message);
+    }
+
+    /// Sends what is left to do; without an answer it is sent again.
+    fn attempt(&mut self, scene: &Scene<'_>, fx: &mut Vec<Effect>) {
+        self.attempts += 1;
+        self.retry_at = Some(scene.now + scene.facts.policy.recovery.restart_timeout);
+        fx.extend(self.left.iter().cloned().map(Effect::Act));
+    }
+
+    /// Whether the last pod has just been deleted.
+    fn pods_deleted(&mut self, now: BootTime) -> bool {
+        let done = self.progress == RecoveryProgress::Acting && self.left.is_empty();
+        if done {
+            self.retry_at = None;
+            self.enter(RecoveryProgress::Restarting, now);
+        }
+        done
+    }
+}
+
+fn uid_of(action: &Action) -> Option<Uid> {
+    match action {
+        Action::DeletePod { uid, .. } => Some(uid.clone()),
+        _ => None,
+    }
+}
+
+fn running_elsewhere<'a>(vm: &'a Vm, node: &NodeName) -> Option<&'a NodeName> {
+    let instance = vm.instance.as_ref().filter(|instance| instance.phase == "Running")?;
+    instance.node.as_ref().filter(|other| *other != node)
+}
+
+fn tell_decision(fx: &mut Vec<Effect>, node: &NodeName, decision: &Decision) {
+    let (severity, what) = match decision.kind {
+        DecisionKind::Recreate => (Severity::Info, "is started elsewhere once the node is proven dead"),
+        DecisionKind::Rebuild => (Severity::Warning, "can be rebuilt from its image; see its runbook"),
+        _ => (Severity::Warning, "needs a person, see its runbook; it is not touched"),
+    };
+    let why = decision.details.first().map(|why| format!(": {why}")).unwrap_or_default();
+    let message = format!("{node} is unreachable. {} {what}{why}. {}", decision.vm, decision.remedy);
+    tell_vm(fx, severity, &decision.vm, "RecoveryDecided", message.trim_end().to_owned());
+}
