@@ -1,0 +1,186 @@
+//! Wires the parts of the coordinator together, and takes them apart again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use somersault_coordinator_core::Coordinator;
+use somersault_coordinator_core::view::View;
+use somersault_proto::tls::TlsFiles;
+use somersault_proto::token::{TokenError, TokenSigner};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Admin;
+use crate::clock::{BootClock, Clock};
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::driver::{Driver, Parts};
+use crate::effects::{Effects, Tools};
+use crate::inbox::Inbox;
+use crate::leader::Epoch;
+use crate::metrics::Metrics;
+use crate::orders::Orders;
+use crate::probe::NetworkProber;
+use crate::{admin, ingest, leader, publish};
+
+/// How long stopping may take: Kubernetes kills after 30 s, and the commit in hand takes milliseconds.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A coordinator that listens but does nothing yet.
+pub struct App<C> {
+    cluster: Arc<C>,
+    config: Config,
+    agents: TcpListener,
+    operators: TcpListener,
+    signer: TokenSigner,
+}
+
+/// Why a coordinator cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A port cannot be had.
+    #[error("cannot listen on {address} for {whom}; is another coordinator running?")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// For whom.
+        whom: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No key for tokens.
+    #[error("cannot sign transfer tokens")]
+    Token(#[from] TokenError),
+    /// A server ended.
+    #[error("the {what} ended, which it should not")]
+    Ended {
+        /// Which part.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+/// A part that ended, and why, where that is an error.
+type PartEnded = (&'static str, Option<Box<dyn std::error::Error + Send + Sync>>);
+
+impl<C: Cluster> App<C> {
+    /// Takes the ports, so that a second coordinator fails at once and clearly.
+    pub async fn bind(cluster: Arc<C>, config: Config) -> Result<Self, AppError> {
+        let agents = listen(config.listen, "agents").await?;
+        let operators = listen(config.admin_listen, "operators").await?;
+        Ok(Self { cluster, config, agents, operators, signer: TokenSigner::generate()? })
+    }
+
+    /// Where agents connect; useful when port 0 was asked for.
+    pub fn agents_address(&self) -> io::Result<SocketAddr> {
+        self.agents.local_addr()
+    }
+
+    /// Where operators look.
+    pub fn operators_address(&self) -> io::Result<SocketAddr> {
+        self.operators.local_addr()
+    }
+
+    /// Runs until told to stop, or until a part ends that must not.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), AppError> {
+        let mut parts = self.start(&stop);
+        let first = tokio::select! {
+            () = stop.cancelled() => None,
+            first = parts.join_next() => first,
+        };
+        let asked_to_stop = stop.is_cancelled();
+        stop.cancel();
+        let rest = async { while parts.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_WITHIN, rest).await.is_err() {
+            tracing::warn!("not everything ended within {STOP_WITHIN:?}; leaving it");
+        }
+        match first {
+            Some(Ok((what, source))) if !asked_to_stop => Err(AppError::Ended { what, source }),
+            Some(Err(crash)) => Err(AppError::Ended { what: "task", source: Some(Box::new(crash)) }),
+            _ => Ok(()),
+        }
+    }
+
+    fn start(self, stop: &CancellationToken) -> JoinSet<PartEnded> {
+        let Self { cluster, config, agents, operators, signer } = self;
+        let Config { tls, policy, fence_agents, .. } = config;
+        let clock: Arc<dyn Clock> = Arc::new(BootClock);
+        let (inbox, events) = Inbox::new(Arc::clone(&clock));
+        let (views, seen) = watch::channel(Arc::new(View::default()));
+        let (turned, last_turn) = watch::channel(clock.now());
+        let metrics = Arc::new(Metrics::default());
+        let epoch = Epoch::default();
+        let tools = Tools {
+            cluster: Arc::clone(&cluster),
+            fencer: Arc::new(fence_agents),
+            prober: Arc::new(NetworkProber::new(tls.clone())),
+            inbox: inbox.clone(),
+            epoch: epoch.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        let driver = Driver::new(Parts {
+            core: Coordinator::new(policy.clone()),
+            clock: Arc::clone(&clock),
+            events,
+            snapshots: cluster.snapshots(),
+            effects: Effects::new(tools),
+            orders: Orders::new(signer),
+            views,
+            turned,
+            metrics: Arc::clone(&metrics),
+        });
+
+        let mut parts = JoinSet::new();
+        parts.spawn(quiet("deciding loop", driver.run(stop.clone())));
+        let identity = uuid::Uuid::new_v4().to_string();
+        let lead = leader::run(
+            Arc::clone(&cluster),
+            identity,
+            epoch.clone(),
+            inbox.clone(),
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
+        parts.spawn(quiet("leader election", lead));
+        let show = publish::run(Arc::clone(&cluster), seen.clone(), Arc::clone(&metrics), stop.clone());
+        parts.spawn(quiet("publisher", show));
+        let watch_fleet =
+            publish::watch_fleet(cluster.snapshots(), seen, policy, Arc::clone(&metrics), stop.clone());
+        parts.spawn(quiet("fleet watch", watch_fleet));
+        parts.spawn(serve_agents(agents, tls, inbox, Arc::clone(&metrics), stop.clone()));
+        let admin = Admin { clock, turned: last_turn, epoch, metrics };
+        let stop = stop.clone();
+        parts.spawn(async move {
+            let ended = admin::serve(operators, admin, stop).await;
+            ("server for operators", ended.err().map(Into::into))
+        });
+        parts
+    }
+}
+
+async fn listen(address: SocketAddr, whom: &'static str) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, whom, source })
+}
+
+async fn quiet(what: &'static str, part: impl Future<Output = ()>) -> PartEnded {
+    part.await;
+    (what, None)
+}
+
+async fn serve_agents(
+    listener: TcpListener,
+    tls: TlsFiles,
+    inbox: Inbox,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> PartEnded {
+    let ended = ingest::serve(listener, &tls, inbox, metrics, stop).await;
+    ("server for agents", ended.err().map(Into::into))
+}

@@ -1,0 +1,173 @@
+//! Flags and files: what the process is told at its start, checked before it does anything.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+use somersault_coordinator_core::policy::{Policy, PolicyError, PolicySpec};
+use somersault_proto::tls::{Identity, TlsError, TlsFiles};
+
+use crate::fence::{FenceAgents, FenceConfigError};
+
+/// A policy is a few dozen lines.
+const POLICY_BYTES_MAX: u64 = 256 * 1024;
+
+/// Decides what becomes of virtual machines when their node dies, and moves their disks.
+#[derive(Debug, Parser)]
+#[command(name = "somersault-coordinator", version)]
+pub struct Args {
+    /// Where the cluster's objects are: `dir:PATH`, a folder of manifests.
+    #[arg(long, env = "SOMERSAULT_CLUSTER")]
+    pub cluster: ClusterPlace,
+
+    /// Where agents connect (mutual TLS).
+    #[arg(long, env = "SOMERSAULT_LISTEN", default_value = "0.0.0.0:7443")]
+    pub listen: SocketAddr,
+
+    /// Where /healthz, /readyz and /metrics are served (plain HTTP).
+    #[arg(long, env = "SOMERSAULT_ADMIN_LISTEN", default_value = "127.0.0.1:9443")]
+    pub admin_listen: SocketAddr,
+
+    /// Folder with ca.crt, tls.crt and tls.key; the certificate's DNS name must be coordinator.somersault.
+    #[arg(long, env = "SOMERSAULT_CERTS", value_name = "DIR")]
+    pub certs: PathBuf,
+
+    /// Policy (YAML); without it, the safe profile.
+    #[arg(long, env = "SOMERSAULT_POLICY", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    /// Fence agents of the nodes (YAML); without it, no node can be powered off.
+    #[arg(long, env = "SOMERSAULT_FENCE_CONFIG", value_name = "FILE")]
+    pub fence_config: Option<PathBuf>,
+
+    /// How to log; the levels are taken from RUST_LOG.
+    #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Where the cluster's objects are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterPlace {
+    /// A folder of manifests.
+    Directory(PathBuf),
+}
+
+impl FromStr for ClusterPlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("dir:") {
+            Some("") | None => Err("expected dir:PATH, with the folder of the manifests".to_owned()),
+            Some(path) => Ok(Self::Directory(PathBuf::from(path))),
+        }
+    }
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+/// Everything that the flags and files say, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// Where operators look.
+    pub admin_listen: SocketAddr,
+    /// Our certificate.
+    pub tls: TlsFiles,
+    /// Limits and time-outs.
+    pub policy: Policy,
+    /// Fence agents.
+    pub fence_agents: FenceAgents,
+}
+
+/// Why the process cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The certificate files.
+    #[error("the certificates in --certs cannot be used")]
+    Tls(#[from] TlsError),
+    /// The certificate is somebody else's.
+    #[error("the certificate in {} is of {found}, not of coordinator.somersault: agents would refuse it", folder.display())]
+    WrongIdentity {
+        /// The folder.
+        folder: PathBuf,
+        /// Whose it is.
+        found: String,
+    },
+    /// The policy file cannot be read.
+    #[error("cannot read the policy {}", file.display())]
+    PolicyUnreadable {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what it should be.
+    #[error("the policy {} cannot be understood: {why}", file.display())]
+    PolicySyntax {
+        /// Which.
+        file: PathBuf,
+        /// Where, and what is wrong.
+        why: String,
+    },
+    /// Its values contradict each other.
+    #[error("the policy cannot hold")]
+    Policy(#[from] PolicyError),
+    /// The fence agents.
+    #[error("the fence agents cannot be used")]
+    Fence(#[from] FenceConfigError),
+    /// A node is promised a fence agent that nobody configured.
+    #[error("the policy's fencing.nodes names {node}, but --fence-config has no agent for it")]
+    NoAgent {
+        /// Which.
+        node: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks everything that the flags name, except the cluster.
+    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        let tls = TlsFiles::read(&args.certs)?;
+        if *tls.identity() != Identity::Coordinator {
+            return Err(ConfigError::WrongIdentity {
+                folder: args.certs.clone(),
+                found: tls.identity().san(),
+            });
+        }
+        let mut spec = args.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default();
+        // Checked before the agents are, whose deadlines depend on it.
+        let timeout = Policy::try_from(spec.clone())?.fencing.timeout;
+        let fence_agents = match &args.fence_config {
+            Some(file) => FenceAgents::read(file, timeout)?,
+            None => FenceAgents::default(),
+        };
+        let fenced: std::collections::BTreeSet<_> = fence_agents.nodes().cloned().collect();
+        if let Some(node) = spec.fencing.nodes.difference(&fenced).next() {
+            return Err(ConfigError::NoAgent { node: node.to_string() });
+        }
+        spec.fencing.nodes = fenced;
+        let policy = Policy::try_from(spec)?;
+        Ok(Self { listen: args.listen, admin_listen: args.admin_listen, tls, policy, fence_agents })
+    }
+}
+
+fn read_policy(file: &Path) -> Result<PolicySpec, ConfigError> {
+    let unreadable = |source| ConfigError::PolicyUnreadable { file: file.to_owned(), source };
+    let syntax = |why: String| ConfigError::PolicySyntax { file: file.to_owned(), why };
+    if fs::metadata(file).map_err(unreadable)?.len() > POLICY_BYTES_MAX {
+        return Err(syntax(format!("more than {POLICY_BYTES_MAX} bytes")));
+    }
+    let text = fs::read_to_string(file).map_err(unreadable)?;
+    serde_saphyr::from_str(&text).map_err(|error| syntax(error.to_string()))
+}

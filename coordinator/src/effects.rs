@@ -1,0 +1,244 @@
+//! Performs what the core decides. Nothing here waits: each effect becomes a task with a limit, and its result
+//! comes back through the inbox.
+//!
+//! ```text
+//!   Commit ──► store, in order for each record           ──► Committed | CommitRefused
+//!   Act    ──► cluster, in order for each object         ──► Acted | ActionFailed
+//!   Fence  ──► fence agent, one run for each node        ──► FenceEnded
+//!   Probe  ──► network                                   ──► Probed
+//!   Notify ──► log, metric, Event, in order per subject
+//! ```
+//!
+//! Whatever waits in a queue is dropped when leadership is lost: see [`Epoch`].
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backon::Retryable;
+use somersault_coordinator_core::io::{FenceResult, Prober as AskedBy, Record, Subject};
+use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::{Action, Input, Notice, Severity};
+use somersault_proto::model;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::{Cluster, ClusterError};
+use crate::convert;
+use crate::fence::Fencer;
+use crate::inbox::Inbox;
+use crate::lanes::Lanes;
+use crate::leader::Epoch;
+use crate::metrics::Metrics;
+use crate::probe::Prober;
+use crate::store::{Store, is_passing, retries};
+
+/// Changes of the cluster at the same time: what an API server gives one client without throttling.
+const ACTIONS_SIDE_BY_SIDE: usize = 16;
+/// Events at the same time; they must not crowd out the changes.
+const EVENTS_SIDE_BY_SIDE: usize = 4;
+/// Fence agents at the same time: more would not be granted by the storm limits, and each is a Python process.
+const FENCE_RUNS_MAX: usize = 8;
+/// Probes at the same time: a storm hold begins long before so many nodes are asked one by one.
+const PROBES_MAX: usize = 256;
+
+/// What effects are performed with.
+pub struct Tools<C> {
+    /// The cluster.
+    pub cluster: Arc<C>,
+    /// Cuts power.
+    pub fencer: Arc<dyn Fencer>,
+    /// Asks nodes.
+    pub prober: Arc<dyn Prober>,
+    /// Where results go.
+    pub inbox: Inbox,
+    /// Whether we lead.
+    pub epoch: Epoch,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Performs effects.
+pub struct Effects<C> {
+    tools: Tools<C>,
+    store: Store<C>,
+    actions: Lanes<String>,
+    events: Lanes<Subject>,
+    fencing: Arc<Mutex<BTreeSet<NodeName>>>,
+    fence_slots: Arc<Semaphore>,
+    probe_slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl<C: Cluster> Effects<C> {
+    /// Performs with these.
+    pub fn new(tools: Tools<C>) -> Self {
+        let store = Store::new(Arc::clone(&tools.cluster), tools.epoch.clone(), tools.inbox.clone());
+        Self {
+            tools,
+            store,
+            actions: Lanes::new(ACTIONS_SIDE_BY_SIDE),
+            events: Lanes::new(EVENTS_SIDE_BY_SIDE),
+            fencing: Arc::default(),
+            fence_slots: Arc::new(Semaphore::new(FENCE_RUNS_MAX)),
+            probe_slots: Arc::new(Semaphore::new(PROBES_MAX)),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Stores a record.
+    pub fn commit(&self, record: Record) {
+        self.store.commit(record);
+    }
+
+    /// Changes the cluster.
+    pub fn act(&self, action: Action) {
+        let (cluster, epoch, inbox) =
+            (Arc::clone(&self.tools.cluster), self.tools.epoch.clone(), self.tools.inbox.clone());
+        let under = epoch.current();
+        let (object, refused) = (object_of(&action), action.clone());
+        let job = async move {
+            let answer = if under.is_some() && epoch.current() == under {
+                match perform(cluster.as_ref(), &action).await {
+                    Ok(()) => Input::Acted(action),
+                    Err(error) => Input::ActionFailed { why: with_causes(&error), action },
+                }
+            } else {
+                Input::ActionFailed { action, why: "this process leads no more".to_owned() }
+            };
+            if let Input::ActionFailed { action, why } = &answer {
+                tracing::warn!(?action, %why, "a change of the cluster failed");
+            }
+            inbox.input(answer).await;
+        };
+        if let Err(error) = self.actions.push(object, job) {
+            let (inbox, why) = (self.tools.inbox.clone(), error.to_string());
+            self.tasks.spawn(async move { inbox.input(Input::ActionFailed { action: refused, why }).await });
+        }
+    }
+
+    /// Runs a node's fence agent, unless it runs already.
+    pub fn run_fence(&self, node: NodeName, epoch: u64) {
+        if !self.fencing.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone()) {
+            return;
+        }
+        tracing::warn!(%node, epoch, "running the fence agent");
+        let (fencer, inbox, leads) =
+            (Arc::clone(&self.tools.fencer), self.tools.inbox.clone(), self.tools.epoch.clone());
+        let (fencing, slots, stop) =
+            (Arc::clone(&self.fencing), Arc::clone(&self.fence_slots), self.stop.clone());
+        self.tasks.spawn(async move {
+            let run = async {
+                let _slot = slots.acquire().await;
+                if leads.current() == Some(epoch) {
+                    fencer.fence(node.clone()).await
+                } else {
+                    FenceResult::Failed("this process leads no more".to_owned())
+                }
+            };
+            let result = tokio::select! {
+                result = run => result,
+                // Dropping the run kills its processes. The committed record says that power may have been cut.
+                () = stop.cancelled() => return,
+            };
+            match &result {
+                FenceResult::ConfirmedOff => tracing::warn!(%node, "power is off, read back"),
+                FenceResult::Failed(why) => tracing::error!(%node, %why, "fencing failed"),
+            }
+            fencing.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+            inbox.input(Input::FenceEnded { node, epoch, result }).await;
+        });
+    }
+
+    /// Asks a node from here. One that cannot be asked now gives no answer, which proves nothing.
+    pub fn probe(&self, node: model::NodeName, address: model::Address, timeout: Duration) {
+        let Ok(slot) = Arc::clone(&self.probe_slots).try_acquire_owned() else {
+            tracing::warn!(%node, "too many probes are out; not asking this node");
+            return;
+        };
+        let (prober, inbox) = (Arc::clone(&self.tools.prober), self.tools.inbox.clone());
+        self.tasks.spawn(async move {
+            let answer = prober.probe(node.clone(), address, timeout).await;
+            drop(slot);
+            tracing::info!(%node, ?answer, "probed");
+            inbox.input(Input::Probed { node: convert::node(&node), by: AskedBy::Coordinator, answer }).await;
+        });
+    }
+
+    /// Tells people.
+    pub fn notify(&self, notice: Notice) {
+        log(&notice);
+        self.tools.metrics.notice(notice.reason, severity_name(notice.severity));
+        let cluster = Arc::clone(&self.tools.cluster);
+        let subject = notice.subject.clone();
+        let job = async move {
+            if let Err(error) = (|| cluster.event(&notice)).retry(retries()).when(is_passing).await {
+                tracing::warn!(
+                    reason = notice.reason,
+                    error = with_causes(&error),
+                    "an Event was not written"
+                );
+            }
+        };
+        if let Err(error) = self.events.push(subject, job) {
+            tracing::warn!(%error, "an Event was not written");
+        }
+    }
+
+    /// Lets the changes in hand end, drops those that wait, and ends every fence agent.
+    pub async fn finish(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        tokio::join!(self.store.finish(), self.actions.finish(), self.events.finish(), self.tasks.wait());
+    }
+}
+
+async fn perform<C: Cluster>(cluster: &C, action: &Action) -> Result<(), ClusterError> {
+    (|| cluster.act(action)).retry(retries()).when(is_passing).await
+}
+
+/// The object that an action changes: actions on one object keep their order.
+fn object_of(action: &Action) -> String {
+    match action {
+        Action::Taint { node } | Action::Untaint { node } => format!("node {node}"),
+        Action::DeletePod { pod, .. } => format!("pod {pod}"),
+        Action::CreateMigration { key, .. } | Action::CancelMigration { key } => format!("migration {key}"),
+        Action::CreateEvacuation { name, .. } => format!("evacuation {name}"),
+        Action::CreateVolume(volume) => format!("volume {}", volume.name),
+        Action::RetainVolume { volume }
+        | Action::ForgetVolume { volume }
+        | Action::PrebindVolume { volume, .. } => format!("volume {volume}"),
+        Action::StopVm { vm, .. } | Action::RestoreStart { vm, .. } => format!("vm {vm}"),
+        Action::DeleteClaim { claim, .. } | Action::CreateClaim { claim, .. } => format!("claim {claim}"),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn severity_name(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Info => "info",
+        Severity::Warning => "warning",
+        Severity::Critical => "critical",
+    }
+}
+
+fn log(notice: &Notice) {
+    let Notice { severity, subject, reason, message } = notice;
+    match severity {
+        Severity::Info => tracing::info!(?subject, reason, "{message}"),
+        Severity::Warning => tracing::warn!(?subject, reason, "{message}"),
+        Severity::Critical => tracing::error!(?subject, reason, "{message}"),
+    }
+}

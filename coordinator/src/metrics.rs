@@ -1,0 +1,307 @@
+//! What the coordinator counts and measures, for Prometheus.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use somersault_coordinator_core::BootTime;
+use somersault_coordinator_core::decision::Decision;
+use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::view::{Milestone, NodeView, View};
+
+/// Bounds of the timing buckets, in seconds: the fast profile declares after 1, the safe one after 5.
+const TIMING_BUCKETS_S: [f64; 14] =
+    [0.2, 0.5, 0.8, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 6.0, 10.0, 30.0, 120.0];
+/// Bounds of the driver's lateness, in seconds: a beat of the fast profile takes 0.2.
+const LAG_BUCKETS_S: [f64; 8] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0];
+
+/// All metrics. Cheap to share; every method may be called from anywhere.
+pub struct Metrics {
+    registry: Registry,
+    node_state: Family<NodeStateLabels, Gauge>,
+    vm_recoverable: Family<DecisionLabels, Gauge>,
+    migrations: Family<PhaseLabels, Gauge>,
+    declared_after: Histogram,
+    proven_after: Histogram,
+    notices: Family<NoticeLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
+    beats: Counter,
+    driver_lag: Histogram,
+    stalls: Counter,
+    manifest_problems: Gauge,
+    leading: Gauge,
+    incidents: Mutex<BTreeMap<NodeName, Incident>>,
+}
+
+/// What of a node's incident was measured already.
+#[derive(Clone, Copy, Default)]
+struct Incident {
+    declared: Option<BootTime>,
+    proven: Option<BootTime>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeStateLabels {
+    node: String,
+    state: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    decision: String,
+    reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoticeLabels {
+    reason: String,
+    severity: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: String,
+}
+
+/// Why something from outside was refused; the name is the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No certificate, or one that names no node.
+    Identity,
+    /// It speaks for another node than its certificate does.
+    ForeignNode,
+    /// A message that is not valid.
+    InvalidMessage,
+    /// A message that is too large, or a broken stream.
+    BrokenStream,
+    /// Progress of an order that this node was not given.
+    UnknownOrder,
+    /// An answer to a probe that was not asked.
+    UnknownProbe,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            node_state: Family::default(),
+            vm_recoverable: Family::default(),
+            migrations: Family::default(),
+            declared_after: Histogram::new(TIMING_BUCKETS_S),
+            proven_after: Histogram::new(TIMING_BUCKETS_S),
+            notices: Family::default(),
+            refused: Family::default(),
+            beats: Counter::default(),
+            driver_lag: Histogram::new(LAG_BUCKETS_S),
+            stalls: Counter::default(),
+            manifest_problems: Gauge::default(),
+            leading: Gauge::default(),
+            incidents: Mutex::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let mut registry = Registry::with_prefix("somersault");
+        registry.register("node_state", "1 for the state that a node is in", self.node_state.clone());
+        registry.register(
+            "vm_recoverable",
+            "VMs by what would become of them if their node died now",
+            self.vm_recoverable.clone(),
+        );
+        registry.register("migrations", "Volume migrations by phase", self.migrations.clone());
+        registry.register_with_unit(
+            "node_declared_after",
+            "Time from a node's last beat to its being declared unreachable",
+            Unit::Seconds,
+            self.declared_after.clone(),
+        );
+        registry.register_with_unit(
+            "node_proven_after",
+            "Time from a node's last beat to the proof that it cannot run anything",
+            Unit::Seconds,
+            self.proven_after.clone(),
+        );
+        registry.register("notices", "Notices to people, by reason and severity", self.notices.clone());
+        registry.register(
+            "refused",
+            "Connections and messages that were refused, by reason",
+            self.refused.clone(),
+        );
+        registry.register("beats", "Heartbeats that arrived", self.beats.clone());
+        registry.register_with_unit(
+            "driver_lag",
+            "How late the deciding loop was",
+            Unit::Seconds,
+            self.driver_lag.clone(),
+        );
+        registry.register("driver_stalls", "Times that the deciding loop stood still", self.stalls.clone());
+        registry.register(
+            "manifest_problems",
+            "Manifests that could not be read",
+            self.manifest_problems.clone(),
+        );
+        registry.register("leading", "1 while this process leads", self.leading.clone());
+        self.registry = registry;
+    }
+
+    /// Everything in the text format of OpenMetrics.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// A heartbeat arrived.
+    pub fn beat(&self) {
+        self.beats.inc();
+    }
+
+    /// Something from outside was refused.
+    pub fn refused(&self, why: Refused) {
+        self.refused.get_or_create(&ReasonLabels { reason: format!("{why:?}") }).inc();
+    }
+
+    /// People were told something.
+    pub fn notice(&self, reason: &str, severity: &str) {
+        self.notices
+            .get_or_create(&NoticeLabels { reason: reason.to_owned(), severity: severity.to_owned() })
+            .inc();
+    }
+
+    /// How late the driver was.
+    pub fn lag(&self, lag: Duration) {
+        self.driver_lag.observe(lag.as_secs_f64());
+    }
+
+    /// The driver stood still.
+    pub fn stall(&self) {
+        self.stalls.inc();
+    }
+
+    /// Manifests that could not be read at the last reading.
+    pub fn manifest_problems(&self, count: usize) {
+        self.manifest_problems.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Whether we lead.
+    pub fn leading(&self, leads: bool) {
+        self.leading.set(leads.into());
+    }
+
+    /// What would become of every VM.
+    pub fn recoverability<'a>(&self, decisions: impl Iterator<Item = &'a Decision>) {
+        let mut counts: BTreeMap<(String, String), i64> = BTreeMap::new();
+        for decision in decisions {
+            let reason = decision.reasons.first().map_or_else(String::new, |reason| format!("{reason:?}"));
+            *counts.entry((format!("{:?}", decision.kind), reason)).or_default() += 1;
+        }
+        self.vm_recoverable.clear();
+        for ((decision, reason), count) in counts {
+            self.vm_recoverable.get_or_create(&DecisionLabels { decision, reason }).set(count);
+        }
+    }
+
+    /// What the core shows of itself.
+    pub fn view(&self, view: &View) {
+        self.node_state.clear();
+        for (node, seen) in &view.nodes {
+            let labels = NodeStateLabels { node: node.to_string(), state: format!("{:?}", seen.state) };
+            self.node_state.get_or_create(&labels).set(1);
+            self.measure_incident(node, seen);
+        }
+        let mut phases: BTreeMap<String, i64> = BTreeMap::new();
+        for migration in view.migrations.values() {
+            *phases.entry(format!("{:?}", migration.record.phase)).or_default() += 1;
+        }
+        self.migrations.clear();
+        for (phase, count) in phases {
+            self.migrations.get_or_create(&PhaseLabels { phase }).set(count);
+        }
+    }
+
+    /// Each verdict and each proof once.
+    fn measure_incident(&self, node: &NodeName, seen: &NodeView) {
+        let at = |wanted| seen.timeline.iter().find(|(what, _)| *what == wanted).map(|(_, at)| *at);
+        let Some(last_beat) = at(Milestone::LastBeat) else { return };
+        let mut incidents = self.incidents.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = incidents.entry(node.clone()).or_default();
+        if let Some(declared) = at(Milestone::Declared).filter(|at| known.declared != Some(*at)) {
+            known.declared = Some(declared);
+            self.declared_after.observe(declared.saturating_sub(last_beat).as_secs_f64());
+        }
+        if let Some(proven) = at(Milestone::Proven).filter(|at| known.proven != Some(*at)) {
+            known.proven = Some(proven);
+            self.proven_after.observe(proven.saturating_sub(last_beat).as_secs_f64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use somersault_coordinator_core::view::NodeState;
+
+    use super::*;
+
+    fn incident(declared_s: u64) -> View {
+        let seen = NodeView {
+            state: NodeState::AwaitingProof,
+            since: Duration::ZERO,
+            message: String::new(),
+            boot_id: None,
+            proofs_possible: Vec::new(),
+            proof: None,
+            timeline: vec![
+                (Milestone::LastBeat, Duration::from_secs(10)),
+                (Milestone::Declared, Duration::from_secs(declared_s)),
+            ],
+            report: None,
+            fence: None,
+        };
+        View { nodes: BTreeMap::from([("n1".into(), seen)]), ..View::default() }
+    }
+
+    #[test]
+    fn a_verdict_is_measured_once() {
+        let metrics = Metrics::default();
+        metrics.view(&incident(11));
+        metrics.view(&incident(11));
+        let text = metrics.text().unwrap();
+        assert!(text.contains("somersault_node_declared_after_seconds_count 1\n"), "{text}");
+        assert!(text.contains("somersault_node_declared_after_seconds_sum 1.0\n"), "{text}");
+        assert!(text.contains(r#"somersault_node_state{node="n1",state="AwaitingProof"} 1"#), "{text}");
+        metrics.view(&incident(12));
+        assert!(metrics.text().unwrap().contains("somersault_node_declared_after_seconds_count 2\n"));
+    }
+
+    #[test]
+    fn a_state_that_has_passed_is_shown_no_more() {
+        let metrics = Metrics::default();
+        metrics.view(&incident(11));
+        metrics.view(&View::default());
+        assert!(!metrics.text().unwrap().contains(r#"node="n1""#));
+    }
+
+    #[test]
+    fn refusals_are_counted_by_reason() {
+        let metrics = Metrics::default();
+        metrics.refused(Refused::ForeignNode);
+        assert!(metrics.text().unwrap().contains(r#"somersault_refused_total{reason="ForeignNode"} 1"#));
+    }
+}

@@ -1,0 +1,76 @@
+//! Shows what the core shows: in our objects' status, and as metrics. Never more often than people can read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use somersault_coordinator_core::decision::{ExpectedTimes, report};
+use somersault_coordinator_core::policy::Policy;
+use somersault_coordinator_core::view::View;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Cluster, Problem, Snapshot};
+use crate::metrics::Metrics;
+
+/// Between two writes of statuses. At rest nothing changes and nothing is written; while a copy runs, this is what
+/// its progress costs the API server.
+const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+/// After a failed write.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Between two looks at what would become of every VM.
+const RECOVERABILITY_EVERY: Duration = Duration::from_secs(5);
+
+/// Publishes each view that is still the newest when its turn comes.
+pub async fn run<C: Cluster>(
+    cluster: Arc<C>,
+    mut views: watch::Receiver<Arc<View>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    while let Some(Ok(())) = stop.run_until_cancelled(views.changed()).await {
+        let view = Arc::clone(&views.borrow_and_update());
+        metrics.view(&view);
+        let wait = match cluster.publish(&view).await {
+            Ok(()) => PUBLISH_EVERY,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "statuses were not written");
+                views.mark_changed();
+                RETRY_AFTER
+            }
+        };
+        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            break;
+        }
+    }
+}
+
+/// Keeps the recoverability metric, and logs manifests that cannot be read, each once.
+pub async fn watch_fleet(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    views: watch::Receiver<Arc<View>>,
+    policy: Policy,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let expected = ExpectedTimes { declare: policy.detection.declare, ..ExpectedTimes::default() };
+    let mut known: Vec<Problem> = Vec::new();
+    snapshots.mark_changed();
+    while let Some(Ok(())) = stop.run_until_cancelled(snapshots.changed()).await {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        for problem in snapshot.problems.iter().filter(|problem| !known.contains(problem)) {
+            let Problem { file, document, object, message } = problem;
+            tracing::warn!(file, document, object, "manifest left out: {message}");
+        }
+        known.clone_from(&snapshot.problems);
+        metrics.manifest_problems(known.len());
+
+        let view = Arc::clone(&views.borrow());
+        let proofs =
+            view.nodes.iter().map(|(node, seen)| (node.clone(), seen.proofs_possible.clone())).collect();
+        let rows = report(&snapshot.fleet, &policy.class_overrides, &proofs, &expected);
+        metrics.recoverability(rows.iter().map(|row| &row.decision));
+        if stop.run_until_cancelled(tokio::time::sleep(RECOVERABILITY_EVERY)).await.is_none() {
+            break;
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Commits: each record's versions in order, answered when they are stored and not before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use somersault_coordinator_core::Input;
+use somersault_coordinator_core::io::{Record, RecordKey};
+
+use crate::cluster::{Cluster, ClusterError};
+use crate::inbox::Inbox;
+use crate::lanes::Lanes;
+use crate::leader::Epoch;
+
+/// Records that are written at the same time: one incident touches a record per node and per VM's migration, and
+/// an API server gives one client a handful of parallel requests.
+const SIDE_BY_SIDE: usize = 8;
+
+/// How often, and how fast, trouble on the way is retried: about 3 s in all, less than a leader's renew deadline.
+pub fn retries() -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(1))
+        .with_max_times(5)
+}
+
+/// Whether trying again may help.
+pub fn is_passing(error: &ClusterError) -> bool {
+    matches!(error, ClusterError::Io { .. })
+}
+
+/// Writes records.
+pub struct Store<C> {
+    cluster: Arc<C>,
+    lanes: Lanes<RecordKey>,
+    epoch: Epoch,
+    inbox: Inbox,
+}
+
+impl<C: Cluster> Store<C> {
+    /// A store in this cluster, which answers into `inbox`.
+    pub fn new(cluster: Arc<C>, epoch: Epoch, inbox: Inbox) -> Self {
+        Self { cluster, lanes: Lanes::new(SIDE_BY_SIDE), epoch, inbox }
+    }
+
+    /// Stores a record; the answer comes as [`Input::Committed`] or [`Input::CommitRefused`]. Refused at once
+    /// where we do not lead.
+    pub fn commit(&self, record: Record) {
+        let key = record.key();
+        let (cluster, epoch, inbox) = (Arc::clone(&self.cluster), self.epoch.clone(), self.inbox.clone());
+        let under = epoch.current();
+        let answer_to = key.clone();
+        let job = async move {
+            let answer = match under.filter(|_| epoch.current() == under) {
+                Some(under) => match write(cluster.as_ref(), &record, under).await {
+                    Ok(()) => Input::Committed(answer_to),
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(record = ?answer_to, error, "a record was not stored");
+                        Input::CommitRefused(answer_to)
+                    }
+                },
+                None => Input::CommitRefused(answer_to),
+            };
+            inbox.input(answer).await;
+        };
+        if let Err(error) = self.lanes.push(key.clone(), job) {
+            tracing::error!(record = ?key, %error, "a record was not stored");
+            let inbox = self.inbox.clone();
+            tokio::spawn(async move { inbox.input(Input::CommitRefused(key)).await });
+        }
+    }
+
+    /// Lets the commits in hand end.
+    pub async fn finish(&self) {
+        self.lanes.finish().await;
+    }
+}
+
+async fn write<C: Cluster>(cluster: &C, record: &Record, epoch: u64) -> Result<(), ClusterError> {
+    (|| cluster.commit(record, epoch)).retry(retries()).when(is_passing).await
+}
