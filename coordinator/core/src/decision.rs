@@ -28,7 +28,7 @@ mod disks;
 mod index;
 pub(crate) mod placement;
 mod reason;
-mod remedy;
+pub(crate) mod remedy;
 mod report;
 mod restore;
 mod whereabouts;

@@ -239,7 +239,10 @@ impl Requirement {
             "NotIn" => value.is_none_or(|v| self.values.iter().all(|want| want != v)),
             "Exists" => value.is_some(),
             "DoesNotExist" => value.is_none(),
-            "Gt" => value.and_then(number) > self.values.first().and_then(|v| number(v)),
+            "Gt" => match (value.and_then(number), self.values.first().and_then(|v| number(v))) {
+                (Some(have), Some(limit)) => have > limit,
+                _ => false,
+            },
             "Lt" => match (value.and_then(number), self.values.first().and_then(|v| number(v))) {
                 (Some(have), Some(limit)) => have < limit,
                 _ => false,

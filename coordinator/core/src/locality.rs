@@ -150,13 +150,7 @@ fn judge_volume(
             return local(node, format!("the node affinity of volume {name} admits node {node} only"));
         }
         Nodes::Absent(node) => {
-            let because =
-                format!("the node affinity of volume {name} names {node}, which no Node object answers to");
-            return Verdict {
-                locality: Locality::Local { node: node.clone() },
-                because,
-                fault: Some(Reason::DiskNodeGone),
-            };
+            return named_only(fleet, node, name);
         }
         _ => {}
     }
@@ -188,6 +182,18 @@ fn judge_volume(
         },
         Vote::Unknown(what) => judge_unknown_driver(&reach, &what, name),
     }
+}
+
+/// The affinity names a node, but no node bears the label: the node is gone, or was never labelled by a kubelet.
+fn named_only(fleet: &Fleet, node: &NodeName, volume: &VolumeName) -> Verdict {
+    let mut verdict = local(node, format!("the node affinity of volume {volume} names {node}"));
+    if fleet.nodes.contains_key(node) {
+        verdict.because.push_str(", though that node lacks the label");
+    } else {
+        verdict.because.push_str(", which is not in the cluster");
+        verdict.fault = Some(Reason::DiskNodeGone);
+    }
+    verdict
 }
 
 /// The one node that a volume's affinity admits or names, whatever backs the volume.

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, SourceKind};
+use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, Reason, SourceKind, remedy};
 use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usage, Vm};
 use crate::names::{Key, NodeName, VolumeName};
 
@@ -230,21 +230,18 @@ fn home_nodes(decision: &Decision) -> Vec<&NodeName> {
     nodes
 }
 
+/// What can be done about reasons other than a disk's place, for which there are options of their own.
 fn clear_the_way(decision: &Decision) -> Option<String> {
-    let mut lines: Vec<String> = decision
+    use Reason::{LocalBacking, LocalDisk, LocalHotplug, LocalState};
+    let others = decision
         .reasons
         .iter()
+        .filter(|reason| !matches!(reason, LocalDisk | LocalHotplug | LocalState | LocalBacking))
         .map(|reason| (reason, decision.remedy_for(*reason)))
-        .filter(|(_, remedy)| remedy != "none needed")
-        .map(|(reason, remedy)| format!("- {reason}: {}", plain(&remedy)))
-        .collect();
-    lines.dedup();
-    (!lines.is_empty()).then(|| {
-        format!(
-            "Remove what stands in the way\n\nSome of it only helps before the next time:\n\n{}",
-            lines.join("\n")
-        )
-    })
+        .filter(|(_, remedy)| remedy != remedy::NONE);
+    let lines: Vec<String> =
+        others.map(|(reason, remedy)| format!("- {reason}: {}", plain(&remedy))).collect();
+    (!lines.is_empty()).then(|| format!("Remove what stands in the way\n\n{}", lines.join("\n")))
 }
 
 fn bring_back(fleet: &Fleet, node: &NodeName, vm: Option<&Vm>) -> String {

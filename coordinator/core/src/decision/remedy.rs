@@ -3,6 +3,9 @@
 use crate::decision::{Decision, Locality, Reason};
 use crate::runbook::shell_word;
 
+/// Where nothing needs to be done.
+pub(crate) const NONE: &str = "none needed";
+
 impl Decision {
     /// What would help against one of its reasons, in a line.
     pub fn remedy_for(&self, reason: Reason) -> String {
@@ -16,7 +19,7 @@ impl Decision {
             | Reason::NotRunning
             | Reason::StorageSound
             | Reason::AllDisksOnNetwork
-            | Reason::NoDataDisks => "none needed".to_owned(),
+            | Reason::NoDataDisks => NONE.to_owned(),
             Reason::SystemDiskRebuildable => {
                 format!("to keep what is written to the system disk: {}", to_network(&namespace, &vm))
             }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::Locality;
 use crate::decision::disks::Examined;
 use crate::fleet::{Fleet, Volume};
 use crate::locality;
@@ -70,12 +71,12 @@ pub(super) fn sources(fleet: &Fleet, disks: &[Examined]) -> Vec<RestoreSource> {
     found
 }
 
-/// Volumes whose `claimRef` names the claim: not the one that it is bound to, unless that one is Released.
+/// Volumes whose `claimRef` names the claim: not the one that it is properly bound to.
 fn kept_volumes(fleet: &Fleet, claim: &Key, disk: &Examined) -> Vec<SourceKind> {
     let names_claim = |volume: &Volume| volume.claim.as_ref().is_some_and(|owner| owner.key == *claim);
     let kept =
-        |name: &VolumeName, volume: &Volume| disk.volume.as_ref() != Some(name) || volume.phase == "Released";
-    let volumes = fleet.volumes.iter().filter(|(name, volume)| names_claim(volume) && kept(name, volume));
+        |name: &VolumeName| disk.volume.as_ref() != Some(name) || disk.finding.locality == Locality::Unknown;
+    let volumes = fleet.volumes.iter().filter(|(name, volume)| names_claim(volume) && kept(name));
     volumes
         .map(|(name, volume)| SourceKind::Volume {
             name: name.clone(),

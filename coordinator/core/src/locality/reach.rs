@@ -39,10 +39,9 @@ impl Reach {
         let nodes = match (matching.next(), matching.count()) {
             (Some(only), 0) => Nodes::One(only.clone()),
             (Some(_), more) => Nodes::Several(more + 1),
-            (None, _) => match named_node(affinity) {
-                Some(name) if !zones_only => Nodes::Absent(NodeName(name.to_owned())),
-                _ => Nodes::None,
-            },
+            (None, _) => {
+                named_node(affinity).map_or(Nodes::None, |name| Nodes::Absent(NodeName(name.to_owned())))
+            }
         };
         Self { nodes, zones_only }
     }

@@ -175,6 +175,32 @@ fn a_cluster_of_no_nodes() {
     assert_eq!((verdict.locality, verdict.fault), (local("n1"), Some(Reason::DiskNodeGone)));
 }
 
+/// A hand-written Node without the label that a kubelet sets.
+#[test]
+fn a_node_that_lacks_the_label_is_found_by_its_name() {
+    let mut world = world_with(host_path(), on_host(&["n1"]));
+    world.node("n1").labels.clear();
+    let verdict = verdict(&world);
+    assert_eq!((verdict.locality, verdict.fault), (local("n1"), None));
+}
+
+/// A limit that is no number matches nothing, as in Kubernetes.
+#[test]
+fn comparisons_with_no_number_match_nothing() {
+    let world = world_with(nfs(), None);
+    for (operator, values) in [("Gt", vec![]), ("Gt", vec!["many"]), ("Lt", vec![]), ("Lt", vec!["few"])] {
+        let requirement = Requirement {
+            key: "size".to_owned(),
+            operator: operator.to_owned(),
+            values: values.iter().map(|&value| value.to_owned()).collect(),
+        };
+        let mut node = world.fleet.nodes[&NodeName::from("n1")].clone();
+        node.labels.insert("size".to_owned(), "5".to_owned());
+        let selector = NodeSelector { terms: vec![vec![requirement]] };
+        assert!(!selector.matches(&NodeName::from("n1"), &node), "{operator} {values:?}");
+    }
+}
+
 #[test]
 fn two_terms_that_name_different_nodes_name_none() {
     let term = |host: &str| {

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use crate::decision::{Decision, Locality};
+use crate::decision::{Decision, DiskFinding, Locality};
 use crate::fleet::{Claim, Fleet, Vm, Volume, VolumeMode};
 use crate::names::{Key, VolumeName};
 use crate::runbook::words::{code, shell_word, yaml};
@@ -18,18 +18,26 @@ pub(super) struct Swap<'a> {
     path: &'a str,
 }
 
-/// Every local claim of the decision whose objects are all there.
+/// The local claims of the decision, where pointing them elsewhere is all that the VM needs. None if any other
+/// disk is a hostDisk or in an unknown place: with its local claims elsewhere the VM would start there, and a
+/// `hostPath` without affinity would boot blank.
 pub(super) fn local_claims<'a>(fleet: &'a Fleet, decision: &Decision) -> Vec<Swap<'a>> {
+    if decision.disks.iter().any(|disk| disk.locality == Locality::Unknown) {
+        return Vec::new();
+    }
     let local = decision.disks.iter().filter(|disk| matches!(disk.locality, Locality::Local { .. }));
-    local
-        .filter_map(|disk| {
-            let key = Key::new(&decision.vm.namespace, disk.claim.as_ref()?);
-            let volume_name = VolumeName(disk.volume.clone()?);
-            let volume = fleet.volumes.get(&volume_name)?;
-            let (claim, path) = (fleet.claims.get(&key)?, volume.source.path()?);
-            Some(Swap { key, claim, volume_name, volume, path })
-        })
-        .collect()
+    local.map(|disk| Swap::of(fleet, decision, disk)).collect::<Option<_>>().unwrap_or_default()
+}
+
+impl<'a> Swap<'a> {
+    /// `None` if an object is missing, or the data is not in a folder of a node.
+    fn of(fleet: &'a Fleet, decision: &Decision, disk: &DiskFinding) -> Option<Self> {
+        let key = Key::new(&decision.vm.namespace, disk.claim.as_ref()?);
+        let volume_name = VolumeName(disk.volume.clone()?);
+        let volume = fleet.volumes.get(&volume_name)?;
+        let (claim, path) = (fleet.claims.get(&key)?, volume.source.path()?);
+        Some(Self { key, claim, volume_name, volume, path })
+    }
 }
 
 /// The chapter, for every local claim of the VM together: with one of two swapped the VM does not start.
@@ -97,7 +105,7 @@ fn handshake(swap: &Swap, namespace: &str) -> Option<(String, String)> {
     let data_volume = shell_word(swap.claim.data_volume.as_deref()?);
     let claim = shell_word(&swap.key.name);
     let what = format!(
-        "Tell CDI that claim {} is populated, and see that it has understood: the second command must print the claim's name. If it does not, stop here, or CDI imports over the data.",
+        "Tell CDI that claim {} is populated, and see that it has understood: the second command must print the claim's name. If it still does not after a minute, stop here, or CDI imports over the data.",
         code(&swap.key.name)
     );
     let commands = format!(

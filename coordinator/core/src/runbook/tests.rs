@@ -104,6 +104,16 @@ fn a_claim_without_a_data_volume_needs_no_handshake() {
     assert!(!written(&world).contains("cdi.kubevirt.io"));
 }
 
+/// With the local disk elsewhere the VM would start there, and the other one would boot blank.
+#[test]
+fn does_not_start_a_vm_beside_a_disk_that_nobody_can_place() {
+    let mut world = told_world();
+    world.volume("pv-web-data").source = host_path();
+    let text = written(&world);
+    assert_has(&text, &["LocalityUnknown: say in the policy whether storage class gold is Local or Network"]);
+    assert!(!text.contains("kubectl delete pvc"), "{text}");
+}
+
 #[test]
 fn names_the_copies_that_are_known() {
     let mut world = told_world();

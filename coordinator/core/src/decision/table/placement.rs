@@ -2,6 +2,7 @@
 
 use DecisionKind::{ManualRecovery, Recreate};
 
+use crate::decision::placement::node_refusal;
 use crate::decision::table::{Row, check};
 use crate::decision::testkit::{World, csi, key, nfs, on_host, on_label, running_vm};
 use crate::decision::{DecisionKind, Reason};
@@ -39,6 +40,19 @@ fn by_nodes_that_are_closed() {
                 w.vm("web").tolerations.push(Toleration { key: "gpu".to_owned(), ..Toleration::default() });
             },
             ROOM,
+        ),
+        row(
+            "all tainted, another effect tolerated",
+            |w| {
+                other_nodes(w, |node| node.taints.push(taint("gpu", "NoSchedule")));
+                let effect = "NoExecute".to_owned();
+                w.vm("web").tolerations.push(Toleration {
+                    key: "gpu".to_owned(),
+                    effect,
+                    ..Toleration::default()
+                });
+            },
+            NO_ROOM,
         ),
         row(
             "declared unreachable, though the VM tolerates everything",
@@ -136,4 +150,17 @@ fn by_what_the_vm_wants() {
             NO_ROOM,
         ),
     ]);
+}
+
+/// A VM that moves its disks within its node needs no room besides its own.
+#[test]
+fn its_own_requests_are_no_burden() {
+    let mut world = World::new();
+    world.vm("web").requests.cpu_millis = 5_000;
+    let refusal = |world: &World| node_refusal(&world.fleet, &NodeName::from("n1"), &key("web"));
+    assert_eq!(refusal(&world), None);
+    let mut other = running_vm("other", "n1");
+    other.requests.cpu_millis = 5_000;
+    world.fleet.vms.insert(key("other"), other);
+    assert_eq!(refusal(&world).as_deref(), Some("has too little CPU left"));
 }

@@ -5,7 +5,7 @@ use DecisionKind::{ManualRecovery, NothingToDo, Recreate};
 use crate::decision::table::check;
 use crate::decision::testkit::{World, host_path, key, on_host, running_vm};
 use crate::decision::{DecisionKind, Reason};
-use crate::fleet::RunStrategy;
+use crate::fleet::{ClaimUse, RunStrategy};
 use crate::names::NodeName;
 
 #[test]
@@ -64,6 +64,37 @@ fn by_run_strategy_and_place() {
             NothingToDo,
             &[Reason::RunsElsewhere],
         ),
+        (
+            "on another node, with a memory dump on the dead one",
+            |w| {
+                let vm = running_vm("web", "n2");
+                w.fleet.vms.insert(key("web"), vm);
+                w.add_disk("web", "x", host_path(), on_host(&["n1"]));
+                w.set_use("web", 0, ClaimUse::MemoryDump);
+            },
+            NothingToDo,
+            &[Reason::RunsElsewhere],
+        ),
+        (
+            "on another node, though a disk of it is on the dead one",
+            |w| {
+                let vm = running_vm("web", "n2");
+                w.fleet.vms.insert(key("web"), vm);
+                w.add_disk("web", "x", host_path(), on_host(&["n1"]));
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk],
+        ),
+        (
+            "stopped, nothing of it on the dead node",
+            |w| {
+                w.vm("web").run = RunStrategy::Halted;
+                w.vm("web").instance = None;
+                w.vm("web").pods.clear();
+            },
+            NothingToDo,
+            &[Reason::Stopped],
+        ),
         ("no such VM", |w| w.fleet.vms.clear(), NothingToDo, &[Reason::VmNotFound]),
     ]);
 }
@@ -81,6 +112,15 @@ fn by_the_state_of_its_instance() {
         (
             "instance has failed, its launcher is still there",
             |w| w.instance("web").phase = "Failed".to_owned(),
+            Recreate,
+            &[Reason::AllDisksOnNetwork],
+        ),
+        (
+            "instance has failed before it ran: one more loss counts no more",
+            |w| {
+                w.instance("web").has_run = false;
+                w.instance("web").phase = "Failed".to_owned();
+            },
             Recreate,
             &[Reason::AllDisksOnNetwork],
         ),

@@ -4,8 +4,8 @@ use DecisionKind::{ManualRecovery, NothingToDo};
 
 use crate::decision::table::check;
 use crate::decision::testkit::{World, bound_volume, host_path, key, on_host};
-use crate::decision::{DecisionKind, Reason, SourceKind};
-use crate::fleet::{DiskHealth, Grade, NodeReport, RunStrategy, StorageRoot, Usage};
+use crate::decision::{DecisionKind, Reason, RestoreSource, SourceKind};
+use crate::fleet::{DiskHealth, Grade, NodeReport, RunStrategy, StorageRoot, Usage, VolumeSource};
 use crate::names::{NodeName, Uid, VolumeName};
 
 fn report_of_n1(grade: Grade, folders: &[&str]) -> NodeReport {
@@ -58,6 +58,12 @@ fn by_broken_storage() {
                 w.claim("web-data").volume = None;
                 w.claim("web-data").phase = "Pending".to_owned();
             },
+            ManualRecovery,
+            &[Reason::ClaimNotBound],
+        ),
+        (
+            "claim names its volume, but is not bound yet",
+            |w| w.claim("web-data").phase = "Pending".to_owned(),
             ManualRecovery,
             &[Reason::ClaimNotBound],
         ),
@@ -152,17 +158,25 @@ fn by_what_agents_tell() {
 fn names_what_may_bring_data_back() {
     let mut world = World::new();
     world.claim("web-data").phase = "Lost".to_owned();
+    world.fleet.volumes.clear();
     let mut kept = bound_volume("web-data", host_path(), on_host(&["n2"]));
     kept.phase = "Released".to_owned();
     world.fleet.volumes.insert(VolumeName::from("pv-before"), kept);
+    let taken = VolumeSource::HostPath { path: "/data/pvc-2_shop_web-data".to_owned() };
+    world
+        .fleet
+        .volumes
+        .insert(VolumeName::from("pv-of-another"), bound_volume("other", taken, on_host(&["n3"])));
     world.fleet.reports.insert(
         NodeName::from("n3"),
         NodeReport {
-            usage: [("/data/pvc-1_shop_web-data", 4096), ("/data/pvc-1_shop_other", 8192)]
-                .map(|(path, allocated_bytes)| {
-                    (path.to_owned(), Usage { allocated_bytes, ..Usage::default() })
-                })
-                .into(),
+            usage: [
+                ("/data/pvc-1_shop_web-data", 4096),
+                ("/data/pvc-1_shop_other", 8192),
+                ("/data/pvc-2_shop_web-data", 16384),
+            ]
+            .map(|(path, allocated_bytes)| (path.to_owned(), Usage { allocated_bytes, ..Usage::default() }))
+            .into(),
             ..NodeReport::default()
         },
     );
@@ -182,5 +196,18 @@ fn names_what_may_bring_data_back() {
                 allocated_bytes: 4096
             },
         ]
+    );
+}
+
+/// A claim is Lost when its volume belongs to an earlier claim of its name: that volume has the data.
+#[test]
+fn the_volume_of_a_lost_claim_is_a_source() {
+    let mut world = World::new();
+    world.claim("web-data").phase = "Lost".to_owned();
+    world.volume("pv-web-data").claim.as_mut().expect("bound").uid = Some(Uid::from("older"));
+    let sources = world.decide("web").restore_from;
+    assert!(
+        matches!(&sources[..], [RestoreSource { source: SourceKind::Volume { name, .. }, .. }] if name.as_str() == "pv-web-data"),
+        "{sources:#?}"
     );
 }
