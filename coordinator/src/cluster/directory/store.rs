@@ -128,6 +128,11 @@ impl Store {
         body(&Transaction { store: self, _lock: self.lock()? })
     }
 
+    /// Removes what killed writers left behind: under the lock, every temporary file is one.
+    pub fn remove_leftovers(&self) -> Result<(), ClusterError> {
+        self.transaction(|tx| write::remove_leftovers(tx.root()))
+    }
+
     fn lock(&self) -> Result<File, ClusterError> {
         let path = self.root.join(LOCK_FILE);
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
@@ -248,12 +253,17 @@ impl Transaction<'_> {
     }
 
     /// See [`Store::create`].
-    pub fn create(&self, mut object: Value) -> Result<Value, ClusterError> {
+    pub fn create(&self, object: Value) -> Result<Value, ClusterError> {
+        self.create_with_uid(object, &uuid::Uuid::new_v4().to_string())
+    }
+
+    /// Creates an object under a uid that something else refers to already.
+    pub(super) fn create_with_uid(&self, mut object: Value, uid: &str) -> Result<Value, ClusterError> {
         let id = ObjectId::of(&object).map_err(|why| refused(&ObjectId::describe(&object), why))?;
         if self.get(&id)?.is_some() {
             return Err(conflict(&id, "it exists already".to_owned()));
         }
-        write::stamp_new(&mut object, &id);
+        write::stamp_new(&mut object, &id, uid);
         write::create(&self.store.root, &id, &object)?;
         Ok(object)
     }
@@ -301,11 +311,6 @@ impl Transaction<'_> {
         write::replace(&self.store.root.join(path), id, entry.document, None)
     }
 
-    /// Removes what killed writers left behind: under the lock, every temporary file is one.
-    pub fn remove_leftovers(&self) -> Result<(), ClusterError> {
-        write::remove_leftovers(&self.store.root)
-    }
-
     /// The folder.
     pub(super) fn root(&self) -> &Path {
         &self.store.root
@@ -317,11 +322,10 @@ fn version(object: &Value) -> Option<&str> {
 }
 
 fn check_uid(id: &ObjectId, stored: &Value, uid: Option<&str>) -> Result<(), ClusterError> {
-    let have = stored["metadata"]["uid"].as_str();
+    // Manifests written by hand have no uid: that is what an empty one means.
+    let have = stored["metadata"]["uid"].as_str().unwrap_or_default();
     match uid {
-        Some(want) if have != Some(want) => {
-            Err(conflict(id, format!("its uid is {}, not {want}", have.unwrap_or("not set"))))
-        }
+        Some(want) if have != want => Err(conflict(id, format!("its uid is {have:?}, not {want:?}"))),
         _ => Ok(()),
     }
 }

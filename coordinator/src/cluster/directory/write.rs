@@ -20,12 +20,12 @@ const TEMPORARY: &str = ".tmp";
 const DEPTH_MAX: usize = 16;
 
 /// Gives a new object what the API server would: identity, time and version.
-pub(super) fn stamp_new(object: &mut Value, id: &ObjectId) {
+pub(super) fn stamp_new(object: &mut Value, id: &ObjectId, uid: &str) {
     let meta = &mut object["metadata"];
     if !id.namespace.is_empty() {
         meta["namespace"] = json!(id.namespace);
     }
-    meta["uid"] = json!(uuid::Uuid::new_v4().to_string());
+    meta["uid"] = json!(uid);
     meta["creationTimestamp"] = json!(now_seconds());
     meta["resourceVersion"] = json!("1");
     if object["spec"].is_object() {

@@ -64,7 +64,7 @@ pub struct FieldError {
 
 impl FieldError {
     /// An error about a field.
-    pub fn new(field: impl Into<String>, message: impl ToString) -> Self {
+    pub fn new(field: impl Into<String>, message: &(impl ToString + ?Sized)) -> Self {
         Self { field: field.into(), message: message.to_string() }
     }
 }
@@ -114,7 +114,7 @@ fn address(status: Option<&core::NodeStatus>) -> Option<String> {
 /// CPU and memory of a resource list.
 pub fn resources(map: &BTreeMap<String, Quantity>, field: &str) -> Result<Resources, FieldError> {
     let read = |name: &str, parse: fn(&str) -> Result<u64, quantity::QuantityError>| match map.get(name) {
-        Some(quantity) => parse(&quantity.0).map_err(|e| FieldError::new(format!("{field}.{name}"), e)),
+        Some(quantity) => parse(&quantity.0).map_err(|e| FieldError::new(format!("{field}.{name}"), &e)),
         None => Ok(0),
     };
     Ok(Resources {
@@ -174,7 +174,7 @@ fn claim_ref(reference: &core::ObjectReference) -> Result<ClaimRef, FieldError> 
 
 fn storage_bytes(map: Option<&BTreeMap<String, Quantity>>, field: &str) -> Result<u64, FieldError> {
     let text = map.and_then(|map| map.get("storage")).ok_or_else(|| FieldError::new(field, "missing"))?;
-    quantity::units(&text.0).map_err(|e| FieldError::new(field, e))
+    quantity::units(&text.0).map_err(|e| FieldError::new(field, &e))
 }
 
 fn volume_mode(text: Option<&str>) -> Result<VolumeMode, FieldError> {
@@ -182,7 +182,7 @@ fn volume_mode(text: Option<&str>) -> Result<VolumeMode, FieldError> {
         None | Some("Filesystem") => Ok(VolumeMode::Filesystem),
         Some("Block") => Ok(VolumeMode::Block),
         Some(other) => {
-            Err(FieldError::new("spec.volumeMode", format!("{other:?} is neither Filesystem nor Block")))
+            Err(FieldError::new("spec.volumeMode", &format!("{other:?} is neither Filesystem nor Block")))
         }
     }
 }

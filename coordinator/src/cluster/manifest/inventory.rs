@@ -64,7 +64,7 @@ struct Place {
 }
 
 impl Place {
-    fn problem(&self, message: impl ToString) -> Problem {
+    fn problem(&self, message: &(impl ToString + ?Sized)) -> Problem {
         Problem {
             file: self.file.clone(),
             document: self.document,
@@ -110,15 +110,15 @@ impl Inventory {
     }
 
     fn add_volume(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
-        let object: core::PersistentVolume = typed(value).map_err(|e| place.problem(e))?;
-        let volume = convert::volume(&object, value).map_err(|e| place.problem(e))?;
+        let object: core::PersistentVolume = typed(value).map_err(|e| place.problem(&e))?;
+        let volume = convert::volume(&object, value).map_err(|e| place.problem(&e))?;
         let name = VolumeName(place.id.name.clone());
         self.volumes.insert(name, (Placed { object: (), place }, volume));
         Ok(())
     }
 
     fn add_wukong(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
-        let object = typed(value).map_err(|e| place.problem(e))?;
+        let object = typed(value).map_err(|e| place.problem(&e))?;
         let start = value["spec"].get("startStrategy").map(Value::to_string);
         self.wukongs.insert(place.id.key(), (Placed { object, place }, start));
         Ok(())
@@ -157,7 +157,7 @@ fn keep<K: Ord, T: DeserializeOwned>(
     place: Place,
     value: &Value,
 ) -> Result<(), Problem> {
-    let object = typed(value).map_err(|e| place.problem(e))?;
+    let object = typed(value).map_err(|e| place.problem(&e))?;
     map.insert(key, Placed { object, place });
     Ok(())
 }

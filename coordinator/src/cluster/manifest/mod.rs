@@ -4,6 +4,7 @@
 
 mod convert;
 mod disks;
+pub mod display;
 mod id;
 mod inventory;
 mod kubevirt;

@@ -25,8 +25,8 @@ const WUKONG_KIND: &str = "Wukong";
 /// The value of the other enum with the same variant name. Both enums of each pair are written to be equal;
 /// a test compares all their variants.
 pub(super) fn same_name<A: Serialize, B: DeserializeOwned>(value: A, field: &str) -> Result<B, FieldError> {
-    let name = serde_json::to_value(value).map_err(|e| FieldError::new(field, e))?;
-    serde_json::from_value(name).map_err(|e| FieldError::new(field, e))
+    let name = serde_json::to_value(value).map_err(|e| FieldError::new(field, &e))?;
+    serde_json::from_value(name).map_err(|e| FieldError::new(field, &e))
 }
 
 fn object_key(key: &Key) -> ObjectKey {

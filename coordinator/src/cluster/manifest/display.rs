@@ -1,0 +1,222 @@
+//! What people see of the coordinator's view: the display part of our objects' status.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::jiff::Timestamp;
+use somersault_coordinator_core::BootTime;
+use somersault_coordinator_core::decision::{DiskFinding, Locality};
+use somersault_coordinator_core::fleet::{Fleet, Grade, NodeReport, VolumeMode};
+use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::view::{MigrationView, NodeState, NodeView, RecoveryProgress, RecoveryView};
+use somersault_crd as crd;
+use somersault_crd::{common, node_health, volume_migration};
+
+use super::convert::FieldError;
+use super::records::same_name;
+
+/// Turns readings of our own boot clock into wall-clock stamps, for people only.
+#[derive(Clone, Copy, Debug)]
+pub struct WallClock {
+    /// What the wall clock said when the boot clock said 0.
+    pub boot: Timestamp,
+}
+
+impl WallClock {
+    /// The wall-clock time of a reading; the epoch where that is out of range.
+    pub fn at(&self, reading: BootTime) -> Timestamp {
+        self.boot.checked_add(reading).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+/// A condition without its times, which its writer adds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Type.
+    pub kind: &'static str,
+    /// `True` or `False`.
+    pub holds: bool,
+    /// `CamelCase`.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Verdict {
+    fn new(kind: &'static str, holds: bool, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind, holds, reason: reason.into(), message: message.into() }
+    }
+}
+
+/// Display of a node; the record is left out.
+pub fn node(
+    name: &NodeName,
+    view: &NodeView,
+    fleet: &Fleet,
+    clock: WallClock,
+) -> Result<(crd::NodeHealthStatus, Vec<Verdict>), FieldError> {
+    let mut status = crd::NodeHealthStatus {
+        state: same_name(view.state, "status.state")?,
+        since: Some(Time(clock.at(view.since))),
+        message: view.message.clone(),
+        boot_id: view.boot_id.as_ref().map(|id| id.0.clone()),
+        proof: view.proof.map(|proof| same_name(proof, "status.proof")).transpose()?,
+        proofs_possible: same_name(&view.proofs_possible, "status.proofsPossible")?,
+        ..crd::NodeHealthStatus::default()
+    };
+    for (milestone, at) in &view.timeline {
+        let milestone = same_name(milestone, "status.timeline")?;
+        status.timeline.push(node_health::TimelineEntry { milestone, at: MicroTime(clock.at(*at)) });
+    }
+    if let Some(report) = &view.report {
+        add_report(&mut status, name, report, fleet)?;
+    }
+    let verdicts = node_verdicts(view);
+    Ok((status, verdicts))
+}
+
+fn add_report(
+    status: &mut crd::NodeHealthStatus,
+    name: &NodeName,
+    report: &NodeReport,
+    fleet: &Fleet,
+) -> Result<(), FieldError> {
+    status.agent = Some(node_health::AgentInfo {
+        address: report.address.clone(),
+        version: report.agent_version.clone(),
+    });
+    status.host = Some(node_health::HostInfo {
+        cpu_ratio: report.host.cpu_ratio,
+        memory_total_bytes: report.host.memory_total_bytes,
+        memory_available_bytes: report.host.memory_available_bytes,
+        load1: report.host.load1,
+        io_pressure_ratio: report.host.io_pressure_ratio,
+    });
+    for (disk, health) in &report.disks {
+        status.disks.push(node_health::DiskInfo {
+            name: disk.clone(),
+            grade: same_name(health.grade, "status.disks.grade")?,
+            reasons: health.reasons.clone(),
+            model: health.model.clone(),
+            serial: health.serial.clone(),
+        });
+    }
+    status.roots.extend(report.roots.iter().map(|root| node_health::RootInfo {
+        path: root.path.clone(),
+        class: root.class.clone(),
+        shared: root.shared,
+        size_bytes: root.size_bytes,
+        available_bytes: root.available_bytes,
+        read_only: root.read_only,
+        disk: root.disk.clone(),
+    }));
+    for (path, usage) in &report.usage {
+        let (volume, claim) = volume_at(name, path, fleet);
+        status.volumes.push(node_health::VolumeInfo {
+            path: path.clone(),
+            volume,
+            claim,
+            allocated_bytes: usage.allocated_bytes,
+            apparent_bytes: usage.apparent_bytes,
+            inodes: usage.inodes,
+        });
+    }
+    Ok(())
+}
+
+/// The volume whose folder this is on the node, and the claim bound to it.
+fn volume_at(name: &NodeName, path: &str, fleet: &Fleet) -> (Option<String>, Option<String>) {
+    let node = fleet.nodes.get(name);
+    let found = fleet.volumes.iter().find(|(_, volume)| {
+        let here = match (&volume.node_affinity, node) {
+            (Some(selector), Some(node)) => selector.matches(name, node),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        here && volume.mode == VolumeMode::Filesystem && volume.source.path() == Some(path)
+    });
+    let Some((volume, facts)) = found else { return (None, None) };
+    let claim = facts.claim.as_ref().filter(|claim| claim.uid.is_some());
+    (Some(volume.0.clone()), claim.map(|claim| claim.key.to_string()))
+}
+
+fn node_verdicts(view: &NodeView) -> Vec<Verdict> {
+    let reachable = matches!(view.state, NodeState::Healthy | NodeState::Quarantine);
+    let mut verdicts = vec![Verdict::new("Reachable", reachable, format!("{:?}", view.state), &view.message)];
+    let disks = view.report.iter().flat_map(|report| &report.disks);
+    if let Some((disk, health)) = disks.max_by_key(|(_, health)| health.grade) {
+        let sound = health.grade <= Grade::Warning;
+        let message = format!("{disk} is the worst: {:?} {}", health.grade, health.reasons.join(", "));
+        verdicts.push(Verdict::new("DisksHealthy", sound, format!("{:?}", health.grade), message.trim_end()));
+    }
+    let proofs: Vec<String> = view.proofs_possible.iter().map(|proof| format!("{proof:?}")).collect();
+    let reason = if proofs.is_empty() { "NoProofPossible" } else { "ProofPossible" };
+    verdicts.push(Verdict::new("ProofPossible", !proofs.is_empty(), reason, proofs.join(", ")));
+    verdicts
+}
+
+/// Display of a VM's recovery.
+pub fn recovery(
+    view: &RecoveryView,
+    proof: Option<common::Proof>,
+) -> Result<(crd::RecoveryStatus, Vec<Verdict>), FieldError> {
+    let decision = &view.decision;
+    let reasons: Vec<String> = decision.reasons.iter().map(|reason| reason.as_str().to_owned()).collect();
+    let reason = reasons.first().cloned().unwrap_or_default();
+    let recovered = view.progress == RecoveryProgress::Recovered;
+    let verdicts = vec![
+        Verdict::new("Decided", true, reason, format!("{:?}", decision.kind)),
+        Verdict::new("Recovered", recovered, format!("{:?}", view.progress), &decision.remedy),
+    ];
+    let status = crd::RecoveryStatus {
+        node: view.node.0.clone(),
+        decision: Some(same_name(decision.kind, "status.decision")?),
+        reasons,
+        remedy: decision.remedy.clone(),
+        disks: decision.disks.iter().map(disk).collect(),
+        progress: Some(same_name(view.progress, "status.progress")?),
+        proof,
+        runbook: view.runbook.clone(),
+        ..crd::RecoveryStatus::default()
+    };
+    Ok((status, verdicts))
+}
+
+/// A proof as our objects spell it.
+pub fn proof(view: &NodeView) -> Result<Option<common::Proof>, FieldError> {
+    view.proof.map(|proof| same_name(proof, "status.proof")).transpose()
+}
+
+fn disk(finding: &DiskFinding) -> common::DiskFinding {
+    let (locality, node) = match &finding.locality {
+        Locality::Local { node } => (common::Locality::Local, Some(node.0.clone())),
+        Locality::Network => (common::Locality::Network, None),
+        Locality::Rebuildable => (common::Locality::Rebuildable, None),
+        Locality::Lost => (common::Locality::Lost, None),
+        Locality::Unknown => (common::Locality::Unknown, None),
+    };
+    common::DiskFinding {
+        disk: finding.disk.clone(),
+        claim: finding.claim.clone(),
+        volume: finding.volume.clone(),
+        class: finding.class.clone(),
+        locality,
+        node,
+        because: finding.because.clone(),
+    }
+}
+
+/// Display of a migration: what is not in its record.
+pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdict>) {
+    let record = &view.record;
+    let status = crd::VolumeMigrationStatus {
+        progress: Some(volume_migration::CopyProgress {
+            done_bytes: view.done_bytes,
+            total_bytes: view.total_bytes,
+            rate_bytes_per_second: view.rate_bytes_per_s,
+        }),
+        downtime_ms: view.downtime.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        ..crd::VolumeMigrationStatus::default()
+    };
+    let reason = record.reason.clone().unwrap_or_else(|| format!("{:?}", record.phase));
+    let complete = Verdict::new("Complete", record.phase.is_final(), reason, &record.message);
+    (status, vec![complete])
+}
