@@ -11,7 +11,7 @@
 
 mod shown;
 #[cfg(test)]
-mod tests;
+pub(crate) mod testkit;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -116,12 +116,12 @@ impl Coordinator {
         let was_healthy =
             self.liveness.pulse(node).is_some_and(|pulse| pulse.phase == Phase::Healthy && !pulse.left);
         let beat = self.liveness.beat(&scene, node, boot, fx);
-        if beat == BeatOf::EndedBoot {
+        if beat == BeatOf::Ended {
             return true;
         }
         let Some(case) = self.cases.get_mut(node) else {
             self.grant(node, sequence, fx);
-            return was_healthy && beat == BeatOf::KnownBoot;
+            return was_healthy && beat == BeatOf::Known;
         };
         if case.beat(&scene, boot, beat, fx) {
             let pods = self.recovery.superseded(node);
@@ -373,10 +373,8 @@ impl Coordinator {
             let case = self.cases.get(name);
             let wanted = case.is_some_and(Case::wants_taint);
             let healthy = || self.liveness.pulse(name).is_some_and(|pulse| pulse.phase == Phase::Healthy);
-            let due = match wanted {
-                true => !node.has_taint(FENCING_TAINT),
-                false => node.has_taint(FENCING_TAINT) && case.is_none() && healthy(),
-            };
+            let tainted = node.has_taint(FENCING_TAINT);
+            let due = if wanted { !tainted } else { tainted && case.is_none() && healthy() };
             if !due {
                 self.tainting.remove(name);
                 continue;

@@ -36,7 +36,7 @@ const PEERS_ASKED: usize = 3;
 /// How long a renewed kubelet lease speaks for its node: the kubelet renews every 10 s, half again for the way.
 const KUBELET_FRESH: Duration = Duration::from_secs(15);
 /// How long a node without a Node object is remembered after its last beat: its object may just be late.
-const FORGET_AFTER: Duration = Duration::from_secs(600);
+const FORGET_AFTER: Duration = Duration::from_mins(10);
 /// Earlier boots that are remembered, so that a late beat of one is not taken for a new boot.
 const EARLIER_BOOTS_MAX: usize = 8;
 
@@ -104,11 +104,11 @@ struct Round {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BeatOf {
     /// The boot that we know, or the first that we hear of.
-    KnownBoot,
+    Known,
     /// A boot that is new to us.
-    NewBoot,
+    New,
     /// A boot that has ended: a late message.
-    EndedBoot,
+    Ended,
 }
 
 impl Liveness {
@@ -137,7 +137,7 @@ impl Liveness {
     ) -> BeatOf {
         let pulse = self.nodes.entry(node.clone()).or_insert_with(|| Pulse::new(scene.now));
         let beat = pulse.boot_of(boot);
-        if beat == BeatOf::EndedBoot {
+        if beat == BeatOf::Ended {
             return beat;
         }
         pulse.take_boot(boot);
@@ -204,11 +204,12 @@ impl Liveness {
     /// Our own loop stood still: whatever did not arrive meanwhile says nothing.
     pub fn restart_timers(&mut self, scene: &Scene<'_>) {
         self.storm.restart();
-        for pulse in self.nodes.values_mut() {
+        for (node, pulse) in &mut self.nodes {
             pulse.quiet_since = pulse.quiet_since.max(scene.now);
             match pulse.phase {
                 Phase::Suspect => {
-                    pulse.enter(Phase::Healthy, scene.now, "our own loop stood still".to_owned())
+                    pulse.enter(Phase::Healthy, scene.now, "our own loop stood still".to_owned());
+                    self.storm.cleared(node);
                 }
                 Phase::AgentSilent | Phase::Partitioned => pulse.round = Round::over(scene.now),
                 _ => {}
@@ -399,9 +400,9 @@ impl Pulse {
 
     fn boot_of(&self, boot: &BootId) -> BeatOf {
         match &self.boot {
-            _ if self.has_ended(boot) => BeatOf::EndedBoot,
-            Some(known) if known != boot => BeatOf::NewBoot,
-            _ => BeatOf::KnownBoot,
+            _ if self.has_ended(boot) => BeatOf::Ended,
+            Some(known) if known != boot => BeatOf::New,
+            _ => BeatOf::Known,
         }
     }
 
@@ -496,25 +497,18 @@ impl Pulse {
         if !self.round.is_over(scene.now) {
             return;
         }
-        match self.sign_of_life(scene) {
-            Some((phase, how)) => {
-                if phase != self.phase {
-                    self.enter(phase, scene.now, format!("no beats, but {how}"));
-                    self.tell_alive(node, how, fx);
-                }
-                if scene.now >= self.round.started + scene.facts.policy.detection.declare {
-                    self.ask(scene, node, healthy, fx);
-                }
-            }
-            None => {
-                self.suspected_at = Some(scene.now);
-                self.enter(
-                    Phase::Suspect,
-                    scene.now,
-                    "the last sign of life is gone; probes are out".to_owned(),
-                );
-                self.ask(scene, node, healthy, fx);
-            }
+        let Some((phase, how)) = self.sign_of_life(scene) else {
+            self.suspected_at = Some(scene.now);
+            self.enter(Phase::Suspect, scene.now, "the last sign of life is gone; probes are out".to_owned());
+            self.ask(scene, node, healthy, fx);
+            return;
+        };
+        if phase != self.phase {
+            self.enter(phase, scene.now, format!("no beats, but {how}"));
+            self.tell_alive(node, how, fx);
+        }
+        if scene.now >= self.round.started + scene.facts.policy.detection.declare {
+            self.ask(scene, node, healthy, fx);
         }
     }
 

@@ -465,32 +465,32 @@ fn check_waits(limits: &Limits) -> Result<(), PolicyError> {
 }
 
 fn shorter(
-    (smaller, smaller_is): (&'static str, Duration),
-    (larger, larger_is): (&'static str, Duration),
+    smaller: (&'static str, Duration),
+    larger: (&'static str, Duration),
     why: &'static str,
 ) -> Result<(), PolicyError> {
-    relation(smaller_is < larger_is, (smaller, smaller_is), "be shorter than", (larger, larger_is), why)
+    relation(smaller.1 < larger.1, smaller, "be shorter than", larger, why)
 }
 
 fn at_most(
-    (smaller, smaller_is): (&'static str, Duration),
-    (larger, larger_is): (&'static str, Duration),
+    smaller: (&'static str, Duration),
+    larger: (&'static str, Duration),
     why: &'static str,
 ) -> Result<(), PolicyError> {
-    relation(smaller_is <= larger_is, (smaller, smaller_is), "not be longer than", (larger, larger_is), why)
+    relation(smaller.1 <= larger.1, smaller, "not be longer than", larger, why)
 }
 
 fn relation(
     holds: bool,
-    (smaller, smaller_is): (&'static str, Duration),
+    (smaller, time): (&'static str, Duration),
     rule: &'static str,
-    (larger, larger_is): (&'static str, Duration),
+    (larger, limit): (&'static str, Duration),
     why: &'static str,
 ) -> Result<(), PolicyError> {
     if holds {
         return Ok(());
     }
-    let (smaller_ms, larger_ms) = (smaller_is.as_millis(), larger_is.as_millis());
+    let (smaller_ms, larger_ms) = (time.as_millis(), limit.as_millis());
     Err(PolicyError::Relation { smaller, smaller_ms, rule, larger, larger_ms, why })
 }
 

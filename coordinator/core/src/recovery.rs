@@ -94,9 +94,10 @@ impl Recovery {
                 continue;
             }
             // Before a proof, the question is what would become of the VM if every declared node were proven.
-            let dead = match trouble.proven.contains_key(node) {
-                true => trouble.proven.keys().cloned().collect(),
-                false => trouble.declared.clone(),
+            let dead: BTreeSet<NodeName> = if trouble.proven.contains_key(node) {
+                trouble.proven.keys().cloned().collect()
+            } else {
+                trouble.declared.clone()
             };
             let unusable = trouble.unusable.union(&trouble.declared).filter(|node| !dead.contains(*node));
             let question = Question { unusable: unusable.cloned().collect(), dead };

@@ -253,7 +253,7 @@ impl Case {
     /// A beat arrived. True where it contradicts the proof for the first time.
     pub fn beat(&mut self, scene: &Scene<'_>, boot: &BootId, beat: BeatOf, fx: &mut Vec<Effect>) -> bool {
         let declared = self.boot.get_or_insert_with(|| boot.clone());
-        if beat == BeatOf::EndedBoot {
+        if beat == BeatOf::Ended {
             return false;
         }
         if declared != boot {

@@ -142,12 +142,12 @@ mod tests {
         /// over before we act.
         #[test]
         fn the_wait_is_long_enough(
-            guard_rate in 0.99..1.01f64, our_rate in 0.99..1.01f64, way_ms in 0..5_000u64, stall in 0.0..1.0f64,
+            guard_rate in 0.99..1.01f64, our_rate in 0.99..1.01f64, way_ms in 0..5_000u32, stall in 0.0..1.0f64,
         ) {
             let lease = Policy::default().lease.clone();
             // True time: the beat is sent at 0 and received after `way`; the guard pets last just before expiry
             // plus its longest stall, and the watchdog fires its time-out after that, all on the node's clock.
-            let way = way_ms as f64 / 1000.0;
+            let way = f64::from(way_ms) / 1000.0;
             let reset = (lease.lease.as_secs_f64() + lease.watchdog.as_secs_f64() * (1.0 + stall)) / guard_rate;
             let received = Duration::from_secs_f64(way * our_rate);
             let act = reset_by(&lease, received).as_secs_f64() / our_rate;

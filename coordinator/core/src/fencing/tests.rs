@@ -1,1 +1,480 @@
+//! Proofs and their rules, records and their order.
 
+use std::collections::BTreeMap;
+
+use super::{FenceRecord, FenceStage, ProofKind};
+use crate::coordinator::testkit::{Bench, boot, fast};
+use crate::fleet::{CLOUD_SHUTDOWN_TAINT, OUT_OF_SERVICE_TAINT};
+use crate::io::{Effect, FenceResult, Input, Order, Record, RecordKey};
+use crate::names::NodeName;
+use crate::policy::Policy;
+use crate::view::{Milestone, NodeState};
+
+fn dead_n1(fence_agents: &[&str]) -> Bench {
+    let mut bench = Bench::new(fast(fence_agents));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    assert_eq!(bench.state("n1"), NodeState::AwaitingProof);
+    bench
+}
+
+fn off(bench: &mut Bench) {
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+}
+
+fn fail(bench: &mut Bench) {
+    bench.fence.insert("n1".into(), FenceResult::Failed("no route to the BMC".to_owned()));
+}
+
+fn proof(bench: &Bench) -> Option<ProofKind> {
+    bench.view().nodes[&NodeName::from("n1")].proof
+}
+
+fn stages(bench: &Bench) -> Vec<FenceStage> {
+    let stage = |effect: &Effect| match effect {
+        Effect::Commit(Record::Fence(FenceRecord { stage, .. })) => Some(stage.clone()),
+        _ => None,
+    };
+    bench.effects.iter().filter_map(|(_, effect)| stage(effect)).collect()
+}
+
+fn runs(bench: &Bench) -> usize {
+    bench.count(|effect| matches!(effect, Effect::RunFence { .. }))
+}
+
+#[test]
+fn a_fence_agent_that_reads_back_off_proves_it() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    off(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
+    assert_eq!(
+        stages(&bench),
+        [
+            FenceStage::Declared,
+            FenceStage::PowerOrdered,
+            FenceStage::Fenced { proof: ProofKind::PowerOffConfirmed }
+        ]
+    );
+    assert_eq!(bench.state("n1"), NodeState::Recovering);
+}
+
+#[test]
+fn nothing_happens_before_the_record_is_stored() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    off(&mut bench);
+    bench.store_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(60_000);
+    assert_eq!(stages(&bench), [FenceStage::Declared]);
+    assert_eq!(runs(&bench), 0);
+    assert!(bench.deleted().is_empty() && !bench.is_tainted("n1"));
+    bench.give(Input::Committed(RecordKey::Fence("n1".into())));
+    assert!(bench.is_tainted("n1"));
+    assert_eq!(runs(&bench), 0, "the power order is not stored yet");
+    bench.give(Input::Committed(RecordKey::Fence("n1".into())));
+    assert_eq!(runs(&bench), 1);
+    assert!(bench.deleted().is_empty(), "the proof is not stored yet");
+    bench.give(Input::Committed(RecordKey::Fence("n1".into())));
+    assert_eq!(bench.deleted(), ["virt-launcher-net".to_owned()].into());
+}
+
+#[test]
+fn a_refused_record_is_tried_again_after_a_while_and_nothing_is_done_before() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    bench.store_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.give(Input::CommitRefused(RecordKey::Fence("n1".into())));
+    bench.run_ms(1_000);
+    assert_eq!(stages(&bench).len(), 1);
+    bench.run_ms(2_000);
+    assert_eq!(stages(&bench), [FenceStage::Declared, FenceStage::Declared]);
+    assert_eq!(bench.notices("FenceRecordRefused"), 1);
+    assert_eq!(runs(&bench), 0);
+}
+
+#[test]
+fn a_failing_fence_agent_is_tried_again_with_growing_waits_and_people_are_told() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    fail(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(40_000);
+    assert_eq!(runs(&bench), 5, "after 0, 2, 4, 8, 16 s");
+    assert_eq!((bench.notices("FencingRunFailed"), bench.notices("FencingFails")), (4, 1));
+    bench.run_ms(200_000);
+    assert_eq!(runs(&bench), 5);
+    off(&mut bench);
+    bench.run_ms(100_000);
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed), "one more run with the reminder");
+}
+
+#[test]
+fn a_fence_agent_that_hangs_counts_as_failed() {
+    let mut bench = dead_n1(&["n1"]);
+    bench.run_ms(100_000);
+    assert_eq!(bench.notices("FencingRunFailed"), 1);
+    assert_eq!(runs(&bench), 2);
+}
+
+#[test]
+fn the_end_of_a_run_of_another_epoch_proves_nothing() {
+    let mut bench = dead_n1(&["n1"]);
+    bench.lead(2);
+    bench.give(Input::FenceEnded { node: "n1".into(), epoch: 1, result: FenceResult::ConfirmedOff });
+    assert_eq!(proof(&bench), None);
+    bench.give(Input::FenceEnded { node: "n1".into(), epoch: 2, result: FenceResult::ConfirmedOff });
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
+}
+
+#[test]
+fn taints_of_others_prove_it() {
+    for (taint, kind) in [
+        (CLOUD_SHUTDOWN_TAINT, ProofKind::CloudShutdown),
+        (OUT_OF_SERVICE_TAINT, ProofKind::OutOfServiceByOthers),
+    ] {
+        let mut bench = dead_n1(&[]);
+        bench.taint("n1", taint);
+        assert_eq!(proof(&bench), Some(kind));
+        assert_eq!(bench.deleted(), ["virt-launcher-net".to_owned()].into());
+    }
+}
+
+#[test]
+fn a_taint_left_over_from_another_time_proves_nothing() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.taint("n1", OUT_OF_SERVICE_TAINT);
+    bench.silence(&["n1"]);
+    bench.run_ms(10_000);
+    assert_eq!(proof(&bench), None);
+    bench
+        .fleet
+        .nodes
+        .get_mut(&NodeName::from("n1"))
+        .expect("there")
+        .taints
+        .retain(|t| t.key != OUT_OF_SERVICE_TAINT);
+    bench.show_fleet();
+    bench.taint("n1", OUT_OF_SERVICE_TAINT);
+    assert_eq!(proof(&bench), Some(ProofKind::OutOfServiceByOthers), "set anew since");
+}
+
+#[test]
+fn a_persons_word_counts_for_the_boot_that_it_names() {
+    let mut bench = dead_n1(&[]);
+    bench.attest("n1", 0, "eve");
+    assert_eq!(proof(&bench), None, "another boot");
+    bench.attest("n1", 1, "eve");
+    assert_eq!(proof(&bench), Some(ProofKind::HumanAttested));
+}
+
+#[test]
+fn nobodys_word_counts_while_the_node_beats() {
+    let mut bench = dead_n1(&["n1"]);
+    bench.beat("n1", 1); // ordered off, so it is not simply healthy again
+    bench.run_ms(500);
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(5_000);
+    assert_eq!(proof(&bench), None);
+    bench.silence(&["n1"]);
+    bench.run_ms(1_000);
+    assert_eq!(proof(&bench), Some(ProofKind::HumanAttested));
+}
+
+#[test]
+fn a_fence_agent_that_switches_another_machine_is_found_out() {
+    let mut bench = dead_n1(&["n1"]);
+    bench.beat("n1", 1);
+    bench.run_ms(500);
+    bench.give(Input::FenceEnded { node: "n1".into(), epoch: 1, result: FenceResult::ConfirmedOff });
+    bench.run_ms(3_000);
+    assert_eq!(proof(&bench), None);
+    assert_eq!(bench.notices("FencingRunFailed"), 1);
+    assert!(bench.deleted().is_empty());
+}
+
+#[test]
+fn a_new_boot_proves_it_by_a_beat_or_by_the_node_object_and_touches_nothing() {
+    for by_beat in [true, false] {
+        let mut bench = dead_n1(&[]);
+        if by_beat {
+            bench.beat("n1", 2);
+            bench.run_ms(400);
+        } else {
+            bench.status_boot("n1", 2);
+        }
+        assert_eq!(proof(&bench), Some(ProofKind::NewBootId));
+        assert_eq!(bench.state("n1"), NodeState::Quarantine);
+        bench.run_ms(500);
+        assert!(bench.deleted().is_empty(), "the kubelet of the new boot knows better what runs there");
+    }
+}
+
+#[test]
+fn an_old_reading_of_the_node_object_is_no_new_boot() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.status_boot("n1", 0); // the kubelet has not yet written its present boot
+    bench.run_ms(500);
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.status_boot("n1", 1);
+    bench.status_boot("n1", 0);
+    assert_eq!((proof(&bench), bench.state("n1")), (None, NodeState::AwaitingProof));
+}
+
+#[test]
+fn a_late_beat_of_an_ended_boot_is_ignored() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.beat("n1", 2);
+    bench.run_ms(400);
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.give(Input::Beat { node: "n1".into(), boot_id: boot("n1", 1), sequence: 7 });
+    assert_eq!((proof(&bench), bench.state("n1")), (None, NodeState::AwaitingProof));
+}
+
+#[test]
+fn the_same_boot_without_a_power_order_is_healthy_again() {
+    let mut bench = dead_n1(&[]);
+    assert!(bench.is_tainted("n1"));
+    bench.beat("n1", 1);
+    bench.run_ms(500);
+    assert_eq!(bench.state("n1"), NodeState::Healthy);
+    assert!(!bench.is_tainted("n1"));
+    assert_eq!(stages(&bench), [FenceStage::Declared, FenceStage::Closed]);
+    bench.effects.clear();
+    bench.run_ms(400);
+    assert!(bench.count(|effect| matches!(effect, Effect::Grant { node, .. } if node.as_str() == "n1")) > 0);
+}
+
+#[test]
+fn the_same_boot_after_a_power_order_is_not_trusted() {
+    let mut bench = dead_n1(&["n1"]);
+    bench.beat("n1", 1);
+    bench.effects.clear();
+    bench.run_ms(400_000);
+    assert_eq!(bench.state("n1"), NodeState::AwaitingProof);
+    assert_eq!(
+        bench.count(|effect| matches!(effect, Effect::Grant { node, .. } if node.as_str() == "n1")),
+        0
+    );
+    bench.beat("n1", 2);
+    bench.run_ms(500);
+    assert_eq!(bench.state("n1"), NodeState::Quarantine);
+}
+
+#[test]
+fn a_node_that_returns_before_the_order_left_is_spared() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    bench.store_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.give(Input::Committed(RecordKey::Fence("n1".into())));
+    bench.beat("n1", 1);
+    bench.run_ms(300);
+    bench.give(Input::Committed(RecordKey::Fence("n1".into())));
+    assert_eq!(stages(&bench), [FenceStage::Declared, FenceStage::PowerOrdered, FenceStage::Closed]);
+    assert_eq!(runs(&bench), 0);
+}
+
+#[test]
+fn a_storm_keeps_the_power_on() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    fail(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(1_500);
+    bench.silence(&["n3", "n4", "n5"]);
+    bench.run_ms(1_000);
+    let before = runs(&bench);
+    bench.run_ms(60_000);
+    assert_eq!(runs(&bench), before);
+}
+
+#[test]
+fn quarantine_ends_after_a_minute_of_beats_and_begins_anew_with_each_gap() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    off(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(3_000);
+    bench.beat("n1", 2);
+    bench.run_ms(50_000);
+    assert_eq!(bench.state("n1"), NodeState::Quarantine);
+    assert!(bench.is_tainted("n1"));
+    bench.silence(&["n1"]);
+    bench.run_ms(800);
+    assert_eq!(bench.state("n1"), NodeState::Suspect);
+    bench.beat("n1", 2);
+    bench.run_ms(50_000);
+    assert_eq!(bench.state("n1"), NodeState::Quarantine);
+    bench.run_ms(15_000);
+    assert_eq!(bench.state("n1"), NodeState::Healthy);
+    assert!(!bench.is_tainted("n1"));
+    let timeline = bench.view().nodes[&NodeName::from("n1")].timeline.clone();
+    let order: Vec<Milestone> = timeline.iter().map(|(what, _)| *what).collect();
+    use Milestone::{
+        Closed, Decided, Declared, FencingStarted, FirstAction, LastBeat, Proven, Returned, Settled,
+        Suspected,
+    };
+    assert_eq!(
+        order,
+        [
+            LastBeat,
+            Suspected,
+            Declared,
+            Decided,
+            FencingStarted,
+            Proven,
+            FirstAction,
+            Settled,
+            Returned,
+            Closed
+        ]
+    );
+    assert!(timeline.is_sorted_by_key(|(_, at)| *at), "{timeline:?}");
+}
+
+#[test]
+fn a_node_in_quarantine_that_dies_again_is_a_new_incident() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    off(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(3_000);
+    bench.beat("n1", 2);
+    bench.run_ms(5_000);
+    bench.silence(&["n1"]);
+    bench.run_ms(3_000);
+    let Some(Record::Fence(record)) = bench.store.get(&RecordKey::Fence("n1".into())) else {
+        panic!("stored")
+    };
+    assert_eq!(record.boot_id, Some(boot("n1", 2)));
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
+}
+
+#[test]
+fn a_beat_of_the_fenced_boot_contradicts_the_proof_and_stops_everything() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(2_000);
+    bench.effects.clear();
+    bench.beat("n1", 1);
+    bench.run_ms(3_000);
+    assert_eq!(bench.state("n1"), NodeState::FenceContradicted);
+    assert_eq!(bench.notices("FenceContradicted"), 1);
+    let stop = |effect: &Effect| match effect {
+        Effect::Order { order: Order::StopLaunchers { pods }, .. } => {
+            pods.iter().any(|pod| pod.0 == "pod-net")
+        }
+        _ => false,
+    };
+    assert_eq!(bench.count(stop), 1);
+    assert_eq!(
+        bench.count(|effect| matches!(effect, Effect::Grant { node, .. } if node.as_str() == "n1")),
+        0
+    );
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    assert_eq!(bench.state("n1"), NodeState::FenceContradicted, "silence is no excuse, nor is the old word");
+    bench.attest("n1", 1, "eve, who has pulled the plug");
+    bench.run_ms(500);
+    assert_eq!(bench.state("n1"), NodeState::Recovering);
+}
+
+#[test]
+fn a_beat_that_was_under_way_when_the_power_went_is_no_contradiction() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    off(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(1_300);
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
+    bench.give(Input::Beat { node: "n1".into(), boot_id: boot("n1", 1), sequence: 7 });
+    bench.run_ms(5_000);
+    assert_eq!(bench.state("n1"), NodeState::Recovering);
+}
+
+#[test]
+fn a_new_leader_takes_the_records_over_before_it_acts_on_them() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.cluster_answers = false; // the old leader dies before its deletion is performed
+    bench.attest("n1", 1, "eve");
+    bench.effects.clear();
+    bench.store_answers = false;
+    bench.lead(2);
+    assert_eq!(stages(&bench), [FenceStage::Fenced { proof: ProofKind::HumanAttested }]);
+    assert!(bench.deleted().is_empty());
+    bench.give(Input::Committed(RecordKey::Fence("n1".into())));
+    assert_eq!(bench.deleted(), ["virt-launcher-net".to_owned()].into());
+}
+
+#[test]
+fn a_new_leader_that_finds_another_boot_in_the_node_object_touches_nothing() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.cluster_answers = false;
+    bench.attest("n1", 1, "eve");
+    bench.fleet.nodes.get_mut(&NodeName::from("n1")).expect("there").boot_id = Some(boot("n1", 2));
+    let (fleet, requests, store) = (bench.fleet.clone(), bench.requests.clone(), bench.store.clone());
+    let mut fresh = Bench::new(fast(&[]));
+    fresh.silence(&["n1"]);
+    fresh.c = crate::Coordinator::new(fresh.c.policy().clone());
+    (fresh.fleet, fresh.requests, fresh.store) = (fleet, requests, store);
+    fresh.effects.clear();
+    fresh.show_fleet();
+    fresh.show_requests();
+    fresh.lead(2);
+    fresh.run_ms(400_000);
+    assert!(fresh.deleted().is_empty(), "its VMs may run again in boot 2");
+    assert!(fresh.notices("BootInDoubt") >= 1);
+}
+
+#[test]
+fn a_removed_node_ends_its_incident() {
+    let mut bench = dead_n1(&[]);
+    bench.fleet.nodes.remove(&NodeName::from("n1"));
+    bench.show_fleet();
+    bench.run_ms(5_000);
+    assert_eq!(bench.notices("NodeRemoved"), 0, "it may come back with the next reading");
+    bench.run_ms(10_000);
+    assert_eq!(bench.notices("NodeRemoved"), 1);
+    assert!(!bench.view().nodes.contains_key(&NodeName::from("n1")));
+    assert_eq!(stages(&bench).last(), Some(&FenceStage::Closed));
+}
+
+#[test]
+fn every_node_says_beforehand_what_could_prove_its_death() {
+    let bench = Bench::new(fast(&["n1"]));
+    let view = bench.view();
+    let possible: BTreeMap<&str, bool> = view
+        .nodes
+        .iter()
+        .map(|(node, shown)| (node.as_str(), shown.proofs_possible.contains(&ProofKind::PowerOffConfirmed)))
+        .collect();
+    assert_eq!((possible["n1"], possible["n2"]), (true, false));
+    assert!(view.nodes.values().all(|shown| !shown.proofs_possible.contains(&ProofKind::LeaseExpired)));
+}
+
+#[test]
+fn a_lease_proves_only_for_enrolled_nodes_and_after_the_whole_wait() {
+    let nodes = ["n1", "n2", "n3"].map(NodeName::from);
+    let policy = Policy::try_from(fast(&[])).expect("holds").with_watchdog_fencing(nodes.into());
+    let mut bench = Bench::with_policy(policy);
+    let hold = |bench: &mut Bench, seconds: u64| {
+        for _ in 0..seconds {
+            for node in ["n2", "n3"] {
+                bench.give(Input::GrantHeld { node: node.into(), boot_id: boot(node, 1), sequence: 1 });
+            }
+            bench.run_ms(1_000);
+        }
+    };
+    hold(&mut bench, 2);
+    bench.silence(&["n1"]);
+    hold(&mut bench, 55);
+    assert_eq!(proof(&bench), None);
+    hold(&mut bench, 4);
+    assert_eq!(proof(&bench), Some(ProofKind::LeaseExpired));
+}

@@ -124,9 +124,10 @@ pub(crate) fn removed(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName) 
         terms.into_iter().any(|requirement| requirement.operator == "In" && named(&requirement.values))
     });
     let lost: Vec<&str> = volumes.map(|(name, _)| name.as_str()).take(LOST_SHOWN_MAX).collect();
-    let lost = match lost.is_empty() {
-        true => "No volume is bound to it.".to_owned(),
-        false => format!("Volumes on its disks are lost until it is found: {}.", lost.join(", ")),
+    let lost = if lost.is_empty() {
+        "No volume is bound to it.".to_owned()
+    } else {
+        format!("Volumes on its disks are lost until it is found: {}.", lost.join(", "))
     };
     let message = format!("The Node object of {node} was deleted, which ends its incident. {lost}");
     tell_node(fx, Severity::Warning, node, "NodeRemoved", message);

@@ -77,13 +77,15 @@ proptest! {
         beat in 0..3_000u64, missed in 0..10u32, declare in 0..20_000u64, probe in 0..3_000u64,
         lease in 0..60_000u64, leader in 0..30_000u64, renew in 0..30_000u64, retry in 0..10_000u64,
     ) {
-        let mut spec = PolicySpec::default();
-        spec.detection = DetectionSpec {
-            beat_ms: Some(beat), missed_beats: Some(missed), declare_ms: Some(declare),
-            probe_timeout_ms: Some(probe), goodbye_ms: None,
+        let spec = PolicySpec {
+            detection: DetectionSpec {
+                beat_ms: Some(beat), missed_beats: Some(missed), declare_ms: Some(declare),
+                probe_timeout_ms: Some(probe), goodbye_ms: None,
+            },
+            lease: LeaseSpec { lease_ms: lease, ..LeaseSpec::default() },
+            leader: LeaderSpec { lease_ms: leader, renew_ms: renew, retry_ms: retry },
+            ..PolicySpec::default()
         };
-        spec.lease.lease_ms = lease;
-        spec.leader = LeaderSpec { lease_ms: leader, renew_ms: renew, retry_ms: retry };
         if let Ok(policy) = Policy::try_from(spec) {
             prop_assert!(policy.detection.suspect() + policy.detection.probe_timeout < policy.detection.declare);
             prop_assert!(policy.leader.retry < policy.leader.renew && policy.leader.renew < policy.leader.lease);

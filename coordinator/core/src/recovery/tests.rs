@@ -1,1 +1,192 @@
+//! What is done to which VM, and what is not.
 
+use crate::coordinator::testkit::{Bench, boot, fast};
+use crate::decision::DecisionKind;
+use crate::decision::testkit::{key, nfs, running_vm};
+use crate::fleet::Pod;
+use crate::io::{Action, Effect, FenceResult, Input};
+use crate::names::{NodeName, Uid};
+use crate::view::RecoveryProgress;
+
+fn fenced() -> Bench {
+    let mut bench = Bench::new(fast(&["n1"]));
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+    bench
+}
+
+fn progress(bench: &Bench, vm: &str) -> RecoveryProgress {
+    bench.view().recoveries[&key(vm)].progress
+}
+
+fn add_net_vm(bench: &mut Bench, name: &str) {
+    let mut world = crate::decision::testkit::World::bare();
+    std::mem::swap(&mut world.fleet, &mut bench.fleet);
+    world.fleet.vms.insert(key(name), running_vm(name, "n1"));
+    world.add_disk(name, "data", nfs(), None);
+    std::mem::swap(&mut world.fleet, &mut bench.fleet);
+    bench.show_fleet();
+}
+
+#[test]
+fn decisions_are_published_at_the_declaration_and_acted_upon_after_the_proof() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(1_500);
+    let recoveries = bench.view().recoveries;
+    assert_eq!(recoveries[&key("net")].decision.kind, DecisionKind::Recreate);
+    assert_eq!(recoveries[&key("local")].decision.kind, DecisionKind::ManualRecovery);
+    assert!(recoveries[&key("local")].runbook.is_some() && recoveries[&key("net")].runbook.is_none());
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::AwaitingProof);
+    assert_eq!(bench.notices("RecoveryDecided"), 2);
+    bench.run_ms(60_000);
+    assert!(bench.deleted().is_empty());
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(100);
+    assert_eq!(bench.deleted(), ["virt-launcher-net".to_owned()].into());
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::Recovered);
+    assert_eq!(progress(&bench, "local"), RecoveryProgress::NeedsPerson);
+    assert_eq!(bench.notices("RecoveryDecided"), 2, "on transitions only");
+}
+
+#[test]
+fn hotplug_pods_go_with_their_launcher() {
+    let mut bench = fenced();
+    let vm = bench.fleet.vms.get_mut(&key("net")).expect("there");
+    let hotplug =
+        Pod { name: "hp-volume-net".to_owned(), uid: Uid("pod-hp".to_owned()), ..vm.pods[0].clone() };
+    vm.pods.push(hotplug);
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    assert_eq!(bench.deleted(), ["hp-volume-net".to_owned(), "virt-launcher-net".to_owned()].into());
+}
+
+#[test]
+fn nothing_is_deleted_before_the_taint_is_set() {
+    let mut bench = fenced();
+    bench.cluster_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(10_000);
+    assert!(
+        bench.count(|effect| matches!(effect, Effect::Act(Action::Taint { .. }))) > 1,
+        "asked again and again"
+    );
+    assert!(bench.deleted().is_empty());
+    bench.give(Input::Acted(Action::Taint { node: "n1".into() }));
+    assert_eq!(bench.deleted().len(), 1);
+}
+
+#[test]
+fn a_launcher_that_never_ran_is_left_alone() {
+    let mut bench = fenced();
+    bench.fleet.vms.get_mut(&key("net")).expect("there").instance.as_mut().expect("there").has_run = false;
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    // A late word of the dead node's kubelet, or an early one of its next boot: nobody can tell.
+    bench.fleet.vms.get_mut(&key("net")).expect("there").instance.as_mut().expect("there").has_run = true;
+    bench.show_fleet();
+    bench.run_ms(60_000);
+    assert!(bench.deleted().is_empty());
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::NeedsPerson);
+    assert_eq!(bench.notices("LauncherLeftAlone"), 1);
+}
+
+#[test]
+fn the_decision_is_made_again_at_the_moment_of_action() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    let volume = bench.fleet.volumes.get_mut(&"pv-net-data".into()).expect("there");
+    volume.source = crate::decision::testkit::host_path();
+    bench.show_fleet();
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(5_000);
+    assert!(bench.deleted().is_empty(), "its disk turned out to be local");
+}
+
+#[test]
+fn only_so_many_vms_are_recreated_at_once() {
+    let mut spec = fast(&["n1"]);
+    spec.recovery.concurrent_max = 2;
+    let mut bench = Bench::new(spec);
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+    for name in ["a", "b", "c", "d"] {
+        add_net_vm(&mut bench, name);
+    }
+    bench.cluster_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.give(Input::Acted(Action::Taint { node: "n1".into() }));
+    bench.run_ms(10_000);
+    assert_eq!(bench.deleted().len(), 2, "{:?}", bench.deleted());
+    bench.cluster_answers = true;
+    bench.run_ms(300_000);
+    assert_eq!(bench.deleted().len(), 5, "{:?}", bench.deleted());
+}
+
+#[test]
+fn a_failed_deletion_is_tried_again_and_then_a_person_is_asked() {
+    let mut bench = fenced();
+    bench.cluster_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.give(Input::Acted(Action::Taint { node: "n1".into() }));
+    for _ in 0..10 {
+        let last = bench.effects.iter().rev().find_map(|(_, effect)| match effect {
+            Effect::Act(action @ Action::DeletePod { .. }) => Some(action.clone()),
+            _ => None,
+        });
+        let action = last.expect("asked for");
+        bench.give(Input::ActionFailed { action, why: "the webhook refused".to_owned() });
+        bench.run_ms(3_000);
+    }
+    assert_eq!(bench.count(|effect| matches!(effect, Effect::Act(Action::DeletePod { .. }))), 5);
+    assert_eq!(bench.notices("VmRecoveryFailed"), 1);
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::NeedsPerson);
+}
+
+#[test]
+fn a_node_that_returns_keeps_what_was_not_touched() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.beat("n1", 2);
+    bench.run_ms(1_000);
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::NodeReturned);
+    assert_eq!(progress(&bench, "local"), RecoveryProgress::NodeReturned);
+    assert!(bench.deleted().is_empty());
+}
+
+#[test]
+fn quarantine_waits_for_deletions_that_are_under_way() {
+    let mut bench = fenced();
+    bench.cluster_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.give(Input::Acted(Action::Taint { node: "n1".into() }));
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::Acting);
+    bench.beat("n1", 2);
+    bench.run_ms(5_000);
+    let shown = bench.view().nodes[&NodeName::from("n1")].clone();
+    assert!(!matches!(shown.fence.expect("stored").stage, crate::fencing::FenceStage::Quarantine { .. }));
+    let last = bench.effects.iter().rev().find_map(|(_, effect)| match effect {
+        Effect::Act(action @ Action::DeletePod { .. }) => Some(action.clone()),
+        _ => None,
+    });
+    bench.give(Input::Acted(last.expect("asked for")));
+    let shown = bench.view().nodes[&NodeName::from("n1")].clone();
+    let quarantine = crate::fencing::FenceStage::Quarantine { boot_id: boot("n1", 2) };
+    assert_eq!(shown.fence.expect("stored").stage, quarantine);
+}
+
+#[test]
+fn a_stopped_vm_is_nobodys_concern() {
+    let mut bench = fenced();
+    let vm = bench.fleet.vms.get_mut(&key("net")).expect("there");
+    (vm.instance, vm.pods, vm.run) = (None, Vec::new(), crate::fleet::RunStrategy::Halted);
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    assert!(!bench.view().recoveries.contains_key(&key("net")));
+}

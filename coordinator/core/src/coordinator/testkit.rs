@@ -1,0 +1,259 @@
+//! A coordinator with its surroundings, for tests: nodes that beat or not, a store that answers at once, a cluster
+//! that does what it is told and starts a VM elsewhere when its launcher is gone. Every step is watched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::BootTime;
+use crate::coordinator::Coordinator;
+use crate::decision::testkit::{World, key, nfs, node, on_host, running_vm};
+use crate::fleet::{FENCING_TAINT, Fleet, Taint};
+use crate::invariants::Watch;
+use crate::io::{
+    Action, Effect, FenceResult, Input, Notice, Prober, Reachability, Record, RecordKey, Requests,
+};
+use crate::names::{BootId, NodeName, Uid};
+use crate::policy::{Policy, PolicySpec, Profile};
+use crate::view::{NodeState, View};
+
+/// Between two moments of the bench.
+const STEP: Duration = Duration::from_millis(100);
+
+pub(crate) struct Bench {
+    pub c: Coordinator,
+    pub now: BootTime,
+    pub fleet: Fleet,
+    pub requests: Requests,
+    pub store: BTreeMap<RecordKey, Record>,
+    /// Nodes whose beats arrive, with their boot.
+    pub beating: BTreeMap<NodeName, BootId>,
+    /// What probes of a silent node find: ours, and those of its peers.
+    pub reach: BTreeMap<NodeName, (Reachability, Reachability)>,
+    /// What the fence agents answer; one without an answer hangs.
+    pub fence: BTreeMap<NodeName, FenceResult>,
+    /// The store answers, and the cluster does what it is told.
+    pub store_answers: bool,
+    pub cluster_answers: bool,
+    pub effects: Vec<(BootTime, Effect)>,
+    watch: Watch,
+    next_beat: BootTime,
+    sequence: u64,
+}
+
+/// The fast profile, with fence agents for these nodes.
+pub(crate) fn fast(fence_agents: &[&str]) -> PolicySpec {
+    let mut spec = PolicySpec { profile: Profile::Fast, ..PolicySpec::default() };
+    spec.fencing.nodes = fence_agents.iter().map(|&node| node.into()).collect();
+    spec
+}
+
+pub(crate) fn boot(node: &str, number: u32) -> BootId {
+    BootId(format!("{node}-boot{number}"))
+}
+
+impl Bench {
+    /// n1..n6 in zones a, a, b, b, c, c; on n1 run `net` (disk on NFS) and `local` (disk on n1). We lead with
+    /// epoch 1, and everybody has beaten for a while.
+    pub fn new(spec: PolicySpec) -> Self {
+        Self::with_policy(Policy::try_from(spec).expect("the policy holds"))
+    }
+
+    pub fn with_policy(policy: Policy) -> Self {
+        let mut world = World::bare();
+        for (name, zone) in [("n3", "b"), ("n4", "b"), ("n5", "c"), ("n6", "c")] {
+            world.fleet.nodes.insert(name.into(), node(name, zone));
+        }
+        for vm in ["net", "local"] {
+            world.fleet.vms.insert(key(vm), running_vm(vm, "n1"));
+        }
+        world.add_disk("net", "data", nfs(), None);
+        world.add_disk("local", "data", crate::decision::testkit::host_path(), on_host(&["n1"]));
+        let names = world.fleet.nodes.keys().cloned();
+        let mut bench = Self {
+            c: Coordinator::new(policy),
+            now: Duration::from_secs(1_000),
+            beating: names.map(|name| (name.clone(), boot(name.as_str(), 1))).collect(),
+            fleet: world.fleet,
+            requests: Requests::default(),
+            store: BTreeMap::new(),
+            reach: BTreeMap::new(),
+            fence: BTreeMap::new(),
+            store_answers: true,
+            cluster_answers: true,
+            effects: Vec::new(),
+            watch: Watch::default(),
+            next_beat: BootTime::ZERO,
+            sequence: 0,
+        };
+        for (name, node) in &mut bench.fleet.nodes {
+            node.boot_id = Some(boot(name.as_str(), 1));
+        }
+        bench.show_fleet();
+        bench.lead(1);
+        bench.run_ms(2_000);
+        bench
+    }
+
+    pub fn lead(&mut self, epoch: u64) {
+        let records = self.store.values().cloned().collect();
+        self.give(Input::Leading { epoch, records });
+    }
+
+    pub fn show_fleet(&mut self) {
+        self.give(Input::Fleet(Box::new(self.fleet.clone())));
+    }
+
+    pub fn show_requests(&mut self) {
+        self.give(Input::Requests(Box::new(self.requests.clone())));
+    }
+
+    pub fn silence(&mut self, nodes: &[&str]) {
+        for &node in nodes {
+            self.beating.remove(&NodeName::from(node));
+        }
+    }
+
+    pub fn beat(&mut self, node: &str, number: u32) {
+        self.beating.insert(node.into(), boot(node, number));
+    }
+
+    pub fn taint(&mut self, node: &str, taint: &str) {
+        let taints = &mut self.fleet.nodes.get_mut(&NodeName::from(node)).expect("there").taints;
+        taints.push(Taint { key: taint.to_owned(), value: String::new(), effect: "NoExecute".to_owned() });
+        self.show_fleet();
+    }
+
+    pub fn status_boot(&mut self, node: &str, number: u32) {
+        self.fleet.nodes.get_mut(&NodeName::from(node)).expect("there").boot_id = Some(boot(node, number));
+        self.show_fleet();
+    }
+
+    pub fn attest(&mut self, node: &str, number: u32, by: &str) {
+        let word = crate::io::Attestation { boot_id: boot(node, number), by: by.to_owned() };
+        self.requests.attestations.insert(node.into(), word);
+        self.show_requests();
+    }
+
+    pub fn run_ms(&mut self, ms: u64) {
+        let end = self.now + Duration::from_millis(ms);
+        while self.now < end {
+            let due = self.c.next_deadline().filter(|at| *at > self.now).unwrap_or(end);
+            let beat = self.next_beat.max(self.now);
+            self.now = (self.now + STEP).min(due).min(beat.max(self.now + Duration::from_nanos(1))).min(end);
+            if self.now >= self.next_beat {
+                self.next_beat = self.now + self.c.policy().detection.beat;
+                for (node, boot_id) in self.beating.clone() {
+                    self.sequence += 1;
+                    self.give(Input::Beat { node, boot_id, sequence: self.sequence });
+                }
+            }
+            if self.c.next_deadline().is_some_and(|at| at <= self.now) {
+                self.give(Input::Tick);
+            }
+        }
+    }
+
+    pub fn give(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            self.watch.input(&input).expect("the bench keeps the rules");
+            let effects = self.c.step(self.now, input);
+            let enrolled = self.c.policy().watchdog_fencing.clone();
+            let kept = self.watch.effects(&effects, &self.c.view(), |node| enrolled.contains(node));
+            kept.unwrap_or_else(|broken| panic!("{broken} at {:?}\n{}", self.now, self.tail()));
+            for effect in effects {
+                let answers = self.perform(&effect);
+                self.effects.push((self.now, effect));
+                inputs.splice(0..0, answers.into_iter().rev());
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: &Effect) -> Vec<Input> {
+        match effect {
+            Effect::Commit(record) if self.store_answers => {
+                self.store.insert(record.key(), record.clone());
+                vec![Input::Committed(record.key())]
+            }
+            Effect::Probe { node, by, .. } => {
+                let alive = self.beating.contains_key(node);
+                let (ours, theirs) = self.reach.get(node).copied().unwrap_or(if alive {
+                    (Reachability::Agent, Reachability::Agent)
+                } else {
+                    (Reachability::Silent, Reachability::Silent)
+                });
+                let answer = if *by == Prober::Coordinator { ours } else { theirs };
+                vec![Input::Probed { node: node.clone(), by: by.clone(), answer }]
+            }
+            Effect::RunFence { node, epoch } => {
+                let result = self.fence.get(node).cloned();
+                let ended = |result| Input::FenceEnded { node: node.clone(), epoch: *epoch, result };
+                result.map(ended).into_iter().collect()
+            }
+            Effect::Act(action) if self.cluster_answers => {
+                self.act(action);
+                vec![Input::Acted(action.clone()), Input::Fleet(Box::new(self.fleet.clone()))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn act(&mut self, action: &Action) {
+        match action {
+            Action::Taint { node } => {
+                let taint =
+                    Taint { key: FENCING_TAINT.into(), value: String::new(), effect: "NoSchedule".into() };
+                self.fleet.nodes.get_mut(node).expect("there").taints.push(taint);
+            }
+            Action::Untaint { node } => {
+                let taints = &mut self.fleet.nodes.get_mut(node).expect("there").taints;
+                taints.retain(|taint| taint.key != FENCING_TAINT);
+            }
+            Action::DeletePod { uid, .. } => self.start_elsewhere(uid),
+            other => panic!("not in this bench: {other:?}"),
+        }
+    }
+
+    fn start_elsewhere(&mut self, uid: &Uid) {
+        for vm in self.fleet.vms.values_mut() {
+            let Some(pod) = vm.pods.iter_mut().find(|pod| pod.uid == *uid) else { continue };
+            let (instance, fresh) = (Uid(format!("{uid}-vmi")), Uid(format!("{uid}-next")));
+            (pod.uid, pod.node, pod.instance) = (fresh, Some("n3".into()), Some(instance.clone()));
+            let vmi = vm.instance.as_mut().expect("it ran");
+            (vmi.uid, vmi.node) = (instance, Some("n3".into()));
+        }
+    }
+
+    pub fn view(&self) -> View {
+        self.c.view()
+    }
+
+    pub fn state(&self, node: &str) -> NodeState {
+        self.c.view().nodes[&NodeName::from(node)].state
+    }
+
+    pub fn deleted(&self) -> BTreeSet<String> {
+        let pod = |(_, effect): &(BootTime, Effect)| match effect {
+            Effect::Act(Action::DeletePod { pod, .. }) => Some(pod.name.clone()),
+            _ => None,
+        };
+        self.effects.iter().filter_map(pod).collect()
+    }
+
+    pub fn count(&self, wanted: impl Fn(&Effect) -> bool) -> usize {
+        self.effects.iter().filter(|(_, effect)| wanted(effect)).count()
+    }
+
+    pub fn notices(&self, reason: &str) -> usize {
+        self.count(|effect| matches!(effect, Effect::Notify(Notice { reason: said, .. }) if *said == reason))
+    }
+
+    pub fn is_tainted(&self, node: &str) -> bool {
+        self.fleet.nodes[&NodeName::from(node)].has_taint(FENCING_TAINT)
+    }
+
+    fn tail(&self) -> String {
+        let last = self.effects.iter().rev().take(20).rev();
+        last.map(|(at, effect)| format!("{at:?} {effect:?}\n")).collect()
+    }
+}
