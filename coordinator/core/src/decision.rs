@@ -130,9 +130,29 @@ pub struct DiskFinding {
     pub because: String,
 }
 
-/// Decides what becomes of `vm` if the nodes of the question are dead.
+/// Decides what becomes of `vm` if the nodes of the question are dead. For many VMs of one fleet, a [`Decider`]
+/// does it in a fraction of the time.
 pub fn decide(fleet: &Fleet, overrides: &ClassOverrides, vm: &Key, question: &Question) -> Decision {
-    decide_with(&Index::of(fleet), fleet, overrides, vm, question)
+    Decider::new(fleet, overrides).decide(vm, question)
+}
+
+/// Decides about VMs of one fleet, of which it has gathered once what each needs to know of the others.
+pub struct Decider<'a> {
+    fleet: &'a Fleet,
+    overrides: &'a ClassOverrides,
+    index: Index<'a>,
+}
+
+impl<'a> Decider<'a> {
+    /// Gathers; takes time in proportion to the number of VMs.
+    pub fn new(fleet: &'a Fleet, overrides: &'a ClassOverrides) -> Self {
+        Self { fleet, overrides, index: Index::of(fleet) }
+    }
+
+    /// Decides what becomes of `vm` if the nodes of the question are dead.
+    pub fn decide(&self, vm: &Key, question: &Question) -> Decision {
+        decide_with(&self.index, self.fleet, self.overrides, vm, question)
+    }
 }
 
 /// Why something is so: the name and the sentence.
@@ -163,7 +183,7 @@ fn decide_with(
     let broken: Vec<Finding> = examined.iter().filter_map(Examined::broken).collect();
     if !broken.is_empty() {
         let blockers = blockers(index, key, vm, question, &whereabouts, &examined);
-        return draft.manual(fleet, key, &examined, broken.into_iter().chain(blockers).collect());
+        return draft.manual(index, fleet, key, &examined, broken.into_iter().chain(blockers).collect());
     }
     if vm.run == RunStrategy::Halted {
         return draft.decide(key, DecisionKind::NothingToDo, vec![stopped()]);
@@ -180,15 +200,15 @@ fn decide_with(
             Ok(reason) => (DecisionKind::Rebuild, reason),
             Err(refusal) => {
                 findings.extend(refusal);
-                return draft.manual(fleet, key, &examined, findings);
+                return draft.manual(index, fleet, key, &examined, findings);
             }
         }
     };
-    match placement::fitting_node(index, fleet, question, key, vm, &examined) {
+    match placement::fitting_node(index, fleet, question, vm, &examined) {
         Ok(_) => draft.decide(key, kind, vec![success]),
         Err(why) => {
             findings.push((Reason::NoFittingNode, why));
-            draft.manual(fleet, key, &examined, findings)
+            draft.manual(index, fleet, key, &examined, findings)
         }
     }
 }
@@ -254,8 +274,15 @@ struct Draft {
 }
 
 impl Draft {
-    fn manual(self, fleet: &Fleet, key: &Key, examined: &[Examined], findings: Vec<Finding>) -> Decision {
-        let restore_from = restore::sources(fleet, examined);
+    fn manual(
+        self,
+        index: &Index,
+        fleet: &Fleet,
+        key: &Key,
+        examined: &[Examined],
+        findings: Vec<Finding>,
+    ) -> Decision {
+        let restore_from = restore::sources(index, fleet, examined);
         Self { restore_from, ..self }.decide(key, DecisionKind::ManualRecovery, findings)
     }
 

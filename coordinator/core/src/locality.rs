@@ -98,10 +98,7 @@ pub(crate) fn judge(fleet: &Fleet, overrides: &ClassOverrides, vm_namespace: &st
 
 /// The volume that a claim is bound to. Absent phases are accepted: hand-written manifests have none, and the
 /// binding itself is what counts.
-pub(crate) fn bound_volume<'a>(
-    fleet: &'a Fleet,
-    key: &Key,
-) -> Result<(&'a Claim, &'a VolumeName, &'a Volume), Verdict> {
+fn bound_volume<'a>(fleet: &'a Fleet, key: &Key) -> Result<(&'a Claim, &'a VolumeName, &'a Volume), Verdict> {
     let Some(claim) = fleet.claims.get(key) else {
         return Err(Verdict::unknown(Reason::ClaimMissing, format!("claim {key} does not exist")));
     };
@@ -180,6 +177,7 @@ fn judge_volume(
             }
             None => Verdict::new(Locality::Network, network_words(&what, &reach)),
         },
+        Vote::Contradiction(what) => unclear(what),
         Vote::Unknown(what) => judge_unknown_driver(&reach, &what, name),
     }
 }

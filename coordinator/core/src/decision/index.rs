@@ -1,38 +1,53 @@
-//! What other VMs do, gathered once for many decisions.
+//! What a decision needs to know of everything else in the fleet, gathered once for many decisions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decision::disks::Examined;
 use crate::decision::whereabouts::Whereabouts;
 use crate::decision::{Finding, Reason};
-use crate::fleet::{ClaimUse, DiskSource, Fleet, Resources};
-use crate::names::{Key, NodeName};
+use crate::fleet::{ClaimUse, DiskSource, Fleet, Resources, Usage, Vm, Volume};
+use crate::names::{Key, NodeName, VolumeName};
 
-/// What other VMs do.
+/// Namespace and name of a claim: borrowed, since a fleet has thousands.
+type ClaimName<'a> = (&'a str, &'a str);
+
+/// What the rest of the fleet has and does.
 pub(super) struct Index<'a> {
-    /// Users of each claim, with what they keep there.
-    users: BTreeMap<Key, Vec<(&'a Key, ClaimUse)>>,
+    /// VMs that use a claim, with what they keep there.
+    users: BTreeMap<ClaimName<'a>, Vec<(&'a Key, ClaimUse)>>,
     /// Claims that pods outside any VM use.
     used_by_pods: &'a BTreeSet<Key>,
-    /// What the VMs on each node ask for, by VM.
-    asked: BTreeMap<NodeName, Vec<(&'a Key, Resources)>>,
+    /// What all VMs on a node ask for.
+    asked: BTreeMap<NodeName, Resources>,
+    /// Volumes whose `claimRef` names a claim.
+    volumes: BTreeMap<&'a Key, Vec<(&'a VolumeName, &'a Volume)>>,
+    /// Folders below storage roots that are in no `PersistentVolume`.
+    orphans: Vec<(&'a NodeName, &'a str, &'a Usage)>,
 }
 
 impl<'a> Index<'a> {
     pub(super) fn of(fleet: &'a Fleet) -> Self {
-        let mut users: BTreeMap<Key, Vec<_>> = BTreeMap::new();
-        let mut asked: BTreeMap<NodeName, Vec<_>> = BTreeMap::new();
+        let mut users: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut asked: BTreeMap<NodeName, Resources> = BTreeMap::new();
         for (key, vm) in &fleet.vms {
             for disk in &vm.disks {
                 if let DiskSource::Claim { name, use_ } = &disk.source {
-                    users.entry(Key::new(&key.namespace, name)).or_default().push((key, *use_));
+                    users.entry((key.namespace.as_str(), name.as_str())).or_default().push((key, *use_));
                 }
             }
             for node in Whereabouts::of(vm).nodes {
-                asked.entry(node).or_default().push((key, vm.requests));
+                let sum = asked.entry(node).or_default();
+                sum.cpu_millis = sum.cpu_millis.saturating_add(vm.requests.cpu_millis);
+                sum.memory_bytes = sum.memory_bytes.saturating_add(vm.requests.memory_bytes);
             }
         }
-        Self { users, used_by_pods: &fleet.claims_used_by_others, asked }
+        let mut volumes: BTreeMap<&Key, Vec<_>> = BTreeMap::new();
+        for (name, volume) in &fleet.volumes {
+            if let Some(owner) = &volume.claim {
+                volumes.entry(&owner.key).or_default().push((name, volume));
+            }
+        }
+        Self { users, used_by_pods: &fleet.claims_used_by_others, asked, volumes, orphans: orphans(fleet) }
     }
 
     /// Who else uses the claim of this disk. Several ephemeral disks may share a backing, which nobody writes;
@@ -45,7 +60,9 @@ impl<'a> Index<'a> {
         let mut findings = Vec::new();
         let read_only =
             |other: &ClaimUse| *other == ClaimUse::EphemeralBacking && use_ == ClaimUse::EphemeralBacking;
-        for (other, their_use) in self.users.get(claim).into_iter().flatten() {
+        for (other, their_use) in
+            self.users.get(&(claim.namespace.as_str(), claim.name.as_str())).into_iter().flatten()
+        {
             if *other != vm && !read_only(their_use) {
                 findings.push((Reason::ClaimSharedWithVm, format!("VM {other} uses claim {claim} too")));
             }
@@ -58,11 +75,34 @@ impl<'a> Index<'a> {
     }
 
     /// What VMs other than this one ask for on a node.
-    pub(super) fn asked_by_others(&self, vm: &Key, node: &NodeName) -> Resources {
-        let others = self.asked.get(node).into_iter().flatten().filter(|(key, _)| *key != vm);
-        others.fold(Resources::default(), |sum, (_, asked)| Resources {
-            cpu_millis: sum.cpu_millis.saturating_add(asked.cpu_millis),
-            memory_bytes: sum.memory_bytes.saturating_add(asked.memory_bytes),
-        })
+    pub(super) fn asked_by_others(&self, vm: &Vm, node: &NodeName) -> Resources {
+        let all = self.asked.get(node).copied().unwrap_or_default();
+        if !Whereabouts::of(vm).nodes.contains(node) {
+            return all;
+        }
+        Resources {
+            cpu_millis: all.cpu_millis.saturating_sub(vm.requests.cpu_millis),
+            memory_bytes: all.memory_bytes.saturating_sub(vm.requests.memory_bytes),
+        }
     }
+
+    /// Volumes whose `claimRef` names the claim, bound to it or not.
+    pub(super) fn volumes_naming(&self, claim: &Key) -> &[(&'a VolumeName, &'a Volume)] {
+        self.volumes.get(claim).map_or(&[], Vec::as_slice)
+    }
+
+    /// Folders that are in no `PersistentVolume`.
+    pub(super) fn orphans(&self) -> &[(&'a NodeName, &'a str, &'a Usage)] {
+        &self.orphans
+    }
+}
+
+fn orphans(fleet: &Fleet) -> Vec<(&NodeName, &str, &Usage)> {
+    let claimed: BTreeSet<&str> = fleet.volumes.values().filter_map(|volume| volume.source.path()).collect();
+    let mut found = Vec::new();
+    for (node, report) in &fleet.reports {
+        let folders = report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str()));
+        found.extend(folders.map(|(path, usage)| (node, path.as_str(), usage)));
+    }
+    found
 }

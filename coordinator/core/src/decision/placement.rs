@@ -21,7 +21,6 @@ pub(super) fn fitting_node<'a>(
     index: &Index,
     fleet: &'a Fleet,
     question: &Question,
-    key: &Key,
     vm: &Vm,
     disks: &[Examined],
 ) -> Result<&'a NodeName, String> {
@@ -29,7 +28,7 @@ pub(super) fn fitting_node<'a>(
     let labelled = fleet.nodes.values().any(|node| node.labels.contains_key(SCHEDULABLE_LABEL));
     let mut refusals = Vec::new();
     for (name, node) in fleet.nodes.iter().filter(|(name, _)| !question.dead.contains(*name)) {
-        let others = index.asked_by_others(key, name);
+        let others = index.asked_by_others(vm, name);
         let refusal = if question.unusable.contains(name) {
             Some("is not to be used now".to_owned())
         } else if labelled && node.labels.get(SCHEDULABLE_LABEL).is_none_or(|value| value != "true") {
@@ -54,7 +53,7 @@ pub(super) fn fitting_node<'a>(
 /// Why a node does not take a VM, wherever its disks are; `None` where it does.
 pub(crate) fn node_refusal(fleet: &Fleet, name: &NodeName, key: &Key) -> Option<String> {
     let (node, vm) = (fleet.nodes.get(name)?, fleet.vms.get(key)?);
-    refusal(name, node, vm, Index::of(fleet).asked_by_others(key, name))
+    refusal(name, node, vm, Index::of(fleet).asked_by_others(vm, name))
 }
 
 fn refusal(name: &NodeName, node: &Node, vm: &Vm, others: Resources) -> Option<String> {

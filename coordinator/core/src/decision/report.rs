@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::index::Index;
-use crate::decision::{Decision, DecisionKind, Locality, Question, decide_with};
+use crate::decision::{Decider, Decision, DecisionKind, Locality, Question};
 use crate::fencing::ProofKind;
 use crate::fleet::Fleet;
 use crate::locality::ClassOverrides;
@@ -61,12 +60,12 @@ pub fn report(
     proofs: &BTreeMap<NodeName, Vec<ProofKind>>,
     expected: &ExpectedTimes,
 ) -> Vec<ReportRow> {
-    let index = Index::of(fleet);
+    let decider = Decider::new(fleet, overrides);
     let mut rows = Vec::with_capacity(fleet.vms.len());
     for (key, vm) in &fleet.vms {
         let ask = |node: Option<&NodeName>| {
             let question = Question { dead: node.cloned().into_iter().collect(), ..Question::default() };
-            decide_with(&index, fleet, overrides, key, &question)
+            decider.decide(key, &question)
         };
         let mut node = vm.node().cloned();
         let mut decision = ask(node.as_ref());

@@ -1,13 +1,12 @@
 //! What may bring the data of a broken disk back, as far as objects and agents tell: volumes kept from earlier,
 //! folders that look like it, the image of a system disk. Snapshots and backups are not seen from here.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Locality;
 use crate::decision::disks::Examined;
-use crate::fleet::{Fleet, Volume};
+use crate::decision::index::Index;
+use crate::fleet::Fleet;
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
 
@@ -53,14 +52,14 @@ pub enum SourceKind {
 }
 
 /// Sources for every data disk that is not simply to be had over the network, best first for each.
-pub(super) fn sources(fleet: &Fleet, disks: &[Examined]) -> Vec<RestoreSource> {
+pub(super) fn sources(index: &Index, fleet: &Fleet, disks: &[Examined]) -> Vec<RestoreSource> {
     let mut found = Vec::new();
     for disk in disks.iter().filter(|disk| disk.holds_data && (disk.broken().is_some() || !disk.on_network()))
     {
         let mut kinds = Vec::new();
         if let Some(claim) = &disk.claim {
-            kinds.extend(kept_volumes(fleet, claim, disk));
-            kinds.extend(orphans(fleet, claim, disk.volume.as_ref()));
+            kinds.extend(kept_volumes(index, fleet, claim, disk));
+            kinds.extend(folders(index, claim, disk.volume.as_ref()));
         }
         kinds.extend(disk.image.clone().map(|url| SourceKind::Image { url }));
         kinds.truncate(SOURCES_MAX);
@@ -72,40 +71,33 @@ pub(super) fn sources(fleet: &Fleet, disks: &[Examined]) -> Vec<RestoreSource> {
 }
 
 /// Volumes whose `claimRef` names the claim: not the one that it is properly bound to.
-fn kept_volumes(fleet: &Fleet, claim: &Key, disk: &Examined) -> Vec<SourceKind> {
-    let names_claim = |volume: &Volume| volume.claim.as_ref().is_some_and(|owner| owner.key == *claim);
+fn kept_volumes(index: &Index, fleet: &Fleet, claim: &Key, disk: &Examined) -> Vec<SourceKind> {
     let kept =
         |name: &VolumeName| disk.volume.as_ref() != Some(name) || disk.finding.locality == Locality::Unknown;
-    let volumes = fleet.volumes.iter().filter(|(name, volume)| names_claim(volume) && kept(name));
+    let volumes = index.volumes_naming(claim).iter().filter(|(name, _)| kept(name));
     volumes
         .map(|(name, volume)| SourceKind::Volume {
-            name: name.clone(),
+            name: (*name).clone(),
             phase: volume.phase.clone(),
             node: locality::pinned_node(fleet, volume),
         })
         .collect()
 }
 
-/// Folders that no volume claims and whose name is the volume's (hostpath-provisioner) or ends in
-/// `_<namespace>_<claim>` (local-path-provisioner).
-fn orphans(fleet: &Fleet, claim: &Key, volume: Option<&VolumeName>) -> Vec<SourceKind> {
-    let claimed: BTreeSet<&str> = fleet.volumes.values().filter_map(|volume| volume.source.path()).collect();
+/// Orphaned folders whose name is the volume's (hostpath-provisioner) or ends in `_<namespace>_<claim>`
+/// (local-path-provisioner).
+fn folders(index: &Index, claim: &Key, volume: Option<&VolumeName>) -> Vec<SourceKind> {
     let suffix = format!("_{}_{}", claim.namespace, claim.name);
     let looks_like_it = |path: &str| {
         let name = path.rsplit('/').next().unwrap_or(path);
         name.ends_with(&suffix) || volume.is_some_and(|volume| name == volume.as_str())
     };
-    let mut found = Vec::new();
-    for (node, report) in &fleet.reports {
-        for (path, usage) in &report.usage {
-            if looks_like_it(path) && !claimed.contains(path.as_str()) {
-                found.push(SourceKind::Folder {
-                    node: node.clone(),
-                    path: path.clone(),
-                    allocated_bytes: usage.allocated_bytes,
-                });
-            }
-        }
-    }
-    found
+    let folders = index.orphans().iter().filter(|(_, path, _)| looks_like_it(path));
+    folders
+        .map(|(node, path, usage)| SourceKind::Folder {
+            node: (*node).clone(),
+            path: (*path).to_owned(),
+            allocated_bytes: usage.allocated_bytes,
+        })
+        .collect()
 }

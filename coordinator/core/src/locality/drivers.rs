@@ -11,7 +11,9 @@ pub(super) enum Vote {
     OnNode(String),
     /// The data is on the network.
     Network(String),
-    /// Nothing is known, or the votes contradict each other.
+    /// The votes contradict each other: somebody is wrong, and no other evidence counts.
+    Contradiction(String),
+    /// Nothing is known.
     Unknown(String),
 }
 
@@ -144,7 +146,7 @@ pub(super) fn vote(fleet: &Fleet, class: &str, volume: &Volume) -> Vote {
         source => match (network_words(source), local_by) {
             (Some(what), None) => Vote::Network(what),
             (Some(what), Some(name)) => {
-                Vote::Unknown(format!("{what} made by {name}, which keeps data on one node: a contradiction"))
+                Vote::Contradiction(format!("{what}, but made by {name}, which keeps data on one node"))
             }
             (None, Some(name)) => Vote::OnNode(format!("made by {name}, which keeps data on one node")),
             (None, None) => Vote::Unknown(unknown_words(source)),

@@ -235,9 +235,11 @@ fn single_replicas_of_network_storage_are_a_trap() {
 
 #[test]
 fn votes_that_contradict_each_other_say_nothing() {
-    let mut world = world_with(nfs(), None);
-    world.volume("pv-web-data").provisioned_by = Some("rancher.io/local-path".to_owned());
-    assert_eq!(verdict(&world).locality, Locality::Unknown);
+    for affinity in [None, zone(&["a"])] {
+        let mut world = world_with(nfs(), affinity);
+        world.volume("pv-web-data").provisioned_by = Some("rancher.io/local-path".to_owned());
+        assert_eq!(verdict(&world).locality, Locality::Unknown);
+    }
 }
 
 #[test]
