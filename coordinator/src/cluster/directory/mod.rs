@@ -65,7 +65,7 @@ impl Directory {
         store.remove_leftovers()?;
         // Watched before it is read: what changes in between is seen twice and not never.
         let watch = FolderWatch::new(store.root());
-        let first = Arc::new(dump::snapshot(&store.objects()?));
+        let first = Arc::new(snapshot(&store.objects()?));
         let (sender, snapshots) = channel::channel(first);
         let inner = Arc::new(Inner {
             store,
@@ -136,7 +136,7 @@ impl Inner {
             lead.holds(self.store.root());
         }
         let next = match self.store.objects() {
-            Ok(objects) => dump::snapshot(&objects),
+            Ok(objects) => snapshot(&objects),
             Err(e) => {
                 let mut last = Snapshot::clone(&sender.borrow());
                 last.problems = vec![unreadable(&e)];
