@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::incident::{Incident, VmCase};
 use crate::BootTime;
-use crate::decision::{DecisionKind, Question, decide};
+use crate::decision::{Decider, DecisionKind, Question};
 use crate::fencing::{FenceProof, Settled};
 use crate::fleet::FENCING_TAINT;
 use crate::io::{Action, Effect};
@@ -86,6 +86,11 @@ impl Recovery {
     /// The cluster was read anew, or a node changed its state: decide again what is not yet acted upon.
     pub fn decide(&mut self, scene: &Scene<'_>, trouble: &Trouble, fx: &mut Vec<Effect>) {
         self.ended.retain(|vm, _| scene.facts.fleet.vms.contains_key(vm));
+        if self.incidents.is_empty() {
+            return;
+        }
+        let fleet = &scene.facts.fleet;
+        let decider = Decider::new(fleet, &scene.facts.policy.class_overrides);
         for (node, incident) in &mut self.incidents {
             let returned = trouble.returned.contains(node);
             incident.look(scene, node, !returned, fx);
@@ -101,9 +106,8 @@ impl Recovery {
             };
             let unusable = trouble.unusable.union(&trouble.declared).filter(|node| !dead.contains(*node));
             let question = Question { unusable: unusable.cloned().collect(), dead };
-            let (fleet, overrides) = (&scene.facts.fleet, &scene.facts.policy.class_overrides);
             for key in incident.open_vms() {
-                let decision = decide(fleet, overrides, &key, &question);
+                let decision = decider.decide(&key, &question);
                 if decision.kind == DecisionKind::NothingToDo {
                     incident.vms.remove(&key);
                     continue;
