@@ -97,6 +97,18 @@ impl Bits {
     }
 }
 
+/// Consecutive chunks as ranges.
+fn joined(chunks: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for chunk in chunks {
+        match ranges.last_mut() {
+            Some(last) if last.end == chunk => last.end += 1,
+            _ => ranges.push(chunk..chunk + 1),
+        }
+    }
+    ranges
+}
+
 /// Leaves of one record: 256 KiB, which is written at once.
 const RECORD_LEAVES: usize = 8192;
 
@@ -196,6 +208,11 @@ impl Session {
         self.held.iter().enumerate().flat_map(|(file, held)| runs(file, held))
     }
 
+    /// The same of one file.
+    pub fn records_of(&self, file: usize) -> impl Iterator<Item = Record> + '_ {
+        self.held.get(file).into_iter().flat_map(move |held| runs(file, held))
+    }
+
     /// What the target holds of an entry.
     pub fn held(&self, file: usize) -> Option<&Held> {
         self.held.get(file)
@@ -206,22 +223,20 @@ impl Session {
         self.settled_bytes
     }
 
-    /// Files of which the target holds chunks of another state of the source: their leaves are to be compared.
-    pub fn files_to_compare(&self) -> Vec<usize> {
-        let stale = |(file, entry): (usize, &Entry)| {
-            let held = &self.held[file];
-            let known = |chunk| {
-                !matches!(held.have.get(chunk), Leaf::ZERO | Leaf::UNKNOWN) && !held.settled.get(chunk)
-            };
-            entry.data.iter().any(|range| range.clone().any(known)).then_some(file)
-        };
-        self.manifest.entries().iter().enumerate().filter_map(stale).collect()
+    /// Data chunks of which the target holds something that no pass over this state of the source has settled: their
+    /// leaves are to be compared.
+    pub fn stale(&self, file: usize) -> Vec<Range<u64>> {
+        let Some(entry) = self.manifest.entries().get(file) else { return Vec::new() };
+        let held = &self.held[file];
+        joined(entry.data.iter().cloned().flatten().filter(|chunk| {
+            !held.settled.get(*chunk) && !matches!(held.have.get(*chunk), Leaf::ZERO | Leaf::UNKNOWN)
+        }))
     }
 
-    /// Data chunks of which it is not known what the target holds.
+    /// Chunks of which it is not known what the target holds.
     pub fn unknown(&self, file: usize) -> impl Iterator<Item = u64> + '_ {
-        let data = self.manifest.entries().get(file).map_or(&[][..], |entry| &entry.data);
-        data.iter().cloned().flatten().filter(move |chunk| self.held[file].have.get(*chunk) == Leaf::UNKNOWN)
+        let chunks = self.held.get(file).map_or(0, |held| held.have.len());
+        (0..chunks).filter(move |chunk| self.held[file].have.get(*chunk) == Leaf::UNKNOWN)
     }
 
     /// What the target was found to hold, from reading it. Settles nothing.
@@ -305,22 +320,11 @@ impl Session {
     /// Ranges of chunks that are holes at the source and not, or not known to be, here.
     pub fn punches(&self, file: usize) -> Vec<Range<u64>> {
         let Some(entry) = self.manifest.entries().get(file) else { return Vec::new() };
-        let mut punches: Vec<Range<u64>> = Vec::new();
-        let mut at = 0;
-        let ends = entry.data.iter().cloned().chain(std::iter::once(entry.chunks()..entry.chunks()));
-        for range in ends {
-            for chunk in at..range.start {
-                if self.held[file].have.get(chunk) == Leaf::ZERO {
-                    continue;
-                }
-                match punches.last_mut() {
-                    Some(last) if last.end == chunk => last.end += 1,
-                    _ => punches.push(chunk..chunk + 1),
-                }
-            }
-            at = range.end;
-        }
-        punches
+        let held = &self.held[file];
+        let starts = std::iter::once(0).chain(entry.data.iter().map(|range| range.end));
+        let ends = entry.data.iter().map(|range| range.start).chain(std::iter::once(entry.chunks()));
+        let holes = starts.zip(ends).flat_map(|(start, end)| start..end);
+        joined(holes.filter(|chunk| held.have.get(*chunk) != Leaf::ZERO))
     }
 
     /// What [`punches`](Self::punches) asked for is done.
@@ -437,7 +441,7 @@ mod tests {
     #[test]
     fn a_first_pass_fetches_the_data_and_no_hole() {
         let mut session = Session::begin(manifest(10 << 20, &[1..3, 9..10]), BTreeMap::new(), false);
-        assert!(session.files_to_compare().is_empty());
+        assert!(session.stale(1).is_empty());
         assert_eq!(all_units(&mut session), vec![1..3, 9..10]);
         assert!(!session.is_complete());
         for chunk in [1, 2, 9] {
@@ -454,7 +458,7 @@ mod tests {
         }
         let mut second = Session::begin(manifest(200 << 20, &[0..200]), held_of(&first), true);
         assert_eq!(second.settled_bytes(), 150 << 20);
-        assert!(second.files_to_compare().is_empty());
+        assert!(second.stale(1).is_empty());
         assert_eq!(all_units(&mut second), vec![150..200]);
     }
 
@@ -465,7 +469,7 @@ mod tests {
             first.accept(1, chunk, leaf(1));
         }
         let mut second = Session::begin(manifest(4 << 20, &[0..4]), held_of(&first), false);
-        assert_eq!(second.files_to_compare(), vec![1]);
+        assert_eq!(second.stale(1), vec![0..4]);
         second.compare(1, 0, &[leaf(1), leaf(2), leaf(1), Leaf::ZERO]).expect("within");
         assert_eq!(all_units(&mut second), vec![1..2, 3..4]);
     }
@@ -578,9 +582,9 @@ mod tests {
             for source in &disks {
                 let mut session = Session::begin(source.manifest(), held, false);
                 target.resize(source.0.len(), 0);
-                for file in session.files_to_compare() {
-                    let leaves: Vec<Leaf> = source.0.iter().map(|byte| Leaf::of(&[*byte])).collect();
-                    session.compare(file, 0, &leaves).expect("within");
+                for chunk in session.stale(1).into_iter().flatten() {
+                    let byte = source.0[usize::try_from(chunk).expect("small")];
+                    session.compare(1, chunk, &[Leaf::of(&[byte])]).expect("within");
                 }
                 for range in session.punches(1) {
                     for chunk in range.clone() {

@@ -1,0 +1,334 @@
+//! One pass in the target's partial folder: its files made ready, chunks written, synced and noted, metadata set.
+//!
+//! Everything here blocks, and is called on the blocking pool.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+use somersault_agent_core::transfer::{
+    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Published, Record, Session, chunk_count, chunk_len,
+    span_bytes,
+};
+use somersault_proto::model::Pull;
+
+use super::TransferError;
+use super::extents::{data_chunks, holes_are_trusted};
+use super::io::{ChunkReader, Pool, drop_cache, punch, write_chunk};
+use super::journal::Journal;
+use super::partial::{Partial, remove_tree};
+use super::root::open_beneath;
+use super::scan::{self, shown};
+
+/// Leaves of one journal record.
+const RECORD_LEAVES: usize = 8192;
+
+/// A pass under way.
+#[derive(Debug)]
+pub(super) struct Copying {
+    pub(super) partial: Partial,
+    pub(super) files: Arc<Files>,
+    journal: Mutex<Journal>,
+}
+
+/// The files of a volume on this node.
+#[derive(Debug)]
+pub(super) struct Files {
+    folder: OwnedFd,
+    pool: Pool,
+}
+
+impl Files {
+    pub(super) fn new(folder: OwnedFd, pool: Pool) -> Self {
+        Self { folder, pool }
+    }
+
+    /// Opens a file so that reading it asks the device, not the cache.
+    pub(super) fn reader(&self, entry: &Entry) -> Result<ChunkReader, TransferError> {
+        let failed = |error: Errno| TransferError::target("cannot read back", shown(&entry.path), error);
+        let open = |flags| {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | flags;
+            open_beneath(&self.folder, entry.path.as_slice(), flags, Mode::empty())
+        };
+        match open(OFlags::DIRECT) {
+            Ok(file) => Ok(ChunkReader::new(file, self.pool.clone(), true)),
+            Err(Errno::INVAL) => {
+                let file = open(OFlags::empty()).map_err(failed)?;
+                drop_cache(&file, 0, entry.size_bytes);
+                Ok(ChunkReader::new(file, self.pool.clone(), false))
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// A chunk that has been written, but perhaps not synced.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub(super) file: usize,
+    pub(super) chunk: u64,
+    pub(super) leaf: Leaf,
+    pub(super) handle: Arc<OwnedFd>,
+}
+
+impl Copying {
+    /// Makes the files ready for a manifest, finds out what they hold, and begins the journal of the pass.
+    pub(super) fn begin(
+        partial: Partial,
+        manifest: Manifest,
+        pull: &Pull,
+        pool: Pool,
+    ) -> Result<(Self, Session), TransferError> {
+        let replay = partial.replay()?.filter(|replay| {
+            replay.head.transfer == pull.transfer
+                && replay.head.source_node == pull.source_node.as_str()
+                && replay.head.source_path == pull.source_path.as_str()
+        });
+        let same_pass = replay.as_ref().is_some_and(|replay| {
+            replay.head.identity == manifest.identity() && replay.head.final_copy == pull.final_copy
+        });
+        let mut noted = replay.map(|replay| replay.held).unwrap_or_default();
+        let data = partial.data()?;
+        clean(&data, &manifest)?;
+        check_room(&data, &manifest)?;
+        let mut held = BTreeMap::new();
+        let mut made = Vec::new();
+        for entry in manifest.entries().iter().skip(1) {
+            if entry.kind == Kind::Folder {
+                make_folder(&data, &entry.path)?;
+                continue;
+            }
+            let (file, found) = make_file(&data, entry, noted.remove(&entry.path))?;
+            held.insert(entry.path.clone(), found);
+            made.push((file, entry.size_bytes));
+        }
+        let head = Head {
+            transfer: pull.transfer.clone(),
+            source_node: pull.source_node.to_string(),
+            source_path: pull.source_path.to_string(),
+            identity: manifest.identity(),
+            final_copy: pull.final_copy,
+            files: manifest.entries().iter().map(|entry| (entry.path.clone(), entry.size_bytes)).collect(),
+        };
+        let session = Session::begin(manifest, held, same_pass);
+        for (file, size_bytes) in made {
+            rustix::fs::ftruncate(&file, size_bytes)
+                .map_err(|error| partial.failed("cannot resize a file in", error))?;
+        }
+        let journal = Journal::create(&partial.folder, head, session.records())
+            .map_err(|error| partial.failed("cannot write the journal in", error))?;
+        let files = Arc::new(Files::new(data, pool));
+        Ok((Self { partial, files, journal: Mutex::new(journal) }, session))
+    }
+
+    /// Opens a file of the copy for writing.
+    pub(super) fn open(&self, entry: &Entry) -> Result<OwnedFd, TransferError> {
+        open_beneath(
+            &self.files.folder,
+            entry.path.as_slice(),
+            OFlags::RDWR | OFlags::NONBLOCK,
+            Mode::empty(),
+        )
+        .map_err(|error| TransferError::target("cannot open", shown(&entry.path), error))
+    }
+
+    /// Writes a verified chunk. `over` says that the chunk may hold something else now.
+    pub(super) fn write(
+        &self,
+        file: &OwnedFd,
+        entry: &Entry,
+        chunk: u64,
+        content: Option<&[u8]>,
+        over: bool,
+    ) -> Result<(), TransferError> {
+        let (offset, len) = (chunk * CHUNK_BYTES, chunk_len(entry.size_bytes, chunk));
+        match content {
+            Some(data) => write_chunk(file, offset, data, over),
+            None if over => punch(file, offset, len),
+            None => Ok(()),
+        }
+        .map_err(|error| TransferError::target("cannot write", shown(&entry.path), error))
+    }
+
+    /// Makes chunks holes.
+    pub(super) fn punch(&self, entry: &Entry, chunks: &[Range<u64>]) -> Result<(), TransferError> {
+        let file = self.open(entry)?;
+        for range in chunks {
+            punch(&file, range.start * CHUNK_BYTES, span_bytes(entry.size_bytes, range))
+                .map_err(|error| TransferError::target("cannot clear", shown(&entry.path), error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes chunks durable, then notes them.
+    pub(super) fn checkpoint(&self, mut written: Vec<Written>) -> Result<(), TransferError> {
+        written.sort_by_key(|written| (written.file, written.chunk));
+        for group in written.chunk_by(|a, b| a.file == b.file) {
+            // One descriptor is enough: fdatasync writes out the file, whoever wrote to it.
+            rustix::fs::fdatasync(&group[0].handle)
+                .map_err(|error| self.partial.failed("cannot sync a file in", error))?;
+            let (first, last) = (group[0].chunk, group[group.len() - 1].chunk + 1);
+            drop_cache(&group[0].handle, first * CHUNK_BYTES, (last - first) * CHUNK_BYTES);
+        }
+        self.note(written.chunk_by(|a, b| a.file == b.file && a.chunk + 1 == b.chunk).flat_map(records))
+    }
+
+    /// Appends to the journal.
+    pub(super) fn note(&self, records: impl IntoIterator<Item = Record>) -> Result<(), TransferError> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.append(records).map_err(|error| self.partial.failed("cannot append to the journal in", error))
+    }
+
+    /// Sets owner, permissions and times, and syncs everything: files first, each folder after what is in it.
+    pub(super) fn seal(&self, manifest: &Manifest) -> Result<(), TransferError> {
+        for entry in manifest.entries().iter().rev() {
+            let failed = |error: Errno| {
+                TransferError::target("cannot set owner, mode or time of", shown(&entry.path), error)
+            };
+            let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
+                (Kind::Folder, b"") => (b".", OFlags::DIRECTORY),
+                (Kind::Folder, path) => (path, OFlags::DIRECTORY),
+                (Kind::Regular, path) => (path, OFlags::NONBLOCK),
+            };
+            let file = open_beneath(&self.files.folder, name, OFlags::RDONLY | flags, Mode::empty())
+                .map_err(failed)?;
+            let (wanted, now) = (entry.metadata, rustix::fs::fstat(&file).map_err(failed)?);
+            if (now.st_uid, now.st_gid) != (wanted.uid, wanted.gid) {
+                let owner = (Some(Uid::from_raw(wanted.uid)), Some(Gid::from_raw(wanted.gid)));
+                rustix::fs::fchown(&file, owner.0, owner.1).map_err(failed)?;
+            }
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(wanted.mode)).map_err(failed)?;
+            let times = Timestamps {
+                last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+                last_modification: Timespec { tv_sec: wanted.mtime_s, tv_nsec: wanted.mtime_ns.into() },
+            };
+            rustix::fs::futimens(&file, &times).map_err(failed)?;
+            rustix::fs::fsync(&file).map_err(failed)?;
+            let now = rustix::fs::fstat(&file).map_err(failed)?;
+            let size = if entry.kind == Kind::Regular { u64::try_from(now.st_size).unwrap_or(0) } else { 0 };
+            if scan::metadata(&now) != wanted || size != entry.size_bytes {
+                return Err(TransferError::VerificationFailed { path: shown(&entry.path) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the verified copy its final name.
+    pub(super) fn publish(&self, root: [u8; 32]) -> Result<(), TransferError> {
+        let inode = rustix::fs::fstat(&self.files.folder)
+            .map_err(|error| self.partial.failed("cannot look into", error))?
+            .st_ino;
+        let fingerprint = scan::fingerprint(self.files.folder.as_fd())?;
+        self.note([Record::Publishing(Published { inode, fingerprint, root })])?;
+        self.partial.publish()
+    }
+}
+
+/// One run of chunks as records.
+fn records(run: &[Written]) -> impl Iterator<Item = Record> + '_ {
+    run.chunks(RECORD_LEAVES).map(|part| Record::Leaves {
+        file: u32::try_from(part[0].file).unwrap_or(u32::MAX),
+        first: part[0].chunk,
+        settled: true,
+        leaves: part.iter().map(|written| written.leaf).collect(),
+    })
+}
+
+/// Removes what is not in the manifest, or not of its kind there.
+fn clean(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> {
+    let wanted: BTreeMap<&[u8], Kind> =
+        manifest.entries().iter().map(|entry| (entry.path.as_slice(), entry.kind)).collect();
+    let mut folders = vec![Vec::new()];
+    while let Some(path) = folders.pop() {
+        let failed = |error: io::Error| TransferError::target("cannot clean", shown(&path), error);
+        let name: &[u8] = if path.is_empty() { b"." } else { &path };
+        let folder = open_beneath(data, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        let items: Vec<_> = Dir::read_from(&folder)
+            .and_then(Iterator::collect::<Result<_, _>>)
+            .map_err(|error| failed(error.into()))?;
+        for item in items {
+            let name = item.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let inner = if path.is_empty() { name.to_vec() } else { [&path, b"/".as_slice(), name].concat() };
+            let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| failed(error.into()))?;
+            let kind = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile if stat.st_nlink == 1 => Some(Kind::Regular),
+                FileType::Directory => Some(Kind::Folder),
+                _ => None,
+            };
+            if kind.is_none() || wanted.get(inner.as_slice()).copied() != kind {
+                remove_tree(&folder, name, 0).map_err(failed)?;
+            } else if kind == Some(Kind::Folder) {
+                folders.push(inner);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses before anything is written what cannot fit. What the partial copy holds already counts as room.
+fn check_room(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> {
+    let failed =
+        |error: Errno| TransferError::target("cannot ask for the free space of", "the target", error);
+    let mut held = 0;
+    for entry in manifest.entries().iter().filter(|entry| entry.kind == Kind::Regular) {
+        match rustix::fs::statat(data, entry.path.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => held += u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    let stat = rustix::fs::fstatvfs(data).map_err(failed)?;
+    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let needed = manifest.data_bytes().saturating_sub(held);
+    if needed > available {
+        return Err(TransferError::TargetFull(format!("{needed} bytes are needed, {available} are free")));
+    }
+    Ok(())
+}
+
+fn make_folder(data: &OwnedFd, path: &[u8]) -> Result<(), TransferError> {
+    let failed = |error| TransferError::target("cannot make the folder", shown(path), error);
+    let slash = path.iter().rposition(|byte| *byte == b'/');
+    let (parent, name) = slash.map_or((&b"."[..], path), |slash| (&path[..slash], &path[slash + 1..]));
+    let parent =
+        open_beneath(data, parent, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).map_err(failed)?;
+    match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Opens or makes a file, and finds out what it holds. The journal's word counts only for a file of the size that
+/// the journal knows, and never for a hole.
+fn make_file(data: &OwnedFd, entry: &Entry, noted: Option<Held>) -> Result<(OwnedFd, Held), TransferError> {
+    let failed = |error: Errno| TransferError::target("cannot make", shown(&entry.path), error);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
+    let file = open_beneath(data, entry.path.as_slice(), flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+    let size_bytes = u64::try_from(rustix::fs::fstat(&file).map_err(failed)?.st_size).unwrap_or(0);
+    if size_bytes == 0 {
+        return Ok((file, Held::fresh(0)));
+    }
+    let noted = noted.filter(|held| held.size_bytes == size_bytes);
+    let mut held = noted.unwrap_or_else(|| Held::unknown(size_bytes));
+    if holes_are_trusted(&file) {
+        rustix::fs::fsync(&file).map_err(failed)?;
+        let ranges = data_chunks(&file, size_bytes, usize::MAX)
+            .map_err(|error| TransferError::target("cannot find the holes of", shown(&entry.path), error))?;
+        let mut at = 0;
+        for range in ranges {
+            held.holes(at..range.start);
+            at = range.end;
+        }
+        held.holes(at..chunk_count(size_bytes));
+    }
+    Ok((file, held))
+}

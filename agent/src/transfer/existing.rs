@@ -1,0 +1,68 @@
+//! A volume of unknown origin under the final name: is it what the copy would be?
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use somersault_agent_core::transfer::{Held, Kind, Manifest, Session};
+
+use super::TransferError;
+use super::copying::Files;
+use super::io::Pool;
+use super::peer::Peer;
+use super::root::{Place, open_volume};
+use super::target::{compare_leaves, join};
+use super::{scan, verify};
+
+/// The root of the volume if it equals the source in all that a copy keeps. Nothing is written.
+pub(super) async fn compare(
+    peer: &Peer,
+    place: &Arc<Place>,
+    manifest: &Manifest,
+    pool: &Pool,
+) -> Result<Option<[u8; 32]>, TransferError> {
+    let (place, pool) = (place.clone(), pool.clone());
+    let look = tokio::task::spawn_blocking(move || {
+        let volume = open_volume(&place.root, &place.name)
+            .map_err(|error| TransferError::target("cannot open", place.display(), error))?;
+        Ok((scan::scan(volume.as_fd()).ok(), Arc::new(Files::new(volume, pool))))
+    });
+    let (Some(here), files) = join(look.await)? else { return Ok(None) };
+    let (ours, theirs) = (here.manifest.entries(), manifest.entries());
+    let alike = |(ours, theirs): (&_, &_)| look_alike(ours, theirs);
+    if ours.len() != theirs.len() || !ours.iter().zip(theirs).all(alike) {
+        return Ok(None);
+    }
+    let held: BTreeMap<_, _> = ours
+        .iter()
+        .filter(|entry| entry.kind == Kind::Regular)
+        .map(|entry| {
+            let mut held = Held::unknown(entry.size_bytes);
+            let mut at = 0;
+            for range in &entry.data {
+                held.holes(at..range.start);
+                at = range.end;
+            }
+            held.holes(at..entry.chunks());
+            (entry.path.clone(), held)
+        })
+        .collect();
+    let mut session = Session::begin(manifest.clone(), held, false);
+    for file in 0..theirs.len() {
+        if theirs[file].kind == Kind::Regular {
+            verify::learn(&files, &mut session, file).await?;
+            compare_leaves(peer, &mut session, file, &theirs[file].data).await?;
+        }
+    }
+    Ok(session.is_complete().then(|| session.root()))
+}
+
+fn look_alike(
+    ours: &somersault_agent_core::transfer::Entry,
+    theirs: &somersault_agent_core::transfer::Entry,
+) -> bool {
+    ours.path == theirs.path
+        && ours.kind == theirs.kind
+        && ours.size_bytes == theirs.size_bytes
+        && ours.metadata == theirs.metadata
+}

@@ -1,0 +1,259 @@
+//! Reading and writing chunks without leaving a trace in the page cache, and without a fresh buffer each time.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{Advice, FallocateFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+use somersault_agent_core::transfer::CHUNK_BYTES;
+
+/// A chunk's length as a buffer's.
+pub(super) const CHUNK: usize = 1 << 20;
+const _: () = assert!(CHUNK as u64 == CHUNK_BYTES);
+
+/// Direct IO wants memory aligned to the device's blocks, which are 4 KiB at most.
+const ALIGN: usize = 4096;
+
+/// Unused buffers that are kept: as many as one copy has chunks in flight.
+const POOL_BUFFERS: usize = 32;
+
+/// Since Linux 6.14: pages that this call brings into the cache leave it again; others stay.
+const RWF_DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Buffers of one chunk each. A fresh one per chunk costs more than reading the chunk: the allocator maps
+/// and the kernel clears its pages every time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Pool {
+    /// A buffer of one chunk with unspecified content.
+    pub(super) fn take(&self) -> Buffer {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let memory = kept.unwrap_or_else(|| vec![0; CHUNK + ALIGN]);
+        let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        Buffer { pool: self.clone(), memory, start, len: CHUNK }
+    }
+}
+
+/// A buffer that returns to its pool.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    pool: Pool,
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Buffer {
+    /// Room for one chunk.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + CHUNK]
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut kept = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < POOL_BUFFERS {
+            kept.push(std::mem::take(&mut self.memory));
+        }
+    }
+}
+
+/// A file that is read chunk by chunk.
+#[derive(Debug)]
+pub(super) struct ChunkReader {
+    file: OwnedFd,
+    pool: Pool,
+    /// Cleared when the kernel or the filesystem does not know [`RWF_DONTCACHE`].
+    dont_cache: AtomicBool,
+    /// Opened with `O_DIRECT`: the cache is not touched at all.
+    direct: bool,
+}
+
+impl ChunkReader {
+    pub(super) fn new(file: OwnedFd, pool: Pool, direct: bool) -> Self {
+        Self { file, pool, dont_cache: AtomicBool::new(!direct), direct }
+    }
+
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Reads `len` bytes, at most a chunk; fails with `UnexpectedEof` where the file is shorter.
+    pub(super) fn read(&self, offset: u64, len: usize) -> io::Result<Buffer> {
+        let mut buffer = self.pool.take();
+        // Direct IO reads whole blocks; what lies behind the file's end is not delivered.
+        let want = if self.direct { len.next_multiple_of(ALIGN).min(CHUNK) } else { len };
+        let mut done = 0;
+        while done < len {
+            let room = &mut buffer.room()[done..want];
+            match self.read_some(room, offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !self.direct && !self.dont_cache.load(Ordering::Relaxed) {
+            drop_cache(&self.file, offset, len as u64);
+        }
+        buffer.len = len;
+        Ok(buffer)
+    }
+
+    fn read_some(&self, room: &mut [u8], offset: u64) -> rustix::io::Result<usize> {
+        if self.dont_cache.load(Ordering::Relaxed) {
+            match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(room)], offset, RWF_DONTCACHE) {
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                    self.dont_cache.store(false, Ordering::Relaxed);
+                }
+                result => return result,
+            }
+        }
+        rustix::io::pread(&self.file, room, offset)
+    }
+}
+
+/// Starts writing a range out, and drops what of it is clean: on Linux both are what this advice does
+/// (`generic_fadvise` in mm/fadvise.c). Advice may fail without harm.
+pub(super) fn drop_cache(file: impl AsFd, offset: u64, len: u64) {
+    let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
+}
+
+/// Writes a chunk's data and leaves its zeroes holes. `over` says that the chunk may hold something else now.
+pub(super) fn write_chunk(file: impl AsFd, offset: u64, data: &[u8], over: bool) -> io::Result<()> {
+    for (start, run, zero) in runs(data) {
+        let at = offset + start as u64;
+        if !zero {
+            write_all(&file, at, run)?;
+        } else if over {
+            punch(&file, at, run.len() as u64)?;
+        }
+    }
+    drop_cache(&file, offset, data.len() as u64);
+    Ok(())
+}
+
+/// Makes a range a hole; where the filesystem has none, writes zeroes.
+pub(super) fn punch(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
+    const ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+    match rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let mut done = 0;
+            while done < len {
+                let step = (len - done).min(ZEROES.len() as u64);
+                write_all(&file, offset + done, &ZEROES[..usize::try_from(step).unwrap_or(ZEROES.len())])?;
+                done += step;
+            }
+            Ok(())
+        }
+        result => Ok(result?),
+    }
+}
+
+fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        match rustix::io::pwrite(&file, data, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                data = &data[written..];
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Splits data into runs of blocks that are all zero and runs of blocks that are not. Blocks of 64 KiB: finer ones
+/// cost a system call for each gap that a filesystem inside an image leaves.
+fn runs(data: &[u8]) -> impl Iterator<Item = (usize, &[u8], bool)> {
+    const BLOCK: usize = 1 << 16;
+    const ZEROES: [u8; BLOCK] = [0; BLOCK];
+    let is_zero = |block: &[u8]| block == &ZEROES[..block.len()];
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        if start >= data.len() {
+            return None;
+        }
+        let zero = is_zero(&data[start..data.len().min(start + BLOCK)]);
+        let mut end = start;
+        while end < data.len() && is_zero(&data[end..data.len().min(end + BLOCK)]) == zero {
+            end = data.len().min(end + BLOCK);
+        }
+        let run = (start, &data[start..end], zero);
+        start = end;
+        Some(run)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn runs_cover_the_data_and_alternate(blocks in proptest::collection::vec(0_u8..2, 0..8), tail in 0_usize..70_000) {
+            let mut data: Vec<u8> = blocks.iter().flat_map(|byte| vec![*byte; 1 << 16]).collect();
+            data.extend(vec![3; tail]);
+            let mut end = 0;
+            let mut last = None;
+            for (start, run, zero) in runs(&data) {
+                prop_assert_eq!(start, end);
+                prop_assert_ne!(Some(zero), last);
+                prop_assert_eq!(run.iter().all(|byte| *byte == 0), zero);
+                end = start + run.len();
+                last = Some(zero);
+            }
+            prop_assert_eq!(end, data.len());
+        }
+    }
+
+    #[test]
+    fn zeroes_become_holes_over_data_too() {
+        let file = tempfile::tempfile().expect("a file");
+        let data = vec![7; CHUNK];
+        write_chunk(&file, 0, &data, false).expect("written");
+        let mut sparse = vec![0; CHUNK];
+        sparse[CHUNK - 1] = 1;
+        write_chunk(&file, 0, &sparse, true).expect("written");
+        let mut read = vec![1; CHUNK];
+        file.read_exact_at(&mut read, 0).expect("read");
+        assert!(read == sparse);
+        file.sync_all().expect("synced");
+        assert!(file.metadata().expect("there").blocks() * 512 <= 1 << 17);
+    }
+
+    #[test]
+    fn a_file_that_shrank_is_noticed() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(100).expect("set");
+        let reader = ChunkReader::new(file.into(), Pool::default(), false);
+        assert_eq!(reader.read(0, 100).expect("read").as_ref(), &[0; 100]);
+        assert_eq!(reader.read(0, 101).expect_err("short").kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn buffers_are_aligned_and_come_back() {
+        let pool = Pool::default();
+        let buffer = pool.take();
+        let place = buffer.as_ref().as_ptr();
+        assert!(place.align_offset(ALIGN) == 0 && buffer.as_ref().len() == CHUNK);
+        drop(buffer);
+        assert_eq!(pool.take().as_ref().as_ptr(), place);
+    }
+}

@@ -1,0 +1,289 @@
+//! The copying of volumes between agents: the target pulls, the source only reads.
+//!
+//! ```text
+//!   order --Transfers::pull--> target.rs --gRPC over mutual TLS--> source.rs of the other agent
+//!                                  |                                    |
+//!            partial.rs, copying.rs, journal.rs                      scan.rs
+//!                       (below a storage root, through root.rs on both sides)
+//! ```
+//!
+//! What is decided without IO (what is missing, what a journal proves, what may be believed of a manifest) is in
+//! `somersault_agent_core::transfer`.
+
+mod copying;
+mod error;
+mod existing;
+mod extents;
+mod fetch;
+mod io;
+mod journal;
+mod keys;
+mod meter;
+mod partial;
+mod peer;
+mod root;
+mod scan;
+mod source;
+mod target;
+mod verify;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use somersault_proto::model::{NodeName, TRANSFER_MESSAGE_BYTES_MAX};
+use somersault_proto::tls::TlsFiles;
+use somersault_proto::v1::transfer_server::TransferServer;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::MissedTickBehavior;
+
+pub use error::TransferError;
+pub use peer::tune_server;
+pub use root::PARTIAL_PREFIX;
+/// An order to copy a volume to here.
+pub use somersault_proto::model::Pull as PullRequest;
+pub use source::Source;
+
+use io::Pool;
+use keys::Keys;
+use meter::Meter;
+use root::Roots;
+use target::Target;
+
+/// How often progress is told: four times a second is as much as a person can see.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a cancelled copy gets to note what it has written.
+const CANCEL_GRACE: Duration = Duration::from_millis(500);
+
+/// What the transfers of an agent need to know.
+#[derive(Clone, Debug)]
+pub struct TransferConfig {
+    /// Storage roots: volumes directly below them can be read and made.
+    pub roots: Vec<PathBuf>,
+    /// This agent's certificate.
+    pub tls: TlsFiles,
+    /// This node.
+    pub node: NodeName,
+}
+
+/// Limits of the copies that an agent makes.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Copies at the same time; further ones wait. Two keep a disk and a link busy.
+    pub pulls_max: usize,
+    /// A source that has sent nothing for so long is given up. A disk that retries a bad sector takes up to 30 s for
+    /// each (the SCSI layer's default command timeout).
+    pub stall: Duration,
+    /// The same for a listing, for which the source first syncs the volume's files.
+    pub listing: Duration,
+    /// Waits between attempts that bring nothing: the first, the longest, how many. Together about 30 s, in which an
+    /// agent restarts; the coordinator repeats its order after that.
+    pub retry_min: Duration,
+    /// See `retry_min`.
+    pub retry_max: Duration,
+    /// See `retry_min`.
+    pub retries_max: usize,
+    /// How often a final copy starts over because the source changed meanwhile.
+    pub source_changes_max: usize,
+    /// How long to wait for a copy of the same transfer that was just dropped to let go of its folder.
+    pub lock_patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pulls_max: 2,
+            stall: Duration::from_secs(60),
+            listing: Duration::from_secs(300),
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(8),
+            retries_max: 8,
+            source_changes_max: 3,
+            lock_patience: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How far a copy is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PullProgress {
+    /// Data bytes of the source that the target is known to hold.
+    pub done_bytes: u64,
+    /// Data bytes of the source; 0 until it has been listed.
+    pub total_bytes: u64,
+    /// Over the last seconds.
+    pub rate_bytes_per_s: u64,
+}
+
+/// A copy that is complete; a final one is verified and published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullDone {
+    /// BLAKE3 over sizes, leaves and metadata.
+    pub root_hash: [u8; 32],
+    /// Data bytes of the source.
+    pub total_bytes: u64,
+    /// Bytes of content that crossed the wire for this order.
+    pub sent_bytes: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// The transfers of one agent, as source and as target.
+#[derive(Clone, Debug)]
+pub struct Transfers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: TransferConfig,
+    limits: Limits,
+    roots: Roots,
+    keys: Arc<Keys>,
+    pool: Pool,
+    permits: Semaphore,
+    running: Mutex<HashMap<String, Arc<Meter>>>,
+    source: Source,
+}
+
+impl Transfers {
+    /// With the limits that fit a node.
+    pub fn new(config: TransferConfig) -> Self {
+        Self::with_limits(config, Limits::default())
+    }
+
+    /// With other limits.
+    pub fn with_limits(config: TransferConfig, limits: Limits) -> Self {
+        let roots = Roots::new(config.roots.clone());
+        let (keys, pool) = (Arc::new(Keys::default()), Pool::default());
+        let source = Source::new(config.node.clone(), roots.clone(), keys.clone(), pool.clone());
+        let permits = Semaphore::new(limits.pulls_max);
+        Self(Arc::new(Inner {
+            config,
+            limits,
+            roots,
+            keys,
+            pool,
+            permits,
+            running: Mutex::default(),
+            source,
+        }))
+    }
+
+    /// The service for the agent's server, which must be tuned by [`tune_server`] and require client certificates.
+    pub fn service(&self) -> TransferServer<Source> {
+        TransferServer::new(self.0.source.clone())
+            .max_decoding_message_size(TRANSFER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(TRANSFER_MESSAGE_BYTES_MAX)
+    }
+
+    /// Takes the key that a coordinator signs its tokens with; it replaces that coordinator's last one.
+    pub fn set_token_key(&self, coordinator: &str, key: [u8; 32]) {
+        if let Err(error) = self.0.keys.set(coordinator, key) {
+            tracing::warn!(coordinator, %error, "the coordinator's token key is refused; its transfers will be too");
+        }
+    }
+
+    /// Copies a volume. Dropping the future stops the copy; what has arrived stays, and the next order of the same
+    /// transfer goes on from there.
+    pub fn pull(
+        &self,
+        request: PullRequest,
+        progress: watch::Sender<PullProgress>,
+    ) -> impl Future<Output = Result<PullDone, TransferError>> + Send + use<> {
+        let inner = self.0.clone();
+        async move { inner.pull(&request, &progress).await }
+    }
+
+    /// Stops a copy: its future ends as `Cancelled` within a second. With `drop_partial` what has arrived is removed,
+    /// by that future or, where no copy runs, before this returns. A published volume is never touched.
+    pub async fn cancel(&self, transfer: &str, drop_partial: bool) -> Result<(), TransferError> {
+        let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner).get(transfer).cloned();
+        match running {
+            Some(meter) => meter.cancel(drop_partial),
+            None if drop_partial => self.0.target().drop_partial(transfer).await?,
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    async fn pull(
+        self: Arc<Self>,
+        request: &PullRequest,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<PullDone, TransferError> {
+        let rate_limit = request.rate_limit_bytes_per_s.unwrap_or(0);
+        let meter = Arc::new(Meter::new(rate_limit));
+        let running = Running::enter(self.clone(), &request.transfer, &meter)?;
+        let result = self.supervise(request, &meter, progress).await;
+        progress.send_replace(meter.progress());
+        drop(running);
+        if matches!(result, Err(TransferError::Cancelled)) && meter.is_to_be_dropped() {
+            self.target().drop_partial(&request.transfer).await?;
+        }
+        result
+    }
+
+    async fn supervise(
+        &self,
+        request: &PullRequest,
+        meter: &Arc<Meter>,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<PullDone, TransferError> {
+        let _permit = tokio::select! {
+            permit = self.permits.acquire() => permit.map_err(|_| TransferError::Cancelled)?,
+            () = meter.cancelled() => return Err(TransferError::Cancelled),
+        };
+        let target = self.target();
+        let mut work = std::pin::pin!(target.pull(request, meter));
+        let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                () = meter.cancelled() => {
+                    let ended = tokio::time::timeout(CANCEL_GRACE, &mut work).await;
+                    return ended.unwrap_or(Err(TransferError::Cancelled));
+                }
+                _ = ticks.tick() => { progress.send_replace(meter.progress()); }
+            }
+        }
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            node: &self.config.node,
+            roots: &self.roots,
+            tls: &self.config.tls,
+            keys: &self.keys,
+            limits: &self.limits,
+            pool: &self.pool,
+        }
+    }
+}
+
+/// A copy in the list of those that run; leaves it when dropped.
+struct Running {
+    inner: Arc<Inner>,
+    transfer: String,
+}
+
+impl Running {
+    fn enter(inner: Arc<Inner>, transfer: &str, meter: &Arc<Meter>) -> Result<Self, TransferError> {
+        let mut running = inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.contains_key(transfer) {
+            return Err(TransferError::Busy("this transfer is running already"));
+        }
+        running.insert(transfer.to_owned(), meter.clone());
+        drop(running);
+        Ok(Self { inner, transfer: transfer.to_owned() })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.transfer);
+    }
+}

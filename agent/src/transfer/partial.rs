@@ -1,0 +1,217 @@
+//! The folder of an unfinished copy, and how it becomes the volume.
+//!
+//! ```text
+//!   ROOT/.somersault-<transfer>.partial/   0700, locked while somebody works in it
+//!        journal                           what is on the disk
+//!        data/                             the volume to be  --publish-->  ROOT/<name>
+//!                                                            <-withdraw--  (untouched since, source is newer)
+//! ```
+//!
+//! The folder with its journal stays after the publishing, and is how a repeated order finds out that it is done.
+//! Removing it never touches the published volume.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use somersault_agent_core::transfer::{MAX_DEPTH, Published, Replay};
+
+use super::TransferError;
+use super::journal;
+use super::root::{PARTIAL_PREFIX, Place, open_beneath, open_volume};
+use super::scan;
+
+const SUFFIX: &str = ".partial";
+const DATA: &str = "data";
+
+/// The locked folder of a transfer.
+#[derive(Debug)]
+pub(super) struct Partial {
+    pub(super) place: Arc<Place>,
+    name: String,
+    pub(super) folder: OwnedFd,
+}
+
+/// How an attempt to lock the folder went.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// It is ours.
+    Locked(Partial),
+    /// Somebody else works in it.
+    Busy,
+    /// It does not exist.
+    Missing,
+}
+
+/// What the target has under the volume's final name.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// Nothing, or an empty folder that a provisioner made.
+    Free,
+    /// What this transfer has published, and nobody has written to since.
+    Ours(Replay, Published),
+    /// What this transfer has published, and somebody has written to since.
+    OursChanged,
+    /// Something else.
+    Foreign,
+}
+
+/// The folder's name.
+pub(super) fn folder_name(transfer: &str) -> Result<String, TransferError> {
+    // NAME_MAX of Linux is 255.
+    let plain = (1..=200).contains(&transfer.len()) && !transfer.contains(['/', '\0']);
+    if !plain {
+        return Err(TransferError::OrderRefused(format!("{transfer:?} cannot name a transfer")));
+    }
+    Ok(format!("{PARTIAL_PREFIX}{transfer}{SUFFIX}"))
+}
+
+impl Partial {
+    /// Opens and locks the folder; makes it where it is missing and `create` says so.
+    pub(super) fn open(place: Arc<Place>, transfer: &str, create: bool) -> Result<Opened, TransferError> {
+        let name = folder_name(transfer)?;
+        let failed = |action, error: Errno| TransferError::target(action, &name, error);
+        if create {
+            match rustix::fs::mkdirat(&place.root, &name, Mode::RWXU) {
+                Ok(()) => rustix::fs::fsync(&place.root)
+                    .map_err(|error| failed("cannot sync the root of", error))?,
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed("cannot make", error)),
+            }
+        }
+        let folder = match open_beneath(&place.root, &name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+        {
+            Ok(folder) => folder,
+            Err(Errno::NOENT) if !create => return Ok(Opened::Missing),
+            Err(error) => return Err(failed("cannot open", error)),
+        };
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Opened::Locked(Self { place, name, folder })),
+            Err(Errno::WOULDBLOCK) => Ok(Opened::Busy),
+            Err(error) => Err(failed("cannot lock", error)),
+        }
+    }
+
+    /// What the journal proves.
+    pub(super) fn replay(&self) -> Result<Option<Replay>, TransferError> {
+        journal::read(&self.folder).map_err(|error| self.failed("cannot read the journal in", error))
+    }
+
+    /// What is under the final name.
+    pub(super) fn standing(&self) -> Result<Standing, TransferError> {
+        let failed = |error: Errno| TransferError::target("cannot open", self.place.display(), error);
+        let volume = match open_volume(&self.place.root, &self.place.name) {
+            Ok(volume) => volume,
+            Err(Errno::NOENT) => return Ok(Standing::Free),
+            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Standing::Foreign),
+            Err(error) => return Err(failed(error)),
+        };
+        let inode = rustix::fs::fstat(&volume).map_err(failed)?.st_ino;
+        if let Some(replay) = self.replay()?
+            && let Some(published) = replay.published.clone()
+            && published.inode == inode
+            && !self.has_data()?
+        {
+            let untouched = scan::fingerprint(volume.as_fd()).is_ok_and(|now| now == published.fingerprint);
+            return Ok(if untouched { Standing::Ours(replay, published) } else { Standing::OursChanged });
+        }
+        let mut items = Dir::read_from(&volume).map_err(failed)?;
+        let empty =
+            items.all(|item| item.is_ok_and(|item| matches!(item.file_name().to_bytes(), b"." | b"..")));
+        Ok(if empty { Standing::Free } else { Standing::Foreign })
+    }
+
+    /// The folder of the volume to be, made where it is missing.
+    pub(super) fn data(&self) -> Result<OwnedFd, TransferError> {
+        match rustix::fs::mkdirat(&self.folder, DATA, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(self.failed("cannot make the data folder of", error)),
+        }
+        open_beneath(&self.folder, DATA, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+            .map_err(|error| self.failed("cannot open the data folder of", error))
+    }
+
+    /// Gives the finished copy its final name. Nothing is ever replaced; an empty folder makes room.
+    pub(super) fn publish(&self) -> Result<(), TransferError> {
+        let Place { root, name, .. } = &*self.place;
+        match rustix::fs::unlinkat(root, name.as_os_str(), AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+            Err(error) => {
+                return Err(TransferError::target(
+                    "cannot replace the empty folder",
+                    self.place.display(),
+                    error,
+                ));
+            }
+        }
+        match rustix::fs::renameat_with(&self.folder, DATA, root, name.as_os_str(), RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let why = "something else has taken the name while the copy ran";
+                return Err(TransferError::TargetExists { path: self.place.display(), why });
+            }
+            Err(error) => return Err(TransferError::target("cannot publish", self.place.display(), error)),
+        }
+        for folder in [root.as_fd(), self.folder.as_fd()] {
+            rustix::fs::fsync(folder).map_err(|error| {
+                TransferError::target("cannot sync the folder of", self.place.display(), error)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes a published volume back, so that nobody ever sees a half-updated one under its final name.
+    pub(super) fn withdraw(&self) -> Result<(), TransferError> {
+        let Place { root, name, .. } = &*self.place;
+        rustix::fs::renameat_with(root, name.as_os_str(), &self.folder, DATA, RenameFlags::NOREPLACE)
+            .and_then(|()| rustix::fs::fsync(&self.folder))
+            .and_then(|()| rustix::fs::fsync(root))
+            .map_err(|error| TransferError::target("cannot withdraw", self.place.display(), error))
+    }
+
+    /// Removes the folder and what has arrived in it.
+    pub(super) fn remove(self) -> Result<(), TransferError> {
+        remove_tree(&self.place.root, self.name.as_bytes(), 0)
+            .and_then(|()| Ok(rustix::fs::fsync(&self.place.root)?))
+            .map_err(|error| self.failed("cannot remove", error))
+    }
+
+    fn has_data(&self) -> Result<bool, TransferError> {
+        match rustix::fs::statat(&self.folder, DATA, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(self.failed("cannot look into", error)),
+        }
+    }
+
+    pub(super) fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> TransferError {
+        let path = self.place.root_path.join(&self.name).display().to_string();
+        TransferError::target(action, path, error)
+    }
+}
+
+/// Removes a file or a folder with its content, following no link.
+pub(super) fn remove_tree(parent: impl AsFd, name: &[u8], depth: usize) -> io::Result<()> {
+    // Two more than a volume may have: our own folder and `data`.
+    if depth > MAX_DEPTH + 2 {
+        return Err(io::Error::other("folders are nested deeper than any copy of ours"));
+    }
+    let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?);
+    }
+    let folder = open_beneath(&parent, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+    let mut names = Vec::new();
+    for item in Dir::read_from(&folder)? {
+        let name = item?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    for name in names {
+        remove_tree(&folder, &name, depth + 1)?;
+    }
+    Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+}

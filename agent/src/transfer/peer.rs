@@ -1,0 +1,241 @@
+//! The target's connections to a source: what is sent is asked for, what comes back is checked.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Kind, Leaf, Manifest, Metadata, chunk_count};
+use somersault_proto::model::{self, Pull, TRANSFER_MESSAGE_BYTES_MAX};
+use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::v1::{self, transfer_client::TransferClient};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Status, Streaming};
+
+use super::TransferError;
+use super::source::wire_range;
+
+/// Connections per copy. One is one task and thus one core; more than two bring nothing where two cores encrypt.
+pub(super) const CONNECTIONS: usize = 2;
+
+/// HTTP/2's default windows (64 KiB) let a connection idle for most of a round trip. These cover 10 Gbit/s at 25 ms
+/// and bound what a fast source can pile up in a slow target's memory.
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+
+/// A frame is one system call and one copy; the default of 16 KiB makes 65,536 of each per GiB. The receiver sets it.
+const FRAME_BYTES: u32 = 1 << 20;
+
+/// A chunk with its frame; anything longer is no chunk.
+const CHUNK_MESSAGE_BYTES_MAX: usize = (CHUNK_BYTES as usize) + 4096;
+
+/// Until a host that does not answer at all is given up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Dead connections (a host that lost power sends no reset) are found out by HTTP/2 pings.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sets the frames, windows and pings that bulk data needs on the server that carries
+/// [`TransferServer`](v1::transfer_server::TransferServer).
+#[must_use]
+pub fn tune_server(server: Server) -> Server {
+    server
+        .max_frame_size(FRAME_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .tcp_nodelay(true)
+}
+
+/// Connections to the agent of one node, for one transfer.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    node: String,
+    token: String,
+    stall: Duration,
+    lists: TransferClient<Channel>,
+    chunks: Vec<TransferClient<Channel>>,
+}
+
+impl Peer {
+    /// Connects; the certificate at the other end must be the source node's.
+    pub(super) async fn connect(pull: &Pull, tls: &TlsFiles, stall: Duration) -> Result<Self, TransferError> {
+        let node = pull.source_node.to_string();
+        let refused = |error: tonic::transport::Error| TransferError::SourceUnreachable {
+            node: node.clone(),
+            why: format!("{}: {}", pull.source_address, causes(&error)),
+        };
+        let mut channels = Vec::with_capacity(CONNECTIONS);
+        for _ in 0..CONNECTIONS {
+            let endpoint = Endpoint::from_shared(format!("https://{}", pull.source_address))
+                .and_then(|endpoint| {
+                    endpoint.tls_config(tls.client(&Identity::Node(pull.source_node.clone())))
+                })
+                .map_err(refused)?
+                .connect_timeout(CONNECT_TIMEOUT)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                .max_frame_size(FRAME_BYTES)
+                .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+                .tcp_nodelay(true);
+            channels.push(endpoint.connect().await.map_err(refused)?);
+        }
+        let client =
+            |channel: &Channel, limit| TransferClient::new(channel.clone()).max_decoding_message_size(limit);
+        Ok(Self {
+            token: pull.token.clone(),
+            stall,
+            lists: client(&channels[0], TRANSFER_MESSAGE_BYTES_MAX),
+            chunks: channels.iter().map(|channel| client(channel, CHUNK_MESSAGE_BYTES_MAX)).collect(),
+            node,
+        })
+    }
+
+    /// The volume as it is now. `patience` is longer than the stall limit, since the source syncs the files first.
+    pub(super) async fn manifest(&self, patience: Duration) -> Result<Manifest, TransferError> {
+        let mut client = self.lists.clone();
+        let request = Request::new(v1::ManifestRequest { token: self.token.clone() });
+        let reply = self.within(patience, client.get_manifest(request)).await?;
+        core_manifest(reply.into_inner())
+    }
+
+    /// Leaves of chunks of a file, batch by batch.
+    pub(super) async fn hashes(
+        &self,
+        file: usize,
+        identity: [u8; 32],
+        size_bytes: u64,
+        chunks: &[Range<u64>],
+    ) -> Result<Hashes, TransferError> {
+        let mut client = self.lists.clone();
+        let request = v1::HashesRequest {
+            token: self.token.clone(),
+            file: index(file)?,
+            identity: identity.to_vec().into(),
+            ranges: chunks.iter().map(|range| wire_range(size_bytes, range).into()).collect(),
+        };
+        let stream = self.within(self.stall, client.get_hashes(Request::new(request))).await?.into_inner();
+        Ok(Hashes { peer: self.clone(), stream })
+    }
+
+    /// Asks for chunks of a file, over one of the connections.
+    pub(super) async fn read(
+        &self,
+        connection: usize,
+        file: usize,
+        identity: [u8; 32],
+        size_bytes: u64,
+        chunks: &[Range<u64>],
+    ) -> Result<Chunks, TransferError> {
+        let mut client = self.chunks[connection % self.chunks.len()].clone();
+        let ranges = chunks.iter().map(|range| wire_range(size_bytes, range).into()).collect();
+        let request = v1::ReadRequest {
+            token: self.token.clone(),
+            file: index(file)?,
+            ranges,
+            identity: identity.to_vec().into(),
+        };
+        let stream = self.within(self.stall, client.read(Request::new(request))).await?.into_inner();
+        Ok(Chunks { peer: self.clone(), stream })
+    }
+
+    /// Waits for the source, but not for ever: nothing for so long is a stall, whatever the size.
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, TransferError> {
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(status)) => Err(TransferError::from_status(&self.node, &status)),
+            Err(_) => Err(TransferError::SourceUnreachable {
+                node: self.node.clone(),
+                why: format!("it has sent nothing for {} s", patience.as_secs_f32()),
+            }),
+        }
+    }
+}
+
+/// A stream of leaves.
+pub(super) struct Hashes {
+    peer: Peer,
+    stream: Streaming<v1::Hashes>,
+}
+
+impl Hashes {
+    /// The next batch: first chunk and leaves.
+    pub(super) async fn next(&mut self, size_bytes: u64) -> Result<Option<(u64, Vec<Leaf>)>, TransferError> {
+        let Some(batch) = self.peer.within(self.peer.stall, self.stream.message()).await? else {
+            return Ok(None);
+        };
+        let batch = model::Hashes::try_from(batch)
+            .map_err(|error| TransferError::SourceInvalid(error.to_string()))?;
+        let leaf = |(chunk, hash): (u64, [u8; 32])| {
+            Leaf::from_wire(hash, somersault_agent_core::transfer::chunk_len(size_bytes, chunk))
+                .ok_or_else(|| TransferError::SourceInvalid(format!("the leaf of chunk {chunk} is no hash")))
+        };
+        if batch.first_chunk > chunk_count(size_bytes) {
+            return Err(TransferError::SourceInvalid("leaves behind the end of the file".into()));
+        }
+        let leaves = (batch.first_chunk..).zip(batch.leaves).map(leaf).collect::<Result<_, _>>()?;
+        Ok(Some((batch.first_chunk, leaves)))
+    }
+}
+
+/// A stream of chunks.
+pub(super) struct Chunks {
+    peer: Peer,
+    stream: Streaming<v1::Chunk>,
+}
+
+impl Chunks {
+    /// The next chunk, `None` at the end of the stream.
+    pub(super) async fn next(&mut self) -> Result<Option<model::Chunk>, TransferError> {
+        let Some(chunk) = self.peer.within(self.peer.stall, self.stream.message()).await? else {
+            return Ok(None);
+        };
+        let chunk =
+            model::Chunk::try_from(chunk).map_err(|error| TransferError::SourceInvalid(error.to_string()))?;
+        Ok(Some(chunk))
+    }
+}
+
+fn core_manifest(wire: v1::Manifest) -> Result<Manifest, TransferError> {
+    let wire =
+        model::Manifest::try_from(wire).map_err(|error| TransferError::SourceInvalid(error.to_string()))?;
+    let identity = <[u8; 32]>::try_from(wire.identity.as_ref())
+        .map_err(|_| TransferError::SourceInvalid("the identity has not 32 bytes".into()))?;
+    let entries = wire.files.into_iter().map(|file| Entry {
+        path: file.path.to_vec(),
+        kind: match file.kind {
+            model::FileKind::Regular => Kind::Regular,
+            model::FileKind::Folder => Kind::Folder,
+        },
+        size_bytes: file.size_bytes,
+        metadata: Metadata {
+            mode: file.mode,
+            uid: file.uid,
+            gid: file.gid,
+            mtime_s: file.mtime_s,
+            mtime_ns: file.mtime_ns,
+        },
+        data: file.data.iter().map(|range| range.offset / CHUNK_BYTES..chunk_count(range.end())).collect(),
+    });
+    Ok(Manifest::new(identity, entries.collect())?)
+}
+
+fn index(file: usize) -> Result<u32, TransferError> {
+    u32::try_from(file).map_err(|_| TransferError::SourceInvalid("more files than can be named".into()))
+}
+
+/// An error with its causes, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

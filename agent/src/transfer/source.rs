@@ -1,0 +1,394 @@
+//! The side that holds the volume: lists, hashes and reads it, and never writes.
+//!
+//! ```text
+//!   GetManifest --token ok--> scan --> session (job, path, target) --> Manifest
+//!   GetHashes, Read --token ok--> session of that identity? --no--> SourceChanged: the target lists anew
+//!                                        \--yes--> chunks, a few ahead, each read on the blocking pool
+//! ```
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{Stream, StreamExt, stream};
+use rustix::fs::OFlags;
+use somersault_agent_core::transfer::{
+    CHUNK_BYTES, Entry, Kind, Leaf, MAX_CHUNKS_PER_READ, Manifest, chunk_count, chunk_len,
+};
+use somersault_proto::model::{self, NodeName};
+use somersault_proto::tls::peer_node;
+use somersault_proto::token::Claims;
+use somersault_proto::v1::{self, transfer_server::Transfer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Request, Response, Status};
+
+use super::TransferError;
+use super::io::{ChunkReader, Pool};
+use super::keys::Keys;
+use super::root::{Roots, open_volume};
+use super::scan::{self, Scanned, read_failed, shown};
+
+/// Volumes whose listing is kept: more than are copied from a node at once. The oldest goes first, and costs its
+/// target one more listing.
+const SESSIONS_MAX: usize = 32;
+
+/// Requests that read at the same time, over all targets. Each has up to [`READ_AHEAD`] chunks in memory.
+const STREAMS_MAX: usize = 16;
+
+/// Listings at the same time: each walks a volume and syncs its files.
+const SCANS_MAX: usize = 2;
+
+/// Chunks read ahead of the connection: one is sent while the next ones come from the disk.
+const READ_AHEAD: usize = 4;
+
+/// Batches hashed at the same time, and the chunks of one.
+const HASH_AHEAD: usize = 2;
+const HASH_BATCH: u64 = 32;
+
+/// Serves the volumes below the roots.
+#[derive(Clone, Debug)]
+pub struct Source(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    node: NodeName,
+    roots: Roots,
+    keys: Arc<Keys>,
+    sessions: Mutex<VecDeque<Arc<Session>>>,
+    streams: Arc<Semaphore>,
+    scans: Semaphore,
+    pool: Pool,
+}
+
+/// A volume that was listed for one target.
+#[derive(Debug)]
+struct Session {
+    job: String,
+    path: String,
+    target: NodeName,
+    scanned: Scanned,
+}
+
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Source {
+    pub(super) fn new(node: NodeName, roots: Roots, keys: Arc<Keys>, pool: Pool) -> Self {
+        Self(Arc::new(Inner {
+            node,
+            roots,
+            keys,
+            sessions: Mutex::default(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            scans: Semaphore::new(SCANS_MAX),
+            pool,
+        }))
+    }
+
+    /// Who calls, and what the coordinator allows it.
+    fn authorize<T>(&self, request: &Request<T>, token: &str) -> Result<(NodeName, Claims), Status> {
+        let target = peer_node(request)?;
+        match self.0.keys.verify(token, &self.0.node, &target) {
+            Some(Ok(claims)) => Ok((target, claims)),
+            Some(Err(error)) => Err(refused(error.to_string())),
+            None => Err(refused("no coordinator has told its token key yet".into())),
+        }
+    }
+
+    fn find(&self, target: &NodeName, claims: &Claims, identity: &[u8]) -> Result<Arc<Session>, Status> {
+        let sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = sessions.iter().find(|session| session.is_of(target, claims));
+        match session {
+            Some(session) if session.scanned.manifest.identity() == identity => Ok(session.clone()),
+            _ => Err(TransferError::SourceChanged("this state is not the latest that was listed".into())
+                .into_status()),
+        }
+    }
+
+    fn keep(&self, session: Session) {
+        let mut sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|other| {
+            other.job != session.job || other.path != session.path || other.target != session.target
+        });
+        sessions.push_front(Arc::new(session));
+        sessions.truncate(SESSIONS_MAX);
+    }
+
+    async fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let permit = self.0.streams.clone().acquire_owned().await;
+        permit.map_err(|_| Status::unavailable("the agent stops"))
+    }
+
+    /// Opens a file of a session, and checks that it is the one that was listed.
+    async fn open(&self, session: Arc<Session>, file: usize) -> Result<Arc<Opened>, Status> {
+        let (roots, pool) = (self.0.roots.clone(), self.0.pool.clone());
+        blocking(move || {
+            let scanned = &session.scanned;
+            let entry = scanned.manifest.entries().get(file).filter(|entry| entry.kind == Kind::Regular);
+            let Some(entry) = entry.cloned() else {
+                return Err(TransferError::OrderRefused(format!("there is no file {file} in the manifest")));
+            };
+            let volume = volume(&roots, &session.path)?;
+            let opened = scan::open(volume.as_fd(), &entry.path, OFlags::NONBLOCK)?;
+            let stat = scan::stat_of(opened.as_fd(), &entry.path)?;
+            if stat.st_ino != scanned.inodes[file] {
+                return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&entry.path))));
+            }
+            Ok(Arc::new(Opened { entry, reader: ChunkReader::new(opened, pool, false) }))
+        })
+        .await
+    }
+}
+
+/// A file to read from.
+struct Opened {
+    entry: Entry,
+    reader: ChunkReader,
+}
+
+impl Opened {
+    /// The chunk as it is now.
+    fn chunk(&self, chunk: u64) -> Result<v1::Chunk, TransferError> {
+        use v1::chunk::Content;
+        let len = chunk_len(self.entry.size_bytes, chunk);
+        let buffer = self.read(chunk, len)?;
+        let leaf = Leaf::of(buffer.as_ref());
+        let content = if leaf == Leaf::ZERO {
+            Content::Zeroes(len)
+        } else {
+            Content::Data(bytes::Bytes::from_owner(buffer))
+        };
+        Ok(v1::Chunk {
+            offset: chunk * CHUNK_BYTES,
+            content: Some(content),
+            leaf: bytes::Bytes::copy_from_slice(&leaf.to_wire(len)),
+        })
+    }
+
+    fn hashes(&self, chunks: Range<u64>) -> Result<v1::Hashes, TransferError> {
+        let first_chunk = chunks.start;
+        let mut leaves = Vec::with_capacity(32 * usize::try_from(HASH_BATCH).unwrap_or(0));
+        for chunk in chunks {
+            let len = chunk_len(self.entry.size_bytes, chunk);
+            leaves.extend_from_slice(&Leaf::of(self.read(chunk, len)?.as_ref()).to_wire(len));
+        }
+        Ok(v1::Hashes { first_chunk, leaves: leaves.into() })
+    }
+
+    fn read(&self, chunk: u64, len: u64) -> Result<super::io::Buffer, TransferError> {
+        let offset = chunk * CHUNK_BYTES;
+        let length = usize::try_from(len).unwrap_or(super::io::CHUNK);
+        self.reader.read(offset, length).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                TransferError::SourceChanged(format!("{} was cut", shown(&self.entry.path)))
+            }
+            _ => read_failed(&self.entry.path, std::io::Error::other(format!("at byte {offset}: {error}"))),
+        })
+    }
+}
+
+impl Session {
+    fn is_of(&self, target: &NodeName, claims: &Claims) -> bool {
+        self.job == claims.job && self.path == claims.source_path.as_str() && self.target == *target
+    }
+}
+
+#[tonic::async_trait]
+impl Transfer for Source {
+    async fn get_manifest(
+        &self,
+        request: Request<v1::ManifestRequest>,
+    ) -> Result<Response<v1::Manifest>, Status> {
+        let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
+        let Ok(_permit) = self.0.scans.acquire().await else {
+            return Err(Status::unavailable("the agent stops"));
+        };
+        let roots = self.0.roots.clone();
+        let path = claims.source_path.as_str().to_owned();
+        let scanned = {
+            let path = path.clone();
+            blocking(move || scan::scan(volume(&roots, &path)?.as_fd())).await?
+        };
+        let manifest = wire_manifest(&scanned.manifest);
+        tracing::info!(job = claims.job, path, %target, bytes = scanned.manifest.data_bytes(), "volume listed");
+        self.keep(Session { job: claims.job, path, target, scanned });
+        Ok(Response::new(manifest))
+    }
+
+    type GetHashesStream = Items<v1::Hashes>;
+
+    async fn get_hashes(
+        &self,
+        request: Request<v1::HashesRequest>,
+    ) -> Result<Response<Self::GetHashesStream>, Status> {
+        let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
+        let request = request.into_inner();
+        let session = self.find(&target, &claims, &request.identity)?;
+        let file = self.open(session, index(request.file)).await?;
+        let chunks =
+            requested(&request.ranges, file.entry.size_bytes, u64::MAX).map_err(Status::invalid_argument)?;
+        let permit = self.stream_permit().await?;
+        let batches = batches(chunks);
+        let items = stream::iter(batches)
+            .map(move |chunks| {
+                let file = file.clone();
+                blocking(move || file.hashes(chunks))
+            })
+            .buffered(HASH_AHEAD);
+        Ok(Response::new(holding(items, permit)))
+    }
+
+    type ReadStream = Items<v1::Chunk>;
+
+    async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
+        let request = request.into_inner();
+        let session = self.find(&target, &claims, &request.identity)?;
+        let file = self.open(session, index(request.file)).await?;
+        let chunks = requested(&request.ranges, file.entry.size_bytes, MAX_CHUNKS_PER_READ)
+            .map_err(Status::invalid_argument)?;
+        let permit = self.stream_permit().await?;
+        let items = stream::iter(chunks.into_iter().flatten())
+            .map(move |chunk| {
+                let file = file.clone();
+                blocking(move || file.chunk(chunk))
+            })
+            .buffered(READ_AHEAD);
+        Ok(Response::new(holding(items, permit)))
+    }
+}
+
+fn volume(roots: &Roots, path: &str) -> Result<std::os::fd::OwnedFd, TransferError> {
+    let place = roots.place(path)?;
+    open_volume(&place.root, &place.name)
+        .map_err(|error| TransferError::SourceMissing(format!("{}: {error}", place.display())))
+}
+
+/// Whole chunks of the file, in order, without overlap, and no more than the limit.
+fn requested(ranges: &[v1::Range], size_bytes: u64, limit: u64) -> Result<Vec<Range<u64>>, String> {
+    let mut chunks: Vec<Range<u64>> = Vec::new();
+    let mut count = 0;
+    for (index, range) in ranges.iter().enumerate() {
+        let end = range.offset.checked_add(range.length).filter(|end| *end <= size_bytes);
+        let whole = end.filter(|end| end.is_multiple_of(CHUNK_BYTES) || *end == size_bytes);
+        let (Some(end), true, true) = (whole, range.length > 0, range.offset.is_multiple_of(CHUNK_BYTES))
+        else {
+            return Err(format!("ranges[{index}] is not of whole chunks within the file"));
+        };
+        let this = range.offset / CHUNK_BYTES..chunk_count(end);
+        if chunks.last().is_some_and(|last| last.end > this.start) {
+            return Err(format!("ranges[{index}] is not behind those before it"));
+        }
+        count += this.end - this.start;
+        if count > limit {
+            return Err(format!("more than {limit} chunks in one request"));
+        }
+        chunks.push(this);
+    }
+    Ok(chunks)
+}
+
+fn batches(ranges: Vec<Range<u64>>) -> impl Iterator<Item = Range<u64>> + Send {
+    ranges.into_iter().flat_map(|range| {
+        let step = usize::try_from(HASH_BATCH).unwrap_or(1);
+        range.clone().step_by(step).map(move |start| start..range.end.min(start + HASH_BATCH))
+    })
+}
+
+fn wire_manifest(manifest: &Manifest) -> v1::Manifest {
+    let files = manifest.entries().iter().map(|entry| model::File {
+        path: entry.path.clone().into(),
+        kind: match entry.kind {
+            Kind::Regular => model::FileKind::Regular,
+            Kind::Folder => model::FileKind::Folder,
+        },
+        size_bytes: entry.size_bytes,
+        mode: entry.metadata.mode,
+        uid: entry.metadata.uid,
+        gid: entry.metadata.gid,
+        mtime_s: entry.metadata.mtime_s,
+        mtime_ns: entry.metadata.mtime_ns,
+        data: entry.data.iter().map(|range| wire_range(entry.size_bytes, range)).collect(),
+    });
+    model::Manifest { files: files.collect(), identity: manifest.identity().to_vec().into() }.into()
+}
+
+/// A chunk range in bytes; the last chunk of a file may be short.
+pub(super) fn wire_range(size_bytes: u64, chunks: &Range<u64>) -> model::Range {
+    let offset = chunks.start * CHUNK_BYTES;
+    model::Range { offset, length: (chunks.end * CHUNK_BYTES).min(size_bytes) - offset }
+}
+
+fn index(file: u32) -> usize {
+    usize::try_from(file).unwrap_or(usize::MAX)
+}
+
+/// A stream that gives its permit back when it ends or is dropped.
+fn holding<T: Send + 'static>(
+    items: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    permit: OwnedSemaphorePermit,
+) -> Items<T> {
+    Box::pin(items.inspect(move |_| {
+        let _held = &permit;
+    }))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TransferError> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(TransferError::into_status),
+        Err(_) => Err(Status::internal("the agent stops")),
+    }
+}
+
+fn refused(why: String) -> Status {
+    let mut status = Status::permission_denied(why);
+    status
+        .metadata_mut()
+        .insert(super::error::REASON_HEADER, tonic::metadata::MetadataValue::from_static("SourceRefused"));
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(ranges: &[(u64, u64)], size_bytes: u64) -> Result<Vec<Range<u64>>, String> {
+        let ranges: Vec<_> =
+            ranges.iter().map(|(offset, length)| v1::Range { offset: *offset, length: *length }).collect();
+        requested(&ranges, size_bytes, MAX_CHUNKS_PER_READ)
+    }
+
+    #[test]
+    fn whole_chunks_in_order_are_served() {
+        let size = 3 * CHUNK_BYTES + 7;
+        assert_eq!(ask(&[(0, CHUNK_BYTES), (2 * CHUNK_BYTES, CHUNK_BYTES + 7)], size), Ok(vec![0..1, 2..4]));
+        assert_eq!(ask(&[], size), Ok(vec![]));
+    }
+
+    #[test]
+    fn hostile_ranges_are_refused() {
+        let size = 3 * CHUNK_BYTES + 7;
+        for ranges in [
+            &[(1, CHUNK_BYTES)][..],
+            &[(0, 0)],
+            &[(0, 5)],
+            &[(0, CHUNK_BYTES), (0, CHUNK_BYTES)],
+            &[(CHUNK_BYTES, CHUNK_BYTES), (0, CHUNK_BYTES)],
+            &[(3 * CHUNK_BYTES, CHUNK_BYTES)],
+            &[(u64::MAX - CHUNK_BYTES + 1, CHUNK_BYTES)],
+            &[(0, u64::MAX)],
+        ] {
+            assert!(ask(ranges, size).is_err(), "{ranges:?}");
+        }
+        assert!(ask(&[(0, u64::MAX - u64::MAX % CHUNK_BYTES)], u64::MAX).is_err());
+    }
+
+    #[test]
+    fn batches_cover_the_data() {
+        let found: Vec<_> = batches(vec![0..70, 100..101]).collect();
+        assert_eq!(found, vec![0..32, 32..64, 64..70, 100..101]);
+    }
+}

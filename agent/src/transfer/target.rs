@@ -1,0 +1,307 @@
+//! The side that makes the copy: asks, compares, fetches, verifies, publishes.
+//!
+//! ```text
+//!   listed -> locked -> (published and equal?) --yes--> Done
+//!                |no
+//!                v
+//!   ready --compare, punch, fetch--> complete --pre-copy--> Done, kept as a partial copy
+//!                ^                      |final
+//!                |                      v
+//!                |                 listed again --source changed (bounded)--> listed
+//!                |                      v
+//!                +--differs (bounded)-- sealed, synced, read back --equal--> published -> Done
+//!
+//!   A break of the connection leads back to `listed`, a few times in a row without progress.
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use somersault_agent_core::transfer::{AcceptError, Manifest, Session};
+use somersault_proto::model::{NodeName, Pull};
+use somersault_proto::tls::TlsFiles;
+use tokio::task::JoinError;
+
+use super::copying::Copying;
+use super::fetch::Fetch;
+use super::io::Pool;
+use super::keys::Keys;
+use super::meter::Meter;
+use super::partial::{Opened, Partial, Standing};
+use super::peer::Peer;
+use super::root::{Place, Roots};
+use super::{Limits, PullDone, TransferError, existing, verify};
+
+/// What a pull needs of its agent.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) node: &'a NodeName,
+    pub(super) roots: &'a Roots,
+    pub(super) tls: &'a TlsFiles,
+    pub(super) keys: &'a Keys,
+    pub(super) limits: &'a Limits,
+    pub(super) pool: &'a Pool,
+}
+
+/// How often the folder's lock is asked for, until it is free or the order is refused.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Read-backs that differ before the disk is not trusted any more.
+const READ_BACKS_MAX: usize = 3;
+
+/// Root and size of a copy.
+type Copied = ([u8; 32], u64);
+
+impl Target<'_> {
+    /// Makes the copy, starting over where that can help.
+    pub(super) async fn pull(&self, pull: &Pull, meter: &Arc<Meter>) -> Result<PullDone, TransferError> {
+        let start = Instant::now();
+        self.check_token(pull)?;
+        let (mut changes, mut waits) = (0, self.waits());
+        loop {
+            let sent_before = meter.sent_bytes();
+            let error = match self.attempt(pull, meter).await {
+                Ok((root_hash, total_bytes)) => {
+                    let sent_bytes = meter.sent_bytes();
+                    return Ok(PullDone { root_hash, total_bytes, sent_bytes, elapsed: start.elapsed() });
+                }
+                Err(error) => error,
+            };
+            if matches!(error, TransferError::SourceChanged(_)) {
+                changes += 1;
+                if changes > self.limits.source_changes_max {
+                    return Err(error);
+                }
+            } else if error.is_transient() {
+                if meter.sent_bytes() > sent_before {
+                    waits = self.waits();
+                }
+                let Some(wait) = waits.next() else { return Err(error) };
+                tokio::time::sleep(wait).await;
+            } else {
+                return Err(error);
+            }
+            tracing::info!(
+                transfer = pull.transfer,
+                error = error.message(),
+                "the copy broke off and goes on"
+            );
+        }
+    }
+
+    /// Removes what a transfer keeps below any root. The published volume stays.
+    pub(super) async fn drop_partial(&self, transfer: &str) -> Result<(), TransferError> {
+        for root in self.roots.paths() {
+            // Only the root of the place matters: the partial folder has a name of its own.
+            let place = Arc::new(self.roots.place(&format!("{}/-", root.display()))?);
+            if let Some(partial) = self.lock(place, transfer, false).await? {
+                join(tokio::task::spawn_blocking(move || partial.remove()).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The order's token must be for this very copy; the source checks it again, for what it can see.
+    fn check_token(&self, pull: &Pull) -> Result<(), TransferError> {
+        let refused = |why: String| Err(TransferError::OrderRefused(why));
+        match self.keys.verify(&pull.token, &pull.source_node, self.node) {
+            Some(Ok(claims)) if claims.job != pull.transfer => refused(format!(
+                "the token is for the transfer {:?}, not for {:?}",
+                claims.job, pull.transfer
+            )),
+            Some(Ok(claims)) if claims.source_path != pull.source_path => {
+                refused(format!("the token is for {}, not for {}", claims.source_path, pull.source_path))
+            }
+            Some(Err(error)) => refused(error.to_string()),
+            // While no key is known here, the source alone decides.
+            Some(Ok(_)) | None => Ok(()),
+        }
+    }
+
+    fn waits(&self) -> impl Iterator<Item = Duration> + Send + use<> {
+        ExponentialBuilder::default()
+            .with_min_delay(self.limits.retry_min)
+            .with_max_delay(self.limits.retry_max)
+            .with_max_times(self.limits.retries_max)
+            .build()
+    }
+
+    async fn lock(
+        &self,
+        place: Arc<Place>,
+        transfer: &str,
+        create: bool,
+    ) -> Result<Option<Partial>, TransferError> {
+        let deadline = Instant::now() + self.limits.lock_patience;
+        loop {
+            let (this, name) = (place.clone(), transfer.to_owned());
+            match join(tokio::task::spawn_blocking(move || Partial::open(this, &name, create)).await)? {
+                Opened::Locked(partial) => return Ok(Some(partial)),
+                Opened::Missing => return Ok(None),
+                Opened::Busy if Instant::now() >= deadline => {
+                    return Err(TransferError::Busy("another process works on this transfer"));
+                }
+                Opened::Busy => tokio::time::sleep(LOCK_INTERVAL).await,
+            }
+        }
+    }
+
+    async fn attempt(&self, pull: &Pull, meter: &Arc<Meter>) -> Result<Copied, TransferError> {
+        let place = Arc::new(self.roots.place(pull.target_path.as_str())?);
+        let peer = Peer::connect(pull, self.tls, self.limits.stall).await?;
+        let manifest = peer.manifest(self.limits.listing).await?;
+        let total_bytes = manifest.data_bytes();
+        meter.set_total(total_bytes);
+        let Some(partial) = self.lock(place.clone(), &pull.transfer, true).await? else {
+            return Err(TransferError::Busy("the folder of this transfer is being removed"));
+        };
+        let (partial, standing) = join(
+            tokio::task::spawn_blocking(move || partial.standing().map(|standing| (partial, standing))).await,
+        )?;
+        let exists = |why| Err(TransferError::TargetExists { path: place.display(), why });
+        match standing {
+            Standing::Free => {}
+            Standing::Ours(replay, published)
+                if pull.final_copy && replay.head.identity == manifest.identity() =>
+            {
+                meter.set_done(total_bytes);
+                return Ok((published.root, total_bytes));
+            }
+            Standing::Ours(..) if pull.final_copy => partial.withdraw()?,
+            Standing::Ours(..) => return exists("this transfer has published it already"),
+            Standing::OursChanged => {
+                return exists("this transfer has published it, and it was written to since");
+            }
+            Standing::Foreign => {
+                let root = existing::compare(&peer, &place, &manifest, self.pool).await?;
+                return root.map_or_else(
+                    || exists("it is not a copy of the source"),
+                    |root| Ok((root, total_bytes)),
+                );
+            }
+        }
+        let (pass, pool) = (pull.clone(), self.pool.clone());
+        let begun = tokio::task::spawn_blocking(move || Copying::begin(partial, manifest, &pass, pool));
+        let (copying, mut session) = join(begun.await)?;
+        let root = self.copy(pull, &peer, &Arc::new(copying), &mut session, meter).await?;
+        Ok((root, total_bytes))
+    }
+
+    async fn copy(
+        &self,
+        pull: &Pull,
+        peer: &Peer,
+        copying: &Arc<Copying>,
+        session: &mut Session,
+        meter: &Arc<Meter>,
+    ) -> Result<[u8; 32], TransferError> {
+        meter.set_done(session.settled_bytes());
+        compare(peer, copying, session, meter).await?;
+        let fetch = Fetch::new(peer.clone(), copying.clone(), meter.clone());
+        let mut wrong = Vec::new();
+        for _ in 0..READ_BACKS_MAX {
+            punch(copying, session).await?;
+            fetch.run(session).await?;
+            if !pull.final_copy {
+                return Ok(session.root());
+            }
+            let again = peer.manifest(self.limits.listing).await?;
+            if again.identity() != session.manifest().identity() {
+                return Err(TransferError::SourceChanged("it is not as it was when the copy began".into()));
+            }
+            seal(copying, session.manifest()).await?;
+            wrong = verify::read_back(&copying.files, session).await?;
+            if wrong.is_empty() && session.is_complete() {
+                let (root, copying) = (session.root(), copying.clone());
+                join(tokio::task::spawn_blocking(move || copying.publish(root)).await)?;
+                return Ok(root);
+            }
+            tracing::warn!(
+                transfer = pull.transfer,
+                chunks = wrong.len(),
+                "read back differs; fetching again"
+            );
+            for (file, chunk) in &wrong {
+                session.reject(*file, *chunk);
+            }
+            session.rewind();
+        }
+        let path = wrong.first().and_then(|(file, _)| session.manifest().entries().get(*file));
+        let path = path.map_or_else(|| "the volume".to_owned(), |entry| entry.display());
+        Err(TransferError::VerificationFailed { path })
+    }
+}
+
+/// Settles what the target holds already, by comparing leaves with the source. What no journal tells of is read first:
+/// that costs less than fetching it again.
+async fn compare(
+    peer: &Peer,
+    copying: &Arc<Copying>,
+    session: &mut Session,
+    meter: &Meter,
+) -> Result<(), TransferError> {
+    for file in 0..session.manifest().entries().len() {
+        if session.unknown(file).next().is_some() {
+            verify::learn(&copying.files, session, file).await?;
+        }
+        let stale = session.stale(file);
+        if stale.is_empty() {
+            continue;
+        }
+        compare_leaves(peer, session, file, &stale).await?;
+        meter.set_done(session.settled_bytes());
+        let (copying, records) = (copying.clone(), session.records_of(file).collect::<Vec<_>>());
+        join(tokio::task::spawn_blocking(move || copying.note(records)).await)?;
+    }
+    Ok(())
+}
+
+/// Takes the source's leaves of chunks of one file.
+pub(super) async fn compare_leaves(
+    peer: &Peer,
+    session: &mut Session,
+    file: usize,
+    chunks: &[Range<u64>],
+) -> Result<(), TransferError> {
+    let size_bytes = session.manifest().entries()[file].size_bytes;
+    let mut hashes = peer.hashes(file, session.manifest().identity(), size_bytes, chunks).await?;
+    while let Some((first, leaves)) = hashes.next(size_bytes).await? {
+        session
+            .compare(file, first, &leaves)
+            .map_err(|error: AcceptError| TransferError::SourceInvalid(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Makes holes of what is a hole at the source.
+async fn punch(copying: &Arc<Copying>, session: &mut Session) -> Result<(), TransferError> {
+    for file in 0..session.manifest().entries().len() {
+        let chunks = session.punches(file);
+        if chunks.is_empty() {
+            continue;
+        }
+        let (copying, entry) = (copying.clone(), session.manifest().entries()[file].clone());
+        let chunks =
+            join(tokio::task::spawn_blocking(move || copying.punch(&entry, &chunks).map(|()| chunks)).await)?;
+        chunks.into_iter().for_each(|chunks| session.punched(file, chunks));
+    }
+    Ok(())
+}
+
+async fn seal(copying: &Arc<Copying>, manifest: &Manifest) -> Result<(), TransferError> {
+    let (copying, manifest) = (copying.clone(), manifest.clone());
+    join(tokio::task::spawn_blocking(move || copying.seal(&manifest)).await)
+}
+
+/// What a task returned. A task that was stopped was stopped with the copy; a panic goes on here.
+pub(super) fn join<T>(ended: Result<Result<T, TransferError>, JoinError>) -> Result<T, TransferError> {
+    match ended {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(TransferError::Cancelled),
+        },
+    }
+}
