@@ -1,0 +1,314 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit;
+
+/// Virtual machines on node-local disks: what would become of them, what becomes of them, and moving them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl-somersault",
+    bin_name = "kubectl somersault",
+    version,
+    after_help = exit::HELP,
+    arg_required_else_help = true,
+    subcommand_required = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command knows.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The cluster: `dir:PATH` is a folder of manifests, as the coordinator's own `--cluster dir:PATH`
+    #[arg(long, env = "SOMERSAULT_CLUSTER", global = true, value_name = "dir:PATH")]
+    pub cluster: Option<ClusterAddress>,
+    /// Namespace; commands that list look into every namespace without it, the others into `default`
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// How to print the answer
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// How to print an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// For machines
+    Json,
+}
+
+/// Where a cluster is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterAddress {
+    /// A folder of manifests.
+    Directory(PathBuf),
+}
+
+impl FromStr for ClusterAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("dir:") {
+            Some("") => Err("a path must follow `dir:`".to_owned()),
+            Some(path) => Ok(Self::Directory(path.into())),
+            None => Err("must be `dir:PATH`, a folder of manifests".to_owned()),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Who is where: nodes with their state and proof, VMs, volumes, migrations
+    Status(StatusArgs),
+    /// Would each VM survive the death of its node: how, how soon, what is missing, what to do
+    #[command(after_help = FROM_HELP)]
+    Report(SourceArgs),
+    /// What would happen if a node died: to one VM, or to every VM of a node, and because of which disk
+    #[command(after_help = FROM_HELP)]
+    Explain(ExplainArgs),
+    /// Move the local disks of a VM, or a claim that no VM uses; the claims keep their names
+    Migrate(MigrateArgs),
+    /// Move every local volume off a node, or off one of its disks
+    Evacuate(EvacuateArgs),
+    /// End a migration or an evacuation; what has not been swapped yet is put back as it was
+    Cancel(ObjectArgs),
+    /// Let a migration or an evacuation that has copied ahead stop the VMs and finish
+    Proceed(ObjectArgs),
+    /// Give your word that nothing on a node runs or writes any more
+    Attest(AttestArgs),
+    /// End a storm hold: nodes that are still silent are then judged one by one
+    ReleaseHold(ReleaseHoldArgs),
+    /// What becomes, or became, of the VMs of dead nodes
+    Recoveries(SourceArgs),
+    /// What a person has to do to bring a VM back, step by step
+    Runbook(RunbookArgs),
+}
+
+const FROM_HELP: &str = "\
+Without a cluster:
+  kubectl get nodes,pv,pvc,sc,vm,vmi,pods -A -o yaml > dump.yaml
+  kubectl somersault report --from dump.yaml
+Add dv and wukongs to the list where they exist. A dump never leaves this machine.";
+
+/// Where objects are read from.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Read this file or folder of manifests instead of the cluster; `-` is standard input
+    // No conflict with --cluster: that one may come from the environment, where nobody thinks of it.
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// The coordinator's policy file; without it the cluster's `RecoveryPolicy` named default counts
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Draw it again every second until interrupted
+    #[arg(short, long, conflicts_with = "from")]
+    pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// A VM or a node; `vm/NAME` or `node/NAME` where one name is both
+    #[arg(value_name = "VM|NODE")]
+    pub target: Target,
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+/// A VM or a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Whichever of the two exists.
+    Either(String),
+    /// A VM.
+    Vm(String),
+    /// A node.
+    Node(String),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            None if !text.is_empty() => Ok(Self::Either(text.to_owned())),
+            Some(("vm" | "virtualmachine", name)) if !name.is_empty() => Ok(Self::Vm(name.to_owned())),
+            Some(("node" | "no", name)) if !name.is_empty() => Ok(Self::Node(name.to_owned())),
+            _ => Err("must be NAME, vm/NAME or node/NAME".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("subject").args(["vm", "claim"]).required(true)))]
+#[command(group(clap::ArgGroup::new("destination").args(["to_node", "to_class"]).required(true)))]
+pub struct MigrateArgs {
+    /// The VM whose local disks move together
+    pub vm: Option<String>,
+    /// A claim that no VM uses
+    #[arg(long, value_name = "NAME")]
+    pub claim: Option<String>,
+    /// To this node; the storage class stays
+    #[arg(long, value_name = "NODE")]
+    pub to_node: Option<String>,
+    /// To this storage class
+    #[arg(long, value_name = "CLASS")]
+    pub to_class: Option<String>,
+    /// Copy while the VM runs and keep the copy fresh; `proceed` then stops the VM and finishes
+    #[arg(long)]
+    pub pre_copy_only: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// Waiting for what was asked.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// Wait for the end, and show progress
+    #[arg(long)]
+    pub wait: bool,
+    /// Stop waiting after this time (such as 90s or 2h); what was asked goes on
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let time: jiff::SignedDuration =
+        text.parse().map_err(|_| "must be a time such as 90s, 10m or 2h".to_owned())?;
+    Duration::try_from(time).map_err(|_| "must not be negative".to_owned())
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("destination").args(["to_node", "to_class"])))]
+pub struct EvacuateArgs {
+    /// The node to empty
+    pub node: String,
+    /// Only volumes on this physical disk of it, by the kernel's name
+    #[arg(long, value_name = "NAME")]
+    pub disk: Option<String>,
+    /// To this node; without a destination to any node that fits, in the same storage class
+    #[arg(long, value_name = "NODE")]
+    pub to_node: Option<String>,
+    /// To this storage class
+    #[arg(long, value_name = "CLASS")]
+    pub to_class: Option<String>,
+    /// Stop each VM for its final copy at once, instead of copying ahead and waiting for `proceed`
+    #[arg(long)]
+    pub now: bool,
+    /// Only show what would be moved (waits for the coordinator's plan)
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ObjectArgs {
+    /// `migration/NAME` or `evacuation/NAME`
+    #[arg(value_name = "KIND/NAME")]
+    pub object: ObjectRef,
+}
+
+/// A migration or an evacuation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectRef {
+    /// A `VolumeMigration`.
+    Migration(String),
+    /// An `Evacuation`.
+    Evacuation(String),
+}
+
+impl FromStr for ObjectRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some(("migration" | "volumemigration" | "vmig", name)) if !name.is_empty() => {
+                Ok(Self::Migration(name.to_owned()))
+            }
+            Some(("evacuation" | "evac", name)) if !name.is_empty() => Ok(Self::Evacuation(name.to_owned())),
+            _ => Err("must be migration/NAME or evacuation/NAME".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct AttestArgs {
+    /// The node
+    pub node: String,
+    /// Do not ask; for scripts whose author has read what attesting implies
+    #[arg(long)]
+    pub yes: bool,
+    /// Who gives the word; your login name where absent
+    #[arg(long, value_name = "NAME")]
+    pub by: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ReleaseHoldArgs {
+    /// Who releases it; your login name where absent
+    #[arg(long, value_name = "NAME")]
+    pub by: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunbookArgs {
+    /// The VM
+    pub vm: String,
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn reads_targets() {
+        assert_eq!("n1".parse(), Ok(Target::Either("n1".into())));
+        assert_eq!("vm/db".parse(), Ok(Target::Vm("db".into())));
+        assert_eq!("node/n1".parse(), Ok(Target::Node("n1".into())));
+        assert!("".parse::<Target>().is_err());
+        assert!("pod/x".parse::<Target>().is_err());
+        assert!("vm/".parse::<Target>().is_err());
+    }
+
+    #[test]
+    fn reads_objects_by_their_names_and_short_names() {
+        assert_eq!("vmig/a".parse(), Ok(ObjectRef::Migration("a".into())));
+        assert_eq!("evacuation/b".parse(), Ok(ObjectRef::Evacuation("b".into())));
+        assert!("a".parse::<ObjectRef>().is_err());
+    }
+
+    #[test]
+    fn reads_times() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5_400)));
+        assert!(duration("-1s").is_err());
+        assert!(duration("soon").is_err());
+    }
+}

@@ -1,0 +1,57 @@
+//! `release-hold`: a person says that the silence of many nodes is real.
+
+use jiff::Timestamp;
+use kube::core::ObjectMeta;
+use serde_json::json;
+use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_crd::node_health::NodeState;
+use somersault_crd::recovery_policy::POLICY_NAME;
+use somersault_crd::{RecoveryPolicy, RecoveryPolicySpec};
+
+use crate::args::{Global, ReleaseHoldArgs};
+use crate::exit::{Exit, Failure};
+use crate::output;
+use crate::requests::{self, Written};
+use crate::world::{self, World};
+
+const KIND: &str = "RecoveryPolicy";
+
+/// Runs the command.
+pub fn run(global: &Global, args: &ReleaseHoldArgs) -> Result<Exit, Failure> {
+    let store = world::store(global)?;
+    let world = World::of(&store.objects()?, None)?;
+    let held: Vec<&str> = world
+        .healths
+        .iter()
+        .filter(|(_, health)| {
+            health.status.as_ref().is_some_and(|status| status.state == NodeState::StormHold)
+        })
+        .map(|(node, _)| node.as_str())
+        .collect();
+    if held.is_empty() {
+        return Err(Failure::Refused("no node is in a storm hold".to_owned()));
+    }
+    // Any change of the text releases the hold once; a later storm holds again.
+    let word = format!("{} by {}", Timestamp::now(), requests::whose_word(args.by.as_deref())?);
+    let id = ObjectId::cluster(KIND, POLICY_NAME);
+    store.transaction(|transaction| {
+        if transaction.get(&id)?.is_some() {
+            return transaction.patch(&id, |policy| {
+                policy["spec"]["holdRelease"] = json!(word);
+                Ok(())
+            });
+        }
+        let spec = RecoveryPolicySpec { hold_release: Some(word.clone()), ..RecoveryPolicySpec::default() };
+        let metadata = ObjectMeta { name: Some(POLICY_NAME.to_owned()), ..ObjectMeta::default() };
+        transaction.create(json!(RecoveryPolicy { metadata, spec }))
+    })?;
+    let written = Written { kind: KIND, namespace: None, name: POLICY_NAME.to_owned() };
+    output::print(global.output, &written, || {
+        format!(
+            "The storm hold is released: {} are judged one by one from now on. A proof is needed before anything is \
+             done, as always.",
+            held.join(", ")
+        )
+    })?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,163 @@
+//! `migrate`: asks for the disks of a VM, or for one claim, to be moved.
+
+use kube::core::ObjectMeta;
+use somersault_coordinator::cluster::directory::Transaction;
+use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::fleet::{DiskSource, Fleet};
+use somersault_coordinator_core::names::{Key, NodeName};
+use somersault_crd::common::Destination;
+use somersault_crd::volume_migration::Phase;
+use somersault_crd::{VolumeMigration, VolumeMigrationSpec};
+
+use crate::args::{Global, MigrateArgs};
+use crate::exit::{Exit, Failure};
+use crate::output;
+use crate::requests::{self, Written};
+use crate::wait;
+use crate::world::{self, World};
+
+/// Kind of the object that is written.
+pub const KIND: &str = "VolumeMigration";
+
+/// Runs the command.
+pub fn run(global: &Global, args: &MigrateArgs) -> Result<Exit, Failure> {
+    let store = world::store(global)?;
+    let subject = args.vm.as_deref().or(args.claim.as_deref()).unwrap_or_default();
+    let subject = requests::key(global, subject);
+    let destination = destination(args.to_node.as_deref(), args.to_class.as_deref());
+    // One lock around looking and writing, so that two people cannot ask for the same VM at once.
+    let key = store.transaction(|transaction| Ok(ask(transaction, args, &subject, destination)))??;
+    if args.wait.wait {
+        return wait::migration(global, &store, &key, args.wait.timeout);
+    }
+    let written = Written { kind: KIND, namespace: Some(key.namespace.clone()), name: key.name.clone() };
+    output::print(global.output, &written, || {
+        format!(
+            "VolumeMigration {key} is asked for.\nSee how it goes: kubectl somersault status --watch\nEnd it: kubectl \
+             somersault cancel migration/{} -n {}",
+            key.name, key.namespace
+        )
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// Looks, and writes the object.
+fn ask(
+    transaction: &Transaction<'_>,
+    args: &MigrateArgs,
+    subject: &Key,
+    destination: Destination,
+) -> Result<Key, Failure> {
+    let world = World::of(&transaction.objects()?, None)?;
+    check(&world, subject, args.vm.is_some(), &destination).inspect_err(|_| {
+        world::end(&world);
+    })?;
+    let name = requests::free_name(transaction, KIND, &subject.namespace, &stem(subject, &destination))?;
+    let spec = VolumeMigrationSpec {
+        vm: args.vm.clone(),
+        claim: args.claim.clone(),
+        destination,
+        pre_copy_only: args.pre_copy_only,
+        ..VolumeMigrationSpec::default()
+    };
+    let metadata = ObjectMeta {
+        name: Some(name.clone()),
+        namespace: Some(subject.namespace.clone()),
+        ..ObjectMeta::default()
+    };
+    transaction.create(serde_json::to_value(VolumeMigration { metadata, spec, status: None })?)?;
+    Ok(Key::new(subject.namespace.clone(), name))
+}
+
+/// A destination as the object has it.
+pub fn destination(node: Option<&str>, class: Option<&str>) -> Destination {
+    Destination { node: node.map(str::to_owned), storage_class: class.map(str::to_owned) }
+}
+
+/// Refuses a destination that is not there, as far as objects tell.
+pub fn check_destination(fleet: &Fleet, destination: &Destination) -> Result<(), Failure> {
+    if let Some(node) = &destination.node
+        && !fleet.nodes.contains_key(&NodeName(node.clone()))
+    {
+        return Err(Failure::NotFound(format!("there is no Node {node}")));
+    }
+    if let Some(class) = &destination.storage_class {
+        // A class of static volumes needs no StorageClass object: a storage root or a volume of it is enough.
+        let known = fleet.classes.contains_key(class)
+            || fleet.volumes.values().any(|volume| volume.class == *class)
+            || fleet.reports.values().flat_map(|report| &report.roots).any(|root| root.class == *class);
+        if !known {
+            let classes: Vec<_> = fleet.classes.keys().map(String::as_str).collect();
+            return Err(Failure::NotFound(format!(
+                "there is no StorageClass {class} (there are: {})",
+                classes.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check(world: &World, subject: &Key, is_vm: bool, destination: &Destination) -> Result<(), Failure> {
+    if is_vm {
+        if !world.fleet.vms.contains_key(subject) {
+            return Err(Failure::NotFound(format!(
+                "there is no VirtualMachine {} in namespace {}",
+                subject.name, subject.namespace
+            )));
+        }
+    } else {
+        check_claim(world, subject)?;
+    }
+    check_destination(&world.fleet, destination)?;
+    let busy = world.migrations.iter().find(|(key, migration)| {
+        let spec = &migration.spec;
+        let named = if is_vm { &spec.vm } else { &spec.claim };
+        let phase = migration.status.as_ref().map_or(Phase::Pending, |status| status.phase);
+        key.namespace == subject.namespace && named.as_ref() == Some(&subject.name) && !has_ended(phase)
+    });
+    match busy {
+        Some((key, _)) => Err(Failure::Refused(format!(
+            "VolumeMigration {key} already moves it; wait for its end, or: kubectl somersault cancel migration/{} -n {}",
+            key.name, key.namespace
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn check_claim(world: &World, subject: &Key) -> Result<(), Failure> {
+    if !world.fleet.claims.contains_key(subject) {
+        return Err(Failure::NotFound(format!(
+            "there is no PersistentVolumeClaim {} in namespace {}",
+            subject.name, subject.namespace
+        )));
+    }
+    let user = world.fleet.vms.iter().find(|(key, vm)| {
+        let uses = |disk: &somersault_coordinator_core::fleet::Disk| match &disk.source {
+            DiskSource::Claim { name, .. } => *name == subject.name,
+            _ => false,
+        };
+        key.namespace == subject.namespace && vm.disks.iter().any(uses)
+    });
+    match user {
+        Some((vm, _)) => Err(Failure::Refused(format!(
+            "claim {} is a disk of VM {vm}, whose disks move together: kubectl somersault migrate {} -n {}",
+            subject.name, vm.name, vm.namespace
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Nothing more happens in this phase.
+pub fn has_ended(phase: Phase) -> bool {
+    matches!(phase, Phase::Succeeded | Phase::Failed | Phase::RolledBack | Phase::Cancelled)
+}
+
+/// Identity of a migration.
+pub fn id(key: &Key) -> ObjectId {
+    ObjectId::namespaced(KIND, key)
+}
+
+fn stem(subject: &Key, destination: &Destination) -> String {
+    let whereto = destination.node.as_deref().or(destination.storage_class.as_deref()).unwrap_or("elsewhere");
+    format!("{}-to-{whereto}", subject.name)
+}

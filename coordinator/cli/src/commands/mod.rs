@@ -1,0 +1,34 @@
+//! One module per subcommand; this one says which runs.
+
+mod attest;
+mod cancel;
+pub mod evacuate;
+mod explain;
+mod hold;
+pub mod migrate;
+mod recoveries;
+mod report;
+mod runbook;
+mod status;
+pub mod verdict;
+
+use crate::args::{Cli, Command};
+use crate::exit::{Exit, Failure};
+
+/// Does what the command line says.
+pub fn run(cli: &Cli) -> Result<Exit, Failure> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Status(args) => status::run(global, args),
+        Command::Report(args) => report::run(global, args),
+        Command::Explain(args) => explain::run(global, args),
+        Command::Migrate(args) => migrate::run(global, args),
+        Command::Evacuate(args) => evacuate::run(global, args),
+        Command::Cancel(args) => cancel::cancel(global, args),
+        Command::Proceed(args) => cancel::proceed(global, args),
+        Command::Attest(args) => attest::run(global, args),
+        Command::ReleaseHold(args) => hold::run(global, args),
+        Command::Recoveries(args) => recoveries::run(global, args),
+        Command::Runbook(args) => runbook::run(global, args),
+    }
+}

@@ -1,0 +1,96 @@
+//! `recoveries`: what becomes, or became, of the VMs of dead nodes.
+
+use serde::Serialize;
+use somersault_crd::Recovery;
+use somersault_crd::recovery::{DecisionKind, Progress};
+
+use crate::args::{Global, SourceArgs};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Mood, cell, mood_cell, render, table};
+use crate::world::{self, World};
+
+/// One VM of an incident.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    /// Namespace of the VM.
+    pub namespace: String,
+    /// Name of the VM.
+    pub name: String,
+    /// The node that died.
+    pub node: String,
+    /// What becomes of it.
+    pub decision: Option<DecisionKind>,
+    /// Why.
+    pub reasons: Vec<String>,
+    /// How far it is.
+    pub progress: Option<Progress>,
+    /// What permitted acting.
+    pub proof: Option<somersault_crd::common::Proof>,
+    /// Whether a runbook waits for a person.
+    pub has_runbook: bool,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &SourceArgs) -> Result<Exit, Failure> {
+    let world = World::read(global, args)?;
+    let rows: Vec<Row> = world
+        .recoveries
+        .iter()
+        .filter(|(key, _)| global.namespace.as_ref().is_none_or(|want| key.namespace == *want))
+        .map(|(key, recovery)| Row::of(&key.namespace, &key.name, recovery))
+        .collect();
+    output::print(global.output, &rows, || text(&rows))?;
+    Ok(world::end(&world))
+}
+
+impl Row {
+    /// The row of a `Recovery`.
+    pub fn of(namespace: &str, name: &str, recovery: &Recovery) -> Self {
+        let status = recovery.status.clone().unwrap_or_default();
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            node: status.node,
+            decision: status.decision,
+            reasons: status.reasons,
+            progress: status.progress,
+            proof: status.proof,
+            has_runbook: status.runbook.is_some(),
+        }
+    }
+
+    /// How far it is, and how good that is.
+    pub fn progress_words(&self) -> (&'static str, Mood) {
+        match self.progress {
+            None => ("", Mood::Plain),
+            Some(Progress::AwaitingProof) => ("AwaitingProof", Mood::Bad),
+            Some(Progress::Acting) => ("Acting", Mood::Doubtful),
+            Some(Progress::Restarting) => ("Restarting", Mood::Doubtful),
+            Some(Progress::Recovered) => ("Recovered", Mood::Good),
+            Some(Progress::NeedsPerson) => ("NeedsPerson", Mood::Bad),
+            Some(Progress::NodeReturned) => ("NodeReturned", Mood::Good),
+        }
+    }
+}
+
+fn text(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "No node's VMs had to be recovered.".to_owned();
+    }
+    let mut table = table(&["VM", "NODE", "DECISION", "PROGRESS", "PROOF", "REASONS", "RUNBOOK"]);
+    for row in rows {
+        let (progress, mood) = row.progress_words();
+        let runbook = format!("kubectl somersault runbook {} -n {}", row.name, row.namespace);
+        table.add_row([
+            cell(&format!("{}/{}", row.namespace, row.name)),
+            cell(&row.node),
+            cell(&row.decision.map(|kind| format!("{kind:?}")).unwrap_or_default()),
+            mood_cell(progress, mood),
+            cell(&row.proof.map(|proof| format!("{proof:?}")).unwrap_or_default()),
+            cell(&row.reasons.join(", ")),
+            cell(if row.has_runbook { &runbook } else { "" }),
+        ]);
+    }
+    render(&mut table)
+}

@@ -1,0 +1,43 @@
+//! `runbook`: what a person has to do to bring a VM back.
+
+use serde::Serialize;
+use somersault_coordinator_core::runbook::runbook;
+
+use super::explain::decide_for_vm;
+use crate::args::{Global, RunbookArgs};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, clean_lines};
+use crate::world::{self, World};
+
+/// A runbook.
+#[derive(Debug, Serialize)]
+struct Runbook {
+    namespace: String,
+    name: String,
+    node: Option<String>,
+    /// Whether the node really is declared dead; otherwise the text is about what would be.
+    incident: bool,
+    /// Markdown.
+    runbook: String,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
+    let world = World::read(global, &args.source)?;
+    let key = world.find_vm(&args.vm, global.namespace.as_deref()).inspect_err(|_| {
+        world::end(&world);
+    })?;
+    let recovery = world.recoveries.get(&key).and_then(|recovery| recovery.status.as_ref());
+    let stored = recovery.and_then(|status| Some((status.runbook.clone()?, status.node.clone())));
+    let (incident, (text, node)) = match stored {
+        Some((text, node)) => (true, (text, Some(node))),
+        None => {
+            let (decision, node) = decide_for_vm(&world, &key);
+            (false, (runbook(&world.fleet, &decision), node.map(|node| node.to_string())))
+        }
+    };
+    let answer =
+        Runbook { namespace: key.namespace, name: key.name, node, incident, runbook: clean_lines(&text) };
+    output::print(global.output, &answer, || answer.runbook.clone())?;
+    Ok(world::end(&world))
+}

@@ -1,0 +1,151 @@
+//! A decision of the core as a row: the same fields in every command that shows one.
+
+use serde::Serialize;
+use somersault_coordinator_core::decision::{Decision, DecisionKind, DiskFinding, Locality};
+use somersault_coordinator_core::names::NodeName;
+
+use crate::output::{Mood, cell, render, table};
+
+/// What becomes of a VM.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    /// Namespace of the VM.
+    pub namespace: String,
+    /// Name of the VM.
+    pub name: String,
+    /// The node that is supposed to die.
+    pub node: Option<String>,
+    /// `Recreate`, `Rebuild`, `ManualRecovery` or `NothingToDo`.
+    pub decision: DecisionKind,
+    /// Why, the most telling first.
+    pub reasons: Vec<&'static str>,
+    /// The same in sentences.
+    pub details: Vec<String>,
+    /// Nodes on which it may run: each must be proven dead before anything is done elsewhere.
+    pub proof_needed_for: Vec<String>,
+    /// Its disks.
+    pub disks: Vec<DiskRow>,
+    /// What to do so that it fares better.
+    pub remedy: String,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskRow {
+    /// Volume name in the VM.
+    pub disk: String,
+    /// Its claim.
+    pub claim: Option<String>,
+    /// Its `PersistentVolume`.
+    pub volume: Option<String>,
+    /// Its storage class.
+    pub class: Option<String>,
+    /// `Local`, `Network`, `Rebuildable`, `Lost` or `Unknown`.
+    pub locality: &'static str,
+    /// The node, for `Local`.
+    pub node: Option<String>,
+    /// How that is known.
+    pub because: String,
+}
+
+impl Verdict {
+    /// The decision, if this node died.
+    pub fn of(decision: &Decision, node: Option<&NodeName>) -> Self {
+        Self {
+            namespace: decision.vm.namespace.clone(),
+            name: decision.vm.name.clone(),
+            node: node.map(ToString::to_string),
+            decision: decision.kind,
+            reasons: decision.reasons.iter().map(|reason| reason.as_str()).collect(),
+            details: decision.details.clone(),
+            proof_needed_for: decision.nodes.iter().map(ToString::to_string).collect(),
+            disks: decision.disks.iter().map(DiskRow::of).collect(),
+            remedy: decision.remedy.clone(),
+        }
+    }
+
+    /// The disks as a table.
+    pub fn disk_table(&self) -> String {
+        let mut table = table(&["DISK", "CLAIM", "VOLUME", "CLASS", "WHERE", "BECAUSE"]);
+        for disk in &self.disks {
+            table.add_row([
+                cell(&disk.disk),
+                cell(disk.claim.as_deref().unwrap_or_default()),
+                cell(disk.volume.as_deref().unwrap_or_default()),
+                cell(disk.class.as_deref().unwrap_or_default()),
+                cell(&disk.place()),
+                cell(&disk.because),
+            ]);
+        }
+        render(&mut table)
+    }
+}
+
+impl DiskRow {
+    fn of(finding: &DiskFinding) -> Self {
+        let (locality, node) = locality(&finding.locality);
+        Self {
+            disk: finding.disk.clone(),
+            claim: finding.claim.clone(),
+            volume: finding.volume.clone(),
+            class: finding.class.clone(),
+            locality,
+            node,
+            because: finding.because.clone(),
+        }
+    }
+
+    /// The locality with its node, in a word or two.
+    pub fn place(&self) -> String {
+        match &self.node {
+            Some(node) => format!("{} {node}", self.locality),
+            None => self.locality.to_owned(),
+        }
+    }
+}
+
+/// Name of a locality, and its node.
+pub fn locality(locality: &Locality) -> (&'static str, Option<String>) {
+    match locality {
+        Locality::Local { node } => ("Local", Some(node.to_string())),
+        Locality::Network => ("Network", None),
+        Locality::Rebuildable => ("Rebuildable", None),
+        Locality::Lost => ("Lost", None),
+        Locality::Unknown => ("Unknown", None),
+    }
+}
+
+/// Name of a decision.
+pub fn decision_name(kind: DecisionKind) -> &'static str {
+    match kind {
+        DecisionKind::Recreate => "Recreate",
+        DecisionKind::Rebuild => "Rebuild",
+        DecisionKind::ManualRecovery => "ManualRecovery",
+        DecisionKind::NothingToDo => "NothingToDo",
+    }
+}
+
+/// What a decision means, in a clause.
+pub fn decision_meaning(kind: DecisionKind) -> &'static str {
+    match kind {
+        DecisionKind::Recreate => {
+            "once the node is proven dead, it is started elsewhere from its disks on network storage"
+        }
+        DecisionKind::Rebuild => {
+            "once the node is proven dead, its system disk is imported anew elsewhere and its data disks are attached"
+        }
+        DecisionKind::ManualRecovery => "nothing is touched; a person follows the runbook",
+        DecisionKind::NothingToDo => "nothing is done",
+    }
+}
+
+/// How good a decision is.
+pub fn decision_mood(kind: DecisionKind) -> Mood {
+    match kind {
+        DecisionKind::Recreate => Mood::Good,
+        DecisionKind::Rebuild => Mood::Doubtful,
+        DecisionKind::ManualRecovery => Mood::Bad,
+        DecisionKind::NothingToDo => Mood::Plain,
+    }
+}

@@ -1,0 +1,240 @@
+//! Waiting for a migration or an evacuation, with bars on a terminal and lines elsewhere.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde::de::DeserializeOwned;
+use somersault_coordinator::cluster::directory::Store;
+use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::names::Key;
+use somersault_crd::evacuation::{EvacuationStatus, PlanState};
+use somersault_crd::volume_migration::{Phase, VolumeMigrationStatus};
+use somersault_crd::{Evacuation, VolumeMigration};
+
+use crate::args::Global;
+use crate::commands::{evacuate, migrate};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, cell, clean, render, table};
+use crate::units;
+
+/// Fast enough for a bar that moves, slow enough not to be felt.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A coordinator takes up what it is asked within a second; after this, people should know that none does.
+const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(10);
+/// Lines of progress, where there is no terminal, come at every step of this many percent.
+const LINE_STEP_PERCENT: u64 = 10;
+
+/// Waits until a migration has ended, or has copied ahead and waits for a word.
+pub fn migration(global: &Global, store: &Store, key: &Key, timeout: Duration) -> Result<Exit, Failure> {
+    let mut bars = Bars::new();
+    let mut patience = Patience::new(timeout);
+    loop {
+        let object: VolumeMigration = read(store, &migrate::id(key))?;
+        let status = object.status.unwrap_or_default();
+        bars.show(key, &status);
+        let copied_ahead = object.spec.pre_copy_only
+            && status.phase == Phase::PreCopying
+            && status.progress.is_some_and(|progress| {
+                progress.total_bytes > 0 && progress.done_bytes >= progress.total_bytes
+            });
+        if copied_ahead || migrate::has_ended(status.phase) {
+            bars.clear();
+            output::print(global.output, &status, || migration_text(key, &status, copied_ahead))?;
+            return match status.phase {
+                Phase::Succeeded | Phase::PreCopying => Ok(Exit::Ok),
+                _ => Ok(Exit::Failed),
+            };
+        }
+        patience.rest(&format!("VolumeMigration {key}"), status.epoch > 0)?;
+    }
+}
+
+/// Waits until an evacuation has ended, or waits for a word; a dry run until its plan is there.
+pub fn evacuation(global: &Global, store: &Store, name: &str, timeout: Duration) -> Result<Exit, Failure> {
+    let mut bars = Bars::new();
+    let mut patience = Patience::new(timeout);
+    loop {
+        let object: Evacuation = read(store, &evacuate::id(name))?;
+        let status = object.status.unwrap_or_default();
+        for planned in status.plan.iter().filter(|planned| planned.state == PlanState::Running) {
+            let key = Key::new(planned.migration.namespace.clone(), planned.migration.name.clone());
+            // It may be made only in a moment.
+            if let Ok(migration) = read::<VolumeMigration>(store, &migrate::id(&key)) {
+                bars.show(&key, &migration.status.unwrap_or_default());
+            }
+        }
+        let waits = !status.plan.is_empty()
+            && status.plan.iter().any(|planned| planned.state == PlanState::PreCopied)
+            && status
+                .plan
+                .iter()
+                .all(|planned| !matches!(planned.state, PlanState::Running | PlanState::Waiting));
+        if status.complete || waits {
+            bars.clear();
+            output::print(global.output, &status, || evacuation_text(name, &status, waits))?;
+            let failed = status.plan.iter().any(|planned| planned.state == PlanState::Failed);
+            let refused = status.plan.is_empty() && status.complete && !status.message.is_empty();
+            return Ok(if failed || (refused && !object.spec.dry_run) { Exit::Failed } else { Exit::Ok });
+        }
+        patience.rest(&format!("Evacuation {name}"), status.epoch > 0)?;
+    }
+}
+
+fn read<T: DeserializeOwned>(store: &Store, id: &ObjectId) -> Result<T, Failure> {
+    let value = store.get(id)?.ok_or_else(|| Failure::NotFound(format!("{id} was deleted meanwhile")))?;
+    serde_json::from_value(value).map_err(|error| Failure::Failed(format!("{id} cannot be read: {error}")))
+}
+
+fn migration_text(key: &Key, status: &VolumeMigrationStatus, copied_ahead: bool) -> String {
+    let mut text = if copied_ahead {
+        format!(
+            "VolumeMigration {key} has copied ahead and keeps the copy fresh. Let it stop the VM and finish: kubectl \
+             somersault proceed migration/{} -n {}\n",
+            key.name, key.namespace
+        )
+    } else {
+        format!("VolumeMigration {key}: {:?}\n", status.phase)
+    };
+    if let Some(reason) = &status.reason {
+        let _ = writeln!(text, "  {}: {}", clean(reason), clean(&status.message));
+    }
+    for disk in &status.disks {
+        let copied = disk.copied.as_ref().map_or_else(String::new, |copied| {
+            format!(", {} of {} sent", units::bytes(copied.sent_bytes), units::bytes(copied.total_bytes))
+        });
+        let _ = writeln!(
+            text,
+            "  claim {}: {} on {} -> {} on {}{copied}",
+            clean(&disk.claim.name),
+            clean(&disk.old_volume),
+            clean(&disk.source_node),
+            clean(&disk.new_volume.name),
+            clean(disk.new_volume.node.as_deref().unwrap_or("every node")),
+        );
+    }
+    if let Some(ms) = status.downtime_ms {
+        let _ = writeln!(text, "  the VM stood still for {}", units::seconds(ms));
+    }
+    for check in status.checks.iter().filter(|check| !check.passed) {
+        let _ = writeln!(text, "  check {} failed: {}", clean(&check.name), clean(&check.message));
+    }
+    text
+}
+
+fn evacuation_text(name: &str, status: &EvacuationStatus, waits: bool) -> String {
+    let mut text = format!("Evacuation {name}: {}\n", clean(&status.message));
+    if !status.plan.is_empty() {
+        let mut plan = table(&["VM OR CLAIM", "BYTES", "MIGRATION", "STATE", "MESSAGE"]);
+        for planned in &status.plan {
+            plan.add_row([
+                cell(&format!("{}/{}", planned.subject.namespace, planned.subject.name)),
+                cell(&units::bytes(planned.bytes)),
+                cell(&planned.migration.name),
+                cell(&format!("{:?}", planned.state)),
+                cell(&planned.message),
+            ]);
+        }
+        text.push_str(&render(&mut plan));
+    }
+    if waits {
+        let _ =
+            writeln!(text, "Let it stop the VMs and finish: kubectl somersault proceed evacuation/{name}");
+    }
+    text
+}
+
+/// How long we wait, and whether anybody does anything.
+struct Patience {
+    begun: Instant,
+    timeout: Duration,
+    told: bool,
+}
+
+impl Patience {
+    fn new(timeout: Duration) -> Self {
+        Self { begun: Instant::now(), timeout, told: false }
+    }
+
+    fn rest(&mut self, what: &str, taken_up: bool) -> Result<(), Failure> {
+        let waited = self.begun.elapsed();
+        if waited >= self.timeout {
+            let limit = units::seconds(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
+            return Err(Failure::TimedOut(format!("{what} has not ended after {limit}; it goes on")));
+        }
+        if !taken_up && !self.told && waited >= SILENCE_TOLD_AFTER {
+            self.told = true;
+            let _ = writeln!(
+                io::stderr(),
+                "{what}: no coordinator has taken it up yet; is one running on this cluster?"
+            );
+        }
+        thread::sleep(LOOK_EVERY.min(self.timeout - waited));
+        Ok(())
+    }
+}
+
+/// One bar for each migration on a terminal; elsewhere a line when the phase or ten percent change.
+struct Bars {
+    multi: MultiProgress,
+    bars: BTreeMap<Key, ProgressBar>,
+    told: BTreeMap<Key, (Phase, Option<u64>)>,
+    terminal: bool,
+}
+
+impl Bars {
+    fn new() -> Self {
+        let terminal = io::stderr().is_terminal();
+        Self { multi: MultiProgress::new(), bars: BTreeMap::new(), told: BTreeMap::new(), terminal }
+    }
+
+    fn show(&mut self, key: &Key, status: &VolumeMigrationStatus) {
+        let progress = status.progress.unwrap_or_default();
+        if self.terminal {
+            let bar = self.bars.entry(key.clone()).or_insert_with(|| self.multi.add(new_bar(key)));
+            bar.set_length(progress.total_bytes);
+            bar.set_position(progress.done_bytes);
+            bar.set_message(format!("{:?} {}", status.phase, progress_words(&progress)));
+            return;
+        }
+        let percent = units::percent(progress.done_bytes, progress.total_bytes);
+        let state = (status.phase, percent.map(|percent| percent / LINE_STEP_PERCENT));
+        if self.told.insert(key.clone(), state) != Some(state) {
+            let percent = percent.map_or_else(String::new, |percent| format!(" {percent} %"));
+            let words = progress_words(&progress);
+            let _ =
+                writeln!(io::stderr(), "{}: {:?}{percent} {words}", clean(&key.to_string()), status.phase);
+        }
+    }
+
+    fn clear(&self) {
+        for bar in self.bars.values() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn new_bar(key: &Key) -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let template = "{prefix:28} [{bar:30}] {percent:>3} % {msg}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("=> "));
+    bar.set_prefix(clean(&key.to_string()).into_owned());
+    bar
+}
+
+fn progress_words(progress: &somersault_crd::volume_migration::CopyProgress) -> String {
+    if progress.total_bytes == 0 {
+        return String::new();
+    }
+    let mut words =
+        format!("{} of {}", units::bytes(progress.done_bytes), units::bytes(progress.total_bytes));
+    if progress.rate_bytes_per_second > 0 {
+        let left = progress.total_bytes.saturating_sub(progress.done_bytes) / progress.rate_bytes_per_second;
+        let _ = write!(words, ", {}/s, {left} s left", units::bytes(progress.rate_bytes_per_second));
+    }
+    words
+}
