@@ -64,7 +64,7 @@ pub(super) fn of_vm(
 /// A volume of a template: its name, and the one other field that says what it is.
 fn template_volume(volume: &Map<String, Value>, at: &str) -> Result<(String, DiskSource), FieldError> {
     let name = volume.get("name").and_then(Value::as_str);
-    let name = name.ok_or_else(|| FieldError::new(format!("{at}.name"), "missing"))?;
+    let name = name.ok_or_else(|| FieldError::new(format!("{at}.name"), "must be a string"))?;
     let sources: Vec<_> =
         volume.iter().filter(|(field, value)| *field != "name" && !value.is_null()).collect();
     let (field, value) = match sources.as_slice() {
