@@ -476,13 +476,22 @@ impl World {
         self.fleet.vms[vm].disks.iter().map(place).collect()
     }
 
-    /// What must hold in every round.
+    /// What must hold in every round: once a claim was touched, its old volume stays.
     fn check(&self) {
-        for record in self.store.values().filter(|record| record.phase >= Phase::Swapping) {
+        for record in self.store.values() {
             for disk in &record.disks {
-                let kept = self.fleet.volumes.get(&disk.old).is_some_and(|volume| volume.retained);
-                assert!(kept, "{:?}: the old volume {} must stay, on Retain", record.phase, disk.old);
-                let claim = self.fleet.volumes[&disk.old].claim.as_ref();
+                let claim = self.fleet.claims.get(&disk.claim);
+                if claim.is_some_and(|claim| claim.uid == disk.claim_uid) {
+                    continue;
+                }
+                let old = self.fleet.volumes.get(&disk.old);
+                assert!(
+                    old.is_some_and(|old| old.retained),
+                    "{:?}: {} must stay, on Retain",
+                    record.phase,
+                    disk.old
+                );
+                let claim = old.and_then(|old| old.claim.as_ref());
                 assert!(
                     claim.is_some_and(|claim| claim.key == disk.claim),
                     "the old volume's claimRef was nulled"
