@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::BootTime;
 use crate::evacuation::Evacuations;
 use crate::fencing::lease::LeaseWatch;
-use crate::fencing::{Around, Case, FenceStage, LeftoverTaints, given_by_others, words};
+use crate::fencing::{Around, Case, FenceStage, PowerTaints, given_by_others, words};
 use crate::fleet::{FENCING_TAINT, Fleet, NodeReport};
 use crate::io::{Action, Effect, Input, Order, Record, RecordKey, Requests};
 use crate::liveness::{BeatOf, Liveness, Phase};
@@ -34,7 +34,7 @@ use crate::view::Milestone;
 pub struct Coordinator {
     facts: Facts,
     liveness: Liveness,
-    leftovers: LeftoverTaints,
+    power_taints: PowerTaints,
     leases: LeaseWatch,
     cases: BTreeMap<NodeName, Case>,
     recovery: Recovery,
@@ -63,7 +63,7 @@ impl Coordinator {
                 epoch: None,
             },
             liveness: Liveness::default(),
-            leftovers: LeftoverTaints::default(),
+            power_taints: PowerTaints::default(),
             leases: LeaseWatch::default(),
             cases: BTreeMap::new(),
             recovery: Recovery::default(),
@@ -119,6 +119,7 @@ impl Coordinator {
         if beat == BeatOf::Ended {
             return true;
         }
+        self.power_taints.beats(node);
         let Some(case) = self.cases.get_mut(node) else {
             self.grant(node, sequence, fx);
             return was_healthy && beat == BeatOf::Known;
@@ -207,9 +208,7 @@ impl Coordinator {
         self.undecided = true;
         let scene = Scene { now: self.now, facts: &self.facts };
         self.liveness.fleet_read(&scene);
-        let beats =
-            |node: &NodeName| self.liveness.pulse(node).is_some_and(|pulse| pulse.phase == Phase::Healthy);
-        self.leftovers.fleet_read(&scene, beats);
+        self.power_taints.fleet_read(&scene);
         for (node, case) in &mut self.cases {
             case.fleet_read(&scene, self.liveness.pulse(node), fx);
         }
@@ -279,10 +278,10 @@ impl Coordinator {
         self.leases.tick(self.now);
         self.forget_removed();
         let scene = Scene { now: self.now, facts: &self.facts };
-        let leftovers = &self.leftovers;
+        let taints = &self.power_taints;
         let declared = self.liveness.judge(
             &scene,
-            |node, pulse| given_by_others(&scene, leftovers, node, pulse.boot.as_ref()).is_some(),
+            |node, pulse| given_by_others(&scene, taints, node, pulse.boot.as_ref()).is_some(),
             fx,
         );
         for node in &declared {
@@ -300,7 +299,7 @@ impl Coordinator {
             let around = Around {
                 pulse: self.liveness.pulse(node),
                 leases: &self.leases,
-                leftovers: &self.leftovers,
+                taints: &self.power_taints,
                 hold: self.liveness.hold().is_some(),
                 settled: self.recovery.settled(&scene, node),
             };

@@ -17,8 +17,8 @@
 //!
 //! The rules of each proof:
 //! - `PowerOffConfirmed`: the run that we ordered in this epoch ended with off, read back.
-//! - `CloudShutdown`, `OutOfServiceByOthers`: the taint, unless it was already there while the node beat (left
-//!   over from another time).
+//! - `CloudShutdown`, `OutOfServiceByOthers`: the taint, if we saw it appear while the node was silent: one that was
+//!   there before is left over from another time.
 //! - `HumanAttested`: a person's word about this very boot.
 //! - `NewBootId`: a beat in a boot that is new to us, or a boot id in Node.status that appeared since the
 //!   declaration.
@@ -32,7 +32,7 @@ pub mod lease;
 mod tests;
 pub(crate) mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -130,34 +130,48 @@ pub(crate) fn proofs_possible(scene: &Scene<'_>, node: &NodeName) -> Vec<ProofKi
     power.into_iter().chain(always).chain(lease).collect()
 }
 
-/// Taints that say a machine is off, and that were seen on a node that beat: they say nothing of its next death.
+/// Taints by which others say that a machine is off. One counts only if we saw it appear on a silent node: one that
+/// was there before, or that is there while the node beats, is left over from another time.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct LeftoverTaints(BTreeMap<NodeName, BTreeSet<ProofKind>>);
+pub(crate) struct PowerTaints(BTreeMap<(NodeName, ProofKind), Seen>);
 
-impl LeftoverTaints {
-    /// The cluster was read anew; `beats` tells which nodes are healthy.
-    pub fn fleet_read(&mut self, scene: &Scene<'_>, beats: impl Fn(&NodeName) -> bool) {
-        self.0.retain(|node, _| scene.exists(node));
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    Absent,
+    Appeared,
+    LeftOver,
+}
+
+impl PowerTaints {
+    /// The cluster was read anew.
+    pub fn fleet_read(&mut self, scene: &Scene<'_>) {
+        self.0.retain(|(node, _), _| scene.exists(node));
         for (name, node) in &scene.facts.fleet.nodes {
             for (taint, kind) in POWER_TAINTS {
-                let kinds = self.0.entry(name.clone()).or_default();
-                match (node.has_taint(taint), beats(name)) {
-                    (true, true) => _ = kinds.insert(kind),
-                    (true, false) => {}
-                    (false, _) => _ = kinds.remove(&kind),
-                }
+                let seen = self.0.entry((name.clone(), kind)).or_insert(Seen::LeftOver);
+                *seen = match (node.has_taint(taint), *seen) {
+                    (false, _) => Seen::Absent,
+                    (true, Seen::Absent) => Seen::Appeared,
+                    (true, before) => before,
+                };
+            }
+        }
+    }
+
+    /// The node beats: what its taints say is not so.
+    pub fn beats(&mut self, node: &NodeName) {
+        for (_, kind) in POWER_TAINTS {
+            if let Some(seen) = self.0.get_mut(&(node.clone(), kind)).filter(|seen| **seen == Seen::Appeared)
+            {
+                *seen = Seen::LeftOver;
             }
         }
     }
 
     /// The proof that somebody else gave by a taint.
-    pub fn proof(&self, scene: &Scene<'_>, name: &NodeName) -> Option<ProofKind> {
-        let node = scene.facts.fleet.nodes.get(name)?;
-        let leftover = |kind: &ProofKind| self.0.get(name).is_some_and(|kinds| kinds.contains(kind));
-        POWER_TAINTS
-            .into_iter()
-            .find(|(taint, kind)| node.has_taint(taint) && !leftover(kind))
-            .map(|(_, kind)| kind)
+    pub fn proof(&self, name: &NodeName) -> Option<ProofKind> {
+        let appeared = |kind: &ProofKind| self.0.get(&(name.clone(), *kind)) == Some(&Seen::Appeared);
+        POWER_TAINTS.into_iter().map(|(_, kind)| kind).find(appeared)
     }
 }
 
@@ -169,11 +183,11 @@ const POWER_TAINTS: [(&str, ProofKind); 2] = [
 /// The proof that others give for this boot of a node: a taint, or a person's word.
 pub(crate) fn given_by_others(
     scene: &Scene<'_>,
-    leftovers: &LeftoverTaints,
+    taints: &PowerTaints,
     node: &NodeName,
     boot: Option<&BootId>,
 ) -> Option<ProofKind> {
     let attested =
         scene.facts.requests.attestations.get(node).is_some_and(|word| Some(&word.boot_id) == boot);
-    leftovers.proof(scene, node).or(attested.then_some(ProofKind::HumanAttested))
+    taints.proof(node).or(attested.then_some(ProofKind::HumanAttested))
 }

@@ -254,6 +254,7 @@ impl Bench {
 
     fn tail(&self) -> String {
         let last = self.effects.iter().rev().take(20).rev();
-        last.map(|(at, effect)| format!("{at:?} {effect:?}\n")).collect()
+        let lines: Vec<String> = last.map(|(at, effect)| format!("{at:?} {effect:?}")).collect();
+        lines.join("\n")
     }
 }

@@ -5,7 +5,7 @@
 //! answer, a new leader or a repeated input needs no case of its own. At most one commit is under way.
 
 use super::lease::LeaseWatch;
-use super::{FenceProof, FenceRecord, FenceStage, LeftoverTaints, ProofKind, given_by_others, words};
+use super::{FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, given_by_others, words};
 use crate::BootTime;
 use crate::io::{Attestation, Effect, FenceResult, Record};
 use crate::liveness::{BeatOf, Phase, Pulse};
@@ -85,7 +85,7 @@ pub(crate) struct Settled {
 pub(crate) struct Around<'a> {
     pub pulse: Option<&'a Pulse>,
     pub leases: &'a LeaseWatch,
-    pub leftovers: &'a LeftoverTaints,
+    pub taints: &'a PowerTaints,
     /// A storm hold: nobody is powered off.
     pub hold: bool,
     pub settled: Settled,
@@ -460,7 +460,7 @@ impl Case {
         if !self.is_silent(scene) {
             return returned;
         }
-        let others = || given_by_others(scene, around.leftovers, &self.node, self.boot.as_ref());
+        let others = || given_by_others(scene, around.taints, &self.node, self.boot.as_ref());
         let lease = || around.leases.expired(&self.node, scene.now, &scene.facts.policy);
         let power = self.power.confirmed_at.map(|_| ProofKind::PowerOffConfirmed);
         power.or_else(others).or(returned).or_else(|| lease().then_some(ProofKind::LeaseExpired))

@@ -8,6 +8,9 @@ use crate::fleet::{CLOUD_SHUTDOWN_TAINT, OUT_OF_SERVICE_TAINT};
 use crate::io::{Effect, FenceResult, Input, Order, Record, RecordKey};
 use crate::names::NodeName;
 use crate::policy::Policy;
+use crate::view::Milestone::{
+    Closed, Decided, Declared, FencingStarted, FirstAction, LastBeat, Proven, Returned, Settled, Suspected,
+};
 use crate::view::{Milestone, NodeState};
 
 fn dead_n1(fence_agents: &[&str]) -> Bench {
@@ -145,6 +148,7 @@ fn taints_of_others_prove_it() {
 fn a_taint_left_over_from_another_time_proves_nothing() {
     let mut bench = Bench::new(fast(&[]));
     bench.taint("n1", OUT_OF_SERVICE_TAINT);
+    bench.run_ms(500);
     bench.silence(&["n1"]);
     bench.run_ms(10_000);
     assert_eq!(proof(&bench), None);
@@ -158,6 +162,21 @@ fn a_taint_left_over_from_another_time_proves_nothing() {
     bench.show_fleet();
     bench.taint("n1", OUT_OF_SERVICE_TAINT);
     assert_eq!(proof(&bench), Some(ProofKind::OutOfServiceByOthers), "set anew since");
+}
+
+#[test]
+fn a_taint_that_a_new_leader_finds_proves_nothing() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.taint("n1", OUT_OF_SERVICE_TAINT);
+    bench.run_ms(500);
+    bench.silence(&["n1"]);
+    bench.run_ms(3_000);
+    let policy = bench.c.policy().clone();
+    bench.c = crate::Coordinator::new(policy);
+    bench.show_fleet();
+    bench.lead(2);
+    bench.run_ms(10_000);
+    assert_eq!((proof(&bench), bench.state("n1")), (None, NodeState::AwaitingProof));
 }
 
 #[test]
@@ -312,10 +331,6 @@ fn quarantine_ends_after_a_minute_of_beats_and_begins_anew_with_each_gap() {
     assert!(!bench.is_tainted("n1"));
     let timeline = bench.view().nodes[&NodeName::from("n1")].timeline.clone();
     let order: Vec<Milestone> = timeline.iter().map(|(what, _)| *what).collect();
-    use Milestone::{
-        Closed, Decided, Declared, FencingStarted, FirstAction, LastBeat, Proven, Returned, Settled,
-        Suspected,
-    };
     assert_eq!(
         order,
         [
