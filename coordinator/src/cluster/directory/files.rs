@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::OFlag;
 use serde_json::Value;
@@ -71,7 +72,12 @@ pub struct Document<'a> {
     pub has_content: bool,
 }
 
-/// Identity of a file's content without reading it: every writer replaces files by rename.
+/// How long a change may hide behind an equal signature: the kernel stamps files by its tick, which is 10 ms at
+/// most; doubled twice for slow filesystems.
+const STAMP_GRAIN: Duration = Duration::from_millis(40);
+
+/// Identity of a file's content without reading it. Inodes are used again and stamps are coarse, so that it says
+/// something only about a file that [`Signature::is_settled`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signature {
     inode: u64,
@@ -89,6 +95,14 @@ impl Signature {
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
         }
+    }
+
+    /// Whether the last change is long enough past `now` that another one would have another stamp.
+    pub fn is_settled(&self, now: SystemTime) -> bool {
+        let (seconds, nanos) = self.changed;
+        let since_epoch = u64::try_from(seconds).ok().zip(u32::try_from(nanos).ok());
+        let changed = since_epoch.map(|(s, ns)| SystemTime::UNIX_EPOCH + Duration::new(s, ns));
+        changed.and_then(|changed| now.duration_since(changed).ok()).is_some_and(|age| age > STAMP_GRAIN)
     }
 }
 

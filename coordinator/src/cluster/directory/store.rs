@@ -13,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
@@ -36,7 +36,16 @@ pub struct Store {
     cache: Arc<Mutex<Cache>>,
 }
 
-type Cache = HashMap<PathBuf, (Signature, Arc<Contents>)>;
+type Cache = HashMap<PathBuf, Cached>;
+
+/// A parsed file.
+#[derive(Clone, Debug)]
+struct Cached {
+    signature: Signature,
+    /// When it was read, its last change was long past: the signature tells whether it changed since.
+    settled: bool,
+    contents: Arc<Contents>,
+}
 
 /// Every object of the folder at one moment.
 #[derive(Clone, Debug, Default)]
@@ -74,10 +83,10 @@ impl Store {
         let mut fresh = Cache::with_capacity(listed.len());
         let mut objects = Objects::default();
         for (path, signature) in listed {
-            let known = cache.remove(&path).filter(|(old, _)| *old == signature);
-            let Some((signature, contents)) = known.or_else(|| load(&path)) else { continue };
-            objects.files.push((self.relative(&path), Arc::clone(&contents)));
-            fresh.insert(path, (signature, contents));
+            let known = cache.remove(&path).filter(|known| known.settled && known.signature == signature);
+            let Some(cached) = known.or_else(|| load(&path)) else { continue };
+            objects.files.push((self.relative(&path), Arc::clone(&cached.contents)));
+            fresh.insert(path, cached);
         }
         *cache = fresh;
         Ok(objects)
@@ -160,19 +169,21 @@ impl Store {
 }
 
 /// Reads and parses a file; `None` when it went away since it was listed.
-fn load(path: &Path) -> Option<(Signature, Arc<Contents>)> {
-    match files::read_file(path) {
+fn load(path: &Path) -> Option<Cached> {
+    let now = SystemTime::now();
+    let (signature, contents) = match files::read_file(path) {
         Ok((text, signature)) => {
             let json = path.extension().is_some_and(|ext| ext == "json");
-            Some((signature, Arc::new(files::parse(&text, json))))
+            (signature, files::parse(&text, json))
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
         Err(e) => {
             let fault = Fault { document: 0, object: String::new(), message: format!("cannot be read: {e}") };
             let signature = Signature::of(&path.symlink_metadata().ok()?);
-            Some((signature, Arc::new(Contents { faults: vec![fault], ..Contents::default() })))
+            (signature, Contents { faults: vec![fault], ..Contents::default() })
         }
-    }
+    };
+    Some(Cached { signature, settled: signature.is_settled(now), contents: Arc::new(contents) })
 }
 
 impl Objects {
