@@ -20,18 +20,6 @@ impl Clock for BootClock {
     }
 }
 
-/// Tokio's clock, which tests can pause and move.
-#[cfg(test)]
-#[derive(Clone, Copy, Debug)]
-pub struct TestClock(pub tokio::time::Instant);
-
-#[cfg(test)]
-impl Clock for TestClock {
-    fn now(&self) -> BootTime {
-        self.0.elapsed()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

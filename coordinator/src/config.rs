@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, env = "SOMERSAULT_FENCE_CONFIG", value_name = "FILE")]
     pub fence_config: Option<PathBuf>,
 
-    /// How to log; the levels are taken from RUST_LOG.
+    /// How to log; the levels are taken from `RUST_LOG`.
     #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 }

@@ -9,6 +9,8 @@
 //! are told to the core before anything else, since silence of that time says nothing about the nodes.
 
 mod peers;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,12 +100,11 @@ impl<C: Cluster> Driver<C> {
                 () = stop.cancelled() => break,
                 changed = self.parts.snapshots.changed() => {
                     self.turn(wake_at, None);
-                    match changed {
-                        Ok(()) => self.take_snapshot(),
-                        Err(_) => {
-                            tracing::error!("the cluster's objects are no longer read; stopping");
-                            stop.cancel();
-                        }
+                    if changed.is_ok() {
+                        self.take_snapshot();
+                    } else {
+                        tracing::error!("the cluster's objects are no longer read; stopping");
+                        stop.cancel();
                     }
                     continue;
                 }
@@ -161,16 +162,15 @@ impl<C: Cluster> Driver<C> {
         match event {
             Event::Input(input) => self.step(input),
             Event::BeatsOpened { node, stream } => self.agents.open_beats(node, stream),
-            Event::SessionOpened { node, session } => self.open_session(node, session),
+            Event::SessionOpened { node, session } => self.open_session(&node, session),
             Event::StreamEnded { node, id } => self.agents.ended(&node, id),
             Event::Progress { node, progress } => {
                 let now = self.parts.clock.now();
-                match self.parts.orders.progress(now, &node, &progress) {
-                    Some(input) => self.step(input),
-                    None => {
-                        tracing::debug!(%node, order = progress.order, "progress of an order that is not open");
-                        self.parts.metrics.refused(Refused::UnknownOrder);
-                    }
+                if let Some(input) = self.parts.orders.progress(now, &node, &progress) {
+                    self.step(input);
+                } else {
+                    tracing::debug!(%node, order = progress.order, "progress of an order that is not open");
+                    self.parts.metrics.refused(Refused::UnknownOrder);
                 }
             }
             Event::ProbeAnswered { peer, answer } => {
@@ -189,7 +189,7 @@ impl<C: Cluster> Driver<C> {
     }
 
     /// Greets back first, so that the agent knows our epoch and key before any order.
-    fn open_session(&mut self, node: model::NodeName, session: Session) {
+    fn open_session(&mut self, node: &model::NodeName, session: Session) {
         let Some(epoch) = self.epoch else {
             drop(
                 session
@@ -203,9 +203,9 @@ impl<C: Cluster> Driver<C> {
         self.agents.open_session(node.clone(), session);
         let token_key = self.parts.orders.token_key();
         let welcome = Welcome { epoch, token_key, report_period: REPORT_PERIOD };
-        self.agents.send(&node, FromCoordinator::Welcome(welcome));
-        self.parts.orders.session_opened(&node);
-        self.send_orders(&node);
+        self.agents.send(node, FromCoordinator::Welcome(welcome));
+        self.parts.orders.session_opened(node);
+        self.send_orders(node);
     }
 
     fn send_orders(&mut self, node: &model::NodeName) {
@@ -218,7 +218,7 @@ impl<C: Cluster> Driver<C> {
                     agents.send(node, FromCoordinator::Order(order));
                 }
                 Err(error) => {
-                    tracing::error!(%node, error = &error as &dyn std::error::Error, "order not sent")
+                    tracing::error!(%node, error = &error as &dyn std::error::Error, "order not sent");
                 }
             }
         }
@@ -288,10 +288,13 @@ impl<C: Cluster> Driver<C> {
         let now = self.parts.clock.now();
         let agents_address = self.agents.address(&name).cloned();
         match by {
-            AskedBy::Coordinator => match agents_address.or_else(|| self.kubelet_address(node)) {
-                Some(address) => self.parts.effects.probe(name, address, timeout),
-                None => tracing::warn!(%node, "no address to probe this node at"),
-            },
+            AskedBy::Coordinator => {
+                if let Some(address) = agents_address.or_else(|| self.kubelet_address(node)) {
+                    self.parts.effects.probe(name, address, timeout);
+                } else {
+                    tracing::warn!(%node, "no address to probe this node at");
+                }
+            }
             AskedBy::Peer(peer) => {
                 let (Ok(peer), Some(address), Some(epoch)) = (wire_name(&peer), agents_address, self.epoch)
                 else {

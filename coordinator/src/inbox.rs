@@ -89,6 +89,12 @@ impl Inbox {
         self.queue.send(Stamped { at, event }).await.map_err(|_| Stopping)
     }
 
+    /// Puts in an event of another time.
+    #[cfg(test)]
+    pub async fn send_stamped(&self, stamped: Stamped) {
+        self.queue.send(stamped).await.unwrap();
+    }
+
     /// Puts an input for the core in. When nobody listens any more, nobody needs it either.
     pub async fn input(&self, input: Input) {
         self.send(Event::Input(input)).await.unwrap_or_default();

@@ -92,13 +92,11 @@ async fn work<K: Ord>(
         job.await;
         drop(slot);
         let mut queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
-        match queues.get_mut(&key).and_then(VecDeque::pop_front) {
-            Some(next) => job = next,
-            None => {
-                queues.remove(&key);
-                return;
-            }
-        }
+        let Some(next) = queues.get_mut(&key).and_then(VecDeque::pop_front) else {
+            queues.remove(&key);
+            return;
+        };
+        job = next;
     }
 }
 

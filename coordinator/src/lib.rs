@@ -25,3 +25,5 @@ pub mod orders;
 pub mod probe;
 pub mod publish;
 pub mod store;
+#[cfg(test)]
+mod testkit;

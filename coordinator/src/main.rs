@@ -1,2 +1,59 @@
-//! The coordinator.
-fn main() {}
+//! The coordinator's process: flags, logs, signals.
+//!
+//! Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong flags.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use somersault_coordinator::app::App;
+use somersault_coordinator::cluster::directory::Directory;
+use somersault_coordinator::config::{Args, ClusterPlace, Config, LogFormat};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    start_logs(args.log_format);
+    let config = Config::load(&args)?;
+    let ClusterPlace::Directory(folder) = &args.cluster;
+    let cluster =
+        Directory::open(folder).with_context(|| format!("cannot open --cluster dir:{}", folder.display()))?;
+
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let app = App::bind(Arc::new(cluster), config).await?;
+    tracing::info!(
+        agents = %app.agents_address()?,
+        operators = %app.operators_address()?,
+        cluster = %folder.display(),
+        "coordinator started"
+    );
+    app.run(stop).await?;
+    tracing::info!("coordinator stopped");
+    Ok(())
+}
+
+fn start_logs(format: LogFormat) {
+    let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

@@ -80,3 +80,70 @@ impl<C: Cluster> Store<C> {
 async fn write<C: Cluster>(cluster: &C, record: &Record, epoch: u64) -> Result<(), ClusterError> {
     (|| cluster.commit(record, epoch)).retry(retries()).when(is_passing).await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use somersault_coordinator_core::fencing::FenceStage;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::inbox::{Event, Stamped};
+    use crate::testkit::{FakeClock, FakeCluster, fence_record};
+
+    fn store(cluster: &Arc<FakeCluster>) -> (Store<FakeCluster>, Epoch, mpsc::Receiver<Stamped>) {
+        let (inbox, events) = Inbox::new(FakeClock::new());
+        let epoch = Epoch::default();
+        epoch.set(Some(3));
+        (Store::new(Arc::clone(cluster), epoch.clone(), inbox), epoch, events)
+    }
+
+    async fn answer(events: &mut mpsc::Receiver<Stamped>) -> Input {
+        match events.recv().await.unwrap().event {
+            Event::Input(input) => input,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn versions_of_a_record_are_stored_in_order() {
+        let cluster = FakeCluster::new(&[], Duration::from_secs(1));
+        let (store, _epoch, mut events) = store(&cluster);
+        store.commit(fence_record("n1", FenceStage::Declared));
+        store.commit(fence_record("n1", FenceStage::PowerOrdered));
+        for _ in 0..2 {
+            assert_eq!(answer(&mut events).await, Input::Committed(RecordKey::Fence("n1".into())));
+        }
+        assert_eq!(
+            cluster.log.of("commit"),
+            ["commit n1 Declared epoch 3", "commit n1 PowerOrdered epoch 3"]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn passing_trouble_is_retried_and_lasting_trouble_is_refused() {
+        let cluster = FakeCluster::new(&[], Duration::ZERO);
+        let (store, _epoch, mut events) = store(&cluster);
+        cluster.commit_failures.store(3, Ordering::SeqCst);
+        store.commit(fence_record("n1", FenceStage::Declared));
+        assert!(matches!(answer(&mut events).await, Input::Committed(_)));
+        cluster.commit_failures.store(100, Ordering::SeqCst);
+        store.commit(fence_record("n1", FenceStage::PowerOrdered));
+        assert!(matches!(answer(&mut events).await, Input::CommitRefused(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_dropped_with_the_leadership() {
+        let cluster = FakeCluster::new(&[], Duration::from_secs(1));
+        let (store, epoch, mut events) = store(&cluster);
+        store.commit(fence_record("n1", FenceStage::Declared));
+        store.commit(fence_record("n1", FenceStage::PowerOrdered));
+        tokio::task::yield_now().await;
+        // Even when the same process leads again, in another epoch.
+        epoch.set(Some(4));
+        assert!(matches!(answer(&mut events).await, Input::Committed(_)));
+        assert!(matches!(answer(&mut events).await, Input::CommitRefused(_)));
+        assert_eq!(cluster.log.of("commit").len(), 1);
+    }
+}

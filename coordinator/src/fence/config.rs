@@ -25,6 +25,8 @@ use super::{FenceAgent, FenceAgents};
 
 /// A file for a thousand nodes with twenty options each is below this.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Between two tries of one action: management controllers that are busy, or that tell late, need about so long.
+const RETRY_WAIT: Duration = Duration::from_secs(1);
 /// The longest option of any known agent is a path or a password.
 const VALUE_BYTES_MAX: usize = 4096;
 
@@ -154,7 +156,7 @@ fn checked(spec: AgentSpec, timeout: Duration) -> Result<FenceAgent, String> {
     for (name, value) in spec.options {
         options.push((name.clone(), checked_option(&name, value)?));
     }
-    Ok(FenceAgent { program, options, deadline })
+    Ok(FenceAgent { program, options, deadline, retry_wait: RETRY_WAIT })
 }
 
 /// Options travel as `name=value` lines: a line break in a value would be a second option, `action=on` say.
@@ -185,9 +187,10 @@ fn checked_option(name: &str, value: OptionValue) -> Result<String, String> {
 fn find_program(agent: &str) -> Result<PathBuf, String> {
     if agent.starts_with('/') {
         let program = PathBuf::from(agent);
-        return match is_program(&program) {
-            true => Ok(program),
-            false => Err(format!("{agent} is not an executable file; is the fence agent installed?")),
+        return if is_program(&program) {
+            Ok(program)
+        } else {
+            Err(format!("{agent} is not an executable file; is the fence agent installed?"))
         };
     }
     if agent.is_empty() || agent.contains('/') {

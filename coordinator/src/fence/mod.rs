@@ -3,6 +3,8 @@
 mod config;
 mod process;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,7 +23,7 @@ pub trait Fencer: Send + Sync + 'static {
     fn fence(&self, node: NodeName) -> Pin<Box<dyn Future<Output = FenceResult> + Send>>;
 }
 
-/// Runs configured fence agents by the FenceAgentAPI of ClusterLabs.
+/// Runs configured fence agents by the `FenceAgentAPI` of ClusterLabs.
 #[derive(Clone, Debug, Default)]
 pub struct FenceAgents {
     agents: BTreeMap<NodeName, FenceAgent>,
@@ -33,6 +35,7 @@ struct FenceAgent {
     program: PathBuf,
     options: Vec<(String, String)>,
     deadline: Duration,
+    retry_wait: Duration,
 }
 
 impl std::fmt::Debug for FenceAgent {

@@ -48,12 +48,11 @@ pub async fn run(program: &Path, stdin: &str, deadline: Instant) -> std::io::Res
         // A program that ends without reading closes the pipe: its exit code tells more than that error.
         drop(timeout_at(deadline, pipe.write_all(stdin.as_bytes())).await);
     }
-    let status = match timeout_at(deadline, child.wait()).await {
-        Ok(status) => Some(status?),
-        Err(_) => {
-            group.end(&mut child).await;
-            None
-        }
+    let status = if let Ok(status) = timeout_at(deadline, child.wait()).await {
+        Some(status?)
+    } else {
+        group.end(&mut child).await;
+        None
     };
     drop(group);
 
@@ -61,7 +60,7 @@ pub async fn run(program: &Path, stdin: &str, deadline: Instant) -> std::io::Res
     for (text, reader) in kept.iter_mut().zip([stderr, stdout]) {
         let Some(mut reader) = reader else { continue };
         match timeout(LATE_OUTPUT, &mut reader).await {
-            Ok(Ok(bytes)) => *text = String::from_utf8_lossy(&bytes).trim().to_owned(),
+            Ok(Ok(bytes)) => String::from_utf8_lossy(&bytes).trim().clone_into(text),
             // Somebody outside the group holds the pipe open: what it may still say is not worth waiting for.
             _ => reader.abort(),
         }

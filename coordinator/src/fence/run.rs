@@ -8,7 +8,7 @@
 //!   off once more ── anything else ──► Failed
 //! ```
 //!
-//! Exit codes by the FenceAgentAPI of ClusterLabs: `off` ends with 0 only when verified, `status` with 0 for on,
+//! Exit codes by the `FenceAgentAPI` of ClusterLabs: `off` ends with 0 only when verified, `status` with 0 for on,
 //! 2 for off and 1 where the device cannot be reached. What `status` says before `off` counts nothing: nobody
 //! knows what happened in between.
 
@@ -27,20 +27,19 @@ use super::process::{self, Ended};
 const OFF_TRIES: u32 = 2;
 /// A power supply drains within a second or two, and some controllers tell late.
 const STATUS_TRIES: u32 = 4;
-/// Between two tries.
-const WAIT: Duration = Duration::from_secs(1);
+/// Behind the deadline: lets a run that was killed at it be cleaned up.
+const CLEANUP: Duration = Duration::from_secs(1);
 /// What is shown of a program's output.
 const SHOWN_CHARS_MAX: usize = 300;
 
 /// Powers the node off and reads it back, all within the agent's deadline.
 pub async fn fence(node: &NodeName, agent: &FenceAgent) -> FenceResult {
     let deadline = Instant::now() + agent.deadline;
-    // The margin lets a run that was killed at the deadline be cleaned up.
     let all = async {
         off(node, agent, deadline).await?;
         confirm(node, agent, deadline).await
     };
-    match timeout_at(deadline + WAIT, all).await {
+    match timeout_at(deadline + CLEANUP, all).await {
         Ok(Ok(())) => FenceResult::ConfirmedOff,
         Ok(Err(why)) => FenceResult::Failed(why),
         Err(_) => FenceResult::Failed(format!("no end within {:?}", agent.deadline)),
@@ -59,7 +58,7 @@ async fn off(node: &NodeName, agent: &FenceAgent, deadline: Instant) -> Result<(
         if ended.status.is_none() || attempt == OFF_TRIES {
             break;
         }
-        sleep(WAIT).await;
+        sleep(agent.retry_wait).await;
     }
     Err(why)
 }
@@ -71,20 +70,20 @@ async fn confirm(node: &NodeName, agent: &FenceAgent, deadline: Instant) -> Resu
         match ended.status.and_then(|status| status.code()) {
             Some(2) => return Ok(()),
             Some(0) => {
-                "off was reported as done, but status says that the power is still on".clone_into(&mut why)
+                "off was reported as done, but status says that the power is still on".clone_into(&mut why);
             }
             _ => {
                 why = format!(
                     "off was reported as done, but it cannot be read back: {}",
                     told("status", agent, &ended)
-                )
+                );
             }
         }
         tracing::warn!(%node, attempt, %why, "power off is not confirmed yet");
         if ended.status.is_none() || attempt == STATUS_TRIES {
             break;
         }
-        sleep(WAIT).await;
+        sleep(agent.retry_wait).await;
     }
     Err(why)
 }

@@ -150,10 +150,10 @@ impl Reader {
             Ok(Some(message)) => {
                 T::try_from(message).map_err(|error| End::Refused(Refused::InvalidMessage, error.into()))
             }
-            Ok(None) => Err(End::Quiet),
-            // A message beyond the limit, or bytes that are no message. A connection that merely broke is quiet.
+            // A message beyond the limit, or bytes that are no message.
             Err(status) if is_our_refusal(&status) => Err(End::Refused(Refused::BrokenStream, status)),
-            Err(_) => Err(End::Quiet),
+            // Ended, or merely broken.
+            Ok(None) | Err(_) => Err(End::Quiet),
         }
     }
 

@@ -1,0 +1,282 @@
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::config::{AgentSpec, OptionValue};
+use super::*;
+
+/// A folder with a fence agent in it: a shell script that keeps what it is told in files.
+struct Device {
+    folder: TempDir,
+}
+
+impl Device {
+    /// The script sees `$action` and `$folder`; each run's stdin is kept in `$folder/ACTION`.
+    fn new(body: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let place = folder.path().display();
+        let script = format!(
+            "#!/bin/sh\nfolder={place}\ninput=$(cat)\naction=$(printf '%s\\n' \"$input\" | sed -n 's/^action=//p')\n\
+             printf '%s\\n' \"$input\" > $folder/$action\necho $action >> $folder/log\n{body}\n"
+        );
+        let source = folder.path().join("source");
+        fs::write(&source, script).unwrap();
+        // By another process: a file that this one has open for writing, even for a moment, cannot be executed.
+        let mut install = Command::new("install");
+        install.args(["-m", "755"]).arg(&source).arg(folder.path().join("agent"));
+        assert!(install.status().unwrap().success());
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    async fn fence(&self, options: &[(&str, &str)], deadline_ms: u64) -> FenceResult {
+        let agent = FenceAgent {
+            program: self.path("agent"),
+            options: options.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            deadline: Duration::from_millis(deadline_ms),
+            retry_wait: Duration::from_millis(10),
+        };
+        let agents = FenceAgents { agents: BTreeMap::from([("n1".into(), agent)]) };
+        agents.fence("n1".into()).await
+    }
+
+    async fn fails(&self, options: &[(&str, &str)], deadline_ms: u64) -> String {
+        match self.fence(options, deadline_ms).await {
+            FenceResult::Failed(why) => why,
+            FenceResult::ConfirmedOff => panic!("was taken for a proof"),
+        }
+    }
+}
+
+const WELL: &str = "[ $action = off ] && exit 0; exit 2";
+const AMPLE_MS: u64 = 20_000;
+
+#[tokio::test]
+async fn off_and_status_together_are_a_proof() {
+    let device = Device::new(WELL);
+    assert_eq!(
+        device.fence(&[("ip", "10.0.9.1"), ("plug", "n1")], AMPLE_MS).await,
+        FenceResult::ConfirmedOff
+    );
+    assert_eq!(device.read("log"), "off\nstatus\n");
+    assert_eq!(device.read("off"), "ip=10.0.9.1\nplug=n1\nnodename=n1\naction=off\n");
+}
+
+#[tokio::test]
+async fn a_node_without_an_agent_is_no_proof() {
+    assert!(matches!(FenceAgents::default().fence("n1".into()).await, FenceResult::Failed(_)));
+}
+
+#[tokio::test]
+async fn off_that_status_contradicts_is_no_proof() {
+    let why = Device::new("exit 0").fails(&[], AMPLE_MS).await;
+    assert!(why.contains("still on"), "{why}");
+}
+
+#[tokio::test]
+async fn off_that_cannot_be_read_back_is_no_proof() {
+    let why = Device::new("[ $action = off ] && exit 0; exit 1").fails(&[], AMPLE_MS).await;
+    assert!(why.contains("cannot be read back") && why.contains("exit code 1"), "{why}");
+}
+
+#[tokio::test]
+async fn a_device_that_tells_late_is_asked_again() {
+    let device =
+        Device::new("[ $action = off ] && exit 0; [ $(grep -c status $folder/log) -ge 3 ] && exit 2; exit 0");
+    assert_eq!(device.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
+    assert_eq!(device.read("log"), "off\nstatus\nstatus\nstatus\n");
+}
+
+#[tokio::test]
+async fn off_is_tried_twice_and_no_more() {
+    let second =
+        Device::new("[ $action = status ] && exit 2; [ $(grep -c off $folder/log) -ge 2 ] && exit 0; exit 1");
+    assert_eq!(second.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
+    // Even though status would say off: what off itself did is unknown.
+    let never = Device::new("[ $action = status ] && exit 2; exit 1");
+    assert!(never.fails(&[], AMPLE_MS).await.contains("exit code 1"));
+    assert_eq!(never.read("log"), "off\noff\n");
+}
+
+#[tokio::test]
+async fn a_program_that_hangs_and_ignores_signals_is_killed_with_its_children() {
+    let device = Device::new("trap '' TERM\nsleep 600 &\necho $! > $folder/child\nwait; wait; sleep 600");
+    let start = Instant::now();
+    let why = device.fails(&[], 1500).await;
+    assert!(why.contains("did not end within"), "{why}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let child: i32 = device.read("child").trim().parse().unwrap();
+    // Killed; whoever adopted it may not have reaped it yet.
+    let state = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+    assert!(kill(Pid::from_raw(child), None).is_err() || state.contains(") Z "), "{state}");
+}
+
+#[tokio::test]
+async fn output_without_end_is_neither_kept_nor_in_the_way() {
+    let device = Device::new("head -c 20000000 /dev/zero | tr '\\0' x\n[ $action = off ] && exit 0; exit 2");
+    assert_eq!(device.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
+    let loud = Device::new("head -c 20000000 /dev/zero | tr '\\0' x >&2; exit 1");
+    let why = loud.fails(&[], AMPLE_MS).await;
+    assert!(why.len() < 1000 && why.contains("xxx"), "{} bytes", why.len());
+}
+
+#[tokio::test]
+async fn a_pipe_held_open_by_a_stranger_delays_nothing() {
+    let device = Device::new(&format!("setsid sleep 5 &\n{WELL}"));
+    let start = Instant::now();
+    assert_eq!(device.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_read_its_options_is_judged_by_its_exit() {
+    let device = Device::new("");
+    fs::write(device.path("source"), "#!/bin/sh\nexit 1\n").unwrap();
+    let copied = Command::new("install")
+        .args(["-m", "755"])
+        .arg(device.path("source"))
+        .arg(device.path("agent"))
+        .status();
+    assert!(copied.unwrap().success());
+    let long = "x".repeat(4000);
+    let options: Vec<(String, &str)> = (0..40).map(|index| (format!("o{index}"), long.as_str())).collect();
+    let options: Vec<(&str, &str)> = options.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    assert!(device.fails(&options, AMPLE_MS).await.contains("exit code 1"));
+}
+
+#[tokio::test]
+async fn a_program_that_has_gone_is_told() {
+    let device = Device::new(WELL);
+    fs::remove_file(device.path("agent")).unwrap();
+    let why = device.fails(&[], AMPLE_MS).await;
+    assert!(why.contains("still installed"), "{why}");
+}
+
+#[tokio::test]
+async fn passwords_are_never_told() {
+    let options = [("passwd", "hunter2"), ("api_token", "hunter2-and-more"), ("ip", "10.0.9.1")];
+    let leaks = "echo \"login hunter2-and-more failed; hunter2 for 10.0.9.1\" >&2; exit 1";
+    let why = Device::new(leaks).fails(&options, AMPLE_MS).await;
+    assert!(why.contains("login <redacted> failed; <redacted> for 10.0.9.1"), "{why}");
+    let verbose = [options[0], ("verbose", "1")];
+    let why = Device::new(leaks).fails(&verbose, AMPLE_MS).await;
+    assert!(!why.contains("login"), "{why}");
+    let printed = format!(
+        "{:?}",
+        AgentSpec { agent: "a".into(), options: text("passwd", "hunter2"), deadline_ms: None }
+    );
+    assert!(!printed.contains("hunter2"), "{printed}");
+}
+
+#[tokio::test]
+async fn a_dropped_run_leaves_no_process_behind() {
+    let device = Device::new("sleep 600 &\necho $! > $folder/child\nwait");
+    let run = device.fence(&[], AMPLE_MS);
+    let appeared = async {
+        while device.read("child").trim().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        _ = run => panic!("ended by itself"),
+        () = appeared => {}
+    }
+    let child = device.read("child").trim().to_owned();
+    let gone = async {
+        while fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), gone).await.expect("the child lives on");
+}
+
+fn text(name: &str, value: &str) -> BTreeMap<String, OptionValue> {
+    BTreeMap::from([(name.to_owned(), OptionValue::Text(value.to_owned()))])
+}
+
+fn spec(agent: &str, options: BTreeMap<String, OptionValue>, deadline_ms: Option<u64>) -> FenceSpec {
+    FenceSpec {
+        nodes: BTreeMap::from([(
+            "n1".to_owned(),
+            AgentSpec { agent: agent.to_owned(), options, deadline_ms },
+        )]),
+    }
+}
+
+fn refused(spec: FenceSpec) -> String {
+    FenceAgents::checked(spec, Duration::from_mins(1)).unwrap_err().to_string()
+}
+
+#[test]
+fn a_file_is_read_with_the_values_that_yaml_makes() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("fence.yaml");
+    let yaml = "nodes:\n  n1:\n    agent: sh\n    options: {ip: 10.0.9.1, ipport: 8000, ssl_insecure: true}\n    deadlineMs: 9000\n";
+    fs::write(&file, yaml).unwrap();
+    let agents = FenceAgents::read(&file, Duration::from_mins(1)).unwrap();
+    let agent = &agents.agents[&NodeName::from("n1")];
+    assert!(agent.program.is_absolute());
+    assert_eq!(agent.deadline, Duration::from_secs(9));
+    let expected = [("ip", "10.0.9.1"), ("ipport", "8000"), ("ssl_insecure", "1")];
+    assert_eq!(agent.options, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+}
+
+#[test]
+fn a_value_cannot_smuggle_an_option_in() {
+    for hostile in ["10.0.9.1\naction=on", "a\rb", "a\0b"] {
+        let why = refused(spec("sh", text("ip", hostile), None));
+        assert!(why.contains("`ip`") && why.contains("n1"), "{why}");
+    }
+    for name in ["action", "nodename", "a=b", "", "a\nb", "#"] {
+        let why = refused(spec("sh", text(name, "x"), None));
+        assert!(why.contains("option"), "{name:?}: {why}");
+    }
+}
+
+#[test]
+fn a_program_that_is_not_there_is_refused_at_start() {
+    for agent in ["no-such-fence-agent", "/no/such/agent", "", "./relative", "/etc/passwd"] {
+        let why = refused(spec(agent, BTreeMap::new(), None));
+        assert!(why.contains("n1"), "{agent:?}: {why}");
+    }
+}
+
+#[test]
+fn a_deadline_beyond_the_policy_is_refused_with_both_values() {
+    for deadline in [0, 60_001] {
+        let why = refused(spec("sh", BTreeMap::new(), Some(deadline)));
+        assert!(why.contains(&deadline.to_string()) && why.contains("60000"), "{why}");
+    }
+}
+
+#[test]
+fn a_broken_file_is_named_and_its_secrets_are_not_shown() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("fence.yaml");
+    let read = |yaml: &str| {
+        fs::write(&file, yaml).unwrap();
+        FenceAgents::read(&file, Duration::from_mins(1)).unwrap_err().to_string()
+    };
+    for yaml in [
+        "nodes:\n  n1:\n    agent: sh\n    options: {passwd: hunter2}\n    unknown: 1\n",
+        "nodes:\n  n1:\n    agent: sh\n    options: {passwd: hunter2\n",
+        "nodes:\n  n1:\n    agent: sh\n    options: {passwd: [hunter2]}\n",
+    ] {
+        let why = read(yaml);
+        assert!(why.contains("fence.yaml") && !why.contains("hunter2"), "{why}");
+    }
+    let missing = FenceAgents::read(Path::new("/no/such/file"), Duration::from_mins(1)).unwrap_err();
+    assert!(missing.to_string().contains("/no/such/file"));
+}

@@ -1,0 +1,191 @@
+//! What the shell's tests share: a cluster, a fence agent and a network that do as they are told.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use somersault_coordinator_core::fencing::{FenceRecord, FenceStage};
+use somersault_coordinator_core::fleet::{Fleet, Node};
+use somersault_coordinator_core::io::{FenceResult, Reachability, Record};
+use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::view::View;
+use somersault_coordinator_core::{Action, BootTime, Notice};
+use somersault_proto::model;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::clock::Clock;
+use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};
+use crate::fence::Fencer;
+use crate::probe::Prober;
+
+/// What happened, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    /// Appends an entry.
+    pub fn push(&self, entry: impl Into<String>) {
+        self.0.lock().unwrap().push(entry.into());
+    }
+
+    /// The entries that begin so.
+    pub fn of(&self, prefix: &str) -> Vec<String> {
+        self.0.lock().unwrap().iter().filter(|entry| entry.starts_with(prefix)).cloned().collect()
+    }
+}
+
+/// Tokio's clock, which can be moved beside: what a suspended machine looks like.
+pub struct FakeClock {
+    start: Instant,
+    ahead_ms: AtomicU64,
+}
+
+impl FakeClock {
+    /// At one hour, so that nothing is early by accident.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), ahead_ms: AtomicU64::new(3_600_000) })
+    }
+
+    /// The machine was suspended so long.
+    pub fn jump(&self, by: Duration) {
+        let by_ms = u64::try_from(by.as_millis()).unwrap();
+        self.ahead_ms.fetch_add(by_ms, Ordering::SeqCst);
+    }
+}
+
+impl Clock for FakeClock {
+    fn now(&self) -> BootTime {
+        self.start.elapsed() + Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
+    }
+}
+
+/// A cluster of nodes without anything on them.
+pub struct FakeCluster {
+    /// What was asked of it.
+    pub log: Log,
+    /// How long a commit takes.
+    pub commit_takes: Duration,
+    /// Commits that fail on the way before one succeeds.
+    pub commit_failures: AtomicU64,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    epoch: AtomicU64,
+    lost: Mutex<Option<watch::Sender<bool>>>,
+}
+
+impl FakeCluster {
+    /// With these nodes.
+    pub fn new(nodes: &[&str], commit_takes: Duration) -> Arc<Self> {
+        let node = |name: &&str| {
+            let node = Node { ready: true, address: Some("10.0.0.1".into()), ..Node::default() };
+            (NodeName::from(*name), node)
+        };
+        let fleet = Fleet { nodes: nodes.iter().map(node).collect::<BTreeMap<_, _>>(), ..Fleet::default() };
+        let snapshots = watch::channel(Arc::new(Snapshot { fleet, ..Snapshot::default() })).0;
+        Arc::new(Self {
+            log: Log::default(),
+            commit_takes,
+            commit_failures: AtomicU64::new(0),
+            snapshots,
+            epoch: AtomicU64::new(0),
+            lost: Mutex::new(None),
+        })
+    }
+
+    /// Somebody else leads from now on.
+    pub fn depose(&self) {
+        self.lost.lock().unwrap().as_ref().unwrap().send_replace(true);
+    }
+}
+
+impl Cluster for FakeCluster {
+    fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.subscribe()
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), ClusterError> {
+        self.log.push(format!("act {action:?}"));
+        Ok(())
+    }
+
+    async fn commit(&self, record: &Record, epoch: u64) -> Result<(), ClusterError> {
+        sleep(self.commit_takes).await;
+        if self.commit_failures.load(Ordering::SeqCst) > 0 {
+            self.commit_failures.fetch_sub(1, Ordering::SeqCst);
+            let source = std::io::Error::other("as the test asked");
+            return Err(ClusterError::Io { place: "here".into(), source });
+        }
+        let what = match record {
+            Record::Fence(FenceRecord { node, stage, .. }) => format!("{node} {stage:?}"),
+            other => format!("{:?}", other.key()),
+        };
+        self.log.push(format!("commit {what} epoch {epoch}"));
+        Ok(())
+    }
+
+    async fn records(&self) -> Result<Vec<Record>, ClusterError> {
+        Ok(Vec::new())
+    }
+
+    async fn publish(&self, _view: &View) -> Result<(), ClusterError> {
+        Ok(())
+    }
+
+    async fn event(&self, notice: &Notice) -> Result<(), ClusterError> {
+        self.log.push(format!("event {}", notice.reason));
+        Ok(())
+    }
+
+    async fn lead(&self, _identity: &str) -> Result<Leadership, ClusterError> {
+        let (lost, receiver) = watch::channel(false);
+        *self.lost.lock().unwrap() = Some(lost);
+        let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
+        Ok(Leadership { epoch, lost: receiver })
+    }
+}
+
+/// A fence record of a node.
+pub fn fence_record(node: &str, stage: FenceStage) -> Record {
+    Record::Fence(FenceRecord { node: node.into(), boot_id: None, epoch: 1, stage })
+}
+
+/// A fence agent that takes a while and then says this.
+pub struct FakeFencer {
+    /// Where runs are noted.
+    pub log: Log,
+    /// How long a run takes.
+    pub takes: Duration,
+    /// How it ends.
+    pub result: FenceResult,
+}
+
+impl Fencer for FakeFencer {
+    fn fence(&self, node: NodeName) -> Pin<Box<dyn Future<Output = FenceResult> + Send>> {
+        self.log.push(format!("fence {node}"));
+        let (takes, result) = (self.takes, self.result.clone());
+        Box::pin(async move {
+            sleep(takes).await;
+            result
+        })
+    }
+}
+
+/// A network on which nobody answers.
+pub struct Silence;
+
+impl Prober for Silence {
+    fn probe(
+        &self,
+        _node: model::NodeName,
+        _address: model::Address,
+        timeout: Duration,
+    ) -> Pin<Box<dyn Future<Output = Reachability> + Send>> {
+        Box::pin(async move {
+            sleep(timeout).await;
+            Reachability::Silent
+        })
+    }
+}
