@@ -1,0 +1,332 @@
+//! Heartbeats: a thread of their own, and to each coordinator a connection of its own, so that nothing that the
+//! agent does can delay them. This module knows nothing of the rest of the agent; it will become a process.
+//!
+//! ```text
+//!   connecting --ok--> beating --error, or no answer to a ping of the connection--> waiting --> connecting
+//!       '---refused, timed out------------------------------------------------------^
+//!   beating --stop--> goodbye sent --> ended
+//! ```
+//!
+//! A beat that the connection does not take at once is dropped: an old beat says nothing. How a dead connection
+//! is found: HTTP/2 pings of ours go unanswered. (The kernel's `TCP_USER_TIMEOUT` would find the same later.)
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use somersault_agent_core::lease::{Grant as LeaseGrant, Lease, SentBeats, StaleEpoch};
+use somersault_proto::model::{self, Address, BootId, FLEET_MESSAGE_BYTES_MAX, NodeName};
+use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::v1::fleet_client::FleetClient;
+use somersault_proto::v1::{Beat, Grant};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::clock::boottime;
+
+/// Pace until the first grant names one: the safe profile's.
+const INTERVAL_FIRST: Duration = Duration::from_secs(1);
+/// Time for TCP, TLS and the stream's opening. A SYN that was lost is sent again after 1 s by the kernel, so a
+/// longer wait seldom helps, and a fresh attempt costs little.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Pause between attempts. The longest one bounds how late a node is seen again after its network is back.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// A connection whose ping goes unanswered this long is given up.
+const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// Time to bring a goodbye onto the wire.
+const GOODBYE_MAX: Duration = Duration::from_millis(300);
+
+/// Whom to beat, as whom.
+#[derive(Clone, Debug)]
+pub struct BeatConfig {
+    /// This node.
+    pub node: NodeName,
+    /// This boot.
+    pub boot_id: BootId,
+    /// Every coordinator replica.
+    pub coordinators: Vec<Address>,
+    /// This node's certificates.
+    pub tls: TlsFiles,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Beats {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    thread: JoinHandle<()>,
+}
+
+/// What the rest of the agent may know.
+#[derive(Debug, Default)]
+pub struct Shared {
+    lease: Mutex<Lease>,
+    /// One for each coordinator.
+    pub links: Vec<Link>,
+    turned_ms: AtomicU64,
+}
+
+/// How the beats to one coordinator fare.
+#[derive(Debug)]
+pub struct Link {
+    /// Which coordinator.
+    pub coordinator: Address,
+    /// The stream is open.
+    pub connected: AtomicBool,
+    /// Beats given to the connection.
+    pub beats: AtomicU64,
+    /// Beats that the connection did not take.
+    pub beats_dropped: AtomicU64,
+    /// Grants received.
+    pub grants: AtomicU64,
+}
+
+impl Shared {
+    /// Looks at the lease, or changes it, for an instant.
+    pub fn with_lease<T>(&self, look: impl FnOnce(&mut Lease) -> T) -> T {
+        // A lease is valid after each of its own methods, so a panic elsewhere cannot have broken it.
+        look(&mut self.lease.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How long ago the thread last did anything.
+    pub fn idle_for(&self) -> Duration {
+        boottime().saturating_sub(Duration::from_millis(self.turned_ms.load(Ordering::Relaxed)))
+    }
+
+    fn turn(&self) {
+        let now = u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX);
+        self.turned_ms.store(now, Ordering::Relaxed);
+    }
+}
+
+impl Beats {
+    /// Starts the thread.
+    pub fn start(config: BeatConfig) -> io::Result<Self> {
+        let link = |coordinator: &Address| Link {
+            coordinator: coordinator.clone(),
+            connected: AtomicBool::new(false),
+            beats: AtomicU64::new(0),
+            beats_dropped: AtomicU64::new(0),
+            grants: AtomicU64::new(0),
+        };
+        let links = config.coordinators.iter().map(link).collect();
+        let shared = Arc::new(Shared { links, ..Shared::default() });
+        let stop = CancellationToken::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("beat".to_owned()).spawn({
+            let (shared, stop) = (shared.clone(), stop.clone());
+            move || runtime.block_on(beat_all(config, shared, stop))
+        })?;
+        Ok(Self { shared, stop, thread })
+    }
+
+    /// What the grants came to.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Says goodbye to every coordinator and ends the thread. Blocks for a second at most.
+    pub fn stop(self) {
+        self.stop.cancel();
+        if self.thread.join().is_err() {
+            warn!("the beat thread ended by a panic");
+        }
+    }
+}
+
+async fn beat_all(config: BeatConfig, shared: Arc<Shared>, stop: CancellationToken) {
+    let beaters = (0..shared.links.len()).map(|index| {
+        let beater = Beater { config: config.clone(), shared: shared.clone(), index, stop: stop.clone() };
+        beater.run()
+    });
+    futures::future::join_all(beaters).await;
+}
+
+/// Beats one coordinator.
+struct Beater {
+    config: BeatConfig,
+    shared: Arc<Shared>,
+    index: usize,
+    stop: CancellationToken,
+}
+
+/// Why a stream of beats ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("cannot connect")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("no answer within {CONNECT_MAX:?}")]
+    Timeout,
+    #[error("refused: {}", .0.message())]
+    Refused(#[from] Status),
+    #[error("closed by the coordinator")]
+    Closed,
+}
+
+impl Beater {
+    fn link(&self) -> &Link {
+        &self.shared.links[self.index]
+    }
+
+    async fn run(self) {
+        let backoff = || {
+            let (least, most) = RECONNECT;
+            ExponentialBuilder::default()
+                .with_min_delay(least)
+                .with_max_delay(most)
+                .without_max_times()
+                .build()
+        };
+        let mut pauses = backoff();
+        let mut last_error = String::new();
+        while !self.stop.is_cancelled() {
+            self.shared.turn();
+            let mut connected = false;
+            let outcome = self.connect_and_beat(&mut connected).await;
+            self.link().connected.store(false, Ordering::Relaxed);
+            let Err(broken) = outcome else { return };
+            if connected {
+                pauses = backoff();
+            }
+            // Said once, not at every attempt.
+            let error = with_sources(&broken);
+            if connected || error != last_error {
+                warn!(coordinator = %self.link().coordinator, error, "no beats get through");
+                last_error = error;
+            }
+            let pause = pauses.next().unwrap_or(RECONNECT.1);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// `Ok` when stopped.
+    async fn connect_and_beat(&self, connected: &mut bool) -> Result<(), Broken> {
+        let opening = async {
+            let channel = self.endpoint()?.connect().await?;
+            // Of two messages: the one on its way and the next. More would only age.
+            let (beats, outbox) = mpsc::channel(2);
+            let mut stream = Stream { beats, sent: SentBeats::default(), sequence: 0 };
+            stream.beat(self, false);
+            let grants = client(channel).heartbeat(ReceiverStream::new(outbox)).await?.into_inner();
+            Ok::<_, Broken>((stream, grants))
+        };
+        let (stream, grants) = tokio::select! {
+            opened = timeout(CONNECT_MAX, opening) => opened.map_err(|_| Broken::Timeout)??,
+            () = self.stop.cancelled() => return Ok(()),
+        };
+        *connected = true;
+        self.link().connected.store(true, Ordering::Relaxed);
+        info!(coordinator = %self.link().coordinator, "beating");
+        self.beat_on(stream, grants).await
+    }
+
+    async fn beat_on(&self, mut stream: Stream, mut grants: Streaming<Grant>) -> Result<(), Broken> {
+        let mut last = Instant::now();
+        loop {
+            self.shared.turn();
+            let interval = self.shared.with_lease(|lease| lease.beat_interval()).unwrap_or(INTERVAL_FIRST);
+            tokio::select! {
+                () = self.stop.cancelled() => {
+                    stream.goodbye(self, grants).await;
+                    return Ok(());
+                }
+                () = sleep_until(last + interval) => {
+                    // From now on, not from when it was due: after a stall there is nothing to catch up with.
+                    last = Instant::now();
+                    stream.beat(self, false);
+                }
+                grant = grants.message() => stream.granted(self, grant?.ok_or(Broken::Closed)?),
+            }
+        }
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
+        Endpoint::from_shared(format!("https://{}", self.link().coordinator))?
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_MAX)
+            .http2_keep_alive_interval(PING.0)
+            .keep_alive_timeout(PING.1)
+            .keep_alive_while_idle(true)
+            .tls_config(self.config.tls.client(&Identity::Coordinator))
+    }
+}
+
+/// One open stream of beats.
+struct Stream {
+    beats: mpsc::Sender<Beat>,
+    sent: SentBeats,
+    sequence: u64,
+}
+
+impl Stream {
+    fn beat(&mut self, beater: &Beater, goodbye: bool) {
+        let beat = model::Beat {
+            node: beater.config.node.clone(),
+            boot_id: beater.config.boot_id.clone(),
+            sequence: self.sequence + 1,
+            goodbye,
+        };
+        let now = boottime();
+        if self.beats.try_send(beat.into()).is_ok() {
+            self.sequence += 1;
+            self.sent.note(self.sequence, now);
+            beater.link().beats.fetch_add(1, Ordering::Relaxed);
+        } else {
+            beater.link().beats_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn granted(&mut self, beater: &Beater, wire: Grant) {
+        beater.link().grants.fetch_add(1, Ordering::Relaxed);
+        let grant = match model::Grant::try_from(wire) {
+            Ok(grant) => grant,
+            Err(error) => return debug!(%error, "a grant that makes no sense"),
+        };
+        let Some(sent_at) = self.sent.answered(grant.sequence) else {
+            return debug!(sequence = grant.sequence, "a grant that answers no beat of this stream");
+        };
+        let taken = LeaseGrant {
+            sequence: grant.sequence,
+            epoch: grant.epoch,
+            beat_interval: grant.beat_interval,
+            lease: grant.lease,
+        };
+        if let Err(StaleEpoch { got, seen }) = beater.shared.with_lease(|lease| lease.extend(sent_at, &taken))
+        {
+            debug!(got, seen, "a grant of a coordinator that leads no more");
+        }
+    }
+
+    /// Sends a goodbye and waits, within bounds, until the coordinator has closed the stream in return.
+    async fn goodbye(mut self, beater: &Beater, mut grants: Streaming<Grant>) {
+        self.beat(beater, true);
+        drop(self.beats);
+        let closed = async { while let Ok(Some(_)) = grants.message().await {} };
+        if timeout(GOODBYE_MAX, closed).await.is_err() {
+            debug!("the coordinator did not confirm the goodbye");
+        }
+    }
+}
+
+fn client(channel: Channel) -> FleetClient<Channel> {
+    FleetClient::new(channel)
+        .max_decoding_message_size(FLEET_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(FLEET_MESSAGE_BYTES_MAX)
+}
+
+/// An error with what caused it, for one log line.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,289 @@
+//! What the agent is told at its start. A configuration that cannot work is refused here, with the flag's name.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use somersault_proto::model::limits::ROOTS_MAX;
+use somersault_proto::model::{AbsolutePath, Address, BootId, Malformed, NodeName};
+use somersault_proto::tls::{Identity, TlsError, TlsFiles};
+
+/// Coordinator replicas that get beats. Three tolerate the loss of one; more only cost beats.
+const COORDINATORS_MAX: usize = 3;
+
+/// Somersault's agent: runs on every node, tells the coordinator that the node lives and how its disks are, and
+/// copies volumes when ordered to.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "somersault-agent", version)]
+pub struct Config {
+    /// Name of this node, as Kubernetes knows it and as the certificate says.
+    #[arg(long, env = "NODE_NAME")]
+    pub node: NodeName,
+
+    /// A coordinator; repeat it for each replica.
+    #[arg(long = "coordinator", value_name = "HOST:PORT", required = true)]
+    pub coordinators: Vec<Address>,
+
+    /// Folder with ca.crt, tls.crt and tls.key.
+    #[arg(long, value_name = "DIR", default_value = "/etc/somersault/tls")]
+    pub certs: PathBuf,
+
+    /// Where to serve other agents.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7444")]
+    pub listen: SocketAddr,
+
+    /// Where other agents and the coordinator reach this agent.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Address,
+
+    /// A folder whose subfolders are local volumes of a storage class; repeatable.
+    #[arg(long = "root", value_name = "CLASS=PATH")]
+    pub roots: Vec<RootFlag>,
+
+    /// The same for a folder that shows the same content on every node, as a mounted NFS export does.
+    #[arg(long = "shared-root", value_name = "CLASS=PATH")]
+    pub shared_roots: Vec<RootFlag>,
+
+    /// The host's /proc.
+    #[arg(long, value_name = "DIR", default_value = "/proc")]
+    pub proc_root: PathBuf,
+
+    /// The host's /sys.
+    #[arg(long, value_name = "DIR", default_value = "/sys")]
+    pub sys_root: PathBuf,
+
+    /// The smartctl program; a bare name is looked up on PATH. Without it disks have no SMART.
+    #[arg(long, value_name = "PATH", default_value = "smartctl")]
+    pub smartctl: PathBuf,
+
+    /// File with the kernel's boot id [default: sys/kernel/random/`boot_id` below --proc-root].
+    #[arg(long, value_name = "FILE")]
+    pub boot_id_file: Option<PathBuf>,
+
+    /// Serve /metrics and /healthz there, unencrypted. Not served without this flag.
+    #[arg(long, value_name = "ADDR")]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// How often the kernel's disk counters are read.
+    #[arg(long, value_name = "MS", default_value = "5000", value_parser = millis::<100, 60_000>)]
+    pub kernel_period_ms: Duration,
+
+    /// How often each disk is asked for its SMART values.
+    #[arg(long, value_name = "MS", default_value = "600000", value_parser = millis::<100, 3_600_000>)]
+    pub smart_period_ms: Duration,
+
+    /// How often volumes are counted, at most; long scans make it rarer.
+    #[arg(long, value_name = "MS", default_value = "60000", value_parser = millis::<100, 86_400_000>)]
+    pub inventory_period_ms: Duration,
+}
+
+/// `CLASS=PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootFlag {
+    class: String,
+    path: AbsolutePath,
+}
+
+/// A folder that holds volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageRoot {
+    /// The storage class whose volumes live there.
+    pub class: String,
+    /// The folder.
+    pub path: AbsolutePath,
+    /// Every node with this root sees the same content.
+    pub shared: bool,
+}
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Too many replicas.
+    #[error("--coordinator is given {0} times; a coordinator has at most {COORDINATORS_MAX} replicas")]
+    TooManyCoordinators(usize),
+    /// Too many roots.
+    #[error("--root and --shared-root are given {0} times, at most {ROOTS_MAX} are possible")]
+    TooManyRoots(usize),
+    /// A path given twice would be counted twice.
+    #[error("the storage root {0} is given twice")]
+    DuplicateRoot(AbsolutePath),
+    /// A volume would lie in two roots.
+    #[error("the storage root {inner} lies below the storage root {outer}")]
+    NestedRoots {
+        /// The one above.
+        outer: AbsolutePath,
+        /// The one below.
+        inner: AbsolutePath,
+    },
+    /// The certificates cannot be used.
+    #[error("--certs: {0}")]
+    Tls(#[from] TlsError),
+    /// The certificate is somebody else's.
+    #[error("--node is {node}, but the certificate in {} is that of {}", certs.display(), identity.san())]
+    ForeignCertificate {
+        /// What `--node` says.
+        node: NodeName,
+        /// Whose certificate it is.
+        identity: Identity,
+        /// Where it was read.
+        certs: PathBuf,
+    },
+    /// No boot id, no beats: fencing must know which boot it fences.
+    #[error("cannot read the boot id from {}: {why}; --boot-id-file names another file", file.display())]
+    BootId {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl Config {
+    /// All storage roots, or what is wrong with them.
+    pub fn storage_roots(&self) -> Result<Vec<StorageRoot>, ConfigError> {
+        let local = self.roots.iter().map(|flag| flag.root(false));
+        let roots: Vec<_> = local.chain(self.shared_roots.iter().map(|flag| flag.root(true))).collect();
+        if roots.len() > ROOTS_MAX {
+            return Err(ConfigError::TooManyRoots(roots.len()));
+        }
+        for (at, root) in roots.iter().enumerate() {
+            for other in &roots[..at] {
+                check_apart(&root.path, &other.path)?;
+            }
+        }
+        Ok(roots)
+    }
+
+    /// Checks what clap cannot.
+    pub fn check_coordinators(&self) -> Result<(), ConfigError> {
+        match self.coordinators.len() {
+            count if count > COORDINATORS_MAX => Err(ConfigError::TooManyCoordinators(count)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The agent's own certificates; refused when they are not this node's, since every coordinator and every
+    /// peer would refuse them later.
+    pub fn tls(&self) -> Result<TlsFiles, ConfigError> {
+        let tls = TlsFiles::read(&self.certs)?;
+        if *tls.identity() == Identity::Node(self.node.clone()) {
+            return Ok(tls);
+        }
+        let identity = tls.identity().clone();
+        Err(ConfigError::ForeignCertificate { node: self.node.clone(), identity, certs: self.certs.clone() })
+    }
+
+    /// The boot in which this agent runs.
+    pub fn boot_id(&self) -> Result<BootId, ConfigError> {
+        let default = || self.proc_root.join("sys/kernel/random/boot_id");
+        let file = self.boot_id_file.clone().unwrap_or_else(default);
+        let read = std::fs::read_to_string(&file).map_err(|error| error.to_string());
+        read.and_then(|text| text.trim().parse().map_err(|malformed: Malformed| malformed.to_string()))
+            .map_err(|why| ConfigError::BootId { file, why })
+    }
+}
+
+impl RootFlag {
+    fn root(&self, shared: bool) -> StorageRoot {
+        StorageRoot { class: self.class.clone(), path: self.path.clone(), shared }
+    }
+}
+
+impl FromStr for RootFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (class, path) =
+            text.split_once('=').ok_or("expected CLASS=PATH, e.g. local-path=/srv/volumes")?;
+        if class.is_empty() || class.len() > 253 || class.chars().any(char::is_control) {
+            return Err("the storage class before `=` must be the name of a StorageClass".to_owned());
+        }
+        let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
+        let path = path.parse().map_err(|malformed: Malformed| malformed.to_string())?;
+        Ok(Self { class: class.to_owned(), path })
+    }
+}
+
+fn check_apart(one: &AbsolutePath, other: &AbsolutePath) -> Result<(), ConfigError> {
+    let (a, b) = (Path::new(one.as_str()), Path::new(other.as_str()));
+    if a == b {
+        return Err(ConfigError::DuplicateRoot(one.clone()));
+    }
+    let (outer, inner) = if a.starts_with(b) { (other, one) } else { (one, other) };
+    if Path::new(inner.as_str()).starts_with(outer.as_str()) {
+        return Err(ConfigError::NestedRoots { outer: outer.clone(), inner: inner.clone() });
+    }
+    Ok(())
+}
+
+fn millis<const LEAST: u64, const MOST: u64>(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(value) if (LEAST..=MOST).contains(&value) => Ok(Duration::from_millis(value)),
+        _ => Err(format!("expected whole milliseconds, {LEAST} to {MOST}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(extra: &[&str]) -> Result<Config, clap::Error> {
+        let base = ["agent", "--node", "n1", "--coordinator", "c:7443", "--advertise", "10.0.0.1:7444"];
+        Config::try_parse_from(base.iter().chain(extra))
+    }
+
+    #[test]
+    fn the_flags_of_the_manual_are_understood() {
+        let config = parse(&[
+            "--root",
+            "local-path=/srv/a/",
+            "--shared-root",
+            "nfs=/srv/b",
+            "--smart-period-ms",
+            "1000",
+        ])
+        .expect("parsed");
+        let roots = config.storage_roots().expect("roots");
+        let shown: Vec<_> = roots.iter().map(|r| (r.class.as_str(), r.path.as_str(), r.shared)).collect();
+        assert_eq!(shown, [("local-path", "/srv/a", false), ("nfs", "/srv/b", true)]);
+        assert_eq!(config.smart_period_ms, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_the_flag_that_holds_it() {
+        for flags in [
+            ["--root", "/srv/a"],
+            ["--root", "=/srv/a"],
+            ["--root", "class=srv"],
+            ["--root", "class=/srv/../etc"],
+            ["--root", "class=/"],
+            ["--smart-period-ms", "5"],
+            ["--listen", "nowhere"],
+            ["--node", "No_Name"],
+            ["--unknown", "x"],
+        ] {
+            let message = parse(&flags).expect_err(flags[1]).to_string();
+            assert!(message.contains(flags[0]), "{flags:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn roots_must_lie_apart() {
+        let error = |paths: [&str; 2]| {
+            let flags = [format!("a={}", paths[0]), format!("b={}", paths[1])];
+            parse(&["--root", &flags[0], "--shared-root", &flags[1]]).expect("parsed").storage_roots()
+        };
+        assert!(matches!(error(["/srv/a", "/srv/a/"]), Err(ConfigError::DuplicateRoot(_))));
+        assert!(matches!(error(["/srv/a/b", "/srv/a"]), Err(ConfigError::NestedRoots { .. })));
+        assert!(matches!(error(["/srv/a", "/srv/a/b"]), Err(ConfigError::NestedRoots { .. })));
+        assert!(error(["/srv/a", "/srv/ab"]).is_ok());
+    }
+
+    #[test]
+    fn only_so_many_replicas() {
+        let many = parse(&["--coordinator", "d:1", "--coordinator", "e:1", "--coordinator", "f:1"]);
+        assert!(many.expect("parsed").check_coordinators().is_err());
+    }
+}

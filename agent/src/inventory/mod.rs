@@ -1,0 +1,228 @@
+//! How large the volumes are: each folder directly below a storage root, counted by a thread for each root.
+//!
+//! ```text
+//!   waiting --period--> sampling --done--> published, waiting
+//!                          '--no step for 30 s--> stuck (a dead mount); the last sample stays, and ages
+//! ```
+//!
+//! The thread is the only one that touches the root. When its mount is dead it hangs alone, and no second one is
+//! started. Listing the root is cheap and done each period; walking the volumes takes 1 % of the time at most.
+
+mod walk;
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Dir, Mode, OFlags, StatVfsMountFlags, fstatvfs, open};
+use somersault_proto::model::AbsolutePath;
+use somersault_proto::model::limits::VOLUMES_MAX;
+use tracing::warn;
+
+use crate::clock::boottime;
+pub use walk::Usage;
+use walk::{Pace, walk_volume};
+
+/// A thread that took no step for this long hangs in its mount: one directory entry takes milliseconds even on a
+/// slow disk, and the NFS client's first complaint comes after 60 s.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+/// The walks of a root take at most one part in this many of the time.
+const WALK_DUTY: u32 = 100;
+
+/// A root as it was found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RootSample {
+    /// When.
+    pub taken_at: Duration,
+    /// The root with symbolic links resolved, for the search of its mount.
+    pub real_path: PathBuf,
+    /// Size of its filesystem.
+    pub size_bytes: u64,
+    /// What an unprivileged process could still write there.
+    pub available_bytes: u64,
+    /// It is mounted read-only.
+    pub read_only: bool,
+    /// Folders directly below, by name.
+    pub volumes: BTreeMap<String, VolumeSample>,
+}
+
+/// A volume as it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeSample {
+    /// When its walk ended.
+    pub taken_at: Duration,
+    /// What it takes.
+    pub usage: Usage,
+}
+
+/// What is known of one root.
+#[derive(Debug, Default)]
+pub struct RootWatch {
+    sample: Mutex<Option<Arc<RootSample>>>,
+    sampling: AtomicBool,
+    stepped_ms: AtomicU64,
+}
+
+impl RootWatch {
+    /// The last sample.
+    pub fn sample(&self) -> Option<Arc<RootSample>> {
+        self.sample.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The thread hangs in its mount.
+    pub fn stuck(&self) -> bool {
+        let idle = boottime().saturating_sub(Duration::from_millis(self.stepped_ms.load(Ordering::Relaxed)));
+        self.sampling.load(Ordering::Relaxed) && idle > STUCK_AFTER
+    }
+
+    fn step(&self) {
+        let now = u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX);
+        self.stepped_ms.store(now, Ordering::Relaxed);
+    }
+}
+
+/// Starts the thread of a root. It ends with the process: nobody waits for a thread that may hang.
+pub fn start(root: &Path, period: Duration) -> io::Result<Arc<RootWatch>> {
+    let watch = Arc::new(RootWatch::default());
+    let mut sampler = Sampler::new(root, period);
+    let mut last_error = String::new();
+    thread::Builder::new().name("inventory".to_owned()).spawn({
+        let watch = watch.clone();
+        move || {
+            loop {
+                watch.step();
+                watch.sampling.store(true, Ordering::Relaxed);
+                let sample = sampler.sample(&|| watch.step());
+                watch.sampling.store(false, Ordering::Relaxed);
+                match sample {
+                    Ok(sample) => {
+                        last_error.clear();
+                        *watch.sample.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(sample));
+                    }
+                    Err(error) if error.to_string() != last_error => {
+                        last_error = error.to_string();
+                        warn!(root = %sampler.root.display(), %error, "cannot look into the root");
+                    }
+                    Err(_) => {}
+                }
+                thread::sleep(period);
+            }
+        }
+    })?;
+    Ok(watch)
+}
+
+/// Samples one root, and remembers what needs no second walk yet.
+pub struct Sampler {
+    root: PathBuf,
+    period: Duration,
+    volumes: BTreeMap<String, VolumeSample>,
+    walks_due: Duration,
+    unreportable: usize,
+}
+
+impl Sampler {
+    /// For this root; volumes are walked again after `period` at the earliest.
+    pub fn new(root: &Path, period: Duration) -> Self {
+        Self {
+            root: root.to_owned(),
+            period,
+            volumes: BTreeMap::new(),
+            walks_due: Duration::ZERO,
+            unreportable: 0,
+        }
+    }
+
+    /// Lists the root, walks the new volumes, and the known ones when they are due. `step` is called at every
+    /// entry.
+    pub fn sample(&mut self, step: &dyn Fn()) -> io::Result<RootSample> {
+        let real_path = fs::canonicalize(&self.root)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = open(&self.root, flags, Mode::empty())?;
+        let filesystem = fstatvfs(&root)?;
+        step();
+        let (names, unreportable) = volume_names(&root, &self.root)?;
+        if unreportable != self.unreportable {
+            let root = self.root.display();
+            warn!(%root, folders = unreportable, "cannot report folders: odd names, or beyond {VOLUMES_MAX}");
+            self.unreportable = unreportable;
+        }
+        self.volumes.retain(|name, _| names.contains_key(name));
+        self.walk(&root, names, step);
+        let size_bytes = filesystem.f_blocks.saturating_mul(filesystem.f_frsize);
+        Ok(RootSample {
+            taken_at: boottime(),
+            real_path,
+            size_bytes,
+            available_bytes: filesystem.f_bavail.saturating_mul(filesystem.f_frsize).min(size_bytes),
+            read_only: filesystem.f_flag.contains(StatVfsMountFlags::RDONLY),
+            volumes: self.volumes.clone(),
+        })
+    }
+
+    fn walk(&mut self, root: &OwnedFd, names: BTreeMap<String, CString>, step: &dyn Fn()) {
+        let started = boottime();
+        let all_due = started >= self.walks_due;
+        let mut pace = Pace::new(step);
+        for (name, raw_name) in names {
+            if !all_due && self.volumes.contains_key(&name) {
+                continue;
+            }
+            match walk_volume(root.as_fd(), &raw_name, &mut pace) {
+                Ok(usage) => {
+                    let path = self.root.join(&name);
+                    let before = self.volumes.insert(name, VolumeSample { taken_at: boottime(), usage });
+                    if usage.skipped != before.map_or(0, |before| before.usage.skipped) {
+                        warn!(path = %path.display(), skipped = usage.skipped, "parts could not be counted");
+                    }
+                }
+                // A volume that vanished since the listing is seen as gone by the next one.
+                Err(error) => {
+                    warn!(path = %self.root.join(&name).display(), %error, "cannot count the volume");
+                }
+            }
+        }
+        if all_due {
+            let rest = pace.busy().saturating_mul(WALK_DUTY).max(self.period);
+            self.walks_due = started + rest;
+        }
+    }
+}
+
+/// Names of the folders that are volumes: not hidden ones (partial copies), not what `fsck` leaves. Besides, how
+/// many have a name that no report can hold, or are too many.
+fn volume_names(root: &OwnedFd, path: &Path) -> io::Result<(BTreeMap<String, CString>, usize)> {
+    let (mut names, mut unreportable) = (BTreeMap::new(), 0);
+    for entry in Dir::read_from(root)? {
+        let entry = entry?;
+        let raw = entry.file_name();
+        if raw.to_bytes().starts_with(b".") || raw.to_bytes() == b"lost+found" {
+            continue;
+        }
+        if !walk::is_folder(root.as_fd(), &entry) {
+            continue;
+        }
+        match raw.to_str() {
+            Ok(name) if names.len() < VOLUMES_MAX && volume_path(path, name).is_some() => {
+                names.insert(name.to_owned(), raw.to_owned());
+            }
+            _ => unreportable += 1,
+        }
+    }
+    Ok((names, unreportable))
+}
+
+/// The path of a volume as reports show it; `None` where they cannot.
+pub fn volume_path(root: &Path, name: &str) -> Option<AbsolutePath> {
+    root.join(name).to_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

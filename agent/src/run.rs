@@ -1,0 +1,176 @@
+//! Puts the agent together, and takes it apart in order: goodbye first, so that the silence that follows is
+//! nobody's alarm.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use somersault_proto::model::{Hello, PingReply};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::beat::{BeatConfig, Beats};
+use crate::config::{Config, ConfigError};
+use crate::metrics::{SessionMetrics, Sources};
+use crate::orders::Orders;
+use crate::sense::{SenseConfig, Sensed, WatchedRoot, sense, smartctl_exists};
+use crate::session::{SessionConfig, converse_for_ever};
+use crate::transfer::{TransferConfig, Transfers};
+use crate::{inventory, metrics, peer};
+
+/// Time for open streams to end. Copies are resumed later from their journals.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
+/// Why the agent ends, or does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// What it was told cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An address is taken or not this host's.
+    #[error("{flag} {address}: cannot listen there")]
+    Listen {
+        /// Which flag.
+        flag: &'static str,
+        /// What it says.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No thread to be had.
+    #[error("cannot start the {0} thread")]
+    Thread(&'static str, #[source] io::Error),
+    /// The server gave up.
+    #[error("the agent's server failed")]
+    Server(#[from] tonic::transport::Error),
+    /// The admin server gave up.
+    #[error("the admin server failed")]
+    Admin(#[source] io::Error),
+    /// A bug: one of the agent's parts ended.
+    #[error("a part of the agent ended unexpectedly")]
+    Part(#[source] Option<JoinError>),
+}
+
+/// Runs the agent until told to stop.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
+    config.check_coordinators()?;
+    let (tls, boot_id) = (config.tls()?, config.boot_id()?);
+    let roots = watch_roots(&config)?;
+    let listener = listen("--listen", config.listen).await?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(listen("--admin-listen", address).await?),
+        None => None,
+    };
+    if !smartctl_exists(&config.smartctl) {
+        warn!(program = %config.smartctl.display(), "no smartctl: disks are judged by the kernel's word alone");
+    }
+    info!(node = %config.node, %boot_id, roots = roots.len(), "starting");
+
+    let beats = Beats::start(BeatConfig {
+        node: config.node.clone(),
+        boot_id: boot_id.clone(),
+        coordinators: config.coordinators.clone(),
+        tls: tls.clone(),
+    })
+    .map_err(|source| AgentError::Thread("beat", source))?;
+
+    let transfers = Transfers::new(TransferConfig {
+        roots: roots.iter().map(|watched| watched.root.path.as_str().into()).collect(),
+        tls: tls.clone(),
+        node: config.node.clone(),
+    });
+    let orders = Orders::new(beats.shared(), transfers.clone(), tls.clone());
+    let (published, sensed) = watch::channel(Arc::new(Sensed::default()));
+    let sessions = Arc::new(SessionMetrics::default());
+    let session = SessionConfig {
+        hello: Hello {
+            node: config.node.clone(),
+            boot_id: boot_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: config.advertise.clone(),
+        },
+        tls: tls.clone(),
+        roots: roots.clone(),
+        sensed: sensed.clone(),
+        orders: orders.clone(),
+        transfers: transfers.clone(),
+        beats: beats.shared(),
+        metrics: sessions.clone(),
+    };
+    let (beat_shared, answer) = (beats.shared(), PingReply { node: config.node.clone(), boot_id });
+
+    // Parts that run for ever: the end of any of them is a bug, and the agent is restarted by whoever runs it.
+    let mut parts = JoinSet::new();
+    parts.spawn(sense(sense_config(&config, &roots), published));
+    for coordinator in config.coordinators {
+        parts.spawn(converse_for_ever(session.clone(), coordinator));
+    }
+    let mut servers: JoinSet<Result<(), AgentError>> = JoinSet::new();
+    // Not a child of `stop`: the servers go on until the goodbye is said.
+    let closing = CancellationToken::new();
+    servers.spawn({
+        let closing = closing.clone();
+        async move { Ok(peer::serve(listener, &tls, answer, &transfers, closing).await?) }
+    });
+    if let Some(listener) = admin {
+        let sources = Sources { beats: beat_shared, sessions, orders, roots, sensed };
+        let serving = metrics::serve(listener, sources, closing.clone());
+        servers.spawn(async move { serving.await.map_err(AgentError::Admin) });
+    }
+
+    let outcome = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = parts.join_next() => Err(AgentError::Part(ended.and_then(Result::err))),
+        Some(ended) = servers.join_next() => Err(match ended {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => AgentError::Part(None),
+            Err(error) => AgentError::Part(Some(error)),
+        }),
+    };
+    info!("stopping");
+    say_goodbye(beats).await;
+    closing.cancel();
+    parts.shutdown().await;
+    if timeout(STOP_MAX, async { while servers.join_next().await.is_some() {} }).await.is_err() {
+        info!("streams were still open and are cut; copies resume later");
+    }
+    outcome
+}
+
+fn watch_roots(config: &Config) -> Result<Vec<WatchedRoot>, AgentError> {
+    let watched = |root: crate::config::StorageRoot| {
+        let watch = inventory::start(Path::new(root.path.as_str()), config.inventory_period_ms)
+            .map_err(|source| AgentError::Thread("inventory", source))?;
+        Ok(WatchedRoot { root, watch })
+    };
+    config.storage_roots()?.into_iter().map(watched).collect()
+}
+
+fn sense_config(config: &Config, roots: &[WatchedRoot]) -> SenseConfig {
+    SenseConfig {
+        proc_root: config.proc_root.clone(),
+        sys_root: config.sys_root.clone(),
+        smartctl: config.smartctl.clone(),
+        kernel_period: config.kernel_period_ms,
+        smart_period: config.smart_period_ms,
+        roots: roots.to_vec(),
+    }
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, AgentError> {
+    TcpListener::bind(address).await.map_err(|source| AgentError::Listen { flag, address, source })
+}
+
+async fn say_goodbye(beats: Beats) {
+    // The thread bounds itself; this wait is off the runtime's workers all the same.
+    if tokio::task::spawn_blocking(|| beats.stop()).await.is_err() {
+        warn!("no goodbye could be said");
+    }
+}

@@ -1,0 +1,354 @@
+//! A coordinator that only listens and says what a test tells it to, and agents run inside the test.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use clap::Parser;
+use somersault_agent::config::Config;
+use somersault_agent::run::{AgentError, run};
+use somersault_proto::model::{self, FromAgent, Progress, ProgressState};
+use somersault_proto::tls::TlsFiles;
+use somersault_proto::v1;
+use somersault_proto::v1::fleet_server::{Fleet, FleetServer};
+use somersault_test_support::certs::CertAuthority;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Longer than anything takes on a busy machine; a test that waits so long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Folders and certificates of a test.
+pub struct World {
+    pub folder: TempDir,
+    authority: CertAuthority,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let authority = CertAuthority::new().expect("an authority");
+        authority.issue_coordinator(&folder.path().join("coordinator")).expect("certificates");
+        Self { folder, authority }
+    }
+
+    /// The flags of an agent on a free port, with one root that lies on the fixture's disk `sda`.
+    pub fn agent(&self, node: &str, coordinators: &[SocketAddr]) -> AgentFlags {
+        let certs = self.folder.path().join(node);
+        self.authority.issue_node(node, &certs).expect("certificates");
+        let root = self.folder.path().join(format!("{node}-root"));
+        std::fs::create_dir_all(&root).expect("created");
+        let address = free_address();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/host");
+        let mut flags: Vec<String> = ["agent", "--node", node].map(str::to_owned).into();
+        for coordinator in coordinators {
+            flags.extend(["--coordinator".to_owned(), coordinator.to_string()]);
+        }
+        let more = [
+            ("--certs", certs.display().to_string()),
+            ("--listen", address.to_string()),
+            ("--advertise", address.to_string()),
+            ("--root", format!("local-path={}", root.display())),
+            ("--proc-root", fixture.join("proc").display().to_string()),
+            ("--sys-root", fixture.join("sys").display().to_string()),
+            ("--smartctl", "/nonexistent/smartctl".to_owned()),
+            ("--kernel-period-ms", "100".to_owned()),
+            ("--smart-period-ms", "100".to_owned()),
+            ("--inventory-period-ms", "100".to_owned()),
+        ];
+        flags.extend(more.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        AgentFlags { flags, root, address }
+    }
+}
+
+pub struct AgentFlags {
+    pub flags: Vec<String>,
+    pub root: PathBuf,
+    pub address: SocketAddr,
+}
+
+impl AgentFlags {
+    pub fn with(mut self, flag: &str, value: &str) -> Self {
+        match self.flags.iter().position(|given| given == flag) {
+            Some(at) => value.clone_into(&mut self.flags[at + 1]),
+            None => self.flags.extend([flag.to_owned(), value.to_owned()]),
+        }
+        self
+    }
+
+    pub fn start(self) -> Agent {
+        let config = Config::try_parse_from(&self.flags).expect("flags");
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(config, stop.clone()));
+        Agent { stop, task, root: self.root, address: self.address }
+    }
+}
+
+/// An agent that runs inside the test.
+pub struct Agent {
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), AgentError>>,
+    pub root: PathBuf,
+    pub address: SocketAddr,
+}
+
+impl Agent {
+    pub async fn stop(self) -> Result<(), AgentError> {
+        self.stop.cancel();
+        timeout(PATIENCE, self.task).await.expect("the agent stops").expect("no panic")
+    }
+}
+
+/// What the coordinator heard.
+#[derive(Debug)]
+pub enum Heard {
+    Beat(model::Beat),
+    Said(FromAgent),
+}
+
+/// How the coordinator answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// `None`: it does not lead, and grants nothing.
+    pub grants: Option<Duration>,
+    pub epoch: u64,
+}
+
+pub struct Coordinator {
+    pub address: SocketAddr,
+    pub heard: mpsc::UnboundedReceiver<(Instant, Heard)>,
+    orders: broadcast::Sender<v1::Order>,
+    epoch: u64,
+    /// Of its own: connections die with it, as with a process.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Coordinator {
+    pub async fn start(world: &World, manner: Manner) -> Self {
+        Self::start_at(world, manner, "127.0.0.1:0".parse().expect("an address")).await
+    }
+
+    pub async fn start_at(world: &World, manner: Manner, address: SocketAddr) -> Self {
+        let tls = TlsFiles::read(&world.folder.path().join("coordinator")).expect("certificates");
+        let listener = listen(address).await;
+        let address = listener.local_addr().expect("an address");
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let (heard_tx, heard) = mpsc::unbounded_channel();
+        let (orders, _) = broadcast::channel(64);
+        let service = Service { manner, heard: heard_tx, orders: orders.clone() };
+        let router =
+            Server::builder().tls_config(tls.server()).expect("TLS").add_service(FleetServer::new(service));
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            router.serve_with_incoming(TcpIncoming::from(listener)).await.expect("serves");
+        });
+        Self { address, heard, orders, epoch: manner.epoch, runtime: Some(runtime) }
+    }
+
+    /// Dies without a word.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    pub fn order(&self, id: &str, kind: v1::order::Kind) {
+        self.order_of(self.epoch, id, kind);
+    }
+
+    pub fn order_of(&self, epoch: u64, id: &str, kind: v1::order::Kind) {
+        let order = v1::Order { id: id.to_owned(), epoch, kind: Some(kind) };
+        self.orders.send(order).expect("a session is open");
+    }
+
+    /// The first message of which `look` makes something.
+    pub async fn hear<T>(&mut self, mut look: impl FnMut(Instant, Heard) -> Option<T>) -> T {
+        let search = async {
+            loop {
+                let (at, heard) = self.heard.recv().await.expect("the coordinator runs");
+                if let Some(found) = look(at, heard) {
+                    return found;
+                }
+            }
+        };
+        timeout(PATIENCE, search).await.expect("the awaited message")
+    }
+
+    pub async fn beat(&mut self) -> (Instant, model::Beat) {
+        self.hear(|at, heard| match heard {
+            Heard::Beat(beat) => Some((at, beat)),
+            Heard::Said(_) => None,
+        })
+        .await
+    }
+
+    pub async fn said<T>(&mut self, mut look: impl FnMut(FromAgent) -> Option<T>) -> T {
+        self.hear(|_, heard| match heard {
+            Heard::Said(message) => look(message),
+            Heard::Beat(_) => None,
+        })
+        .await
+    }
+
+    pub async fn session(&mut self) -> model::Hello {
+        self.said(|message| if let FromAgent::Hello(hello) = message { Some(hello) } else { None }).await
+    }
+
+    pub async fn report(&mut self, mut wanted: impl FnMut(&model::Report) -> bool) -> model::Report {
+        self.said(|message| match message {
+            FromAgent::Report(report) if wanted(&report) => Some(report),
+            _ => None,
+        })
+        .await
+    }
+
+    /// How an order ended.
+    pub async fn outcome(&mut self, id: &str) -> ProgressState {
+        self.said(|message| match message {
+            FromAgent::Progress(Progress { order, state }) if order == id => {
+                (!matches!(state, ProgressState::Running { .. })).then_some(state)
+            }
+            _ => None,
+        })
+        .await
+    }
+}
+
+struct Service {
+    manner: Manner,
+    heard: mpsc::UnboundedSender<(Instant, Heard)>,
+    orders: broadcast::Sender<v1::Order>,
+}
+
+type Reply<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Fleet for Service {
+    type HeartbeatStream = Reply<v1::Grant>;
+    type SessionStream = Reply<v1::FromCoordinator>;
+
+    async fn heartbeat(
+        &self,
+        request: Request<Streaming<v1::Beat>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let (manner, heard) = (self.manner, self.heard.clone());
+        let grants = request.into_inner().filter_map(move |wire| {
+            let beat = model::Beat::try_from(wire.ok()?).expect("a valid beat");
+            let sequence = beat.sequence;
+            let _listening = heard.send((Instant::now(), Heard::Beat(beat)));
+            let beat_interval = manner.grants?;
+            let grant = model::Grant {
+                sequence,
+                epoch: manner.epoch,
+                beat_interval,
+                lease: Duration::from_secs(30),
+                watchdog: Duration::from_secs(10),
+                policy_hash: 1,
+            };
+            Some(Ok(grant.into()))
+        });
+        Ok(Response::new(Box::pin(grants)))
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::FromAgent>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (heard, mut orders) = (self.heard.clone(), self.orders.subscribe());
+        let (outbox, messages) = mpsc::channel(64);
+        let welcome = v1::from_coordinator::Message::Welcome(v1::Welcome {
+            epoch: self.manner.epoch,
+            // The public key of RFC 8032, section 7.1, test 1.
+            token_key: [
+                0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07,
+                0x3a, 0x0e, 0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07,
+                0x51, 0x1a,
+            ]
+            .to_vec()
+            .into(),
+            report_period_ms: 60_000,
+        });
+        let send = |message| Ok(v1::FromCoordinator { message: Some(message) });
+        outbox.send(send(welcome)).await.expect("room");
+        let mut inbox = request.into_inner();
+        tokio::spawn(async move {
+            while let Some(Ok(wire)) = inbox.next().await {
+                let message = FromAgent::try_from(wire).expect("a valid message");
+                let _listening = heard.send((Instant::now(), Heard::Said(message)));
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok(order) = orders.recv().await {
+                if outbox.send(send(v1::from_coordinator::Message::Order(order))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}
+
+/// Listens; an address that was in use a moment ago may need another moment.
+async fn listen(address: SocketAddr) -> std::net::TcpListener {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener.into_std().expect("a listener"),
+            Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A loopback address that nobody listens on now.
+pub fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address")
+}
+
+/// Shared lines that a test's fake smartctl prints next.
+#[derive(Clone)]
+pub struct FakeSmartctl {
+    folder: Arc<TempDir>,
+    lock: Arc<Mutex<()>>,
+}
+
+impl FakeSmartctl {
+    pub fn new(report: &str) -> Self {
+        let fake = Self { folder: Arc::new(tempfile::tempdir().expect("a folder")), lock: Arc::default() };
+        fake.say(report);
+        // Written by a child, so that no descriptor of ours is open for writing when another thread forks.
+        let script = format!("#!/bin/sh\\ncat {}/report\\n", fake.folder.path().display());
+        let shell = format!("printf '{script}' > '{0}' && chmod 755 '{0}'", fake.program().display());
+        assert!(std::process::Command::new("sh").args(["-c", &shell]).status().expect("a shell").success());
+        fake
+    }
+
+    pub fn program(&self) -> PathBuf {
+        self.folder.path().join("smartctl")
+    }
+
+    pub fn say(&self, report: &str) {
+        let _one_at_a_time = self.lock.lock().expect("no panic");
+        let (new, old) = (self.folder.path().join("new"), self.folder.path().join("report"));
+        std::fs::write(&new, report).expect("written");
+        std::fs::rename(new, old).expect("renamed");
+    }
+}
