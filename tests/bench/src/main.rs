@@ -1,2 +1,60 @@
-//! Placeholder head.
-fn main() {}
+//! `make bench`: how fast a dead node is declared, and whether a loaded machine makes a living one look dead.
+//!
+//! Real coordinator, real agents, each on a node of its own (network, mounts, processes), fast profile.
+
+mod detection;
+mod fleet;
+mod statistics;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use somersault_test_support::world::enter;
+
+#[derive(Parser)]
+#[command(name = "somersault-bench", version, about = "Measures Somersault on this machine")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Time from a node's last beat to the verdict; false verdicts beside a CPU hog.
+    Detection {
+        /// How often the plug is pulled.
+        #[arg(long, default_value_t = 50)]
+        repetitions: usize,
+        /// How long the CPU hog runs.
+        #[arg(long, default_value_t = 60)]
+        hog_seconds: u64,
+    },
+    /// First process of a node.
+    #[command(hide = true)]
+    Node {
+        /// The node's specification.
+        specification: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
+    let what = Cli::parse().what;
+    let (repetitions, hog) = match what {
+        What::Node { specification } => return fleet::run_node(&specification).map(|()| ExitCode::SUCCESS),
+        What::Detection { repetitions, hog_seconds } => (repetitions, Duration::from_secs(hog_seconds)),
+    };
+    match enter::enter()? {
+        Some(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1).into()),
+        None => detection::run(repetitions, hog).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,4 +1,4 @@
-//! A node's first process: stand-in for init, for the kubelet, and for the DaemonSet that runs the agent.
+//! A node's first process: stand-in for init, for the kubelet, and for the `DaemonSet` that runs the agent.
 //!
 //! It starts and stops VM processes as the control plane says, and says what runs. While the control plane is
 //! out of reach everything goes on as it is: silence stops nothing.
@@ -6,16 +6,16 @@
 use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+use somersault_test_support::world::network;
 use somersault_test_support::world::node::{NodeSpec, settle_in};
-use somersault_test_support::world::{network, power};
+use somersault_test_support::world::programs::Agent;
 
 use crate::standin::kubelets::{PORT, PodState, Status, Wanted, WantedPod, read_line, write_line};
 
@@ -23,26 +23,6 @@ const PERIOD: Duration = Duration::from_millis(100);
 const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The control plane answers at once, or not at all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A crashing agent is started again, not more often than this.
-const RESTART_PERIOD: Duration = Duration::from_secs(1);
-
-/// The DaemonSet's pod of this node. Kept beside the node's specification, as `kubelet.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AgentPod {
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// Folders in front of the PATH.
-    pub path: Vec<PathBuf>,
-    /// Its log.
-    pub log: PathBuf,
-}
-
-impl AgentPod {
-    /// Where it is kept.
-    pub fn file(node_spec: &Path) -> PathBuf {
-        node_spec.with_file_name("kubelet.json")
-    }
-}
 
 struct Kubelet {
     node: String,
@@ -59,28 +39,18 @@ enum Guest {
 /// Runs until the power goes.
 pub fn run(spec_file: &Path) -> Result<()> {
     let spec = NodeSpec::read(spec_file)?;
-    let agent: AgentPod = serde_json::from_slice(&std::fs::read(AgentPod::file(spec_file))?)?;
-    let agent_log = power::open_log(&agent.log)?;
+    let mut agent = Agent::of(spec_file)?;
     settle_in(&spec)?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     let mut kubelet = Kubelet { node: spec.name, boot_id, guests: BTreeMap::new(), applied: 0 };
     let mut connection: Option<BufReader<TcpStream>> = None;
-    let mut agent_process: Option<Child> = None;
-    let mut agent_started = None;
     loop {
-        let ended = match agent_process.as_mut() {
-            None => true,
-            Some(process) => process.try_wait()?.is_some(),
-        };
-        if ended && agent_started.is_none_or(|at: Instant| at.elapsed() > RESTART_PERIOD) {
-            agent_started = Some(Instant::now());
-            agent_process = start_agent(&agent, &agent_log).inspect_err(complain).ok();
-        }
+        agent.keep_running().unwrap_or_else(|error| complain(&error));
         kubelet.reap()?;
         connection = connection.or_else(dial).and_then(|mut stream| {
             let wanted =
                 kubelet.converse(&mut stream).inspect_err(|error| eprintln!("kubelet: {error:#}")).ok()?;
-            kubelet.apply(wanted);
+            kubelet.apply(&wanted);
             Some(stream)
         });
         std::thread::sleep(PERIOD);
@@ -89,20 +59,6 @@ pub fn run(spec_file: &Path) -> Result<()> {
 
 fn complain(error: &anyhow::Error) {
     eprintln!("kubelet: {error:#}");
-}
-
-fn start_agent(agent: &AgentPod, log: &std::fs::File) -> Result<Child> {
-    let mut path: Vec<PathBuf> = agent.path.clone();
-    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    let (program, arguments) = agent.command.split_first().context("an agent pod without a command")?;
-    Command::new(program)
-        .args(arguments)
-        .env("PATH", std::env::join_paths(path)?)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log.try_clone()?)
-        .spawn()
-        .with_context(|| format!("starting {program}"))
 }
 
 fn dial() -> Option<BufReader<TcpStream>> {
@@ -122,7 +78,7 @@ impl Kubelet {
         read_line(stream)
     }
 
-    fn apply(&mut self, wanted: Wanted) {
+    fn apply(&mut self, wanted: &Wanted) {
         for pod in &wanted.pods {
             if !self.guests.contains_key(&pod.uid) {
                 let guest = if pod.started { Guest::Ended(None) } else { self.start(pod) };

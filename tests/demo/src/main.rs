@@ -13,6 +13,7 @@
 mod guest;
 mod kubelet;
 mod power;
+mod progress;
 mod standin;
 mod steps;
 mod table;

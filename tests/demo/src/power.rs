@@ -1,4 +1,4 @@
-//! The demo's power switch: a fence agent by the ClusterLabs FenceAgentAPI
+//! The demo's power switch: a fence agent by the ClusterLabs `FenceAgentAPI`
 //! (<https://github.com/ClusterLabs/fence-agents/blob/main/doc/FenceAgentAPI.md>).
 //!
 //! Options come on standard input as `name=value` lines; unknown ones are ignored, the last of a name counts.

@@ -111,7 +111,7 @@ pub fn log_tails(logs: &Path) -> String {
         let lines: Vec<_> = log.lines().collect();
         let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
         if !tail.is_empty() {
-            text += &format!("--- {}\n{}\n", file.file_name().display(), tail.join("\n"));
+            text.extend(["--- ", &file.file_name().to_string_lossy(), "\n", &tail.join("\n"), "\n"]);
         }
     }
     text

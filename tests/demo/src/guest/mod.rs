@@ -17,7 +17,7 @@ const BEAT: Duration = Duration::from_millis(100);
 /// What a VM is told at its start.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The instance (uid of the VirtualMachineInstance, shortened).
+    /// The instance (uid of the `VirtualMachineInstance`, shortened).
     #[arg(long)]
     instance: String,
     /// The node that it runs on.

@@ -1,20 +1,73 @@
 //! The demo's story, step by step. Each step asserts what it shows, by reading objects, disks and processes.
+//!
+//! ```text
+//!   build ──► overview ──► plug (n1 dies) ──► migrate (n2 → n3) ──► failing_disk (n3 → nfs) ──► comeback (n1)
+//! ```
 
 mod build;
+mod comeback;
+mod failing_disk;
+mod migrate;
+mod overview;
+mod plug;
+mod stage;
+mod summary;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::libc::SIGINT;
+
+use self::stage::Stage;
+use self::summary::Summary;
+use crate::table::heading;
+use crate::watch::log_tails;
+use crate::world::layout::Layout;
+
+/// Exit code of a program that Ctrl-C ended, as shells have it.
+const INTERRUPTED: i32 = 128 + SIGINT;
 
 /// Runs the demo.
 pub fn run_all() -> Result<()> {
+    exit_on_interrupt()?;
     let stage = build::run()?;
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    for vm in build::VMS {
-        for f in stage.journals(vm)? {
-            println!("{vm} {f:?}");
-        }
+    let mut summary = Summary::default();
+    if let Err(error) = story(&stage, &mut summary) {
+        summary.print();
+        eprintln!("\n{}", log_tails(&stage.layout.logs));
+        return Err(
+            error.context(format!("the demo failed; logs are in {}", Layout::short(&stage.layout.logs)))
+        );
     }
-    println!("{:?}", crate::world::nodes::press(&stage.layout, "status", "n1")?);
-    crate::world::nodes::press(&stage.layout, "off", "n1")?;
-    println!("{:?}", crate::world::nodes::press(&stage.layout, "status", "n1")?);
+    summary.print();
+    println!(
+        "\nEvery step held, in {:.0} s. Manifests, disks and logs are kept in {}.",
+        stage.began.elapsed().as_secs_f32(),
+        Layout::short(&stage.layout.work)
+    );
+    Ok(())
+}
+
+fn story(stage: &Stage, summary: &mut Summary) -> Result<()> {
+    heading("1  Who is where, and who would survive what");
+    let _coordinator = overview::run(stage, summary).context("step 1, the overview")?;
+    heading("2  The network plug of n1 is pulled");
+    plug::run(stage, summary).context("step 2, the plug")?;
+    heading("3  A VM moves from n2 to n3 with its local disks");
+    migrate::run(stage, summary).context("step 3, the migration")?;
+    heading("4  The disk of n3 begins to fail");
+    failing_disk::run(stage, summary).context("step 4, the failing disk")?;
+    heading("5  n1 comes back");
+    comeback::run(stage, summary).context("step 5, the return")
+}
+
+/// As first process of its namespaces this program takes everything with it when it ends.
+fn exit_on_interrupt() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let wait = async {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            eprintln!("\ninterrupted; everything that ran ends now");
+            std::process::exit(INTERRUPTED);
+        }
+    };
+    std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || runtime.block_on(wait))?;
     Ok(())
 }

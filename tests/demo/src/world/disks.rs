@@ -101,7 +101,7 @@ fn write_content(folder: &Path, disk: &Disk) -> io::Result<()> {
     std::os::unix::fs::symlink("../etc/hostname", folder.join("var/name"))?;
     let file_mib = 8;
     for number in 0..disk.data_mib / file_mib {
-        let name = format!("{:02}.bin", number);
+        let name = format!("{number:02}.bin");
         let seed = format!("{} {name}", disk.volume);
         let mut noise = blake3::Hasher::new().update(seed.as_bytes()).finalize_xof();
         let mut file = File::create(data.join(name))?;

@@ -4,6 +4,7 @@ pub mod disks;
 pub mod layout;
 pub mod nodes;
 pub mod programs;
+pub mod smart;
 
 use std::path::Path;
 

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use somersault_test_support::certs::CertAuthority;
 use somersault_test_support::world::network;
 use somersault_test_support::world::node::NodeSpec;
+use somersault_test_support::world::programs::AgentPod;
 
 use super::layout::Layout;
-use super::programs::{AGENT_PORT, COORDINATOR_PORT};
-use crate::kubelet::AgentPod;
+use super::smart;
 use crate::power;
 
 /// Their names, in the order of their numbers.
@@ -30,12 +30,12 @@ pub fn build(layout: &Layout, authority: &CertAuthority) -> Result<()> {
         for folder in ["local-path", "hostpath", "etc/bin"] {
             std::fs::create_dir_all(home.join(folder)).with_context(|| format!("making {node}'s folders"))?;
         }
+        smart::install(layout, node)?;
         authority.issue_node(node, &home.join("etc/tls"))?;
         let spec = specification(layout, &program, node, number);
         let file = home.join("node.json");
         spec.write(&file)?;
-        let pod = serde_json::to_vec_pretty(&agent_pod(layout, &spec))?;
-        std::fs::write(AgentPod::file(&file), pod).context("writing the agent's pod")?;
+        agent_pod(layout, &spec).write(&file)?;
     }
     Ok(())
 }
@@ -57,29 +57,17 @@ fn specification(layout: &Layout, program: &std::path::Path, node: &str, number:
 }
 
 fn agent_pod(layout: &Layout, spec: &NodeSpec) -> AgentPod {
-    let path = |folder: &str| spec.path(folder).display().to_string();
-    let command = [
-        layout.program("somersault-agent").display().to_string(),
-        "--node".to_owned(),
-        spec.name.clone(),
-        "--coordinator".to_owned(),
-        format!("{}:{COORDINATOR_PORT}", network::GATEWAY),
-        "--listen".to_owned(),
-        format!("{}:{AGENT_PORT}", network::address(spec.number)),
-        "--tls".to_owned(),
-        path("etc/tls"),
-        "--root".to_owned(),
-        format!("local-path={}", path("local-path")),
-        "--root".to_owned(),
-        format!("hostpath={}", path("hostpath")),
-        "--shared-root".to_owned(),
-        format!("nfs={}", path("nfs")),
-    ];
-    AgentPod {
-        command: command.to_vec(),
-        path: vec![spec.path("etc/bin")],
-        log: layout.log(&format!("{}-agent", spec.name)),
-    }
+    let root = |class: &str| format!("{class}={}", spec.path(class).display());
+    let log = layout.log(&format!("{}-agent", spec.name));
+    AgentPod::new(&layout.programs, spec, log).with([
+        format!("--root={}", root("local-path")),
+        format!("--root={}", root("hostpath")),
+        format!("--shared-root={}", root("nfs")),
+        // A demo has no time for the usual minute and ten minutes.
+        "--kernel-period-ms=1000".to_owned(),
+        "--smart-period-ms=1000".to_owned(),
+        "--inventory-period-ms=1000".to_owned(),
+    ])
 }
 
 /// The fence agent.

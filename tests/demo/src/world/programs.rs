@@ -1,61 +1,38 @@
 //! The programs under test: the coordinator as a process, the command line as a tool.
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::collections::BTreeMap;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use somersault_test_support::world::{network, power};
+use serde_json::{Value, json};
+use somersault_test_support::certs::CertAuthority;
+use somersault_test_support::world::programs::{self, CoordinatorFlags, Process};
 
 use super::layout::Layout;
+use super::nodes::{NODES, power_switch};
+use super::write;
 
-/// Where the coordinator serves the agents.
-pub const COORDINATOR_PORT: u16 = 7443;
-/// Where an agent serves its peers.
-pub const AGENT_PORT: u16 = 7444;
+const POLICY: &str = include_str!("../../policy.yaml");
 
-/// A process that is killed with this value.
-pub struct Process {
-    child: Child,
-    name: &'static str,
-}
-
-impl Process {
-    /// An error when it has ended.
-    pub fn check(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("{} ended ({status})", self.name),
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Already gone is as good.
-        let _killed = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-/// Starts the coordinator.
-pub fn start_coordinator(layout: &Layout, policy: &Path, tls: &Path) -> Result<Process> {
-    let log = power::open_log(&layout.log("coordinator"))?;
-    let child = Command::new(layout.program("somersault-coordinator"))
-        .arg("--cluster")
-        .arg(format!("dir:{}", layout.cluster.display()))
-        .arg("--policy")
-        .arg(policy)
-        .arg("--listen")
-        .arg(format!("{}:{COORDINATOR_PORT}", network::GATEWAY))
-        .arg("--tls")
-        .arg(tls)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("starting the coordinator")?;
-    Ok(Process { child, name: "the coordinator" })
+/// Starts the coordinator, with the demo's policy and power switch.
+pub fn start_coordinator(layout: &Layout, authority: &CertAuthority) -> Result<Process> {
+    let folder = layout.work.join("coordinator");
+    let (certs, policy, fence) = (folder.join("tls"), folder.join("policy.yaml"), folder.join("fence.yaml"));
+    authority.issue_coordinator(&certs)?;
+    write(&policy, POLICY)?;
+    let switch = power_switch(layout);
+    let agent = |node| (node, json!({"agent": switch, "options": {"plug": node}}));
+    let nodes: BTreeMap<_, _> = NODES.into_iter().map(agent).collect();
+    // JSON is YAML.
+    write(&fence, &json!({"nodes": nodes}).to_string())?;
+    programs::start_coordinator(&CoordinatorFlags {
+        programs: &layout.programs,
+        cluster: &layout.cluster,
+        certs: &certs,
+        policy: &policy,
+        fence_config: Some(&fence),
+        log: &layout.log("coordinator"),
+    })
 }
 
 /// The command line on the demo's cluster.

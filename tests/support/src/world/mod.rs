@@ -20,3 +20,4 @@ pub mod enter;
 pub mod network;
 pub mod node;
 pub mod power;
+pub mod programs;
