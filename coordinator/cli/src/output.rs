@@ -4,7 +4,8 @@
 //! terminal.
 
 use std::borrow::Cow;
-use std::io::{self, IsTerminal, Write};
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -65,10 +66,10 @@ pub fn tell_problems(problems: &[Problem]) -> Exit {
 fn describe(problem: &Problem) -> String {
     let mut text = problem.file.clone();
     if problem.document > 0 {
-        text.push_str(&format!(", document {}", problem.document));
+        let _ = write!(text, ", document {}", problem.document);
     }
     if !problem.object.is_empty() {
-        text.push_str(&format!(" ({})", problem.object));
+        let _ = write!(text, " ({})", problem.object);
     }
     format!("{text}: {}", problem.message)
 }

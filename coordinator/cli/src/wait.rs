@@ -1,6 +1,6 @@
 //! Waiting for a migration or an evacuation, with bars on a terminal and lines elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::thread;
@@ -49,7 +49,7 @@ pub fn migration(global: &Global, store: &Store, key: &Key, timeout: Duration) -
                 _ => Ok(Exit::Failed),
             };
         }
-        patience.rest(&format!("VolumeMigration {key}"), status.epoch > 0)?;
+        patience.rest(&format!("VolumeMigration {key}"), status != VolumeMigrationStatus::default())?;
     }
 }
 
@@ -67,21 +67,22 @@ pub fn evacuation(global: &Global, store: &Store, name: &str, timeout: Duration)
                 bars.show(&key, &migration.status.unwrap_or_default());
             }
         }
-        let waits = !status.plan.is_empty()
-            && status.plan.iter().any(|planned| planned.state == PlanState::PreCopied)
-            && status
-                .plan
-                .iter()
-                .all(|planned| !matches!(planned.state, PlanState::Running | PlanState::Waiting));
+        bars.tell_stuck(&status);
+        let waits = waits_for_word(&status);
         if status.complete || waits {
             bars.clear();
             output::print(global.output, &status, || evacuation_text(name, &status, waits))?;
             let failed = status.plan.iter().any(|planned| planned.state == PlanState::Failed);
-            let refused = status.plan.is_empty() && status.complete && !status.message.is_empty();
-            return Ok(if failed || (refused && !object.spec.dry_run) { Exit::Failed } else { Exit::Ok });
+            return Ok(if failed || object.spec.cancelled { Exit::Failed } else { Exit::Ok });
         }
-        patience.rest(&format!("Evacuation {name}"), status.epoch > 0)?;
+        patience.rest(&format!("Evacuation {name}"), status != EvacuationStatus::default())?;
     }
+}
+
+/// Everything that can be copied ahead is, and nothing more happens without a person's word.
+fn waits_for_word(status: &EvacuationStatus) -> bool {
+    let is = |state: PlanState| status.plan.iter().any(|planned| planned.state == state);
+    is(PlanState::PreCopied) && !is(PlanState::Running) && !is(PlanState::Waiting)
 }
 
 fn read<T: DeserializeOwned>(store: &Store, id: &ObjectId) -> Result<T, Failure> {
@@ -161,7 +162,8 @@ impl Patience {
 
     fn rest(&mut self, what: &str, taken_up: bool) -> Result<(), Failure> {
         let waited = self.begun.elapsed();
-        if waited >= self.timeout {
+        let left = self.timeout.saturating_sub(waited);
+        if left.is_zero() {
             let limit = units::seconds(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
             return Err(Failure::TimedOut(format!("{what} has not ended after {limit}; it goes on")));
         }
@@ -172,7 +174,7 @@ impl Patience {
                 "{what}: no coordinator has taken it up yet; is one running on this cluster?"
             );
         }
-        thread::sleep(LOOK_EVERY.min(self.timeout - waited));
+        thread::sleep(LOOK_EVERY.min(left));
         Ok(())
     }
 }
@@ -180,21 +182,28 @@ impl Patience {
 /// One bar for each migration on a terminal; elsewhere a line when the phase or ten percent change.
 struct Bars {
     multi: MultiProgress,
-    bars: BTreeMap<Key, ProgressBar>,
+    by_migration: BTreeMap<Key, ProgressBar>,
     told: BTreeMap<Key, (Phase, Option<u64>)>,
+    stuck: BTreeSet<String>,
     terminal: bool,
 }
 
 impl Bars {
     fn new() -> Self {
         let terminal = io::stderr().is_terminal();
-        Self { multi: MultiProgress::new(), bars: BTreeMap::new(), told: BTreeMap::new(), terminal }
+        Self {
+            multi: MultiProgress::new(),
+            by_migration: BTreeMap::new(),
+            told: BTreeMap::new(),
+            stuck: BTreeSet::new(),
+            terminal,
+        }
     }
 
     fn show(&mut self, key: &Key, status: &VolumeMigrationStatus) {
         let progress = status.progress.unwrap_or_default();
         if self.terminal {
-            let bar = self.bars.entry(key.clone()).or_insert_with(|| self.multi.add(new_bar(key)));
+            let bar = self.by_migration.entry(key.clone()).or_insert_with(|| self.multi.add(new_bar(key)));
             bar.set_length(progress.total_bytes);
             bar.set_position(progress.done_bytes);
             bar.set_message(format!("{:?} {}", status.phase, progress_words(&progress)));
@@ -210,8 +219,23 @@ impl Bars {
         }
     }
 
+    /// Says once why a migration of an evacuation does not begin.
+    fn tell_stuck(&mut self, status: &EvacuationStatus) {
+        let stuck = status.plan.iter().filter(|p| p.state == PlanState::Waiting && !p.message.is_empty());
+        for planned in stuck {
+            let subject = format!("{}/{}", planned.subject.namespace, planned.subject.name);
+            let line = clean(&format!("{subject} waits: {}", planned.message)).into_owned();
+            if self.stuck.insert(line.clone()) {
+                let _ = self.multi.println(&line);
+                if !self.terminal {
+                    let _ = writeln!(io::stderr(), "{line}");
+                }
+            }
+        }
+    }
+
     fn clear(&self) {
-        for bar in self.bars.values() {
+        for bar in self.by_migration.values() {
             bar.finish_and_clear();
         }
     }
@@ -232,9 +256,9 @@ fn progress_words(progress: &somersault_crd::volume_migration::CopyProgress) -> 
     }
     let mut words =
         format!("{} of {}", units::bytes(progress.done_bytes), units::bytes(progress.total_bytes));
-    if progress.rate_bytes_per_second > 0 {
-        let left = progress.total_bytes.saturating_sub(progress.done_bytes) / progress.rate_bytes_per_second;
-        let _ = write!(words, ", {}/s, {left} s left", units::bytes(progress.rate_bytes_per_second));
+    let left = progress.total_bytes.saturating_sub(progress.done_bytes);
+    if let Some(seconds) = left.checked_div(progress.rate_bytes_per_second) {
+        let _ = write!(words, ", {}/s, {seconds} s left", units::bytes(progress.rate_bytes_per_second));
     }
     words
 }

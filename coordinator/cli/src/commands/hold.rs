@@ -32,16 +32,16 @@ pub fn run(global: &Global, args: &ReleaseHoldArgs) -> Result<Exit, Failure> {
         return Err(Failure::Refused("no node is in a storm hold".to_owned()));
     }
     // Any change of the text releases the hold once; a later storm holds again.
-    let word = format!("{} by {}", Timestamp::now(), requests::whose_word(args.by.as_deref())?);
+    let text = format!("{} by {}", Timestamp::now(), requests::whose_word(args.by.as_deref())?);
     let id = ObjectId::cluster(KIND, POLICY_NAME);
     store.transaction(|transaction| {
         if transaction.get(&id)?.is_some() {
             return transaction.patch(&id, |policy| {
-                policy["spec"]["holdRelease"] = json!(word);
+                policy["spec"]["holdRelease"] = json!(text);
                 Ok(())
             });
         }
-        let spec = RecoveryPolicySpec { hold_release: Some(word.clone()), ..RecoveryPolicySpec::default() };
+        let spec = RecoveryPolicySpec { hold_release: Some(text.clone()), ..RecoveryPolicySpec::default() };
         let metadata = ObjectMeta { name: Some(POLICY_NAME.to_owned()), ..ObjectMeta::default() };
         transaction.create(json!(RecoveryPolicy { metadata, spec }))
     })?;

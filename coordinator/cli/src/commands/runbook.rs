@@ -18,7 +18,8 @@ struct Runbook {
     /// Whether the node really is declared dead; otherwise the text is about what would be.
     incident: bool,
     /// Markdown.
-    runbook: String,
+    #[serde(rename = "runbook")]
+    text: String,
 }
 
 /// Runs the command.
@@ -28,16 +29,14 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
         world::end(&world);
     })?;
     let recovery = world.recoveries.get(&key).and_then(|recovery| recovery.status.as_ref());
-    let stored = recovery.and_then(|status| Some((status.runbook.clone()?, status.node.clone())));
-    let (incident, (text, node)) = match stored {
-        Some((text, node)) => (true, (text, Some(node))),
-        None => {
-            let (decision, node) = decide_for_vm(&world, &key);
-            (false, (runbook(&world.fleet, &decision), node.map(|node| node.to_string())))
-        }
-    };
+    let stored = recovery.and_then(|status| Some((status.runbook.clone()?, Some(status.node.clone()))));
+    let incident = stored.is_some();
+    let (text, node) = stored.unwrap_or_else(|| {
+        let (decision, node) = decide_for_vm(&world, &key);
+        (runbook(&world.fleet, &decision), node.map(|node| node.to_string()))
+    });
     let answer =
-        Runbook { namespace: key.namespace, name: key.name, node, incident, runbook: clean_lines(&text) };
-    output::print(global.output, &answer, || answer.runbook.clone())?;
+        Runbook { namespace: key.namespace, name: key.name, node, incident, text: clean_lines(&text) };
+    output::print(global.output, &answer, || answer.text.clone())?;
     Ok(world::end(&world))
 }

@@ -48,7 +48,7 @@ fn watch(global: &Global, source: &SourceArgs) -> Result<Exit, Failure> {
 fn screen(text: &str) -> String {
     let mut screen = String::from("\u{1b}[H");
     for line in text.lines() {
-        let _ = write!(screen, "{line}\u{1b}[K\n");
+        let _ = writeln!(screen, "{line}\u{1b}[K");
     }
     screen.push_str("\u{1b}[J");
     screen

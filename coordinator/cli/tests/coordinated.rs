@@ -1,0 +1,242 @@
+//! A cluster on which a coordinator has written: what people see, and what they may say.
+
+mod common;
+
+use anyhow::{Context, Result};
+use common::Cluster;
+use serde_json::{Value, json};
+use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::names::Key;
+
+fn stored(cluster: &Cluster, id: &ObjectId) -> Result<Value> {
+    cluster.store()?.get(id)?.with_context(|| format!("{id} is not there"))
+}
+
+fn migration(name: &str) -> ObjectId {
+    ObjectId::namespaced("VolumeMigration", &Key::new("default", name))
+}
+
+#[test]
+fn status_shows_states_proofs_usage_and_health() -> Result<()> {
+    let ran = Cluster::coordinated()?.run(&["status"])?;
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{}", ran.out);
+    assert!(ran.line("n1").contains("AwaitingProof"), "{}", ran.out);
+    assert!(ran.line("n1").contains("possible: PowerOffConfirmed, HumanAttested"), "{}", ran.out);
+    assert!(ran.line("n2").contains("nvme0n1 Failing (ReallocatedSectors)"), "{}", ran.out);
+    assert!(ran.line("STORM HOLD").contains("n3"), "{}", ran.out);
+    assert!(ran.line("default/db ").contains("in doubt (was Running)"), "{}", ran.out);
+    assert!(ran.line("default/db ").contains("NeedsPerson"), "{}", ran.out);
+    assert!(ran.line("default/db-data").contains("1.5 GiB"), "{}", ran.out);
+    assert!(ran.line("default/batch-root").contains("Failing"), "{}", ran.out);
+    assert!(ran.line("default/web-root").contains("700 MiB"), "a shared root: {}", ran.out);
+    assert!(ran.line("default/batch-to-n3").contains("50 % of 1.0 GiB"), "{}", ran.out);
+    assert!(ran.line("n2-nvme0n1").contains("WaitsForProceed"), "{}", ran.out);
+    Ok(())
+}
+
+#[test]
+fn status_for_machines_has_what_the_table_has() -> Result<()> {
+    let status = Cluster::coordinated()?.run(&["status", "-o", "json"])?.json()?;
+    assert_eq!(status["nodes"][0]["state"], "AwaitingProof");
+    assert_eq!(status["nodes"][0]["proofsPossible"], json!(["PowerOffConfirmed", "HumanAttested"]));
+    assert_eq!(status["migrations"][0]["doneBytes"], 536_870_912);
+    assert_eq!(status["vms"][1]["disks"][1]["node"], "n1");
+    assert_eq!(status["stormHold"], "n3");
+    Ok(())
+}
+
+#[test]
+fn recoveries_and_their_runbooks() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ran = cluster.run(&["recoveries"])?;
+    assert!(ran.line("default/db").contains("ManualRecovery"), "{}", ran.out);
+    assert!(ran.line("default/db").contains("kubectl somersault runbook db"), "{}", ran.out);
+    let ran = cluster.run(&["runbook", "db"])?;
+    assert!(ran.out.starts_with("# Runbook: VM `default/db`\n\nIts disk data is on node n1."), "{}", ran.out);
+    assert_eq!(cluster.run(&["recoveries", "-n", "shop", "-o", "json"])?.json()?, json!([]));
+    Ok(())
+}
+
+#[test]
+fn migrate_asks_by_an_object() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ran = cluster.run(&["migrate", "db", "--to-node", "n3", "--pre-copy-only", "-o", "json"])?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(ran.json()?, json!({"kind": "VolumeMigration", "namespace": "default", "name": "db-to-n3"}));
+    let object = stored(&cluster, &migration("db-to-n3"))?;
+    assert_eq!(object["apiVersion"], "somersault.novasphere.dev/v1alpha1");
+    assert_eq!(
+        object["spec"],
+        json!({"vm": "db", "destination": {"node": "n3"}, "preCopyOnly": true, "cancelled": false})
+    );
+    assert!(object["status"].is_null());
+    Ok(())
+}
+
+#[test]
+fn a_claim_that_no_vm_uses_may_move_alone() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ran = cluster.run(&["migrate", "--claim", "spare", "--to-class", "nfs"])?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(stored(&cluster, &migration("spare-to-nfs"))?["spec"]["claim"], "spare");
+    let ran = cluster.run(&["migrate", "--claim", "db-data", "--to-class", "nfs"])?;
+    assert_eq!(ran.code, Some(4), "{ran:?}");
+    assert!(ran.err.contains("kubectl somersault migrate db"), "{}", ran.err);
+    Ok(())
+}
+
+#[test]
+fn migrate_refuses_what_cannot_be() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    for (args, code, words) in [
+        (vec!["migrate", "nobody", "--to-node", "n3"], 3, "no VirtualMachine nobody"),
+        (vec!["migrate", "db", "--to-node", "n9"], 3, "no Node n9"),
+        (vec!["migrate", "db", "--to-class", "gold"], 3, "no StorageClass gold"),
+        (vec!["migrate", "--claim", "nothing", "--to-node", "n3"], 3, "no PersistentVolumeClaim nothing"),
+        (vec!["migrate", "batch", "--to-node", "n3"], 4, "batch-to-n3 already moves it"),
+        (vec!["migrate", "db", "--to-node", "n3", "-n", "shop"], 3, "no VirtualMachine db in namespace shop"),
+    ] {
+        let before = cluster.store()?.list("VolumeMigration")?;
+        let ran = cluster.run(&args)?;
+        assert_eq!(ran.code, Some(code), "{args:?}: {ran:?}");
+        assert!(ran.err.contains(words), "{args:?}: {}", ran.err);
+        assert_eq!(cluster.store()?.list("VolumeMigration")?, before, "{args:?} wrote something");
+    }
+    Ok(())
+}
+
+/// The name of an ended migration is taken; a second one gets another.
+#[test]
+fn names_do_not_collide() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    for name in ["web-to-n3", "web-to-n3-2"] {
+        let ran = cluster.run(&["migrate", "web", "--to-node", "n3"])?;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        cluster.store()?.patch(&migration(name), |object| {
+            object["status"] = json!({"phase": "Failed", "epoch": 1});
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn cancel_is_a_word_in_the_spec_while_it_can_help() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ran = cluster.run(&["cancel", "migration/batch-to-n3"])?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(stored(&cluster, &migration("batch-to-n3"))?["spec"]["cancelled"], true);
+    assert_eq!(cluster.run(&["cancel", "vmig/batch-to-n3"])?.code, Some(0), "twice is once");
+    let ran = cluster.run(&["cancel", "migration/old"])?;
+    assert_eq!(ran.code, Some(4));
+    assert!(ran.err.contains("ended already: Succeeded"), "{}", ran.err);
+    assert_eq!(cluster.run(&["cancel", "migration/none"])?.code, Some(3));
+    cluster.store()?.patch(&migration("batch-to-n3"), |object| {
+        object["status"]["phase"] = json!("Confirming");
+        Ok(())
+    })?;
+    assert_eq!(cluster.run(&["cancel", "migration/batch-to-n3"])?.code, Some(4), "too late");
+    Ok(())
+}
+
+#[test]
+fn proceed_gives_the_word_that_an_evacuation_waits_for() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let id = ObjectId::cluster("Evacuation", "n2-nvme0n1");
+    assert_eq!(cluster.run(&["proceed", "evacuation/n2-nvme0n1"])?.code, Some(0));
+    assert_eq!(stored(&cluster, &id)?["spec"]["disruption"], "Now");
+    assert_eq!(cluster.run(&["proceed", "evacuation/n2-nvme0n1"])?.code, Some(4), "it waits no more");
+    assert_eq!(cluster.run(&["proceed", "migration/batch-to-n3"])?.code, Some(4), "it never did");
+    Ok(())
+}
+
+#[test]
+fn evacuate_asks_by_an_object() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ran = cluster.run(&["evacuate", "n1", "--disk", "sda", "--to-class", "nfs", "--now"])?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let object = stored(&cluster, &ObjectId::cluster("Evacuation", "n1-sda"))?;
+    assert_eq!(object["spec"]["destination"], json!({"storageClass": "nfs"}));
+    assert_eq!((&object["spec"]["disruption"], &object["spec"]["dryRun"]), (&json!("Now"), &json!(false)));
+    for (args, code, words) in [
+        (vec!["evacuate", "n9"], 3, "no Node n9"),
+        (vec!["evacuate", "n1", "--disk", "sdz"], 3, "no disk sdz (its agent reports: sda)"),
+        (vec!["evacuate", "n1", "--to-node", "n1"], 2, "is to be emptied"),
+        (vec!["evacuate", "n2"], 4, "n2-nvme0n1 already empties it"),
+    ] {
+        let ran = cluster.run(&args)?;
+        assert_eq!(ran.code, Some(code), "{args:?}: {ran:?}");
+        assert!(ran.err.contains(words), "{args:?}: {}", ran.err);
+    }
+    Ok(())
+}
+
+#[test]
+fn attest_asks_and_binds_the_word_to_the_boot() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let id = ObjectId::cluster("NodeHealth", "n1");
+    for answer in ["", "yes\n", "n2\n"] {
+        let ran = cluster.run_with_input(&["attest", "n1"], answer)?;
+        assert_eq!(ran.code, Some(4), "{answer:?}: {ran:?}");
+        assert!(ran.err.contains("they run twice and destroy their disks"), "{}", ran.err);
+        assert!(ran.err.contains("default/db, default/web"), "who is concerned: {}", ran.err);
+        assert!(stored(&cluster, &id)?["spec"]["attestation"].is_null(), "{answer:?}");
+    }
+    let ran = cluster.run_with_input(&["attest", "n1"], "n1\n")?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(
+        stored(&cluster, &id)?["spec"]["attestation"],
+        json!({"bootID": "00000000-0000-4000-8000-000000000001", "by": "tester"})
+    );
+    Ok(())
+}
+
+#[test]
+fn attest_is_refused_where_it_would_be_wrong() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let id = ObjectId::cluster("NodeHealth", "n1");
+    for (state, words) in [
+        ("Healthy", "sends heartbeats"),
+        ("AgentSilent", "may still run"),
+        ("Partitioned", "may still run"),
+        ("Suspect", "may still run"),
+        ("FenceContradicted", "Look at the machine first"),
+        ("Fenced", "needs no more proof"),
+        ("NoAgent", "nothing would follow"),
+    ] {
+        cluster.store()?.patch(&id, |object| {
+            object["status"]["state"] = json!(state);
+            Ok(())
+        })?;
+        let ran = cluster.run(&["attest", "n1", "--yes"])?;
+        assert_eq!(ran.code, Some(4), "{state}: {ran:?}");
+        assert!(ran.err.contains(words), "{state}: {}", ran.err);
+        assert!(stored(&cluster, &id)?["spec"]["attestation"].is_null(), "{state}");
+    }
+    assert_eq!(cluster.run(&["attest", "n9", "--yes"])?.code, Some(3));
+    Ok(())
+}
+
+#[test]
+fn attest_for_scripts_says_whose_word_it_is() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ran = cluster.run(&["attest", "n1", "--yes", "--by", "on-call"])?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let id = ObjectId::cluster("NodeHealth", "n1");
+    assert_eq!(stored(&cluster, &id)?["spec"]["attestation"]["by"], "on-call");
+    Ok(())
+}
+
+#[test]
+fn a_storm_hold_is_released_once() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let id = ObjectId::cluster("RecoveryPolicy", "default");
+    assert_eq!(cluster.run(&["release-hold"])?.code, Some(0));
+    let first = stored(&cluster, &id)?["spec"]["holdRelease"].clone();
+    assert!(first.as_str().is_some_and(|text| text.ends_with(" by tester")), "{first}");
+    assert_eq!(cluster.run(&["release-hold"])?.code, Some(0));
+    assert_ne!(stored(&cluster, &id)?["spec"]["holdRelease"], first, "each release is a change");
+    let calm = Cluster::with(&["fleet.yaml"])?;
+    assert_eq!(calm.run(&["release-hold"])?.code, Some(4), "there is no hold");
+    Ok(())
+}
