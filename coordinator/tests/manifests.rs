@@ -1,5 +1,6 @@
 //! Manifests as `kubectl get -o yaml` prints them, read into the core's vocabulary; and manifests that are wrong.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -104,7 +105,7 @@ fn hotplugged_and_state_volumes_count() {
         .disks
         .iter()
         .filter(|disk| matches!(disk.source, DiskSource::Claim { .. }))
-        .map(|disk| claim_disk(disk))
+        .map(claim_disk)
         .collect();
     let state = ("persistent-state-for-db-x7k2p", ClaimUse::State);
     assert_eq!(claims, [("db-data", ClaimUse::Disk), ("hot-extra", ClaimUse::Hotplugged), state]);
@@ -263,7 +264,7 @@ fn bombs_and_deep_nesting_are_refused() {
     let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..9 {
         let below = format!("*a{}, ", level - 1).repeat(10);
-        bomb += &format!("a{level}: &a{level} [{}]\n", below.trim_end_matches(", "));
+        writeln!(bomb, "a{level}: &a{level} [{}]", below.trim_end_matches(", ")).unwrap();
     }
     let deep = format!("a: {}{}\n", "[".repeat(10_000), "]".repeat(10_000));
     let deep_json = format!("{{\"a\": {}{}}}", "[".repeat(10_000), "]".repeat(10_000));

@@ -68,6 +68,11 @@ impl Lead {
         Ok((Self { lock, epoch, lost }, Leadership { epoch, lost: receiver }))
     }
 
+    /// Our epoch.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Whether we still lead. Once lost, it stays lost.
     pub(super) fn holds(&self, root: &Path) -> bool {
         if *self.lost.borrow() {
@@ -87,7 +92,7 @@ impl Lead {
 }
 
 /// The newest epoch ever announced; 0 before the first.
-pub(super) fn read_epoch(root: &Path) -> Result<u64, ClusterError> {
+fn read_epoch(root: &Path) -> Result<u64, ClusterError> {
     let path = root.join(EPOCH_FILE);
     match files::read_file(&path) {
         Ok((text, _)) => text.trim().parse().map_err(|_| {

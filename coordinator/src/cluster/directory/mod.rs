@@ -152,15 +152,15 @@ impl Inner {
         });
     }
 
-    /// Refuses once we have lost the leadership that we had.
-    fn check_lead(&self) -> Result<(), ClusterError> {
-        match lock(&self.lead).as_ref() {
-            Some(lead) if !lead.holds(self.store.root()) => {
-                let place = self.store.root().display().to_string();
-                Err(store::refused(&place, "this process does not lead any more; it changes nothing"))
-            }
-            _ => Ok(()),
-        }
+    /// The epoch in which we lead, where we do: looked up now, under the folder's lock.
+    fn epoch(&self) -> Option<u64> {
+        lock(&self.lead).as_ref().filter(|lead| lead.holds(self.store.root())).map(lead::Lead::epoch)
+    }
+
+    /// Only the leader changes anything.
+    fn check_lead(&self) -> Result<u64, ClusterError> {
+        let place = self.store.root().display().to_string();
+        self.epoch().ok_or_else(|| store::refused(&place, "this process does not lead; it changes nothing"))
     }
 
     /// Takes the leadership if it is free.
@@ -205,7 +205,11 @@ impl Cluster for Directory {
 
     async fn commit(&self, record: &Record, epoch: u64) -> Result<(), ClusterError> {
         let record = record.clone();
-        self.change(move |inner, tx| records::commit(tx, &mut lock(&inner.known), &record, epoch)).await
+        self.change(move |inner, tx| {
+            let leading = inner.check_lead()?;
+            records::commit(tx, &mut lock(&inner.known), &record, epoch, leading)
+        })
+        .await
     }
 
     async fn records(&self) -> Result<Vec<Record>, ClusterError> {
@@ -215,6 +219,10 @@ impl Cluster for Directory {
     async fn publish(&self, view: &View) -> Result<(), ClusterError> {
         let view = view.clone();
         self.run(move |inner| {
+            // A follower's view is no less true, but two writers would fight.
+            if inner.epoch().is_none() {
+                return Ok(());
+            }
             let snapshot = Arc::clone(&inner.snapshots.borrow());
             let mut published = lock(&inner.published);
             let changes = published.changes(&view, &snapshot.fleet);

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use somersault_coordinator_core::io::{Record, RecordKey};
 use somersault_crd as crd;
 
-use super::lead;
 use super::store::{Objects, Transaction, conflict, not_found, refused};
 use crate::cluster::ClusterError;
 use crate::cluster::manifest::{FieldError, ObjectId, records};
@@ -26,17 +25,17 @@ struct Last {
     record: Option<Record>,
 }
 
-/// Stores a record.
+/// Stores a record of epoch `epoch`, while `leading` is the epoch in which we lead.
 pub(super) fn commit(
     tx: &Transaction<'_>,
     known: &mut Known,
     record: &Record,
     epoch: u64,
+    leading: u64,
 ) -> Result<(), ClusterError> {
     let id = object_of(&record.key());
-    let newest = lead::read_epoch(tx.root())?;
-    if newest > epoch {
-        return Err(conflict(&id, format!("epoch {newest} leads, and this record is of epoch {epoch}")));
+    if leading != epoch {
+        return Err(conflict(&id, format!("epoch {leading} leads, and this record is of epoch {epoch}")));
     }
     let object = match (tx.get(&id)?, record) {
         (Some(object), _) => object,

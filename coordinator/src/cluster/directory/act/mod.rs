@@ -6,11 +6,12 @@
 
 mod claims;
 mod start;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use serde_json::{Value, json};
 use somersault_coordinator_core::evacuation::EvacuationSpec;
-use somersault_coordinator_core::fencing::FenceProof;
 use somersault_coordinator_core::fleet::FENCING_TAINT;
 use somersault_coordinator_core::io::Action;
 use somersault_coordinator_core::migration::MigrationSpec;
@@ -34,7 +35,7 @@ pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), Clust
     match action {
         Action::Taint { node } => taint(tx, node),
         Action::Untaint { node } => untaint(tx, node),
-        Action::DeletePod { pod, uid, proof } => delete_pod(tx, pod, uid, proof),
+        Action::DeletePod { pod, uid, proof } => delete_pod(tx, pod, uid, proof.node()),
         Action::CreateMigration { key, spec } => create_migration(tx, key, spec),
         Action::CancelMigration { key } => cancel_migration(tx, key),
         Action::CreateEvacuation { name, spec } => create_evacuation(tx, name, spec),
@@ -69,7 +70,9 @@ fn taint(tx: &Transaction<'_>, node: &NodeName) -> Result<(), ClusterError> {
 fn untaint(tx: &Transaction<'_>, node: &NodeName) -> Result<(), ClusterError> {
     let id = ObjectId::cluster("Node", node.as_str());
     let removed = tx.patch(&id, |object| {
-        let Some(list) = object["spec"]["taints"].as_array_mut() else { return Ok(()) };
+        let Some(list) = object.pointer_mut("/spec/taints").and_then(Value::as_array_mut) else {
+            return Ok(());
+        };
         list.retain(|taint| !is_ours(taint));
         if list.is_empty()
             && let Some(spec) = object["spec"].as_object_mut()
@@ -90,12 +93,12 @@ fn is_ours(taint: &Value) -> bool {
 }
 
 /// Deletes a pod of the node that the proof is about, and of no other.
-fn delete_pod(tx: &Transaction<'_>, pod: &Key, uid: &Uid, proof: &FenceProof) -> Result<(), ClusterError> {
+fn delete_pod(tx: &Transaction<'_>, pod: &Key, uid: &Uid, proven: &NodeName) -> Result<(), ClusterError> {
     let id = ObjectId::namespaced("Pod", pod);
     let Some(object) = tx.get(&id)? else { return Ok(()) };
     let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
-    if node != proof.node().as_str() {
-        let why = format!("it is on node {node:?}, and the proof is about {}", proof.node());
+    if node != proven.as_str() {
+        let why = format!("it is on node {node:?}, and the proof is about {proven}");
         return Err(refused(&id.to_string(), why));
     }
     tx.delete(&id, Some(uid.as_str()))
