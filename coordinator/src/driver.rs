@@ -12,6 +12,7 @@ mod peers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub struct Driver<C> {
     agents: Agents,
     peers: PeerProbes,
     epoch: Option<u64>,
+    /// The kubelets' Leases as last read.
+    renewals: BTreeMap<NodeName, String>,
     view_due: BootTime,
     orders_due: BootTime,
     stalled_at: Option<BootTime>,
@@ -83,6 +86,7 @@ impl<C: Cluster> Driver<C> {
             agents: Agents::default(),
             peers: PeerProbes::default(),
             epoch: None,
+            renewals: BTreeMap::new(),
             view_due: BootTime::ZERO,
             orders_due: BootTime::ZERO,
             stalled_at: None,
@@ -186,6 +190,13 @@ impl<C: Cluster> Driver<C> {
         let snapshot = Arc::clone(&self.parts.snapshots.borrow_and_update());
         self.step(Input::Fleet(Box::new(snapshot.fleet.clone())));
         self.step(Input::Requests(Box::new(snapshot.requests.clone())));
+        let before = std::mem::replace(&mut self.renewals, snapshot.kubelet_renewals.clone());
+        for (node, renewed) in &snapshot.kubelet_renewals {
+            // What was there when we first looked may be as old as it likes: only a change tells.
+            if before.get(node).is_some_and(|last| last != renewed) {
+                self.step(Input::KubeletRenewed { node: node.clone() });
+            }
+        }
     }
 
     /// Greets back first, so that the agent knows our epoch and key before any order.

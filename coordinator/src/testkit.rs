@@ -95,6 +95,15 @@ impl FakeCluster {
         })
     }
 
+    /// A kubelet renews its Lease.
+    pub fn renew_lease(&self, node: &str, stamp: &str) {
+        self.snapshots.send_modify(|current| {
+            let mut next = Snapshot::clone(current);
+            next.kubelet_renewals.insert(NodeName::from(node), stamp.to_owned());
+            *current = Arc::new(next);
+        });
+    }
+
     /// Somebody else leads from now on.
     pub fn depose(&self) {
         self.lost.lock().unwrap().as_ref().unwrap().send_replace(true);

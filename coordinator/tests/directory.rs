@@ -419,7 +419,6 @@ fn view_of(state: NodeState) -> View {
         ]),
         disks: BTreeMap::from([("vda".to_owned(), health)]),
         host: Host { load1: 0.5, ..Host::default() },
-        ..NodeReport::default()
     };
     let node = NodeView {
         state,

@@ -288,7 +288,7 @@ fn read_count(folder: &Path) -> u64 {
 fn writer_that_gets_killed() {
     let Some(folder) = std::env::var_os(WRITER_FOLDER) else { return };
     let store = Store::open(folder).unwrap();
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_mins(1);
     while Instant::now() < end {
         count_up(&store);
     }

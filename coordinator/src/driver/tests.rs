@@ -186,6 +186,24 @@ async fn beats_that_lay_in_the_queue_are_no_silence() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kubelet_that_renews_its_lease_is_no_dead_node() {
+    // A Lease that we see for the first time says nothing: it may be from before.
+    for (stamps, kubelet_lives) in [(["first", "second"], true), (["first", "first"], false)] {
+        let world = World::start(Duration::ZERO).await;
+        world.silence(0);
+        while world.log().of("event NodeSuspect").is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        for stamp in stamps {
+            world.cluster.renew_lease("n1", stamp);
+            sleep(Duration::from_millis(20)).await;
+        }
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(world.state("n1") == NodeState::AgentSilent, kubelet_lives, "{stamps:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_is_welcomed_with_the_epoch_and_ends_with_it() {
     let world = World::start(Duration::ZERO).await;
     let mut first = world.open_session("n2", 1).await;
