@@ -63,7 +63,7 @@ pub fn tell_problems(problems: &[Problem]) -> Exit {
 }
 
 /// A problem in one line.
-fn describe(problem: &Problem) -> String {
+pub fn describe(problem: &Problem) -> String {
     let mut text = problem.file.clone();
     if problem.document > 0 {
         let _ = write!(text, ", document {}", problem.document);

@@ -115,8 +115,12 @@ fn report_counts_on_the_fence_agents_of_the_policy() -> Result<()> {
     let policy = policy.to_string_lossy();
     let ran = run(&["report", "--from", &fixture("fleet.yaml"), "--policy", &policy, "-o", "json"])?;
     let answer = ran.json()?;
-    let web =
-        answer.as_array().context("an array")?.iter().find(|row| row["name"] == "web").context("web")?;
+    let web = answer["vms"]
+        .as_array()
+        .context("an array")?
+        .iter()
+        .find(|row| row["name"] == "web")
+        .context("web")?;
     assert_eq!(web["survives"], "Yes");
     assert_eq!(web["expectedMs"], 1_000 + 5_000 + 2_000, "fast verdict, power off, restart");
     fs::write(&*policy, "detection:\n  declareMs: 100\n")?;

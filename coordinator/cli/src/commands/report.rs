@@ -12,6 +12,14 @@ use crate::output::{self, Mood, cell, mood_cell, render, table};
 use crate::units;
 use crate::world::{self, World};
 
+/// Every VM.
+#[derive(Debug, Serialize)]
+struct Report {
+    vms: Vec<Row>,
+    /// Manifests that could not be read.
+    problems: Vec<String>,
+}
+
 /// One VM.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,13 +52,14 @@ enum Survives {
 /// Runs the command.
 pub fn run(global: &Global, args: &SourceArgs) -> Result<Exit, Failure> {
     let world = World::read(global, args)?;
-    let rows: Vec<Row> =
+    let vms: Vec<Row> =
         report(&world.fleet, &world.policy.class_overrides, &world.proofs(), &world.expected_times())
             .into_iter()
             .filter(|row| global.namespace.as_ref().is_none_or(|want| row.vm.namespace == *want))
             .map(Row::of)
             .collect();
-    output::print(global.output, &rows, || text(&rows))?;
+    let report = Report { vms, problems: world.problems.iter().map(output::describe).collect() };
+    output::print(global.output, &report, || text(&report.vms))?;
     Ok(world::end(&world))
 }
 

@@ -97,7 +97,7 @@ impl Cluster {
     }
 
     /// `--cluster dir:PATH` and these arguments.
-    pub fn args<'a>(&self, args: &[&'a str]) -> Vec<String> {
+    pub fn args(&self, args: &[&str]) -> Vec<String> {
         let address = format!("dir:{}", self.folder.path().display());
         ["--cluster", &address].into_iter().chain(args.iter().copied()).map(str::to_owned).collect()
     }

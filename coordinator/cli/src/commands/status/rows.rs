@@ -14,7 +14,7 @@ use somersault_crd::volume_migration::{Phase, VolumeMigration};
 
 use super::super::recoveries;
 use super::super::verdict::{self, Verdict};
-use crate::output::Mood;
+use crate::output::{self, Mood};
 use crate::units;
 use crate::world::World;
 
@@ -126,11 +126,7 @@ impl Status {
                 .iter()
                 .map(|(name, object)| EvacuationRow::of(name, object))
                 .collect(),
-            problems: world
-                .problems
-                .iter()
-                .map(|p| format!("{} {} {}: {}", p.file, p.document, p.object, p.message))
-                .collect(),
+            problems: world.problems.iter().map(output::describe).collect(),
             nodes,
         }
     }
