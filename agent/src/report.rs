@@ -28,7 +28,8 @@ pub fn report(roots: &[WatchedRoot], sensed: &Sensed, now: Duration) -> Option<R
 pub fn shape(report: &Report) -> Report {
     let mut shape = report.clone();
     for root in &mut shape.roots {
-        (root.size_bytes, root.available_bytes) = (0, 0);
+        // That a root was seen at all is news: until then it has no room.
+        (root.size_bytes, root.available_bytes) = (root.size_bytes.min(1), 0);
     }
     for volume in &mut shape.volumes {
         (volume.allocated_bytes, volume.apparent_bytes, volume.inodes) = (0, 0, 0);
@@ -98,5 +99,113 @@ fn disk(name: &str, assessment: &Assessment) -> Disk {
         },
         reasons: assessment.reasons.iter().map(|reason| reason.as_str().to_owned()).collect(),
         smart_supported: assessment.smart_supported,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use somersault_proto::v1;
+
+    use super::*;
+    use crate::inventory::{RootSample, RootWatch, Usage, VolumeSample};
+
+    const HOST: Host = Host {
+        cpu_ratio: 0.5,
+        memory_total_bytes: 8 << 30,
+        memory_available_bytes: 4 << 30,
+        load1: 1.0,
+        io_pressure_ratio: None,
+        uptime: Duration::from_hours(1),
+    };
+
+    fn watched(sample: Option<RootSample>) -> WatchedRoot {
+        let root = crate::config::StorageRoot {
+            class: "local-path".into(),
+            path: "/srv/v".parse().expect("a path"),
+            shared: false,
+        };
+        WatchedRoot { root, watch: Arc::new(RootWatch::holding(sample)) }
+    }
+
+    fn sample(volumes: usize) -> RootSample {
+        let volume = VolumeSample {
+            taken_at: Duration::from_secs(60),
+            usage: Usage { allocated_bytes: 4096, apparent_bytes: 100, inodes: 2, skipped: 0 },
+        };
+        RootSample {
+            size_bytes: 1000,
+            available_bytes: 400,
+            volumes: (0..volumes).map(|n| (format!("pvc-{n}"), volume)).collect(),
+            ..RootSample::default()
+        }
+    }
+
+    fn sensed(grades: &[(&str, health::Grade)]) -> Sensed {
+        let disk = |(name, grade): &(&str, health::Grade)| {
+            ((*name).to_owned(), Assessment { grade: *grade, ..Assessment::default() })
+        };
+        let names = grades.iter().map(|(name, _)| (*name).to_owned()).collect();
+        Sensed {
+            disks: grades.iter().map(disk).collect(),
+            disks_of_root: BTreeMap::from([("/srv/v".to_owned(), names)]),
+            host: Some(HOST),
+        }
+    }
+
+    fn made(root: WatchedRoot, sensed: &Sensed, now: Duration) -> Report {
+        report(&[root], sensed, now).expect("a report")
+    }
+
+    #[test]
+    fn a_root_that_was_never_seen_has_no_room_and_its_first_sample_is_news() {
+        let now = Duration::from_secs(100);
+        let before = made(watched(None), &sensed(&[]), now);
+        assert_eq!((before.roots[0].size_bytes, before.roots[0].available_bytes), (0, 0));
+        let after = made(watched(Some(sample(0))), &sensed(&[]), now);
+        assert_ne!(shape(&before), shape(&after));
+    }
+
+    #[test]
+    fn old_figures_are_sent_with_their_age_and_their_change_is_no_news() {
+        let one = made(watched(Some(sample(1))), &sensed(&[]), Duration::from_secs(100));
+        assert_eq!(one.volumes[0].sample_age, Duration::from_secs(40));
+        let mut grown = sample(1);
+        grown.available_bytes = 300;
+        let two = made(watched(Some(grown)), &sensed(&[]), Duration::from_secs(200));
+        assert_eq!(shape(&one), shape(&two));
+    }
+
+    #[test]
+    fn a_grade_or_a_volume_more_is_news() {
+        use health::Grade::{Failing, Ok};
+        let now = Duration::from_secs(100);
+        let base = shape(&made(watched(Some(sample(1))), &sensed(&[("sda", Ok)]), now));
+        assert_ne!(base, shape(&made(watched(Some(sample(1))), &sensed(&[("sda", Failing)]), now)));
+        assert_ne!(base, shape(&made(watched(Some(sample(2))), &sensed(&[("sda", Ok)]), now)));
+    }
+
+    #[test]
+    fn a_root_over_several_disks_names_the_worst() {
+        use health::Grade::{Failing, Ok, Unknown};
+        let disk = |grades: &[_]| made(watched(None), &sensed(grades), Duration::ZERO).roots[0].disk.clone();
+        assert_eq!(disk(&[("sda", Ok), ("sdb", Failing), ("sdc", Unknown)]).as_deref(), Some("sdb"));
+        assert_eq!(disk(&[("sda", Ok), ("sdb", Ok)]).as_deref(), Some("sda"));
+        assert_eq!(disk(&[]), None);
+    }
+
+    #[test]
+    fn whatever_is_found_makes_a_report_that_the_coordinator_accepts() {
+        let disks: Vec<String> = (0..2 * DISKS_MAX).map(|n| format!("sd{n}")).collect();
+        let grades: Vec<_> = disks.iter().map(|name| (name.as_str(), health::Grade::Failed)).collect();
+        let report = made(watched(Some(sample(VOLUMES_MAX + 50))), &sensed(&grades), Duration::from_secs(1));
+        let wire = v1::Report::from(report.clone());
+        assert_eq!(Report::try_from(wire), Ok(report));
+    }
+
+    #[test]
+    fn nothing_is_reported_before_the_first_look() {
+        assert_eq!(report(&[], &Sensed::default(), Duration::ZERO), None);
     }
 }

@@ -3,12 +3,18 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
-use somersault_proto::model::{FailureReason, FromAgent, Grade, ProgressState, Reachability};
+use somersault_proto::model::{
+    FailureReason, FromAgent, Grade, Progress, ProgressState, Reachability, Report,
+};
+use somersault_proto::token::Claims;
 use somersault_proto::v1;
 use somersault_proto::v1::order::Kind;
-use support::{Coordinator, FakeSmartctl, Heard, Manner, PATIENCE, World, free_address};
+use support::dead_mount::DeadMount;
+use support::{Coordinator, FakeSmartctl, Heard, Manner, PATIENCE, World, fixture_host, free_address};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -16,7 +22,7 @@ use tokio::time::timeout;
 const LEADS: Manner = Manner { grants: Some(Duration::from_millis(50)), epoch: 7 };
 const FOLLOWS: Manner = Manner { grants: None, epoch: 3 };
 
-fn probe(node: &str, address: impl ToString, timeout_ms: u32) -> Kind {
+fn probe(node: &str, address: &str, timeout_ms: u32) -> Kind {
     Kind::Probe(v1::Probe { node: node.to_owned(), address: address.to_string(), timeout_ms })
 }
 
@@ -130,6 +136,114 @@ async fn a_disk_that_starts_to_fail_is_reported_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_signal_of_the_kernel_reaches_the_report() {
+    let world = World::new();
+    let mut coordinator = Coordinator::start(&world, LEADS).await;
+    let host = world.folder.path().join("host");
+    let copied = Command::new("cp").arg("-a").arg(fixture_host()).arg(&host).status().expect("cp runs");
+    assert!(copied.success());
+    let counter = host.join("sys/fs/ext4/sda2/errors_count");
+    std::fs::create_dir_all(counter.parent().expect("a folder")).expect("created");
+    std::fs::write(&counter, "0\n").expect("written");
+    let part = |name: &str| host.join(name).to_str().expect("a path").to_owned();
+    let agent = world.agent("n1", &[coordinator.address]);
+    let agent = agent.with("--proc-root", &part("proc")).with("--sys-root", &part("sys")).start();
+    let reasons = |report: &Report| report.disks.first().map(|disk| (disk.grade, disk.reasons.join(" ")));
+    let shown = |grade, text: &str| Some((grade, format!("{text} SmartUnsupported")));
+
+    coordinator.report(|report| reasons(report) == Some((Grade::Unknown, "SmartUnsupported".into()))).await;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs();
+    std::fs::write(counter.with_file_name("last_error_time"), now.to_string()).expect("written");
+    std::fs::write(&counter, "2\n").expect("written");
+    coordinator.report(|r| reasons(r) == shown(Grade::Failing, "FilesystemErrorsGrowing")).await;
+    let mountinfo = host.join("proc/self/mountinfo");
+    let text = std::fs::read_to_string(&mountinfo).expect("read");
+    std::fs::write(&mountinfo, text.replace("/dev/sda2 rw,", "/dev/sda2 rw,emergency_ro,")).expect("written");
+    let both = "ReadOnlyAfterError FilesystemErrorsGrowing";
+    coordinator.report(|r| reasons(r) == shown(Grade::Failed, both)).await;
+    std::fs::remove_file(host.join("sys/dev/block/8:2")).expect("removed");
+    let all = "DeviceGone ReadOnlyAfterError FilesystemErrorsGrowing";
+    coordinator.report(|r| reasons(r) == shown(Grade::Failed, all)).await;
+    agent.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_mount_delays_neither_beats_nor_reports() {
+    let world = World::new();
+    let mut coordinator = Coordinator::start(&world, LEADS).await;
+    let agent = world.agent("n1", &[coordinator.address]);
+    let dead = world.folder.path().join("dead");
+    std::fs::create_dir(&dead).expect("created");
+    let Some(_mount) = DeadMount::new(&dead) else { return };
+    std::fs::create_dir(agent.root.join("pvc-1")).expect("created");
+    let flag = format!("nfs={}", dead.display());
+    let agent = agent.with("--shared-root", &flag).start();
+    let report = coordinator.report(|report| !report.volumes.is_empty()).await;
+    let sizes: Vec<_> = report.roots.iter().map(|root| root.size_bytes > 0).collect();
+    assert_eq!(sizes, [true, false], "the dead root has no room");
+    let first = coordinator.beat().await.1.sequence;
+    assert_eq!(coordinator.beat().await.1.sequence, first + 1);
+    agent.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_pulled_on_order_and_its_end_is_remembered() {
+    let world = World::new();
+    let mut coordinator = Coordinator::start(&world, LEADS).await;
+    let source = world.agent("n1", &[coordinator.address]).start();
+    coordinator.session().await;
+    let target = world.agent("n2", &[coordinator.address]).start();
+    coordinator.session().await;
+    let volume = source.root.join("pvc-1");
+    std::fs::create_dir(&volume).expect("created");
+    let image = std::fs::File::create(volume.join("disk.img")).expect("created");
+    image.set_len(64 << 20).expect("grown");
+    image.write_all_at(&vec![7; 3 << 20], 32 << 20).expect("written");
+
+    let claims = Claims {
+        job: "m1-disk".to_owned(),
+        source_node: "n1".parse().expect("a name"),
+        target_node: "n2".parse().expect("a name"),
+        source_path: volume.to_str().expect("a path").parse().expect("a path"),
+        exp: u64::MAX >> 12,
+    };
+    let pull = v1::Pull {
+        transfer: claims.job.clone(),
+        source_node: "n1".to_owned(),
+        source_address: source.address.to_string(),
+        source_path: claims.source_path.to_string(),
+        target_path: target.root.join("pvc-1").display().to_string(),
+        token: coordinator.signer.sign(&claims).expect("signed"),
+        r#final: true,
+        rate_limit_bytes_per_s: 0,
+    };
+    // Orders go to every session here; the source refuses, since it is not the node that the token names.
+    coordinator.order("pull-1", Kind::Pull(pull.clone()));
+    let done = coordinator
+        .said(|message| match message {
+            FromAgent::Progress(Progress { order, state: state @ ProgressState::Done { .. } })
+                if order == "pull-1" =>
+            {
+                Some(state)
+            }
+            _ => None,
+        })
+        .await;
+    let copy = std::fs::read(target.root.join("pvc-1/disk.img")).expect("the copy");
+    assert!(copy == std::fs::read(volume.join("disk.img")).expect("the original"), "the copy differs");
+    coordinator.order("pull-1", Kind::Pull(pull));
+    let again = coordinator
+        .said(|message| match message {
+            FromAgent::Progress(Progress { state: state @ ProgressState::Done { .. }, .. }) => Some(state),
+            _ => None,
+        })
+        .await;
+    assert_eq!(again, done);
+    source.stop().await.expect("a clean end");
+    target.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_probe_tells_the_agent_the_kernel_and_silence_apart() {
     let world = World::new();
     let mut coordinator = Coordinator::start(&world, LEADS).await;
@@ -140,19 +254,19 @@ async fn a_probe_tells_the_agent_the_kernel_and_silence_apart() {
     let mut answer = Reachability::Silent;
     for attempt in 0..100 {
         let id = format!("alive-{attempt}");
-        coordinator.order(&id, probe("n2", two.address, 5000));
+        coordinator.order(&id, probe("n2", &two.address.to_string(), 5000));
         answer = probed(&mut coordinator, &id).await;
         if answer == Reachability::Agent {
             break;
         }
     }
     assert_eq!(answer, Reachability::Agent);
-    coordinator.order("wrong-name", probe("n3", two.address, 5000));
+    coordinator.order("wrong-name", probe("n3", &two.address.to_string(), 5000));
     assert_eq!(probed(&mut coordinator, "wrong-name").await, Reachability::Kernel, "its certificate says n2");
-    coordinator.order("closed", probe("n2", free_address(), 5000));
+    coordinator.order("closed", probe("n2", &free_address().to_string(), 5000));
     assert_eq!(probed(&mut coordinator, "closed").await, Reachability::Kernel);
     let (deaf, _queue) = deaf_address().await;
-    coordinator.order("nowhere", probe("n2", deaf, 200));
+    coordinator.order("nowhere", probe("n2", &deaf.to_string(), 200));
     assert_eq!(probed(&mut coordinator, "nowhere").await, Reachability::Silent);
     one.stop().await.expect("a clean end");
     two.stop().await.expect("a clean end");
@@ -196,7 +310,7 @@ async fn garbage_on_the_port_disturbs_nobody() {
     let admin = free_address();
     let agent = world.agent("n1", &[coordinator.address]).with("--admin-listen", &admin.to_string()).start();
     coordinator.session().await;
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 100_000], b"\x16\x03\x01\xff\xff"] {
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &vec![0xff; 100_000], b"\x16\x03\x01\xff\xff"] {
         let mut stream = TcpStream::connect(agent.address).await.expect("connected");
         // The agent may hang up before it has read everything.
         let _sent = stream.write_all(garbage).await;

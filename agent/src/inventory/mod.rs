@@ -82,6 +82,12 @@ impl RootWatch {
         self.sampling.load(Ordering::Relaxed) && idle > STUCK_AFTER
     }
 
+    /// One that has found this and looks no more.
+    #[cfg(test)]
+    pub(crate) fn holding(sample: Option<RootSample>) -> Self {
+        Self { sample: Mutex::new(sample.map(Arc::new)), ..Self::default() }
+    }
+
     fn step(&self) {
         let now = u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX);
         self.stepped_ms.store(now, Ordering::Relaxed);

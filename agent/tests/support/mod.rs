@@ -1,8 +1,9 @@
 //! A coordinator that only listens and says what a test tells it to, and agents run inside the test.
 
+pub mod dead_mount;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
@@ -10,6 +11,7 @@ use somersault_agent::config::Config;
 use somersault_agent::run::{AgentError, run};
 use somersault_proto::model::{self, FromAgent, Progress, ProgressState};
 use somersault_proto::tls::TlsFiles;
+use somersault_proto::token::TokenSigner;
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_server::{Fleet, FleetServer};
 use somersault_test_support::certs::CertAuthority;
@@ -50,7 +52,7 @@ impl World {
         let root = self.folder.path().join(format!("{node}-root"));
         std::fs::create_dir_all(&root).expect("created");
         let address = free_address();
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/host");
+        let fixture = fixture_host();
         let mut flags: Vec<String> = ["agent", "--node", node].map(str::to_owned).into();
         for coordinator in coordinators {
             flags.extend(["--coordinator".to_owned(), coordinator.to_string()]);
@@ -128,6 +130,7 @@ pub struct Manner {
 pub struct Coordinator {
     pub address: SocketAddr,
     pub heard: mpsc::UnboundedReceiver<(Instant, Heard)>,
+    pub signer: TokenSigner,
     orders: broadcast::Sender<v1::Order>,
     epoch: u64,
     /// Of its own: connections die with it, as with a process.
@@ -154,14 +157,16 @@ impl Coordinator {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let (heard_tx, heard) = mpsc::unbounded_channel();
         let (orders, _) = broadcast::channel(64);
-        let service = Service { manner, heard: heard_tx, orders: orders.clone() };
+        let signer = TokenSigner::generate().expect("a key");
+        let token_key = signer.public_key();
+        let service = Service { manner, token_key, heard: heard_tx, orders: orders.clone() };
         let router =
             Server::builder().tls_config(tls.server()).expect("TLS").add_service(FleetServer::new(service));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("a listener");
             router.serve_with_incoming(TcpIncoming::from(listener)).await.expect("serves");
         });
-        Self { address, heard, orders, epoch: manner.epoch, runtime: Some(runtime) }
+        Self { address, heard, signer, orders, epoch: manner.epoch, runtime: Some(runtime) }
     }
 
     /// Dies without a word.
@@ -233,6 +238,7 @@ impl Coordinator {
 
 struct Service {
     manner: Manner,
+    token_key: [u8; 32],
     heard: mpsc::UnboundedSender<(Instant, Heard)>,
     orders: broadcast::Sender<v1::Order>,
 }
@@ -275,14 +281,7 @@ impl Fleet for Service {
         let (outbox, messages) = mpsc::channel(64);
         let welcome = v1::from_coordinator::Message::Welcome(v1::Welcome {
             epoch: self.manner.epoch,
-            // The public key of RFC 8032, section 7.1, test 1.
-            token_key: [
-                0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07,
-                0x3a, 0x0e, 0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07,
-                0x51, 0x1a,
-            ]
-            .to_vec()
-            .into(),
+            token_key: self.token_key.to_vec().into(),
             report_period_ms: 60_000,
         });
         let send = |message| Ok(v1::FromCoordinator { message: Some(message) });
@@ -305,6 +304,11 @@ impl Fleet for Service {
     }
 }
 
+/// The recorded `/proc` and `/sys` of a host whose `/` lies on `sda2`.
+pub fn fixture_host() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/host")
+}
+
 /// Listens; an address that was in use a moment ago may need another moment.
 async fn listen(address: SocketAddr) -> std::net::TcpListener {
     let deadline = Instant::now() + PATIENCE;
@@ -323,16 +327,14 @@ pub fn free_address() -> SocketAddr {
     listener.local_addr().expect("an address")
 }
 
-/// Shared lines that a test's fake smartctl prints next.
-#[derive(Clone)]
+/// A smartctl that prints what a test tells it to.
 pub struct FakeSmartctl {
-    folder: Arc<TempDir>,
-    lock: Arc<Mutex<()>>,
+    folder: TempDir,
 }
 
 impl FakeSmartctl {
     pub fn new(report: &str) -> Self {
-        let fake = Self { folder: Arc::new(tempfile::tempdir().expect("a folder")), lock: Arc::default() };
+        let fake = Self { folder: tempfile::tempdir().expect("a folder") };
         fake.say(report);
         // Written by a child, so that no descriptor of ours is open for writing when another thread forks.
         let script = format!("#!/bin/sh\\ncat {}/report\\n", fake.folder.path().display());
@@ -346,7 +348,6 @@ impl FakeSmartctl {
     }
 
     pub fn say(&self, report: &str) {
-        let _one_at_a_time = self.lock.lock().expect("no panic");
         let (new, old) = (self.folder.path().join("new"), self.folder.path().join("report"));
         std::fs::write(&new, report).expect("written");
         std::fs::rename(new, old).expect("renamed");
