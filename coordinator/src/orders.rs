@@ -94,7 +94,7 @@ impl Orders {
             if at != node || open.heard.is_some_and(|heard| now < heard + REPEAT_AFTER) {
                 continue;
             }
-            match wire_kind(&self.signer, node, id, &open.order, &address_of) {
+            match wire_kind(&self.signer, node, &open.order, &address_of) {
                 Ok(Some(kind)) => {
                     open.heard = Some(now);
                     due.push(Ok(model::Order { id: id.clone(), epoch: open.epoch, kind }));
@@ -154,7 +154,6 @@ fn transfer_of(order: &io::Order) -> Option<&str> {
 fn wire_kind(
     signer: &TokenSigner,
     node: &NodeName,
-    id: &str,
     order: &io::Order,
     address_of: &impl Fn(&NodeName) -> Option<Address>,
 ) -> Result<Option<OrderKind>, OrderError> {
@@ -163,7 +162,8 @@ fn wire_kind(
             let source_node: NodeName = source_node.as_str().parse()?;
             let Some(source_address) = address_of(&source_node) else { return Ok(None) };
             let claims = Claims {
-                job: id.to_owned(),
+                // Not the order: a repeated order of the same transfer resumes it.
+                job: transfer.clone(),
                 source_node: source_node.clone(),
                 target_node: node.clone(),
                 source_path: source_path.parse()?,
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(pull.source_address.as_str(), "10.0.0.2:7444");
         let verifier = TokenVerifier::new(&orders.token_key()).unwrap();
         let claims = verifier.verify(&pull.token, &node("n2"), &node("n3")).unwrap();
-        assert_eq!((claims.job.as_str(), claims.source_path.as_str()), ("o1", "/srv/a"));
+        assert_eq!((claims.job.as_str(), claims.source_path.as_str()), ("pv-1", "/srv/a"));
     }
 
     #[test]
