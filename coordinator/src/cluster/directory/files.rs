@@ -112,44 +112,60 @@ pub fn is_manifest(path: &Path) -> bool {
     !hidden && path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json")
 }
 
-/// Every manifest file below `root`, sorted by path, with its signature.
-pub fn walk(root: &Path) -> io::Result<Vec<(PathBuf, Signature)>> {
-    let mut found = Vec::new();
-    walk_into(root, 0, &mut found)?;
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
+/// What is below a folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Every manifest file, sorted by path, with its signature.
+    pub files: Vec<(PathBuf, Signature)>,
+    /// Folders that could not be looked into, and why.
+    pub faults: Vec<(PathBuf, String)>,
+    /// There are more files than are read.
+    is_cut: bool,
 }
 
-fn walk_into(folder: &Path, depth: usize, found: &mut Vec<(PathBuf, Signature)>) -> io::Result<()> {
-    let entries = match fs::read_dir(folder) {
-        // A folder that went away while we walked is no trouble; the root always exists.
-        Err(e) if e.kind() == io::ErrorKind::NotFound && depth > 0 => return Ok(()),
-        other => other?,
-    };
-    for entry in entries {
-        let entry = entry?;
+/// Every manifest file below `root`. Only a root that cannot be read is an error.
+pub fn walk(root: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    listing.look_into(root, 0)?;
+    if listing.is_cut {
+        let message = format!("more than {FILES_MAX} manifest files; the rest is not read");
+        listing.faults.push((root.to_owned(), message));
+    }
+    listing.files.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(listing)
+}
+
+impl Listing {
+    fn look_into(&mut self, folder: &Path, depth: usize) -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            match self.take(&entry, depth) {
+                // What went away while we looked is no trouble.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => self.faults.push((entry.path(), format!("cannot be read: {e}"))),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, entry: &fs::DirEntry, depth: usize) -> io::Result<()> {
         let path = entry.path();
         let kind = entry.file_type()?;
         if kind.is_dir() && !entry.file_name().as_encoded_bytes().starts_with(b".") {
             if depth + 1 >= DEPTH_MAX {
-                return Err(io::Error::other(format!(
-                    "folders are nested more than {DEPTH_MAX} deep at {}",
-                    path.display()
-                )));
+                return Err(io::Error::other(format!("folders are nested more than {DEPTH_MAX} deep")));
             }
-            walk_into(&path, depth + 1, found)?;
+            self.look_into(&path, depth + 1)?;
         } else if kind.is_file() && is_manifest(&path) {
-            if found.len() >= FILES_MAX {
-                return Err(io::Error::other(format!("more than {FILES_MAX} manifest files")));
-            }
-            match entry.metadata() {
-                Ok(meta) => found.push((path, Signature::of(&meta))),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
+            if self.files.len() < FILES_MAX {
+                self.files.push((path, Signature::of(&entry.metadata()?)));
+            } else {
+                self.is_cut = true;
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Reads a regular file of at most [`FILE_BYTES_MAX`] bytes; symlinks, pipes and devices are refused.
@@ -327,5 +343,66 @@ pub fn complete_item(item: &mut Value, api_version: &str, kind: &str) {
     {
         fields.insert("kind".to_owned(), Value::from(kind));
         fields.insert("apiVersion".to_owned(), Value::from(api_version));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn texts(text: &str) -> Vec<(&str, usize, bool)> {
+        split(text, false).into_iter().map(|d| (d.text, d.lines_above, d.has_content)).collect()
+    }
+
+    #[test]
+    fn splits_at_separators_only() {
+        assert_eq!(texts("a: 1\n"), [("a: 1\n", 0, true)]);
+        assert_eq!(texts("---\na: 1\n---\nb: 2"), [("---\na: 1\n", 0, true), ("---\nb: 2", 2, true)]);
+        assert_eq!(texts("# head\n%YAML 1.2\n---\na: 1\n").len(), 1);
+        assert_eq!(
+            texts("--- {a: 1}\n---\t# none\n"),
+            [("--- {a: 1}\n", 0, true), ("---\t# none\n", 1, false)]
+        );
+        assert_eq!(texts("a: |\n  x\n ---\n---b: 1\n----\n").len(), 1);
+        assert_eq!(texts("a: 1\r\n---\r\nb: 2\r\n").len(), 2);
+        assert_eq!(texts(""), []);
+    }
+
+    #[test]
+    fn documents_without_content_are_not_counted() {
+        let text = "# licence\n---\n# nothing\n---\na: 1\n...\n---\n---\nb: 2\n";
+        let documents = split(text, false);
+        let counted: Vec<_> =
+            numbered(&documents).map(|(number, document)| (number, document.text)).collect();
+        assert_eq!(counted, [(1, "---\na: 1\n...\n"), (2, "---\nb: 2\n")]);
+    }
+
+    #[test]
+    fn a_stamp_settles_with_time() {
+        let stamp = SystemTime::UNIX_EPOCH + Duration::new(1_000, 5);
+        let signature = Signature { inode: 1, size: 1, modified: (0, 0), changed: (1_000, 5) };
+        assert!(!signature.is_settled(stamp));
+        assert!(!signature.is_settled(stamp - Duration::from_secs(9)), "from the future");
+        assert!(signature.is_settled(stamp + 2 * STAMP_GRAIN));
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_is_lost_in_splitting(text in "(---|[a: #%.\\-]|\n|\r\n|\t|é){0,60}") {
+            let documents = split(&text, false);
+            prop_assert_eq!(documents.iter().map(|d| d.text).collect::<String>(), text.clone());
+            for document in &documents {
+                let above = &text[..document.text.as_ptr() as usize - text.as_ptr() as usize];
+                prop_assert_eq!(above.matches('\n').count(), document.lines_above);
+            }
+        }
+
+        #[test]
+        fn parsing_never_panics(text in "(---|[a-c:#%&*!|>{}\\[\\]'\",. \\-]|\n){0,80}") {
+            parse(&text, false);
+            parse(&text, true);
+        }
     }
 }

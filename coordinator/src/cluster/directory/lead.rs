@@ -91,6 +91,11 @@ impl Lead {
     }
 }
 
+/// Whether a change of this file may change who leads.
+pub(super) fn is_file_of_leader(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == LEADER_FILE || name == EPOCH_FILE)
+}
+
 /// The newest epoch ever announced; 0 before the first.
 fn read_epoch(root: &Path) -> Result<u64, ClusterError> {
     let path = root.join(EPOCH_FILE);

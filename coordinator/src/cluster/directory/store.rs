@@ -80,15 +80,20 @@ impl Store {
     pub fn objects(&self) -> Result<Objects, ClusterError> {
         let listed = files::walk(&self.root).map_err(|e| io_error(&self.root, e))?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut fresh = Cache::with_capacity(listed.len());
+        let mut fresh = Cache::with_capacity(listed.files.len());
         let mut objects = Objects::default();
-        for (path, signature) in listed {
+        for (path, signature) in listed.files {
             let known = cache.remove(&path).filter(|known| known.settled && known.signature == signature);
             let Some(cached) = known.or_else(|| load(&path)) else { continue };
             objects.files.push((self.relative(&path), Arc::clone(&cached.contents)));
             fresh.insert(path, cached);
         }
         *cache = fresh;
+        for (path, message) in listed.faults {
+            let fault = Fault { document: 0, object: String::new(), message };
+            let contents = Contents { faults: vec![fault], ..Contents::default() };
+            objects.files.push((self.relative(&path), Arc::new(contents)));
+        }
         Ok(objects)
     }
 

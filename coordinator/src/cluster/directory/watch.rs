@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
-use super::files;
+use super::{files, lead};
 
 /// Writers change several files in a row: long enough to see them as one change, short against a beat.
 const GATHER: Duration = Duration::from_millis(5);
@@ -40,8 +40,9 @@ impl FolderWatch {
         // One waiting signal says all that many would.
         let (poke, changes) = sync_channel(1);
         let sender = poke.clone();
+        let place = root.to_owned();
         let handler = move |event: notify::Result<notify::Event>| {
-            if event.as_ref().map_or(true, is_change) {
+            if event.as_ref().map_or(true, |event| is_change(&place, event)) {
                 signal(&sender);
             }
         };
@@ -86,14 +87,18 @@ fn signal(sender: &SyncSender<()>) {
     }
 }
 
-/// Reading is no change, and neither are locks, counters and unfinished writes.
-fn is_change(event: &notify::Event) -> bool {
+/// Reading is no change, and neither are unfinished writes. Who leads is, and so is the folder's own end.
+fn is_change(root: &Path, event: &notify::Event) -> bool {
     if matches!(event.kind, EventKind::Access(_)) {
         return false;
     }
     let folder = |path: &Path| path.extension().is_none();
     let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    event.need_rescan()
-        || event.paths.is_empty()
-        || event.paths.iter().any(|path| files::is_manifest(path) || (folder(path) && !hidden(path)))
+    let counts = |path: &Path| {
+        path == root
+            || lead::is_file_of_leader(path)
+            || files::is_manifest(path)
+            || (folder(path) && !hidden(path))
+    };
+    event.need_rescan() || event.paths.is_empty() || event.paths.iter().any(|path| counts(path))
 }

@@ -226,3 +226,67 @@ fn remove_leftovers_in(folder: &Path, depth: usize) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Strings that YAML would take for something else, were they not quoted.
+    const TRAPS: [&str; 24] = [
+        "",
+        "~",
+        "null",
+        "true",
+        "no",
+        "on",
+        "y",
+        "0x1F",
+        "0o17",
+        "017",
+        "1e3",
+        "1_000",
+        ".inf",
+        "1.10",
+        "-",
+        "- a",
+        "a: b",
+        "#c",
+        "a #b",
+        "---",
+        "...",
+        "@a",
+        "2026-03-02",
+        " padded ",
+    ];
+
+    fn read_back(value: &Value) -> Value {
+        let text = to_yaml(value).unwrap();
+        let documents = files::split(&text, false);
+        assert_eq!(documents.len(), 1, "{text}");
+        files::parse_document(&documents[0], false).unwrap_or_else(|e| panic!("{e}:\n{text}"))
+    }
+
+    #[test]
+    fn every_trap_is_quoted() {
+        for trap in TRAPS {
+            let value = json!({ "value": trap, trap: [trap, { trap: trap }] });
+            assert_eq!(read_back(&value), value, "{trap:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_back_as_it_was(text in any::<String>(), key in "[ -~]{0,20}") {
+            let value = json!({ "value": text, "list": [text, [], {}, null, 1, -2.5, true], key: text });
+            prop_assert_eq!(read_back(&value), value);
+        }
+
+        #[test]
+        fn any_lines_are_read_back_as_they_were(text in "[ \\t\\n#:a\\-|>'\"]{0,40}") {
+            let value = json!({ "metadata": { "annotations": { "text": text } }, "after": 1 });
+            prop_assert_eq!(read_back(&value), value);
+        }
+    }
+}

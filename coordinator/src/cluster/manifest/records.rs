@@ -272,3 +272,113 @@ pub fn evacuation_record(
         message: status.message.clone(),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use somersault_coordinator_core::decision::DecisionKind;
+    use somersault_coordinator_core::evacuation::PlanState;
+    use somersault_coordinator_core::fencing::ProofKind;
+    use somersault_coordinator_core::fleet::{Grade, VolumeMode};
+    use somersault_coordinator_core::migration::Phase;
+    use somersault_coordinator_core::view::{Milestone, NodeState, RecoveryProgress};
+    use somersault_crd::{common, recovery};
+
+    use super::*;
+
+    fn both_ways<A, B>(values: &[A])
+    where
+        A: Serialize + DeserializeOwned + PartialEq + Debug,
+        B: Serialize + DeserializeOwned,
+    {
+        for value in values {
+            let there: B = same_name(value, "field").unwrap();
+            let back: A = same_name(&there, "field").unwrap();
+            assert_eq!(back, *value);
+        }
+    }
+
+    #[test]
+    fn our_objects_know_every_state_of_the_core() {
+        both_ways::<_, node_health::NodeState>(&[
+            NodeState::NoAgent,
+            NodeState::Healthy,
+            NodeState::Suspect,
+            NodeState::AgentSilent,
+            NodeState::Partitioned,
+            NodeState::StormHold,
+            NodeState::AwaitingProof,
+            NodeState::Fenced,
+            NodeState::Recovering,
+            NodeState::Quarantine,
+            NodeState::FenceContradicted,
+        ]);
+        both_ways::<_, common::Proof>(&[
+            ProofKind::PowerOffConfirmed,
+            ProofKind::CloudShutdown,
+            ProofKind::OutOfServiceByOthers,
+            ProofKind::NewBootId,
+            ProofKind::HumanAttested,
+            ProofKind::LeaseExpired,
+        ]);
+        both_ways::<_, node_health::DiskGrade>(&[
+            Grade::Unknown,
+            Grade::Ok,
+            Grade::Warning,
+            Grade::Failing,
+            Grade::Failed,
+        ]);
+        both_ways::<_, String>(&[Milestone::LastBeat, Milestone::FencingStarted, Milestone::Closed]);
+    }
+
+    #[test]
+    fn our_objects_know_every_state_of_work() {
+        both_ways::<_, vmig::Phase>(&[
+            Phase::Pending,
+            Phase::Checking,
+            Phase::Provisioning,
+            Phase::PreCopying,
+            Phase::Stopping,
+            Phase::FinalCopying,
+            Phase::Verifying,
+            Phase::Swapping,
+            Phase::Starting,
+            Phase::Confirming,
+            Phase::Succeeded,
+            Phase::Failed,
+            Phase::RollingBack,
+            Phase::RolledBack,
+            Phase::Cancelled,
+        ]);
+        both_ways::<_, vmig::VolumeMode>(&[VolumeMode::Filesystem, VolumeMode::Block]);
+        both_ways::<_, evac::PlanState>(&[
+            PlanState::Waiting,
+            PlanState::Running,
+            PlanState::PreCopied,
+            PlanState::Succeeded,
+            PlanState::Failed,
+        ]);
+        both_ways::<_, recovery::DecisionKind>(&[
+            DecisionKind::Recreate,
+            DecisionKind::Rebuild,
+            DecisionKind::ManualRecovery,
+            DecisionKind::NothingToDo,
+        ]);
+        both_ways::<_, recovery::Progress>(&[
+            RecoveryProgress::AwaitingProof,
+            RecoveryProgress::Acting,
+            RecoveryProgress::Restarting,
+            RecoveryProgress::Recovered,
+            RecoveryProgress::NeedsPerson,
+            RecoveryProgress::NodeReturned,
+        ]);
+    }
+
+    #[test]
+    fn a_start_field_of_another_owner_is_refused() {
+        let owner = vmig::Owner { kind: WUKONG_KIND.to_owned(), name: "w".to_owned() };
+        let stopped = vmig::Stopped { owner, start: vmig::SavedStart::Running(true) };
+        assert_eq!(read_stopped(&stopped).unwrap_err().field, "status.stopped");
+    }
+}
