@@ -220,3 +220,12 @@ fn help_documents_the_exit_codes() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_dump_written_by_hand_needs_no_status_that_nobody_would_write() -> Result<()> {
+    let ran = run(&["explain", "n1", "--from", &fixture("sparse.yaml"), "-o", "json"])?;
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    let expected = pairs(&[("default/locvm", "ManualRecovery"), ("default/netvm", "Recreate")]);
+    assert_eq!(decisions(&ran.json()?)?, expected);
+    Ok(())
+}

@@ -77,9 +77,11 @@ pub fn node(object: &core::Node) -> Result<Node, FieldError> {
     let taints = spec.and_then(|s| s.taints.as_deref()).unwrap_or_default();
     let allocatable = status.and_then(|s| s.allocatable.as_ref());
     let boot_id = status.and_then(|s| s.node_info.as_ref()).map(|info| info.boot_id.as_str());
+    // Only a dump written by hand has a node that nobody ever judged. Where it is wrong, a launcher stays Pending.
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").is_none_or(|c| c.status == "True");
     Ok(Node {
         labels: object.metadata.labels.clone().unwrap_or_default(),
-        ready: conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
+        ready,
         unschedulable: spec.and_then(|s| s.unschedulable).unwrap_or(false),
         taints: taints.iter().map(taint).collect(),
         boot_id: boot_id.filter(|id| !id.is_empty()).map(BootId::from),

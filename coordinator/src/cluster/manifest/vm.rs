@@ -162,15 +162,17 @@ fn run_strategy(vm: &VirtualMachine) -> Result<RunStrategy, FieldError> {
     }
 }
 
-/// The VM's instance: of the same name, and controlled by it.
+/// The VM's instance: of the same name, and not controlled by anything else. One without a controller (of a dump
+/// written by hand) keeps the VM from starting another one, so it is taken for the VM's own.
 fn instance_of<'a>(
     inventory: &'a Inventory,
     key: &Key,
     vm: &VirtualMachine,
 ) -> Option<&'a VirtualMachineInstance> {
     let instance = &inventory.instances.get(key)?.object;
-    let owner = controller(&instance.metadata)?;
-    let fits = owner.kind == "VirtualMachine" && owner.name == key.name && same_uid(owner, &vm.metadata);
+    let fits = controller(&instance.metadata).is_none_or(|owner| {
+        owner.kind == "VirtualMachine" && owner.name == key.name && same_uid(owner, &vm.metadata)
+    });
     fits.then_some(instance)
 }
 
