@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use somersault_coordinator_core::decision::{Decision, DecisionKind, Locality, Question, decide};
+use somersault_coordinator_core::decision::{Decider, Decision, DecisionKind, Locality, Question};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::node_health::NodeState;
 
@@ -77,26 +77,26 @@ pub fn of_vm(world: &World, key: &Key) -> Verdict {
 /// The decision behind [`of_vm`], and the node that is supposed to die.
 pub fn decide_for_vm(world: &World, key: &Key) -> (Decision, Option<NodeName>) {
     let running = world.fleet.vms.get(key).and_then(|vm| vm.node().cloned());
-    let decision =
-        decide(&world.fleet, &world.policy.class_overrides, key, &question(world, running.as_ref()));
+    let decider = Decider::new(&world.fleet, &world.policy.class_overrides);
+    let decision = decider.decide(key, &question(world, running.as_ref()));
     if running.is_some() {
         return (decision, running);
     }
     let Some(home) = local_nodes(&decision).next().cloned() else { return (decision, None) };
-    let question = question(world, Some(&home));
-    (decide(&world.fleet, &world.policy.class_overrides, key, &question), Some(home))
+    (decider.decide(key, &question(world, Some(&home))), Some(home))
 }
 
 /// The VMs that run on a node, or have a disk there.
 fn of_node(world: &World, node: &NodeName, namespace: Option<&str>) -> Vec<Verdict> {
     let question = question(world, Some(node));
+    let decider = Decider::new(&world.fleet, &world.policy.class_overrides);
     world
         .fleet
         .vms
         .iter()
         .filter(|(key, _)| namespace.is_none_or(|want| key.namespace == want))
         .filter_map(|(key, vm)| {
-            let decision = decide(&world.fleet, &world.policy.class_overrides, key, &question);
+            let decision = decider.decide(key, &question);
             let concerned = vm.node() == Some(node)
                 || vm.pods.iter().any(|pod| pod.node.as_ref() == Some(node))
                 || local_nodes(&decision).any(|home| home == node);
