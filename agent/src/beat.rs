@@ -32,8 +32,8 @@ use tracing::{debug, info, warn};
 
 use crate::clock::boottime;
 
-/// Pace until the first grant names one: the safe profile's.
-const INTERVAL_FIRST: Duration = Duration::from_secs(1);
+/// Pace until the first grant names one: the fast profile's, since a slower one would look like missed beats there.
+const INTERVAL_FIRST: Duration = Duration::from_millis(200);
 /// Time for TCP, TLS and the stream's opening. A SYN that was lost is sent again after 1 s by the kernel, so a
 /// longer wait seldom helps, and a fresh attempt costs little.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -41,6 +41,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// A connection whose ping goes unanswered this long is given up.
 const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// A stream that lived so long had begun well; the next attempt follows at once. One that is refused as soon as it
+/// is open does not.
+const LIVED_MIN: Duration = Duration::from_secs(2);
 /// Time to bring a goodbye onto the wire.
 const GOODBYE_MAX: Duration = Duration::from_millis(300);
 
@@ -189,16 +192,17 @@ impl Beater {
         let mut last_error = String::new();
         while !self.stop.is_cancelled() {
             self.shared.turn();
-            let mut connected = false;
-            let outcome = self.connect_and_beat(&mut connected).await;
+            let began = Instant::now();
+            let outcome = self.connect_and_beat().await;
             self.link().connected.store(false, Ordering::Relaxed);
             let Err(broken) = outcome else { return };
-            if connected {
+            if began.elapsed() >= CONNECT_MAX + LIVED_MIN {
                 pauses = backoff();
+                last_error.clear();
             }
             // Said once, not at every attempt.
             let error = with_sources(&broken);
-            if connected || error != last_error {
+            if error != last_error {
                 warn!(coordinator = %self.link().coordinator, error, "no beats get through");
                 last_error = error;
             }
@@ -211,7 +215,7 @@ impl Beater {
     }
 
     /// `Ok` when stopped.
-    async fn connect_and_beat(&self, connected: &mut bool) -> Result<(), Broken> {
+    async fn connect_and_beat(&self) -> Result<(), Broken> {
         let opening = async {
             let channel = self.endpoint()?.connect().await?;
             // Of two messages: the one on its way and the next. More would only age.
@@ -225,7 +229,6 @@ impl Beater {
             opened = timeout(CONNECT_MAX, opening) => opened.map_err(|_| Broken::Timeout)??,
             () = self.stop.cancelled() => return Ok(()),
         };
-        *connected = true;
         self.link().connected.store(true, Ordering::Relaxed);
         info!(coordinator = %self.link().coordinator, "beating");
         self.beat_on(stream, grants).await
@@ -296,12 +299,7 @@ impl Stream {
         let Some(sent_at) = self.sent.answered(grant.sequence) else {
             return debug!(sequence = grant.sequence, "a grant that answers no beat of this stream");
         };
-        let taken = LeaseGrant {
-            sequence: grant.sequence,
-            epoch: grant.epoch,
-            beat_interval: grant.beat_interval,
-            lease: grant.lease,
-        };
+        let taken = LeaseGrant { epoch: grant.epoch, beat_interval: grant.beat_interval, lease: grant.lease };
         if let Err(StaleEpoch { got, seen }) = beater.shared.with_lease(|lease| lease.extend(sent_at, &taken))
         {
             debug!(got, seen, "a grant of a coordinator that leads no more");

@@ -163,7 +163,7 @@ impl<C: Cluster> Effects<C> {
         self.tasks.spawn(async move {
             let answer = prober.probe(node.clone(), address, timeout).await;
             drop(slot);
-            tracing::info!(%node, ?answer, "probed");
+            tracing::debug!(%node, ?answer, "probed");
             inbox.input(Input::Probed { node: convert::node(&node), by: AskedBy::Coordinator, answer }).await;
         });
     }

@@ -25,8 +25,9 @@ use super::{FenceAgent, FenceAgents};
 
 /// A file for a thousand nodes with twenty options each is below this.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Between two tries of one action: management controllers that are busy, or that tell late, need about so long.
-const RETRY_WAIT: Duration = Duration::from_secs(1);
+/// Between two tries of one action: management controllers that are busy, or that tell late, need about a second,
+/// and whoever waits for a VM should not wait longer than that.
+const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// The longest option of any known agent is a path or a password.
 const VALUE_BYTES_MAX: usize = 4096;
 

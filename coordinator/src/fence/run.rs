@@ -26,7 +26,7 @@ use super::process::{self, Ended};
 /// A management controller that was busy answers the second time; what fails twice is for the core's own retries.
 const OFF_TRIES: u32 = 2;
 /// A power supply drains within a second or two, and some controllers tell late.
-const STATUS_TRIES: u32 = 4;
+const STATUS_TRIES: u32 = 8;
 /// Behind the deadline: lets a run that was killed at it be cleaned up.
 const CLEANUP: Duration = Duration::from_secs(1);
 /// What is shown of a program's output.
