@@ -227,7 +227,7 @@ impl Coordinator {
         for record in open {
             let node = record.node.clone();
             match &record.stage {
-                FenceStage::Quarantine { boot_id } => self.liveness.watch_again(&scene, &node, Some(boot_id)),
+                FenceStage::Quarantine { boot_id } => self.liveness.watch_again(&scene, &node, record.boot_id.as_ref(), Some(boot_id)),
                 _ => self.liveness.inherit_declared(&scene, &node, record.boot_id.as_ref()),
             }
             let mut case = Case::inherited(&scene, record, self.liveness.pulse(&node));
@@ -255,7 +255,8 @@ impl Coordinator {
             Some(FenceStage::Fenced { .. }) => self.recovery.proven(&scene, node),
             Some(FenceStage::Quarantine { boot_id }) => {
                 words::quarantined(fx, &scene, node);
-                self.liveness.watch_again(&scene, node, Some(&boot_id));
+                let declared = case.stored().and_then(|record| record.boot_id.as_ref());
+                self.liveness.watch_again(&scene, node, declared, Some(&boot_id));
             }
             _ => {}
         }
@@ -269,7 +270,7 @@ impl Coordinator {
             self.liveness.forget(node);
         } else {
             words::closed(fx, node);
-            self.liveness.watch_again(&scene, node, None);
+            self.liveness.watch_again(&scene, node, None, None);
         }
         self.cases.remove(node);
     }

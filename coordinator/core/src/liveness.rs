@@ -37,6 +37,8 @@ const PEERS_ASKED: usize = 3;
 const KUBELET_FRESH: Duration = Duration::from_secs(15);
 /// How long a node without a Node object is remembered after its last beat: its object may just be late.
 const FORGET_AFTER: Duration = Duration::from_mins(10);
+/// How late a beat of an ended boot may arrive: its stream dies with it, and what was under way arrives at once.
+const LATE_BEAT_MAX: Duration = Duration::from_secs(10);
 /// Earlier boots that are remembered, so that a late beat of one is not taken for a new boot.
 const EARLIER_BOOTS_MAX: usize = 8;
 
@@ -136,7 +138,7 @@ impl Liveness {
         fx: &mut Vec<Effect>,
     ) -> BeatOf {
         let pulse = self.nodes.entry(node.clone()).or_insert_with(|| Pulse::new(scene.now));
-        let beat = pulse.boot_of(boot);
+        let beat = pulse.boot_of(boot, scene.now);
         if beat == BeatOf::Ended {
             return beat;
         }
@@ -237,10 +239,17 @@ impl Liveness {
         pulse.enter(Phase::Declared, scene.now, "declared unreachable by an earlier leader".to_owned());
     }
 
-    /// The node is given back: its silence counts again from now.
-    pub fn watch_again(&mut self, scene: &Scene<'_>, node: &NodeName, boot: Option<&BootId>) {
+    /// The node is given back: its silence counts again from now. `boot` is the boot in which it came back after
+    /// `declared` had ended; a boot that we heard of ourselves counts for more.
+    pub fn watch_again(
+        &mut self,
+        scene: &Scene<'_>,
+        node: &NodeName,
+        declared: Option<&BootId>,
+        boot: Option<&BootId>,
+    ) {
         let pulse = self.nodes.entry(node.clone()).or_insert_with(|| Pulse::new(scene.now));
-        if let Some(boot) = boot {
+        if let Some(boot) = boot.filter(|_| pulse.boot.is_none() || pulse.boot.as_ref() == declared) {
             pulse.take_boot(boot);
         }
         pulse.quiet_since = scene.now;
@@ -398,9 +407,11 @@ impl Pulse {
         self.earlier_boots.contains(boot)
     }
 
-    fn boot_of(&self, boot: &BootId) -> BeatOf {
+    fn boot_of(&self, boot: &BootId, now: BootTime) -> BeatOf {
+        // Where the order of two boots was misjudged, the one that goes on beating is right.
+        let quiet = self.last_beat.is_none_or(|at| now.saturating_sub(at) > LATE_BEAT_MAX);
         match &self.boot {
-            _ if self.has_ended(boot) => BeatOf::Ended,
+            _ if self.has_ended(boot) && !quiet => BeatOf::Ended,
             Some(known) if known != boot => BeatOf::New,
             _ => BeatOf::Known,
         }
@@ -410,6 +421,7 @@ impl Pulse {
         if self.boot.as_ref() == Some(boot) {
             return;
         }
+        self.earlier_boots.retain(|earlier| earlier != boot);
         if let Some(ended) = self.boot.replace(boot.clone()) {
             self.earlier_boots.push_back(ended);
         }

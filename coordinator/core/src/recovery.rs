@@ -95,7 +95,7 @@ impl Recovery {
             let returned = trouble.returned.contains(node);
             incident.look(scene, node, !returned, fx);
             if returned {
-                incident.node_returned(node, fx);
+                incident.node_returned(scene, node, fx);
                 continue;
             }
             // Before a proof, the question is what would become of the VM if every declared node were proven.
@@ -188,12 +188,16 @@ impl Recovery {
         self.incidents.values().filter_map(|incident| incident.next_deadline(scene)).min()
     }
 
-    /// What to show.
+    /// What to show. A VM that was caught by two incidents is shown in the one in which something happened last.
     pub fn views(&self) -> BTreeMap<Key, RecoveryView> {
+        let running = self.incidents.iter().flat_map(|(node, incident)| {
+            let view = move |(key, case): (&Key, &VmCase)| Some((case.since, key.clone(), case.view(node)?));
+            incident.vms.iter().filter_map(view)
+        });
+        let mut running: Vec<(BootTime, Key, RecoveryView)> = running.collect();
+        running.sort_by_key(|(since, _, _)| *since);
         let mut views = self.ended.clone();
-        for (node, incident) in &self.incidents {
-            views.extend(incident.vms.iter().filter_map(|(key, case)| Some((key.clone(), case.view(node)?))));
-        }
+        views.extend(running.into_iter().map(|(_, key, view)| (key, view)));
         views
     }
 }

@@ -426,6 +426,25 @@ fn a_new_leader_takes_the_records_over_before_it_acts_on_them() {
 }
 
 #[test]
+fn a_new_leader_believes_the_boot_that_it_hears_more_than_the_one_in_quarantine() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.beat("n1", 2);
+    bench.run_ms(1_000);
+    assert_eq!(bench.state("n1"), NodeState::Quarantine);
+    bench.give(Input::Deposed);
+    bench.beat("n1", 3); // heard as a follower only
+    bench.run_ms(1_000);
+    bench.lead(2);
+    bench.run_ms(1_000);
+    let Some(Record::Fence(record)) = bench.store.get(&RecordKey::Fence("n1".into())) else { panic!("stored") };
+    assert_eq!(record.stage, FenceStage::Quarantine { boot_id: boot("n1", 3) });
+    bench.run_ms(61_000);
+    assert_eq!(bench.state("n1"), NodeState::Healthy);
+}
+
+#[test]
 fn a_new_leader_that_finds_another_boot_in_the_node_object_touches_nothing() {
     let mut bench = Bench::new(fast(&[]));
     bench.silence(&["n1"]);

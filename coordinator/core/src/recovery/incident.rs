@@ -38,7 +38,7 @@ pub(super) struct VmCase {
     left: BTreeSet<Action>,
     attempts: u32,
     /// When it entered its progress.
-    since: BootTime,
+    pub since: BootTime,
     /// When deletions without an answer are tried again.
     retry_at: Option<BootTime>,
 }
@@ -111,9 +111,9 @@ impl Incident {
     }
 
     /// The node is back: what was not touched is its own again.
-    pub fn node_returned(&mut self, node: &NodeName, fx: &mut Vec<Effect>) {
+    pub fn node_returned(&mut self, scene: &Scene<'_>, node: &NodeName, fx: &mut Vec<Effect>) {
         for (key, case) in self.vms.iter_mut().filter(|(_, case)| case.is_untouched()) {
-            case.progress = RecoveryProgress::NodeReturned;
+            case.enter(RecoveryProgress::NodeReturned, scene.now);
             let message = format!("{node} is back and {key} was not touched: it starts there by itself.");
             tell_vm(fx, Severity::Info, key, "NodeReturned", message);
         }

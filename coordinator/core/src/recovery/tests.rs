@@ -190,3 +190,26 @@ fn a_stopped_vm_is_nobodys_concern() {
     bench.run_ms(5_000);
     assert!(!bench.view().recoveries.contains_key(&key("net")));
 }
+
+#[test]
+fn a_vm_of_two_incidents_is_shown_in_the_later_one() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n3"]);
+    let vm = bench.fleet.vms.get_mut(&key("net")).expect("there");
+    vm.instance.as_mut().expect("there").node = Some("n3".into());
+    vm.pods[0].node = Some("n3".into());
+    bench.show_fleet();
+    bench.run_ms(2_000);
+    bench.beat("n3", 2);
+    bench.run_ms(500);
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::NodeReturned);
+    let vm = bench.fleet.vms.get_mut(&key("net")).expect("there");
+    vm.instance.as_mut().expect("there").node = Some("n1".into());
+    vm.pods[0].node = Some("n1".into());
+    bench.show_fleet();
+    bench.run_ms(61_000 - 2_500);
+    bench.silence(&["n1"]);
+    bench.run_ms(1_800);
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::AwaitingProof);
+    assert_eq!(bench.view().recoveries[&key("net")].node, "n1".into());
+}
