@@ -12,7 +12,7 @@ use somersault_coordinator::cluster::directory::Store;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::Key;
 use somersault_crd::evacuation::{EvacuationStatus, PlanState};
-use somersault_crd::volume_migration::{Phase, VolumeMigrationStatus};
+use somersault_crd::volume_migration::{CopyProgress, Phase, VolumeMigrationStatus};
 use somersault_crd::{Evacuation, VolumeMigration};
 
 use crate::args::Global;
@@ -27,6 +27,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(10);
 /// Lines of progress, where there is no terminal, come at every step of this many percent.
 const LINE_STEP_PERCENT: u64 = 10;
+
+/// A bar of length 0 is drawn as full; while nobody knows how much there is, nothing is done yet.
+const UNKNOWN_LENGTH: u64 = 1;
 
 /// Waits until a migration has ended, or has copied ahead and waits for a word.
 pub fn migration(global: &Global, store: &Store, key: &Key, timeout: Duration) -> Result<Exit, Failure> {
@@ -204,9 +207,7 @@ impl Bars {
         let progress = status.progress.unwrap_or_default();
         if self.terminal {
             let bar = self.by_migration.entry(key.clone()).or_insert_with(|| self.multi.add(new_bar(key)));
-            bar.set_length(progress.total_bytes);
-            bar.set_position(progress.done_bytes);
-            bar.set_message(format!("{:?} {}", status.phase, progress_words(&progress)));
+            update(bar, status.phase, &progress);
             return;
         }
         let percent = units::percent(progress.done_bytes, progress.total_bytes);
@@ -242,7 +243,7 @@ impl Bars {
 }
 
 fn new_bar(key: &Key) -> ProgressBar {
-    let bar = ProgressBar::new(0);
+    let bar = ProgressBar::new(UNKNOWN_LENGTH);
     let template = "{prefix:28} [{bar:30}] {percent:>3} % {msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("=> "));
@@ -250,7 +251,13 @@ fn new_bar(key: &Key) -> ProgressBar {
     bar
 }
 
-fn progress_words(progress: &somersault_crd::volume_migration::CopyProgress) -> String {
+fn update(bar: &ProgressBar, phase: Phase, progress: &CopyProgress) {
+    bar.set_length(progress.total_bytes.max(UNKNOWN_LENGTH));
+    bar.set_position(progress.done_bytes);
+    bar.set_message(format!("{phase:?} {}", progress_words(progress)));
+}
+
+fn progress_words(progress: &CopyProgress) -> String {
     if progress.total_bytes == 0 {
         return String::new();
     }
@@ -261,4 +268,19 @@ fn progress_words(progress: &somersault_crd::volume_migration::CopyProgress) -> 
         let _ = write!(words, ", {}/s, {seconds} s left", units::bytes(progress.rate_bytes_per_second));
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_unknown_size_is_not_shown_as_done() {
+        let bar = new_bar(&Key::new("default", "db-to-n3"));
+        update(&bar, Phase::Pending, &CopyProgress::default());
+        assert!(bar.position() < bar.length().unwrap_or(0));
+        let done = CopyProgress { done_bytes: 7, total_bytes: 7, rate_bytes_per_second: 0 };
+        update(&bar, Phase::PreCopying, &done);
+        assert_eq!((bar.position(), bar.length()), (7, Some(7)));
+    }
 }
