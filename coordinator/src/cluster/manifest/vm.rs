@@ -6,8 +6,8 @@
 //!                              └── template volumes           └── hotplugged volumes            └─controller─ hotplug pod
 //! ```
 //!
-//! Names alone never join: an owner reference with `controller: true` does, and where both sides have uids they
-//! must agree. A pod that joins no VM counts as somebody else who uses its claims.
+//! An owner reference with `controller: true` joins, and where both sides have uids they must agree. Names alone
+//! never do, with one exception: an instance that nothing controls is its namesake's (see `instance_of`). A pod that joins no VM counts as somebody else who uses its claims.
 
 use std::collections::{BTreeMap, BTreeSet};
 
