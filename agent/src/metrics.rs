@@ -162,6 +162,14 @@ fn beats(registry: &mut Registry, shared: &Shared) {
     let epoch = Gauge::<i64>::default();
     epoch.set(shared.with_lease(|lease| i64::try_from(lease.epoch()).unwrap_or(i64::MAX)));
     registry.register("agent_epoch", "Highest leader epoch seen", epoch);
+    let remaining = Ratio::default();
+    let expiry = shared.with_lease(|lease| lease.expiry()).unwrap_or_default();
+    remaining.set(expiry.saturating_sub(boottime()).as_secs_f64());
+    registry.register(
+        "agent_lease_remaining_seconds",
+        "Until the lease ends; nothing here acts on it",
+        remaining,
+    );
 }
 
 fn roots(registry: &mut Registry, roots: &[WatchedRoot]) {

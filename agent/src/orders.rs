@@ -68,11 +68,11 @@ impl Orders {
         let Order { id, epoch, kind } = order;
         let running = ProgressState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
         let initial = progress(&id, running);
-        let admission = self
-            .inner
-            .beats
-            .with_lease(|lease| self.with_book(|book| book.admit(&id, epoch, lease, initial)));
-        match admission {
+        if let Err(stale) = self.inner.beats.with_lease(|lease| lease.admit(epoch)) {
+            warn!(order = id, %stale, "order refused");
+            return Some(failed(&id, FailureReason::StaleEpoch, &stale.to_string()));
+        }
+        match self.with_book(|book| book.admit(&id, initial)) {
             Ok(Admission::Start) => {
                 info!(order = id, kind = name(&kind), "order taken");
                 self.start(id, kind)
@@ -81,7 +81,6 @@ impl Orders {
             Err(refusal) => {
                 warn!(order = id, %refusal, "order refused");
                 let reason = match refusal {
-                    Refusal::StaleEpoch(_) => FailureReason::StaleEpoch,
                     Refusal::TooManyOrders => FailureReason::Busy,
                     Refusal::InvalidId => FailureReason::OrderRefused,
                 };

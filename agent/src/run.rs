@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_proto::model::{Hello, PingReply};
+use somersault_proto::model::{BootId, Hello, PingReply};
+use somersault_proto::tls::TlsFiles;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::beat::{BeatConfig, Beats};
+use crate::beat::{BeatConfig, Beats, Shared};
 use crate::config::{Config, ConfigError};
 use crate::metrics::{SessionMetrics, Sources};
 use crate::orders::Orders;
@@ -63,16 +64,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
     config.check_coordinators()?;
     let (tls, boot_id) = (config.tls()?, config.boot_id()?);
     let roots = watch_roots(&config)?;
-    let listener = listen("--listen", config.listen).await?;
-    let admin = match config.admin_listen {
-        Some(address) => Some(listen("--admin-listen", address).await?),
-        None => None,
-    };
+    let listeners = Listeners::bind(&config).await?;
     if !smartctl_exists(&config.smartctl) {
         warn!(program = %config.smartctl.display(), "no smartctl: disks are judged by the kernel's word alone");
     }
     info!(node = %config.node, %boot_id, roots = roots.len(), "starting");
-
     let beats = Beats::start(BeatConfig {
         node: config.node.clone(),
         boot_id: boot_id.clone(),
@@ -81,50 +77,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
     })
     .map_err(|source| AgentError::Thread("beat", source))?;
 
-    let transfers = Transfers::new(TransferConfig {
-        roots: roots.iter().map(|watched| watched.root.path.as_str().into()).collect(),
-        tls: tls.clone(),
-        node: config.node.clone(),
-    });
-    let orders = Orders::new(beats.shared(), transfers.clone(), tls.clone());
-    let (published, sensed) = watch::channel(Arc::new(Sensed::default()));
-    let sessions = Arc::new(SessionMetrics::default());
-    let session = SessionConfig {
-        hello: Hello {
-            node: config.node.clone(),
-            boot_id: boot_id.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            address: config.advertise.clone(),
-        },
-        tls: tls.clone(),
-        roots: roots.clone(),
-        sensed: sensed.clone(),
-        orders: orders.clone(),
-        transfers: transfers.clone(),
-        beats: beats.shared(),
-        metrics: sessions.clone(),
-    };
-    let (beat_shared, answer) = (beats.shared(), PingReply { node: config.node.clone(), boot_id });
-
-    // Parts that run for ever: the end of any of them is a bug, and the agent is restarted by whoever runs it.
-    let mut parts = JoinSet::new();
-    parts.spawn(sense(sense_config(&config, &roots), published));
-    for coordinator in config.coordinators {
-        parts.spawn(converse_for_ever(session.clone(), coordinator));
-    }
-    let mut servers: JoinSet<Result<(), AgentError>> = JoinSet::new();
     // Not a child of `stop`: the servers go on until the goodbye is said.
     let closing = CancellationToken::new();
-    servers.spawn({
-        let closing = closing.clone();
-        async move { Ok(peer::serve(listener, &tls, answer, &transfers, closing).await?) }
-    });
-    if let Some(listener) = admin {
-        let sources = Sources { beats: beat_shared, sessions, orders, roots, sensed };
-        let serving = metrics::serve(listener, sources, closing.clone());
-        servers.spawn(async move { serving.await.map_err(AgentError::Admin) });
-    }
-
+    let means = Means { config, tls, boot_id, roots, beats: beats.shared() };
+    let (mut parts, mut servers) = means.start(listeners, &closing);
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         ended = parts.join_next() => Err(AgentError::Part(ended.and_then(Result::err))),
@@ -142,6 +98,81 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
         info!("streams were still open and are cut; copies resume later");
     }
     outcome
+}
+
+struct Listeners {
+    agents: TcpListener,
+    admin: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, AgentError> {
+        let agents = listen("--listen", config.listen).await?;
+        let admin = match config.admin_listen {
+            Some(address) => Some(listen("--admin-listen", address).await?),
+            None => None,
+        };
+        Ok(Self { agents, admin })
+    }
+}
+
+/// Parts that run for ever, the end of any of which is a bug; the agent is restarted then by whoever runs it.
+type Parts = JoinSet<()>;
+/// Parts that end when told to.
+type Servers = JoinSet<Result<(), AgentError>>;
+
+/// What every part is made of.
+struct Means {
+    config: Config,
+    tls: TlsFiles,
+    boot_id: BootId,
+    roots: Vec<WatchedRoot>,
+    beats: Arc<Shared>,
+}
+
+impl Means {
+    fn start(self, listeners: Listeners, closing: &CancellationToken) -> (Parts, Servers) {
+        let Self { config, tls, boot_id, roots, beats } = self;
+        let transfers = Transfers::new(TransferConfig {
+            roots: roots.iter().map(|watched| watched.root.path.as_str().into()).collect(),
+            tls: tls.clone(),
+            node: config.node.clone(),
+        });
+        let orders = Orders::new(beats.clone(), transfers.clone(), tls.clone());
+        let (published, sensed) = watch::channel(Arc::new(Sensed::default()));
+        let metrics = Arc::new(SessionMetrics::default());
+        let mut parts = Parts::new();
+        parts.spawn(sense(sense_config(&config, &roots), published));
+        let session = SessionConfig {
+            hello: Hello {
+                node: config.node.clone(),
+                boot_id: boot_id.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                address: config.advertise,
+            },
+            tls: tls.clone(),
+            roots: roots.clone(),
+            sensed: sensed.clone(),
+            orders: orders.clone(),
+            transfers: transfers.clone(),
+            beats: beats.clone(),
+            metrics: metrics.clone(),
+        };
+        for coordinator in config.coordinators {
+            parts.spawn(converse_for_ever(session.clone(), coordinator));
+        }
+
+        let mut servers = Servers::new();
+        let (answer, stop) = (PingReply { node: config.node, boot_id }, closing.clone());
+        servers
+            .spawn(async move { Ok(peer::serve(listeners.agents, &tls, answer, &transfers, stop).await?) });
+        if let Some(listener) = listeners.admin {
+            let sources = Sources { beats, sessions: metrics, orders, roots, sensed };
+            let serving = metrics::serve(listener, sources, closing.clone());
+            servers.spawn(async move { serving.await.map_err(AgentError::Admin) });
+        }
+        (parts, servers)
+    }
 }
 
 fn watch_roots(config: &Config) -> Result<Vec<WatchedRoot>, AgentError> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use somersault_agent_core::health::{Assessment, FilesystemSample, Grader, Signals, Thresholds};
-use somersault_agent_core::smart::SmartReport;
+use somersault_agent_core::smart::{SmartReport, SmartState};
 use somersault_proto::model::Host;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -122,6 +122,8 @@ struct SensedDisk {
     smartctl_hangs: bool,
     /// Only for the log: transitions are said, states are not repeated.
     told: Assessment,
+    /// Likewise: why SMART could not be read.
+    unreadable: String,
     smartctl: JoinHandle<()>,
 }
 
@@ -215,6 +217,7 @@ impl Senses {
             grader: Grader::new(Thresholds::default()),
             smartctl_hangs: false,
             told: Assessment::default(),
+            unreadable: String::new(),
             smartctl: tokio::spawn(task),
         }
     }
@@ -223,7 +226,14 @@ impl Senses {
         // A disk that went away may still have a finding on its way.
         let Some(disk) = self.disks.get_mut(name) else { return };
         match finding {
-            Finding::Report(report) => disk.grader.observe_smart(now, report),
+            Finding::Report(report) => {
+                let why = if let SmartState::Unreadable(why) = &report.state { why.as_str() } else { "" };
+                if why != disk.unreadable && !why.is_empty() {
+                    info!(disk = name, why, "SMART cannot be read");
+                }
+                why.clone_into(&mut disk.unreadable);
+                disk.grader.observe_smart(now, report);
+            }
             Finding::Hangs(hangs) => disk.smartctl_hangs = hangs,
         }
         self.tell(now);

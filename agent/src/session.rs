@@ -7,10 +7,11 @@
 //!
 //! A report goes out when its shape changes (a grade, a volume more or less), and at the slow period otherwise.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder, ExponentialBuilder};
 use somersault_proto::model::{
     Address, FLEET_MESSAGE_BYTES_MAX, FromAgent, FromCoordinator, Hello, Report, Welcome,
 };
@@ -19,7 +20,7 @@ use somersault_proto::v1;
 use somersault_proto::v1::fleet_client::FleetClient;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
@@ -36,6 +37,9 @@ use crate::transfer::Transfers;
 const WELCOME_MAX: Duration = Duration::from_secs(10);
 /// Pause between attempts; jittered, so that a fleet does not return in step.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A session that lived so long had begun well; the next attempt follows soon. One that ends as soon as it is open
+/// does not.
+const LIVED_MIN: Duration = Duration::from_secs(15);
 /// A connection whose ping goes unanswered this long is given up.
 const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
 /// How often the shape of the report is looked at.
@@ -90,28 +94,31 @@ pub async fn converse_for_ever(config: SessionConfig, coordinator: Address) {
         .with_max_delay(most)
         .with_jitter()
         .without_max_times();
+    let mut pauses = backoff.build();
+    let mut last_error = String::new();
     loop {
-        let mut last_error = String::new();
-        let opened = (|| open(&config, &coordinator))
-            .retry(backoff)
-            .notify(|broken, _| {
-                let error = with_sources(broken);
-                if error != last_error {
-                    warn!(%coordinator, error, "no session");
-                    last_error = error;
-                }
-            })
-            .await;
-        // Without a limit of attempts the retries end in success alone.
-        let Ok(conversation) = opened else { continue };
-        info!(%coordinator, "session open");
-        config.metrics.opened(&coordinator);
-        let Err(broken) = conversation.run(&config).await;
+        let began = Instant::now();
+        let Err(broken) = converse(&config, &coordinator).await;
         config.metrics.closed(&coordinator);
-        warn!(%coordinator, error = with_sources(&broken), "session ended");
-        // A coordinator that welcomes and hangs up at once must not be asked in a tight loop.
-        tokio::time::sleep(least).await;
+        if began.elapsed() >= LIVED_MIN {
+            pauses = backoff.build();
+            last_error.clear();
+        }
+        // Said once, not at every attempt.
+        let error = with_sources(&broken);
+        if error != last_error {
+            warn!(%coordinator, error, "no session");
+            last_error = error;
+        }
+        sleep(pauses.next().unwrap_or(most)).await;
     }
+}
+
+async fn converse(config: &SessionConfig, coordinator: &Address) -> Result<Infallible, Broken> {
+    let conversation = open(config, coordinator).await?;
+    info!(%coordinator, "session open");
+    config.metrics.opened(coordinator);
+    conversation.run(config).await
 }
 
 /// An open session.
@@ -158,7 +165,7 @@ async fn open(config: &SessionConfig, coordinator: &Address) -> Result<Conversat
 }
 
 impl Conversation {
-    async fn run(mut self, config: &SessionConfig) -> Result<std::convert::Infallible, Broken> {
+    async fn run(mut self, config: &SessionConfig) -> Result<Infallible, Broken> {
         let mut ticks = interval(CHANGE_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

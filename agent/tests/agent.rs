@@ -19,8 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-const LEADS: Manner = Manner { grants: Some(Duration::from_millis(50)), epoch: 7 };
-const FOLLOWS: Manner = Manner { grants: None, epoch: 3 };
+const LEADS: Manner = Manner { grants: Some(Duration::from_millis(50)), epoch: 7, refuses: false };
+const FOLLOWS: Manner = Manner { grants: None, epoch: 3, refuses: false };
 
 fn probe(node: &str, address: &str, timeout_ms: u32) -> Kind {
     Kind::Probe(v1::Probe { node: node.to_owned(), address: address.to_string(), timeout_ms })
@@ -76,6 +76,21 @@ async fn beats_go_on_without_grants_and_past_a_dead_replica() {
     for sequence in 1..=3 {
         assert_eq!(follower.beat().await.1.sequence, sequence);
     }
+    agent.stop().await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_refuses_beats_is_asked_ever_more_slowly() {
+    let world = World::new();
+    let mut coordinator = Coordinator::start(&world, Manner { refuses: true, ..LEADS }).await;
+    let agent = world.agent("n1", &[coordinator.address]).start();
+    let mut knocks = Vec::new();
+    while knocks.len() < 8 {
+        let knock = coordinator.hear(|at, heard| matches!(heard, Heard::Refused).then_some(at));
+        knocks.push(knock.await);
+    }
+    // Pauses of 50, 100, 200, 400 and then 500 ms.
+    assert!(knocks[7] - knocks[0] > Duration::from_millis(2200), "{:?}", knocks[7] - knocks[0]);
     agent.stop().await.expect("a clean end");
 }
 

@@ -158,3 +158,16 @@ async fn a_sleeping_disk_is_left_asleep_and_its_type_is_remembered() {
     );
     assert_eq!(Fake::new(&prints(HEALTHY, 3)).state().await, SmartState::Asleep);
 }
+
+#[tokio::test]
+async fn a_type_that_no_longer_fits_is_forgotten() {
+    let script = format!("echo \"$@\" >> HEREargs\n[ -e HEREreplaced ] && exit 2\n{}", prints(HEALTHY, 0));
+    let fake = Fake::new(&script);
+    let mut smartctl = fake.smartctl("sda");
+    ended(smartctl.run().await);
+    fs::write(fake.path("replaced"), "").expect("written");
+    ended(smartctl.run().await);
+    ended(smartctl.run().await);
+    let args = fs::read_to_string(fake.path("args")).expect("arguments");
+    assert_eq!(args.lines().map(|line| line.contains("-d sat")).collect::<Vec<_>>(), [false, true, false]);
+}

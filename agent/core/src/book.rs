@@ -3,12 +3,12 @@
 //! ```text
 //!   admit --new id--> Start ---- note(running)* ---- close(done or failed)
 //!     |--known id---> Repeat(its last state): a repeated order is answered, never done twice
-//!     '--refused----> Refused: an older epoch, or too many at once
+//!     '--refused----> Refused: too many at once
 //! ```
+//!
+//! Whether its sender may give orders at all is [`Lease::admit`](crate::lease::Lease::admit)'s to say, before.
 
 use std::collections::{BTreeMap, VecDeque};
-
-use crate::lease::{Lease, StaleEpoch};
 
 /// Orders under way at once. A coordinator moves a few volumes of a node at a time; hundreds are a mistake.
 const OPEN_MAX: usize = 64;
@@ -39,26 +39,12 @@ pub enum Admission<S> {
 /// Why an order is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// From a coordinator that leads no more.
-    #[error(transparent)]
-    StaleEpoch(#[from] StaleEpoch),
     /// Too many at once.
     #[error("{OPEN_MAX} orders are under way on this node already; send it again when one has ended")]
     TooManyOrders,
     /// No usable id.
     #[error("an order id has 1 to {ID_BYTES_MAX} bytes")]
     InvalidId,
-}
-
-impl Refusal {
-    /// `CamelCase` reason.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::StaleEpoch(_) => "StaleEpoch",
-            Self::TooManyOrders => "TooManyOrders",
-            Self::InvalidId => "InvalidId",
-        }
-    }
 }
 
 impl<S> Default for Book<S> {
@@ -69,17 +55,10 @@ impl<S> Default for Book<S> {
 
 impl<S: Clone> Book<S> {
     /// Takes an order that has arrived; a new one is open with `initial` from now on.
-    pub fn admit(
-        &mut self,
-        id: &str,
-        epoch: u64,
-        lease: &mut Lease,
-        initial: S,
-    ) -> Result<Admission<S>, Refusal> {
+    pub fn admit(&mut self, id: &str, initial: S) -> Result<Admission<S>, Refusal> {
         if id.is_empty() || id.len() > ID_BYTES_MAX {
             return Err(Refusal::InvalidId);
         }
-        lease.admit(epoch)?;
         if let Some(state) = self.open.get(id).or_else(|| self.closed.get(id)) {
             return Ok(Admission::Repeat(state.clone()));
         }
@@ -119,49 +98,35 @@ impl<S: Clone> Book<S> {
 mod tests {
     use super::*;
 
-    fn admit(
-        book: &mut Book<&'static str>,
-        id: &str,
-        epoch: u64,
-    ) -> Result<Admission<&'static str>, Refusal> {
-        let mut lease = Lease::default();
-        lease.admit(5).expect("first epoch");
-        book.admit(id, epoch, &mut lease, "started")
+    fn admit(book: &mut Book<&'static str>, id: &str) -> Result<Admission<&'static str>, Refusal> {
+        book.admit(id, "started")
     }
 
     #[test]
     fn a_repeated_order_is_answered_by_its_state_and_not_started_again() {
         let mut book = Book::default();
-        assert_eq!(admit(&mut book, "a", 5), Ok(Admission::Start));
-        assert_eq!(admit(&mut book, "a", 5), Ok(Admission::Repeat("started")));
+        assert_eq!(admit(&mut book, "a"), Ok(Admission::Start));
+        assert_eq!(admit(&mut book, "a"), Ok(Admission::Repeat("started")));
         assert!(book.note("a", "half"));
-        assert_eq!(admit(&mut book, "a", 6), Ok(Admission::Repeat("half")));
+        assert_eq!(admit(&mut book, "a"), Ok(Admission::Repeat("half")));
         book.close("a", "done");
-        assert_eq!(admit(&mut book, "a", 5), Ok(Admission::Repeat("done")));
+        assert_eq!(admit(&mut book, "a"), Ok(Admission::Repeat("done")));
         assert!(!book.note("a", "again"), "a closed order does not come back");
-    }
-
-    #[test]
-    fn an_older_leader_is_refused_even_for_a_known_order() {
-        let mut book = Book::default();
-        admit(&mut book, "a", 5).expect("admitted");
-        let refusal = admit(&mut book, "a", 4).expect_err("refused");
-        assert_eq!(refusal.reason(), "StaleEpoch");
     }
 
     #[test]
     fn only_so_many_at_once_and_only_so_much_memory() {
         let mut book = Book::default();
         for n in 0..OPEN_MAX {
-            admit(&mut book, &format!("open-{n}"), 5).expect("admitted");
+            admit(&mut book, &format!("open-{n}")).expect("admitted");
         }
-        assert_eq!(admit(&mut book, "one-more", 5), Err(Refusal::TooManyOrders));
+        assert_eq!(admit(&mut book, "one-more"), Err(Refusal::TooManyOrders));
         book.close("open-0", "done");
-        assert_eq!(admit(&mut book, "one-more", 5), Ok(Admission::Start));
+        assert_eq!(admit(&mut book, "one-more"), Ok(Admission::Start));
         for n in 0..2 * CLOSED_MAX {
             book.close("one-more", "done");
             let id = format!("more-{n}");
-            admit(&mut book, &id, 5).expect("admitted");
+            admit(&mut book, &id).expect("admitted");
             book.close(&id, "done");
         }
         assert_eq!((book.closed.len(), book.order_of_closing.len()), (CLOSED_MAX, CLOSED_MAX));
@@ -170,7 +135,7 @@ mod tests {
     #[test]
     fn ids_are_checked() {
         let mut book = Book::default();
-        assert_eq!(admit(&mut book, "", 5), Err(Refusal::InvalidId));
-        assert_eq!(admit(&mut book, &"x".repeat(ID_BYTES_MAX + 1), 5), Err(Refusal::InvalidId));
+        assert_eq!(admit(&mut book, ""), Err(Refusal::InvalidId));
+        assert_eq!(admit(&mut book, &"x".repeat(ID_BYTES_MAX + 1)), Err(Refusal::InvalidId));
     }
 }

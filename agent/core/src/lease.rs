@@ -14,8 +14,6 @@ const SENT_MAX: usize = 64;
 /// What a grant says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The beat that it answers.
-    pub sequence: u64,
     /// The leader's epoch.
     pub epoch: u64,
     /// How often to beat.
@@ -106,12 +104,7 @@ mod tests {
     use super::*;
 
     fn grant(epoch: u64, beat_ms: u64) -> Grant {
-        Grant {
-            sequence: 1,
-            epoch,
-            beat_interval: Duration::from_millis(beat_ms),
-            lease: Duration::from_secs(30),
-        }
+        Grant { epoch, beat_interval: Duration::from_millis(beat_ms), lease: Duration::from_secs(30) }
     }
 
     #[test]

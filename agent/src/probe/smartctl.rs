@@ -76,8 +76,13 @@ impl Smartctl {
         let outcome = timeout(self.run_max, read_to_end(&mut child)).await;
         if let Ok(Ok(Some((output, exit_status)))) = outcome {
             let report = SmartReport::parse(&output, exit_status);
-            if report.device_type.is_some() {
-                self.device_type.clone_from(&report.device_type);
+            match report.state {
+                SmartState::Values(_) if report.device_type.is_some() => {
+                    self.device_type.clone_from(&report.device_type);
+                }
+                SmartState::Values(_) | SmartState::Asleep => {}
+                // Another disk may have taken its place: it is detected anew.
+                _ => self.device_type = None,
             }
             return Run::Ended(report);
         }

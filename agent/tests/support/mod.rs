@@ -117,6 +117,8 @@ impl Agent {
 pub enum Heard {
     Beat(model::Beat),
     Said(FromAgent),
+    /// A stream of beats was refused.
+    Refused,
 }
 
 /// How the coordinator answers.
@@ -125,6 +127,8 @@ pub struct Manner {
     /// `None`: it does not lead, and grants nothing.
     pub grants: Option<Duration>,
     pub epoch: u64,
+    /// It takes no beats.
+    pub refuses: bool,
 }
 
 pub struct Coordinator {
@@ -199,7 +203,7 @@ impl Coordinator {
     pub async fn beat(&mut self) -> (Instant, model::Beat) {
         self.hear(|at, heard| match heard {
             Heard::Beat(beat) => Some((at, beat)),
-            Heard::Said(_) => None,
+            Heard::Said(_) | Heard::Refused => None,
         })
         .await
     }
@@ -207,7 +211,7 @@ impl Coordinator {
     pub async fn said<T>(&mut self, mut look: impl FnMut(FromAgent) -> Option<T>) -> T {
         self.hear(|_, heard| match heard {
             Heard::Said(message) => look(message),
-            Heard::Beat(_) => None,
+            Heard::Beat(_) | Heard::Refused => None,
         })
         .await
     }
@@ -255,6 +259,10 @@ impl Fleet for Service {
         request: Request<Streaming<v1::Beat>>,
     ) -> Result<Response<Self::HeartbeatStream>, Status> {
         let (manner, heard) = (self.manner, self.heard.clone());
+        if manner.refuses {
+            let _listening = heard.send((Instant::now(), Heard::Refused));
+            return Err(Status::permission_denied("not today"));
+        }
         let grants = request.into_inner().filter_map(move |wire| {
             let beat = model::Beat::try_from(wire.ok()?).expect("a valid beat");
             let sequence = beat.sequence;
