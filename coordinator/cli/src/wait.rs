@@ -63,7 +63,7 @@ pub fn evacuation(global: &Global, store: &Store, name: &str, timeout: Duration)
     loop {
         let object: Evacuation = read(store, &evacuate::id(name))?;
         let status = object.status.unwrap_or_default();
-        for planned in status.plan.iter().filter(|planned| planned.state == PlanState::Running) {
+        for planned in status.plan.iter().filter(|planned| planned.state != PlanState::Waiting) {
             let key = Key::new(planned.migration.namespace.clone(), planned.migration.name.clone());
             // It may be made only in a moment.
             if let Ok(migration) = read::<VolumeMigration>(store, &migrate::id(&key)) {

@@ -9,13 +9,11 @@
 
 use std::io::{self, BufRead, Write};
 
-use kube::core::ObjectMeta;
 use serde_json::json;
 use somersault_coordinator::cluster::ClusterError;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::node_health::{Attestation, NodeState};
-use somersault_crd::{NodeHealth, NodeHealthSpec};
 
 use crate::args::{AttestArgs, Global};
 use crate::exit::{Exit, Failure};
@@ -40,21 +38,14 @@ pub fn run(global: &Global, args: &AttestArgs) -> Result<Exit, Failure> {
         ask(&world, &node, &attestation)?;
     }
     let id = ObjectId::cluster(KIND, &node.0);
-    store.transaction(|transaction| {
-        if transaction.get(&id)?.is_none() {
-            let metadata = ObjectMeta { name: Some(node.0.clone()), ..ObjectMeta::default() };
-            let spec = NodeHealthSpec { attestation: Some(attestation.clone()) };
-            return transaction.create(json!(NodeHealth { metadata, spec, status: None }));
+    store.patch(&id, |health| {
+        // People think for a while before they answer; the node may have come back meanwhile.
+        if health["status"]["state"] == json!(NodeState::Healthy) {
+            let why = "the node is Healthy again; nothing was written".to_owned();
+            return Err(ClusterError::Refused { object: id.to_string(), why });
         }
-        transaction.patch(&id, |health| {
-            // People think for a while before they answer; the node may have come back meanwhile.
-            if health["status"]["state"] == json!(NodeState::Healthy) {
-                let why = "the node is Healthy again; nothing was written".to_owned();
-                return Err(ClusterError::Refused { object: id.to_string(), why });
-            }
-            health["spec"]["attestation"] = json!(attestation);
-            Ok(())
-        })
+        health["spec"]["attestation"] = json!(attestation);
+        Ok(())
     })?;
     let written = Written { kind: KIND, namespace: None, name: node.0.clone() };
     output::print(global.output, &written, || {
