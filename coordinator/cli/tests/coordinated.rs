@@ -2,8 +2,11 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
 use anyhow::{Context, Result};
-use common::Cluster;
+use common::{Cluster, program};
 use serde_json::{Value, json};
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::Key;
@@ -214,6 +217,35 @@ fn attest_is_refused_where_it_would_be_wrong() -> Result<()> {
         assert!(stored(&cluster, &id)?["spec"]["attestation"].is_null(), "{state}");
     }
     assert_eq!(cluster.run(&["attest", "n9", "--yes"])?.code, Some(3));
+    Ok(())
+}
+
+/// The node comes back while the person still reads what the word implies.
+#[test]
+fn attest_looks_again_after_the_answer() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let id = ObjectId::cluster("NodeHealth", "n1");
+    let args = cluster.args(&["attest", "n1"]);
+    let mut child = program(&args.iter().map(String::as_str).collect::<Vec<_>>())
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut prompt = Vec::new();
+    let mut err = BufReader::new(child.stderr.take().context("no stderr")?);
+    while !prompt.ends_with(b"to give it:") {
+        anyhow::ensure!(
+            err.read_until(b':', &mut prompt)? > 0,
+            "no question: {}",
+            String::from_utf8_lossy(&prompt)
+        );
+    }
+    cluster.store()?.patch(&id, |object| {
+        object["status"]["state"] = json!("Healthy");
+        Ok(())
+    })?;
+    child.stdin.take().context("no stdin")?.write_all(b"n1\n")?;
+    assert_eq!(child.wait()?.code(), Some(4));
+    assert!(stored(&cluster, &id)?["spec"]["attestation"].is_null());
     Ok(())
 }
 
