@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use somersault_agent_core::health::{self, Assessment};
 use somersault_proto::model::limits::{DISKS_MAX, VOLUMES_MAX};
 use somersault_proto::model::{Disk, Grade, Host, Report, StorageRoot, Volume};
 
-use crate::inventory::volume_path;
+use crate::inventory::{VolumeSample, volume_path};
 use crate::sense::{Sensed, WatchedRoot};
 
 /// What the agent knows of its node now; `None` before the first look at the machine.
@@ -72,8 +71,8 @@ fn worst(disks: &BTreeSet<String>, sensed: &Sensed) -> Option<String> {
 
 fn volumes(watched: &WatchedRoot, now: Duration) -> Vec<Volume> {
     let root = Path::new(watched.root.path.as_str());
-    let sample = watched.watch.sample().unwrap_or_else(|| Arc::new(crate::inventory::RootSample::default()));
-    let volume = |(name, volume): (&String, &crate::inventory::VolumeSample)| {
+    let Some(sample) = watched.watch.sample() else { return Vec::new() };
+    let volume = |(name, volume): (&String, &VolumeSample)| {
         Some(Volume {
             path: volume_path(root, name)?,
             allocated_bytes: volume.usage.allocated_bytes,
@@ -105,11 +104,12 @@ fn disk(name: &str, assessment: &Assessment) -> Disk {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use somersault_proto::v1;
 
     use super::*;
-    use crate::inventory::{RootSample, RootWatch, Usage, VolumeSample};
+    use crate::inventory::{RootSample, RootWatch, Usage};
 
     const HOST: Host = Host {
         cpu_ratio: 0.5,
