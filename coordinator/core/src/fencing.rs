@@ -130,10 +130,15 @@ pub(crate) fn proofs_possible(scene: &Scene<'_>, node: &NodeName) -> Vec<ProofKi
     power.into_iter().chain(always).chain(lease).collect()
 }
 
-/// Taints by which others say that a machine is off. One counts only if we saw it appear on a silent node: one that
-/// was there before, or that is there while the node beats, is left over from another time.
+/// Taints by which others say that a machine is off. One counts only for the boot in which we saw it appear on a
+/// silent node: one that was there before, or that is still there when the node beats or has booted anew, is left
+/// over from another time.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PowerTaints(BTreeMap<(NodeName, ProofKind), Seen>);
+pub(crate) struct PowerTaints {
+    seen: BTreeMap<(NodeName, ProofKind), Seen>,
+    /// Boots that the Node objects named when they were last read.
+    boots: BTreeMap<NodeName, BootId>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
@@ -145,12 +150,16 @@ enum Seen {
 impl PowerTaints {
     /// The cluster was read anew.
     pub fn fleet_read(&mut self, scene: &Scene<'_>) {
-        self.0.retain(|(node, _), _| scene.exists(node));
+        self.seen.retain(|(node, _), _| scene.exists(node));
+        self.boots.retain(|node, _| scene.exists(node));
         for (name, node) in &scene.facts.fleet.nodes {
+            let before = node.boot_id.clone().and_then(|boot| self.boots.insert(name.clone(), boot));
+            let booted = before.is_some() && before != node.boot_id;
             for (taint, kind) in POWER_TAINTS {
-                let seen = self.0.entry((name.clone(), kind)).or_insert(Seen::LeftOver);
+                let seen = self.seen.entry((name.clone(), kind)).or_insert(Seen::LeftOver);
                 *seen = match (node.has_taint(taint), *seen) {
                     (false, _) => Seen::Absent,
+                    (true, _) if booted => Seen::LeftOver,
                     (true, Seen::Absent) => Seen::Appeared,
                     (true, before) => before,
                 };
@@ -161,7 +170,7 @@ impl PowerTaints {
     /// The node beats: what its taints say is not so.
     pub fn beats(&mut self, node: &NodeName) {
         for (_, kind) in POWER_TAINTS {
-            if let Some(seen) = self.0.get_mut(&(node.clone(), kind)).filter(|seen| **seen == Seen::Appeared)
+            if let Some(seen) = self.seen.get_mut(&(node.clone(), kind)).filter(|seen| **seen == Seen::Appeared)
             {
                 *seen = Seen::LeftOver;
             }
@@ -170,7 +179,7 @@ impl PowerTaints {
 
     /// The proof that somebody else gave by a taint.
     pub fn proof(&self, name: &NodeName) -> Option<ProofKind> {
-        let appeared = |kind: &ProofKind| self.0.get(&(name.clone(), *kind)) == Some(&Seen::Appeared);
+        let appeared = |kind: &ProofKind| self.seen.get(&(name.clone(), *kind)) == Some(&Seen::Appeared);
         POWER_TAINTS.into_iter().map(|(_, kind)| kind).find(appeared)
     }
 }

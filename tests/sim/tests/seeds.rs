@@ -3,7 +3,7 @@
 use somersault_sim::{Mutant, Options, run};
 
 /// About a minute on two slow cores, together with the mutants.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 800;
 
 fn half(odd: u64) {
     for seed in (0..SEEDS).filter(|seed| seed % 2 == odd) {

@@ -165,6 +165,17 @@ fn a_taint_left_over_from_another_time_proves_nothing() {
 }
 
 #[test]
+fn a_taint_of_the_last_boot_proves_nothing_of_the_next() {
+    let mut bench = dead_n1(&[]);
+    bench.taint("n1", OUT_OF_SERVICE_TAINT);
+    assert_eq!(proof(&bench), Some(ProofKind::OutOfServiceByOthers));
+    bench.status_boot("n1", 2); // back, but its agent does not reach us
+    assert_eq!(bench.state("n1"), NodeState::Quarantine);
+    bench.run_ms(5_000);
+    assert_eq!((proof(&bench), bench.state("n1")), (None, NodeState::AwaitingProof));
+}
+
+#[test]
 fn a_taint_that_a_new_leader_finds_proves_nothing() {
     let mut bench = Bench::new(fast(&[]));
     bench.taint("n1", OUT_OF_SERVICE_TAINT);
