@@ -155,10 +155,7 @@ impl<C: Cluster> Driver<C> {
         }
         if now >= self.orders_due {
             self.orders_due = now + ORDERS_EVERY;
-            let nodes: Vec<model::NodeName> = self.agents.with_session().cloned().collect();
-            for node in nodes {
-                self.send_orders(&node);
-            }
+            self.send_all_orders();
         }
     }
 
@@ -216,7 +213,15 @@ impl<C: Cluster> Driver<C> {
         let welcome = Welcome { epoch, token_key, report_period: REPORT_PERIOD };
         self.agents.send(node, FromCoordinator::Welcome(welcome));
         self.parts.orders.session_opened(node);
-        self.send_orders(node);
+        // To everybody: orders may have waited for this node's address.
+        self.send_all_orders();
+    }
+
+    fn send_all_orders(&mut self) {
+        let nodes: Vec<model::NodeName> = self.agents.with_session().cloned().collect();
+        for node in nodes {
+            self.send_orders(&node);
+        }
     }
 
     fn send_orders(&mut self, node: &model::NodeName) {
