@@ -1,6 +1,7 @@
-//! Tables and headings for people; plain text, so that a log reads like a terminal.
+//! Tables and headings for people; plain text in the style of the command line, so that a log reads like a
+//! terminal.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 
 /// Narrower where the terminal is.
@@ -9,7 +10,7 @@ const WIDTH: u16 = 118;
 /// A table with these headings.
 pub fn new(headings: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     if table.width().is_none() {
         table.set_width(WIDTH);
     }

@@ -32,8 +32,7 @@ pub fn run() -> Result<Stage> {
     nodes::build(&layout, &authority)?;
     disks::make_all(&layout).context("making the VMs' disks")?;
     let store = Store::open(&layout.cluster).context("opening the cluster's folder")?;
-    let network_volumes = layout.mount_point.join("rbd").display().to_string();
-    let control_plane = ControlPlane::start(store.clone(), network_volumes)?;
+    let control_plane = ControlPlane::start(store.clone(), layout.network_volumes())?;
     NODES.into_iter().try_for_each(|node| nodes::power_on(&layout, node))?;
     let stage = Stage { began, layout, store, authority, _control_plane: control_plane };
     until("every VM runs", PATIENCE, || {

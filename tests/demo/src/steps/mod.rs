@@ -15,6 +15,7 @@ mod summary;
 
 use anyhow::{Context, Result};
 use nix::libc::SIGINT;
+use somersault_test_support::world::programs::Process;
 
 use self::stage::Stage;
 use self::summary::Summary;
@@ -30,8 +31,10 @@ pub fn run_all() -> Result<()> {
     exit_on_interrupt()?;
     let stage = build::run()?;
     let mut summary = Summary::default();
-    if let Err(error) = story(&stage, &mut summary) {
+    let mut coordinator = None;
+    if let Err(error) = story(&stage, &mut coordinator, &mut summary) {
         summary.print();
+        // Before the coordinator's end fills the logs of those that talk to it.
         eprintln!("\n{}", log_tails(&stage.layout.logs));
         return Err(
             error.context(format!("the demo failed; logs are in {}", Layout::short(&stage.layout.logs)))
@@ -46,9 +49,9 @@ pub fn run_all() -> Result<()> {
     Ok(())
 }
 
-fn story(stage: &Stage, summary: &mut Summary) -> Result<()> {
+fn story(stage: &Stage, coordinator: &mut Option<Process>, summary: &mut Summary) -> Result<()> {
     heading("1  Who is where, and who would survive what");
-    let _coordinator = overview::run(stage, summary).context("step 1, the overview")?;
+    *coordinator = Some(overview::run(stage, summary).context("step 1, the overview")?);
     heading("2  The network plug of n1 is pulled");
     plug::run(stage, summary).context("step 2, the plug")?;
     heading("3  A VM moves from n2 to n3 with its local disks");

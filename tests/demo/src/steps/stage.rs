@@ -11,6 +11,7 @@ use somersault_test_support::certs::CertAuthority;
 
 use crate::guest::journal::{Journal, Run};
 use crate::standin::ControlPlane;
+use crate::standin::kubelets::mounted_at;
 use crate::watch::{Look, until};
 use crate::world::disks;
 use crate::world::layout::Layout;
@@ -61,19 +62,11 @@ impl Stage {
 
     /// Where the image of a volume is on this machine.
     pub fn image_of(&self, volume: &Value) -> Result<PathBuf> {
-        let spec = &volume["spec"];
-        let path = match spec["csi"]["volumeHandle"].as_str() {
-            Some(handle) => self.layout.mount_point.join("rbd").join(handle),
-            None => ["local", "hostPath", "nfs"]
-                .into_iter()
-                .find_map(|source| spec[source]["path"].as_str())
-                .map(PathBuf::from)
-                .context("a volume without a path")?,
-        };
+        let path = mounted_at(volume, &self.layout.network_volumes()).context("a volume without a path")?;
         // The one hostPath volume without affinity is on n2.
         let node = node_of(volume).unwrap_or("n2");
-        let folder = self.layout.behind(node, &path);
-        Ok(folder.with_context(|| format!("{} is on no node", path.display()))?.join("disk.img"))
+        let folder = self.layout.behind(node, path.as_ref());
+        Ok(folder.with_context(|| format!("{path} is on no node"))?.join("disk.img"))
     }
 
     /// Who wrote on each of a VM's disks, one after the other, by claim; an error where two instances did at
