@@ -106,7 +106,7 @@ impl Copying {
             held.insert(entry.path.clone(), found);
             made.push((file, entry.size_bytes));
         }
-        let head = Head {
+        let begins = Head {
             transfer: pull.transfer.clone(),
             source_node: pull.source_node.to_string(),
             source_path: pull.source_path.to_string(),
@@ -119,7 +119,7 @@ impl Copying {
             rustix::fs::ftruncate(&file, size_bytes)
                 .map_err(|error| partial.failed("cannot resize a file in", error))?;
         }
-        let journal = Journal::create(&partial.folder, head, session.records())
+        let journal = Journal::create(&partial.folder, begins, session.records())
             .map_err(|error| partial.failed("cannot write the journal in", error))?;
         let files = Arc::new(Files::new(data, pool));
         Ok((Self { partial, files, journal: Mutex::new(journal) }, session))
@@ -134,24 +134,6 @@ impl Copying {
             Mode::empty(),
         )
         .map_err(|error| TransferError::target("cannot open", shown(&entry.path), error))
-    }
-
-    /// Writes a verified chunk. `over` says that the chunk may hold something else now.
-    pub(super) fn write(
-        &self,
-        file: &OwnedFd,
-        entry: &Entry,
-        chunk: u64,
-        content: Option<&[u8]>,
-        over: bool,
-    ) -> Result<(), TransferError> {
-        let (offset, len) = (chunk * CHUNK_BYTES, chunk_len(entry.size_bytes, chunk));
-        match content {
-            Some(data) => write_chunk(file, offset, data, over),
-            None if over => punch(file, offset, len),
-            None => Ok(()),
-        }
-        .map_err(|error| TransferError::target("cannot write", shown(&entry.path), error))
     }
 
     /// Makes chunks holes.
@@ -226,6 +208,23 @@ impl Copying {
         self.note([Record::Publishing(Published { inode, fingerprint, root })])?;
         self.partial.publish()
     }
+}
+
+/// Writes a verified chunk; no content stands for zeroes. `over` says that something else may be there now.
+pub(super) fn write(
+    file: &OwnedFd,
+    entry: &Entry,
+    chunk: u64,
+    content: Option<&[u8]>,
+    over: bool,
+) -> Result<(), TransferError> {
+    let (offset, len) = (chunk * CHUNK_BYTES, chunk_len(entry.size_bytes, chunk));
+    match content {
+        Some(data) => write_chunk(file, offset, data, over),
+        None if over => punch(file, offset, len),
+        None => Ok(()),
+    }
+    .map_err(|error| TransferError::target("cannot write", shown(&entry.path), error))
 }
 
 /// One run of chunks as records.

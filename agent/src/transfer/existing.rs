@@ -48,11 +48,9 @@ pub(super) async fn compare(
         })
         .collect();
     let mut session = Session::begin(manifest.clone(), held, false);
-    for file in 0..theirs.len() {
-        if theirs[file].kind == Kind::Regular {
-            verify::learn(&files, &mut session, file).await?;
-            compare_leaves(peer, &mut session, file, &theirs[file].data).await?;
-        }
+    for (file, entry) in theirs.iter().enumerate().filter(|(_, entry)| entry.kind == Kind::Regular) {
+        verify::learn(&files, &mut session, file).await?;
+        compare_leaves(peer, &mut session, file, &entry.data).await?;
     }
     Ok(session.is_complete().then(|| session.root()))
 }

@@ -39,7 +39,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
 pub use error::TransferError;
-pub use peer::tune_server;
 pub use root::PARTIAL_PREFIX;
 /// An order to copy a volume to here.
 pub use somersault_proto::model::Pull as PullRequest;
@@ -95,8 +94,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             pulls_max: 2,
-            stall: Duration::from_secs(60),
-            listing: Duration::from_secs(300),
+            stall: Duration::from_mins(1),
+            listing: Duration::from_mins(5),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(8),
             retries_max: 8,
@@ -170,7 +169,7 @@ impl Transfers {
         }))
     }
 
-    /// The service for the agent's server, which must be tuned by [`tune_server`] and require client certificates.
+    /// The service for the agent's server, which must require client certificates of the fleet's CA.
     pub fn service(&self) -> TransferServer<Source> {
         TransferServer::new(self.0.source.clone())
             .max_decoding_message_size(TRANSFER_MESSAGE_BYTES_MAX)

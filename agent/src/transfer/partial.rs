@@ -51,7 +51,7 @@ pub(super) enum Standing {
     /// Nothing, or an empty folder that a provisioner made.
     Free,
     /// What this transfer has published, and nobody has written to since.
-    Ours(Replay, Published),
+    Ours(Box<Replay>, Published),
     /// What this transfer has published, and somebody has written to since.
     OursChanged,
     /// Something else.
@@ -115,7 +115,11 @@ impl Partial {
             && !self.has_data()?
         {
             let untouched = scan::fingerprint(volume.as_fd()).is_ok_and(|now| now == published.fingerprint);
-            return Ok(if untouched { Standing::Ours(replay, published) } else { Standing::OursChanged });
+            return Ok(if untouched {
+                Standing::Ours(Box::new(replay), published)
+            } else {
+                Standing::OursChanged
+            });
         }
         let mut items = Dir::read_from(&volume).map_err(failed)?;
         let empty =

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_agent_core::transfer::{AcceptError, Manifest, Session};
+use somersault_agent_core::transfer::{AcceptError, Entry, Manifest, Session};
 use somersault_proto::model::{NodeName, Pull};
 use somersault_proto::tls::TlsFiles;
 use tokio::task::JoinError;
@@ -229,7 +229,7 @@ impl Target<'_> {
             session.rewind();
         }
         let path = wrong.first().and_then(|(file, _)| session.manifest().entries().get(*file));
-        let path = path.map_or_else(|| "the volume".to_owned(), |entry| entry.display());
+        let path = path.map_or_else(|| "the volume".to_owned(), Entry::display);
         Err(TransferError::VerificationFailed { path })
     }
 }
@@ -285,7 +285,9 @@ async fn punch(copying: &Arc<Copying>, session: &mut Session) -> Result<(), Tran
         let (copying, entry) = (copying.clone(), session.manifest().entries()[file].clone());
         let chunks =
             join(tokio::task::spawn_blocking(move || copying.punch(&entry, &chunks).map(|()| chunks)).await)?;
-        chunks.into_iter().for_each(|chunks| session.punched(file, chunks));
+        for range in chunks {
+            session.punched(file, range);
+        }
     }
     Ok(())
 }

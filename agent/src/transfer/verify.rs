@@ -82,7 +82,9 @@ async fn hash(
         })
         .buffered(BATCHES);
     while let Some(leaves) = batches.try_next().await? {
-        leaves.into_iter().for_each(|(chunk, leaf)| tell(chunk, leaf));
+        for (chunk, leaf) in leaves {
+            tell(chunk, leaf);
+        }
     }
     Ok(())
 }
