@@ -1,5 +1,7 @@
 //! Step 3: a VM with two local disks, owned by a Wukong, moves from n2 to n3.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use somersault_crd::volume_migration::{Phase, VolumeMigrationStatus};
@@ -26,7 +28,9 @@ pub fn run(stage: &Stage, summary: &mut Summary) -> Result<()> {
         "\n{VM} belongs to a Wukong, which starts it again whenever it finds it stopped: so it is the Wukong that is \
          asked to stop it (startStrategy {start_strategy})."
     );
+    let began = Instant::now();
     show(&stage.layout, &["migrate", VM, "--to-node", TARGET, "--wait"])?;
+    let took = began.elapsed();
 
     let (name, migration) =
         migrations(stage)?.into_iter().nth(known).context("no VolumeMigration was made")?;
@@ -55,15 +59,15 @@ pub fn run(stage: &Stage, summary: &mut Summary) -> Result<()> {
     println!(
         "\n{VM} runs on {node}. Both claims kept their names and are bound to volumes on {TARGET}; the old volumes \
          are kept, on Retain.\n{count} files inside the two images compared one by one (BLAKE3): all equal. \
-         startStrategy is {given_back} again.\n{} of images, {} of them sent; the VM was silent for {}.",
+         startStrategy is {given_back} again.\n{} of data were copied while it ran, {} again after it had stopped; it was silent for {}.",
         mebibytes(total),
         mebibytes(sent),
         seconds(gap)
     );
-    summary.note(
-        "local → local, two disks",
-        &mebibytes(sent),
-        &format!("sent, of {} of sparse images", mebibytes(total)),
+    summary.time(
+        "two local disks moved to another node",
+        took,
+        &format!("{} of data, verified", mebibytes(total)),
     );
     summary.time("  the VM was silent on its disks for", gap, "files in the images compared: all equal");
     Ok(())
