@@ -36,6 +36,9 @@ struct Options {
     /// How often each contender runs.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Without the other programs.
+    #[arg(long)]
+    alone: bool,
 }
 
 #[tokio::main]
@@ -61,6 +64,9 @@ async fn main() -> Result<()> {
             ("cp, synced", "cp", &["-r", "--sparse=never"][..]),
             ("rsync -W --inplace, synced", "rsync", &["-r", "-W", "--inplace"]),
         ] {
+            if options.alone {
+                break;
+            }
             let start = Instant::now();
             let run = Command::new(program)
                 .args(arguments)

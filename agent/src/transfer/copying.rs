@@ -193,7 +193,13 @@ impl Copying {
             let now = rustix::fs::fstat(&file).map_err(failed)?;
             let size = if entry.kind == Kind::Regular { u64::try_from(now.st_size).unwrap_or(0) } else { 0 };
             if scan::metadata(&now) != wanted || size != entry.size_bytes {
-                return Err(TransferError::VerificationFailed { path: shown(&entry.path) });
+                let lost =
+                    io::Error::other("the filesystem did not take them, or somebody else changed them");
+                return Err(TransferError::target(
+                    "cannot keep owner, mode, time or size of",
+                    shown(&entry.path),
+                    lost,
+                ));
             }
         }
         Ok(())

@@ -94,8 +94,15 @@ impl Target<'_> {
     /// Removes what a transfer keeps below any root. The published volume stays.
     pub(super) async fn drop_partial(&self, transfer: &str) -> Result<(), TransferError> {
         for root in self.roots.paths() {
-            // Only the root of the place matters: the partial folder has a name of its own.
-            let place = Arc::new(self.roots.place(&format!("{}/-", root.display()))?);
+            // Only the root of the place matters: the partial folder has a name of its own. A root that cannot be
+            // opened keeps nobody from cleaning the others.
+            let place = match self.roots.place(&format!("{}/-", root.display())) {
+                Ok(place) => Arc::new(place),
+                Err(error) => {
+                    tracing::warn!(transfer, error = error.message(), "not looked for a partial copy");
+                    continue;
+                }
+            };
             if let Some(partial) = self.lock(place, transfer, false).await? {
                 join(tokio::task::spawn_blocking(move || partial.remove()).await)?;
             }

@@ -31,7 +31,7 @@ async fn a_volume_arrives_exactly_with_its_metadata() {
         set_owner(&volume.join("deep/er/note"), 1000);
         let done = world.pull(world.order("t1", "pvc-1")).await.expect("copied");
         assert_same(&volume, &world.target.path("pvc-1"));
-        assert!(done.sent_bytes <= done.total_bytes && done.total_bytes <= 8 * MIB, "{done:?}");
+        assert!(done.sent_bytes <= 8 * MIB, "{done:?}");
     }
 }
 
@@ -40,7 +40,7 @@ async fn holes_and_zeroes_cost_nothing() {
     for base in bases() {
         let world = World::on(&base, &quick());
         let volume = world.source.path("pvc-1");
-        make_volume(&volume, 4096 * MIB, &[(0, 4096), (2000 * MIB + 77, 100_000), (4095 * MIB, MIB)], 2);
+        make_volume(&volume, 1024 * MIB, &[(0, 4096), (500 * MIB + 77, 100_000), (1023 * MIB, MIB)], 2);
         // Allocated, and yet nothing but zeroes.
         let zeroes = vec![0; usize::try_from(16 * MIB).expect("small")];
         let file = std::fs::File::options().write(true).open(volume.join("disk.img")).expect("open");

@@ -1,6 +1,6 @@
 //! On a small filesystem of our own, where we may make one (root, mkfs.ext4, loop devices): full disks.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use somersault_agent::transfer::PullProgress;
@@ -42,11 +42,6 @@ impl Drop for Disk {
     }
 }
 
-fn free_bytes(path: &Path) -> u64 {
-    let stat = rustix::fs::statvfs(path).expect("asked");
-    stat.f_bavail * stat.f_frsize
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_fails_clearly_and_can_be_helped() {
     let Some(disk) = Disk::new(160) else { return };
@@ -55,14 +50,19 @@ async fn a_full_disk_fails_clearly_and_can_be_helped() {
     // Source and target share the small disk; the volume alone does not fit twice.
     make_volume(&volume, 64 * MIB, &[(0, 56 * MIB)], 1);
     let mut order = world.order("t1", "pvc-1");
-    order.rate_limit_bytes_per_s = Some(64 * MIB);
+    order.rate_limit_bytes_per_s = Some(16 * MIB);
     let (told, mut progress) = watch::channel(PullProgress::default());
     let copy = tokio::spawn(world.target.transfers.pull(order.clone(), told));
     progress.wait_for(|seen| seen.done_bytes >= 4 * MIB).await.expect("goes on");
     let filler = disk.path().join("filler");
-    let room = free_bytes(&disk.path());
-    let written = std::fs::write(&filler, vec![1; usize::try_from(room).expect("small")]);
-    assert!(written.is_err(), "the copy takes its part while this is written");
+    let blocker = std::fs::File::create(&filler).expect("made");
+    let mut end = 0;
+    for step in [16 * MIB, MIB] {
+        let flags = rustix::fs::FallocateFlags::empty();
+        while rustix::fs::fallocate(&blocker, flags, end, step).is_ok() {
+            end += step;
+        }
+    }
     let error = copy.await.expect("ended").expect_err("full");
     assert_eq!(error.reason(), "TargetFull", "{}", error.message());
     assert!(!world.target.path("pvc-1").exists());
@@ -71,7 +71,9 @@ async fn a_full_disk_fails_clearly_and_can_be_helped() {
     assert_eq!(error.reason(), "TargetFull", "{}", error.message());
     assert!(error.message().contains("are needed"), "{}", error.message());
 
+    drop(blocker);
     std::fs::remove_file(&filler).expect("removed");
+    order.rate_limit_bytes_per_s = None;
     let done = world.pull(order).await.expect("copied");
     assert!(done.sent_bytes <= 53 * MIB, "{done:?}");
     assert_same(&volume, &world.target.path("pvc-1"));

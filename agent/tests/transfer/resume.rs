@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::world::*;
 
-const SIZE: u64 = 512 * MIB;
+const SIZE: u64 = 256 * MIB;
 
 /// What is sent again may be 2 % of the volume.
 fn assert_resumed(sent_bytes: u64, done_before: u64) {
@@ -83,7 +83,7 @@ fn child() {
             target_path: pull.target_path.parse().expect("a path"),
             token: pull.token,
             final_copy: true,
-            rate_limit_bytes_per_s: Some(256 * MIB),
+            rate_limit_bytes_per_s: Some(128 * MIB),
         };
         let (told, mut progress) = watch::channel(PullProgress::default());
         let copy = tokio::spawn(transfers.pull(order, told));
