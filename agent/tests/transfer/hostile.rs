@@ -270,7 +270,8 @@ async fn a_source_that_falls_silent_is_given_up() {
     for silent in ["read", "hashes", "manifest"] {
         let deceived = Deceived::by(Lies { silent, ..Lies::default() });
         let first = PullRequest { final_copy: false, ..deceived.order.clone() };
-        let limits = Limits { listing: Duration::from_millis(300), ..quick() };
+        let patience = Duration::from_millis(300);
+        let limits = Limits { stall: patience, listing: patience, ..quick() };
         let target = &deceived.world.target;
         let tls = TlsFiles::read(&deceived.world.certs.path().join("n2")).expect("certificates");
         let config =

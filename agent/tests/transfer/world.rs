@@ -21,11 +21,9 @@ use tonic::transport::server::TcpIncoming;
 
 pub const MIB: u64 = 1 << 20;
 
-/// Limits that make a test of a stall or of retries short.
+/// Limits that make a test of retries short.
 pub fn quick() -> Limits {
     Limits {
-        stall: Duration::from_millis(300),
-        listing: Duration::from_secs(2),
         retry_min: Duration::from_millis(5),
         retry_max: Duration::from_millis(20),
         retries_max: 3,
