@@ -169,7 +169,11 @@ impl Copying {
     pub(super) fn seal(&self, manifest: &Manifest) -> Result<(), TransferError> {
         for entry in manifest.entries().iter().rev() {
             let failed = |error: Errno| {
-                TransferError::target("cannot set owner, mode or time of", shown(&entry.path), error)
+                TransferError::target(
+                    "cannot set owner, mode or time (agents run as root) of",
+                    shown(&entry.path),
+                    error,
+                )
             };
             let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
                 (Kind::Folder, b"") => (b".", OFlags::DIRECTORY),

@@ -276,6 +276,25 @@ async fn a_limited_copy_tells_its_progress_and_can_be_cancelled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn so_many_copies_run_at_once_and_those_that_wait_can_be_cancelled() {
+    let world = World::on(&std::env::temp_dir(), &Limits { pulls_max: 1, ..quick() });
+    make_volume(&world.source.path("pvc-1"), 64 * MIB, &[(0, 64 * MIB)], 1);
+    make_volume(&world.source.path("pvc-2"), MIB, &[(0, MIB)], 1);
+    let mut slow = world.order("t1", "pvc-1");
+    slow.rate_limit_bytes_per_s = Some(8 * MIB);
+    let (told, mut progress) = watch::channel(PullProgress::default());
+    let first = tokio::spawn(world.target.transfers.pull(slow, told));
+    progress.wait_for(|seen| seen.done_bytes >= MIB).await.expect("goes on");
+    let mut second = Box::pin(world.pull(world.order("t2", "pvc-2")));
+    assert!(futures::poll!(&mut second).is_pending(), "it waits for the first");
+    world.target.transfers.cancel("t2", false).await.expect("told");
+    assert_eq!(second.await.expect_err("cancelled").reason(), "Cancelled");
+    assert!(!world.target.path("pvc-2").exists());
+    world.target.transfers.cancel("t1", true).await.expect("told");
+    assert_eq!(first.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_copy_can_be_removed() {
     let world = World::new();
     make_volume(&world.source.path("pvc-1"), 64 * MIB, &[(0, 64 * MIB)], 1);

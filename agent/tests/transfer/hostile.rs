@@ -46,11 +46,15 @@ fn content(offset: u64) -> Vec<u8> {
 }
 
 fn honest() -> Manifest {
-    let folder = File { kind: FileKind::Folder.into(), mode: 0o755, ..File::default() };
+    // Whoever runs the test may give files to nobody else.
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let folder = File { kind: FileKind::Folder.into(), mode: 0o755, uid, gid, ..File::default() };
     let file = File {
         path: "disk.img".into(),
         size_bytes: CHUNKS * MIB,
         mode: 0o644,
+        uid,
+        gid,
         data: vec![Range { offset: 0, length: CHUNKS * MIB }],
         ..File::default()
     };
