@@ -11,7 +11,7 @@ use crate::standin::ControlPlane;
 use crate::watch::until;
 use crate::world::layout::Layout;
 use crate::world::nodes::{self, NODES};
-use crate::world::{disks, write_manifests};
+use crate::world::{disks, stored_disk, write_manifests};
 
 const INTRODUCTION: &str = "\
 Somersault on three nodes of this machine, no Kubernetes needed.
@@ -27,6 +27,11 @@ pub fn run() -> Result<Stage> {
     let began = Instant::now();
     println!("{INTRODUCTION}");
     let layout = Layout::create()?;
+    if stored_disk::is_needed(&layout)? {
+        println!(
+            "            and, since this folder lies on no disk of its own: the disk that the agents look at"
+        );
+    }
     write_manifests(&layout)?;
     let authority = CertAuthority::new()?;
     nodes::build(&layout, &authority)?;

@@ -5,6 +5,7 @@ pub mod layout;
 pub mod nodes;
 pub mod programs;
 pub mod smart;
+pub mod stored_disk;
 
 use std::path::Path;
 
