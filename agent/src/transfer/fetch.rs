@@ -93,6 +93,7 @@ impl Fetch {
 
     fn accept(&self, session: &mut Session, checkpoints: &mut Checkpoints, chunk: Written) {
         session.accept(chunk.file, chunk.chunk, chunk.leaf);
+        self.meter.worked(CHUNK_BYTES);
         self.meter.set_done(session.settled_bytes());
         checkpoints.add(chunk);
     }

@@ -257,8 +257,6 @@ async fn a_limited_copy_tells_its_progress_and_can_be_cancelled() {
     let seen = *progress.borrow();
     assert_eq!(seen.total_bytes, 256 * MIB);
     assert!(seen.rate_bytes_per_s > 0 && seen.done_bytes < 128 * MIB, "{seen:?}");
-    // The same transfer twice at once makes no sense.
-    assert_eq!(world.pull(order.clone()).await.expect_err("twice").reason(), "Busy");
     let asked = std::time::Instant::now();
     world.target.transfers.cancel("t1", false).await.expect("told");
     assert_eq!(copy.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
@@ -292,6 +290,21 @@ async fn so_many_copies_run_at_once_and_those_that_wait_can_be_cancelled() {
     assert!(!world.target.path("pvc-2").exists());
     world.target.transfers.cancel("t1", true).await.expect("told");
     assert_eq!(first.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_order_of_the_same_transfer_takes_over() {
+    let world = World::new();
+    make_volume(&world.source.path("pvc-1"), 128 * MIB, &[(0, 128 * MIB)], 1);
+    let mut slow = world.order("t1", "pvc-1");
+    slow.rate_limit_bytes_per_s = Some(16 * MIB);
+    let (told, mut progress) = watch::channel(PullProgress::default());
+    let first = tokio::spawn(world.target.transfers.pull(slow, told));
+    let done = progress.wait_for(|seen| seen.done_bytes >= 4 * MIB).await.expect("goes on").done_bytes;
+    let second = world.pull(world.order("t1", "pvc-1")).await.expect("copied");
+    assert_eq!(first.await.expect("ended").expect_err("superseded").reason(), "Cancelled");
+    assert!(second.sent_bytes <= 128 * MIB - done, "{second:?}");
+    assert_same(&world.source.path("pvc-1"), &world.target.path("pvc-1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
