@@ -15,6 +15,11 @@ use super::world::*;
 
 const SIZE: u64 = 256 * MIB;
 
+/// Slow enough to be stopped in the middle.
+fn slow(order: PullRequest) -> PullRequest {
+    PullRequest { rate_limit_bytes_per_s: Some(SIZE / 2), ..order }
+}
+
 /// What is sent again may be 2 % of the volume.
 fn assert_resumed(sent_bytes: u64, done_before: u64) {
     assert!(
@@ -28,8 +33,8 @@ async fn a_dropped_copy_goes_on() {
     for base in bases() {
         let world = World::on(&base, &quick());
         make_volume(&world.source.path("pvc-1"), SIZE, &[(0, SIZE)], 1);
-        let done = world.pull_part(world.order("t1", "pvc-1"), SIZE / 3).await;
-        let more = world.pull_part(world.order("t1", "pvc-1"), done + SIZE / 4).await;
+        let done = world.pull_part(slow(world.order("t1", "pvc-1")), SIZE / 4).await;
+        let more = world.pull_part(slow(world.order("t1", "pvc-1")), done + SIZE / 8).await;
         let last = world.pull(world.order("t1", "pvc-1")).await.expect("copied");
         assert_resumed(last.sent_bytes, more);
         assert_same(&world.source.path("pvc-1"), &world.target.path("pvc-1"));
@@ -75,7 +80,7 @@ fn child() {
             server.await.expect("serves until it is killed");
             return;
         };
-        let order = PullRequest {
+        let order = slow(PullRequest {
             transfer: pull.transfer,
             source_node: node("n1"),
             source_address: pull.source_address.parse().expect("an address"),
@@ -83,8 +88,8 @@ fn child() {
             target_path: pull.target_path.parse().expect("a path"),
             token: pull.token,
             final_copy: true,
-            rate_limit_bytes_per_s: Some(128 * MIB),
-        };
+            rate_limit_bytes_per_s: None,
+        });
         let (told, mut progress) = watch::channel(PullProgress::default());
         let copy = tokio::spawn(transfers.pull(order, told));
         while progress.changed().await.is_ok() {
@@ -166,7 +171,7 @@ async fn a_killed_source_is_met_again_in_its_next_life() {
     };
     let (first, order) = tokio::task::block_in_place(start);
     let (told, mut progress) = watch::channel(PullProgress::default());
-    let copy = tokio::spawn(world.target.transfers.pull(order, told));
+    let copy = tokio::spawn(world.target.transfers.pull(slow(order), told));
     let done = progress.wait_for(|seen| seen.done_bytes > SIZE / 4).await.expect("goes on").done_bytes;
     kill(first);
     assert_eq!(copy.await.expect("ended").expect_err("broken").reason(), "SourceUnreachable");
