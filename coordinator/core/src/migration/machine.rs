@@ -371,17 +371,24 @@ impl Migration {
 
     fn notice(&self) -> Notice {
         let record = &self.record;
+        let moves_vm = self.spec.vm.is_some();
         let (severity, reason, what) = match record.phase {
             Phase::Provisioning => {
                 (Severity::Info, "MigrationStarted", "checks passed, target volumes are being made")
             }
             Phase::PreCopying => (Severity::Info, "PreCopying", "copying while the VM runs"),
+            Phase::Stopping if !moves_vm => {
+                (Severity::Info, "Halted", "no VM uses the claim: nothing is to be stopped")
+            }
             Phase::Stopping => (Severity::Info, "StoppingVm", "stopping the VM through its owner"),
             Phase::FinalCopying => {
-                (Severity::Info, "FinalCopying", "the VM has stopped, copying what differs")
+                (Severity::Info, "FinalCopying", "nobody writes any more, copying what differs")
             }
             Phase::Verifying => (Severity::Info, "Verifying", "comparing the copy with its source"),
             Phase::Swapping => (Severity::Info, "Swapping", "the claims change volumes"),
+            Phase::Starting | Phase::Confirming if !moves_vm => {
+                (Severity::Info, "Swapped", "the claim has its new volume")
+            }
             Phase::Starting => (Severity::Info, "StartingVm", "giving the owner's start field back"),
             Phase::Confirming => {
                 (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes")
