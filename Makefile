@@ -3,12 +3,13 @@
 #   make test    all tests: unit, simulation, wire, contract
 #   make lint    formatting, clippy, licences of the dependencies
 #   make bench   detection time over 50 failures, false verdicts under load
-#   make soak    the simulation, for as many seeds as you like: make soak SEEDS=100000
+#   make soak    kill -9 halfway through migrations; the simulation for as many seeds as you like (SEEDS=100000)
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 SEEDS ?= 20000
+CRASHES ?= 3
 # Where cargo-deny is installed by CI: outside target/, so that `cargo clean` does not throw it away.
 TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/somersault-tools
 CARGO_DENY_VERSION := 0.20.2
@@ -49,7 +50,10 @@ bench: setup-demo
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p somersault-bench
 	@target/release/somersault-bench detection
 
-soak: setup-build
+soak: setup-demo
+	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p kubectl-somersault -p somersault-demo
+	@echo "== a migration whose pulling agent and coordinator are killed halfway, $(CRASHES) times"
+	@for round in $$(seq $(CRASHES)); do target/release/somersault-demo crash || exit 1; done
 	@echo "== $(SEEDS) seeded worlds; a seed that fails is printed with the command that repeats it"
 	cargo run --release --locked -p somersault-sim -- --seeds $(SEEDS)
 

@@ -1,8 +1,8 @@
 //! What the steps work on, and how they look at VMs and disks.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -26,8 +26,6 @@ pub type Files = BTreeMap<PathBuf, String>;
 
 /// What the steps work on.
 pub struct Stage {
-    /// When the demo began.
-    pub began: Instant,
     /// Folders.
     pub layout: Layout,
     /// The cluster.
@@ -72,10 +70,7 @@ impl Stage {
     /// Who wrote on each of a VM's disks, one after the other, by claim; an error where two instances did at
     /// once, or where a write is missing.
     pub fn journals(&self, vm: &str) -> Result<BTreeMap<String, Vec<Run>>> {
-        self.images(vm)?
-            .into_iter()
-            .map(|(claim, image)| Ok((claim, Journal::open(&image, false)?.runs()?)))
-            .collect()
+        self.images(vm)?.into_iter().map(|(claim, image)| Ok((claim, runs_of(&image)?))).collect()
     }
 
     /// The hashes of all files in each of a VM's disks, by claim.
@@ -119,4 +114,9 @@ impl Stage {
 pub fn node_of(volume: &Value) -> Option<&str> {
     let terms = &volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
     terms[0]["matchExpressions"][0]["values"][0].as_str()
+}
+
+/// Who wrote on a disk, one after the other.
+pub fn runs_of(image: &Path) -> Result<Vec<Run>> {
+    Ok(Journal::open(image, false)?.runs()?)
 }
