@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use comfy_table::Table;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use somersault_crd::node_health::{NodeHealthStatus, NodeState};
 use somersault_test_support::world::network;
 
@@ -49,7 +49,7 @@ pub fn run(repetitions: usize, hog: Duration) -> Result<()> {
     );
     let (looks, suspicions) = hog_cpus(&mut fleet, hog)?;
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["fast profile", "min", "p50", "p99", "max"]);
+    table.load_style(NOTHING).set_header(["fast profile", "min", "p50", "p99", "max"]);
     let declared = Sample::new(verdicts);
     for (what, sample) in [
         ("last beat → verdict, by the coordinator's clock", &declared),

@@ -251,13 +251,13 @@ fn usable_report<'a>(node: &NodeName, ctx: &Context<'a>) -> Result<&'a NodeRepor
         return Err(Refusal::new("NodeNotFound", format!("there is no node {node}")));
     }
     if !ctx.usable.contains(node) {
-        return Err(Refusal::new(
+        return Err(Refusal::not_yet(
             "TargetNotUsable",
             format!("node {node} is not healthy, or its agent is silent"),
         ));
     }
     ctx.fleet.reports.get(node).ok_or_else(|| {
-        Refusal::new("TargetNotReported", format!("the agent of node {node} has not reported yet"))
+        Refusal::not_yet("TargetNotReported", format!("the agent of node {node} has not reported yet"))
     })
 }
 
@@ -272,7 +272,7 @@ fn disk_move(
             "node {} holds volume {} and is not healthy: nothing can be read from it",
             source.node, source.volume_name
         );
-        return Err(Refusal::new("SourceNotUsable", message));
+        return Err(Refusal::not_yet("SourceNotUsable", message));
     }
     let name = volume_name(migration, &source);
     let new = NewVolume {

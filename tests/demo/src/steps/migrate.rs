@@ -14,13 +14,15 @@ use crate::world::programs::show;
 /// The VM.
 pub const VM: &str = "wk1-vm";
 const WUKONG: &str = "wk1";
-const CLAIMS: [&str; 2] = ["wk1-system", "wk1-data"];
+/// Its claims.
+pub const CLAIMS: [&str; 2] = ["wk1-system", "wk1-data"];
 /// Where it goes.
 pub const TARGET: &str = "n3";
 
 /// The VM before it moves.
 pub struct Before {
-    instance: String,
+    /// Uid of its instance.
+    pub instance: String,
     start_strategy: String,
     /// Hashes of the files in its images, by claim.
     pub files: BTreeMap<String, Files>,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use somersault_crd::common::Proof;
 use somersault_crd::node_health::{NodeHealthStatus, TimelineEntry};
 use somersault_crd::recovery::{DecisionKind, Progress, RecoveryStatus};
@@ -47,18 +47,48 @@ pub fn run(stage: &Stage, summary: &mut Summary) -> Result<()> {
         power::census(NODE)?.len()
     );
 
+    let verdict = verdict(stage)?;
+    prove(stage)?;
+    let mut back = Duration::ZERO;
+    for vm in ["web", "queue"] {
+        back = back.max(restarted(stage, vm, &before[vm], pulled_ms)?);
+    }
+    let look = stage.look()?;
+    let untouched = look.running("ledger").is_some_and(|(_, uid)| uid == before["ledger"]);
+    ensure!(untouched, "ledger was touched");
+    ensure!(look.taints(NODE).contains(&TAINT), "n1 lacks our taint");
+    let health = settled(stage)?;
+    print_timeline(&health, back);
+    print_runbook(stage)?;
+
+    let (took, allowed) = (seconds(verdict), seconds(VERDICT_MAX));
+    ensure!(verdict <= VERDICT_MAX, "the verdict took {took}, more than {allowed}");
+    let remark = "fast profile; kubelet's lease: 40-50 s by default";
+    summary.time("last beat → node declared unreachable", verdict, remark);
+    let fencing = between(&health, "FencingStarted", "Proven").context("the timeline lacks the fencing")?;
+    let remark = "proof: PowerOffConfirmed, read back";
+    summary.time("fencing, until no process was left on the node", fencing, remark);
+    let remark = "Kubernetes by itself: when a person acts";
+    summary.time("plug pulled → network VMs write again elsewhere", back, remark);
+    Ok(())
+}
+
+/// Waits until n1 is declared and its VMs are decided; returns the time from the last beat to the verdict.
+fn verdict(stage: &Stage) -> Result<Duration> {
     let decided = until("n1 is declared unreachable and each VM is decided", PATIENCE, || decided(stage))?;
     let health = stage.look()?.health(NODE)?.context("n1 has no NodeHealth")?;
     let verdict = between(&health, "LastBeat", "Declared").context("the timeline lacks the verdict")?;
-    println!(
-        "Declared unreachable {} after its last beat. What becomes of its VMs, before anything is done:",
-        seconds(verdict)
-    );
+    println!("Declared unreachable {} after its last beat.", seconds(verdict));
+    println!("What becomes of its VMs, before anything is done:");
     print_decisions(&decided);
     for (vm, expected) in VMS {
         ensure!(decided[vm].decision == Some(expected), "{vm}: decided {:?}", decided[vm].decision);
     }
+    Ok(verdict)
+}
 
+/// Waits for the proof, and does not take the coordinator's word for it.
+fn prove(stage: &Stage) -> Result<()> {
     let health = until("fencing is proven", PATIENCE, || {
         let health = stage.look()?.health(NODE)?;
         Ok(health.filter(|health| between(health, "Declared", "Proven").is_some()))
@@ -67,61 +97,34 @@ pub fn run(stage: &Stage, summary: &mut Summary) -> Result<()> {
     let left = power::census(NODE)?.len();
     ensure!(left == 0, "the proof says off, but {left} processes are left on {NODE}");
     println!("\nFenced by the power switch, which counts what is left on {NODE}: {left} processes.");
-
-    let mut back = Duration::ZERO;
-    for vm in ["web", "queue"] {
-        let node = stage.wait_for_restart(vm, &before[vm])?;
-        stage.assert_history(vm, &[NODE, &node])?;
-        let runs = stage.journals(vm)?.into_values().next().context("a VM without a disk")?;
-        let [old, new] = runs.as_slice() else { anyhow::bail!("{vm} has run {} times", runs.len()) };
-        ensure!(old.to_ms > pulled_ms, "{vm} did not go on writing after the plug was pulled");
-        let from_pull = Duration::from_millis(new.from_ms - pulled_ms);
-        back = back.max(from_pull);
-        println!(
-            "{vm} runs again, on {node}. Its disk: {} wrote entries {}-{}, then {} from {} on, none twice, none missing.",
-            old.node, old.first, old.last, new.node, new.first
-        );
-    }
-    let ledger =
-        stage.look()?.object("VirtualMachineInstance", "ledger").map(|vmi| vmi["metadata"]["uid"].clone());
-    ensure!(ledger.as_ref().and_then(|uid| uid.as_str()) == Some(&before["ledger"]), "ledger was touched");
-    ensure!(stage.look()?.taints(NODE).contains(&TAINT), "n1 lacks our taint");
-    let health = until("the incident is settled", PATIENCE, || {
-        let recovered = VMS.iter().filter(|(_, kind)| *kind == DecisionKind::Recreate).map(|(vm, _)| {
-            Ok(stage
-                .look()?
-                .recovery(vm)?
-                .is_some_and(|recovery| recovery.progress == Some(Progress::Recovered)))
-        });
-        let all: Vec<bool> = recovered.collect::<Result<_>>()?;
-        Ok(if all.iter().all(|recovered| *recovered) { stage.look()?.health(NODE)? } else { None })
-    })?;
-    print_timeline(&health, back);
-    print_runbook(stage)?;
-    ensure!(
-        verdict <= VERDICT_MAX,
-        "the verdict took {}, more than {}",
-        seconds(verdict),
-        seconds(VERDICT_MAX)
-    );
-    summary.time(
-        "last beat → node declared unreachable",
-        verdict,
-        "fast profile; kubelet's lease: 40-50 s by default",
-    );
-    if let Some(fencing) = between(&health, "FencingStarted", "Proven") {
-        summary.time(
-            "fencing, until no process was left on the node",
-            fencing,
-            "proof: PowerOffConfirmed, read back",
-        );
-    }
-    summary.time(
-        "plug pulled → network VMs write again elsewhere",
-        back,
-        "Kubernetes by itself: when a person acts",
-    );
     Ok(())
+}
+
+/// Waits until a VM runs elsewhere, and reads its disk; returns the time from the pull to its first new entry.
+fn restarted(stage: &Stage, vm: &str, instance: &str, pulled_ms: u64) -> Result<Duration> {
+    let node = stage.wait_for_restart(vm, instance)?;
+    stage.assert_history(vm, &[NODE, &node])?;
+    let runs = stage.journals(vm)?.into_values().next().context("a VM without a disk")?;
+    let [old, new] = runs.as_slice() else { bail!("{vm} has run {} times", runs.len()) };
+    ensure!(old.to_ms > pulled_ms, "{vm} did not go on writing after the plug was pulled");
+    println!(
+        "{vm} runs again, on {node}. Its disk: {} wrote entries {}-{}, then {} from {} on, none twice, none missing.",
+        old.node, old.first, old.last, new.node, new.first
+    );
+    Ok(Duration::from_millis(new.from_ms.saturating_sub(pulled_ms)))
+}
+
+/// Waits until the coordinator has seen every VM that it acted upon running again.
+fn settled(stage: &Stage) -> Result<NodeHealthStatus> {
+    until("the incident is settled", PATIENCE, || {
+        let look = stage.look()?;
+        for (vm, _) in VMS.iter().filter(|(_, kind)| *kind == DecisionKind::Recreate) {
+            if look.recovery(vm)?.is_none_or(|recovery| recovery.progress != Some(Progress::Recovered)) {
+                return Ok(None);
+            }
+        }
+        look.health(NODE)
+    })
 }
 
 fn instances(stage: &Stage) -> Result<BTreeMap<&'static str, String>> {
