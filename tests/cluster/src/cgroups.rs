@@ -27,11 +27,6 @@ pub fn remove_cluster(cluster: &str) -> Result<()> {
     remove(&name(cluster))
 }
 
-/// The cluster's groups that exist now.
-pub fn existing(cluster: &str) -> Vec<PathBuf> {
-    trees().into_iter().map(|tree| tree.join(name(cluster))).filter(|group| group.is_dir()).collect()
-}
-
 fn name(cluster: &str) -> String {
     format!("somersault-cluster-{cluster}")
 }

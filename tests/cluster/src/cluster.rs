@@ -12,7 +12,7 @@ use crate::image::Image;
 use crate::layout::Layout;
 use crate::parts::{self, Parts};
 use crate::processes::kill_namespace;
-use crate::supervisor::Control;
+use crate::supervisor::{Control, Program};
 use crate::wait::{Log, until};
 use crate::{cgroups, control_plane, node, pki, requirements, world};
 
@@ -252,6 +252,12 @@ impl Cluster {
         })?;
         names.iter().try_for_each(|node| self.wait_ready(node))?;
         self.wait_accounts()?;
+        let control = self.control(None)?;
+        programs.iter().try_for_each(|Program { name, log, .. }| {
+            until(&format!("{name} runs"), API_DEADLINE, &[Log(log.clone())], || {
+                Ok(control.is_settled(name).then_some(()))
+            })
+        })?;
         eprintln!("== {} nodes Ready after {:.1} s", names.len(), began.elapsed().as_secs_f32());
         Ok(())
     }

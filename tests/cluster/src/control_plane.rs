@@ -106,7 +106,7 @@ fn scheduler(layout: &Layout) -> Vec<String> {
 
 fn corefile(layout: &Layout) -> String {
     format!(
-        ".:53 {{\n  bind {GATEWAY}\n  errors\n  ready 127.0.0.1:8181\n  cache 5\n  \
+        ".:53 {{\n  errors\n  ready 127.0.0.1:8181\n  cache 5\n  \
          kubernetes cluster.local in-addr.arpa {{\n    kubeconfig {}\n  }}\n}}\n",
         layout.kubeconfig_inside("coredns").display()
     )
@@ -117,7 +117,6 @@ fn provisioner(layout: &Layout, config: &Path, helper: &Path) -> Vec<String> {
         "start".to_owned(),
         format!("--kubeconfig={}", text(&layout.kubeconfig_inside("local-path-provisioner"))),
         format!("--namespace={PROVISIONER_NAMESPACE}"),
-        "--provisioner=rancher.io/local-path".to_owned(),
         format!("--config={}", text(config)),
         format!("--helper-pod-file={}", text(helper)),
         format!("--helper-image={}", crate::cluster::TOOLBOX_IMAGE),

@@ -27,6 +27,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// Parts that wait for another one simply end when it is not there yet; a second is short enough to be patient
 /// with, and long enough not to burn the machine.
 const RESTART_PERIOD: Duration = Duration::from_secs(1);
+/// A wrong flag or file is found out within this time.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Nothing of the caller's environment reaches a cluster: no proxies, no kubeconfig.
 const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")];
 
@@ -85,6 +87,12 @@ impl Control {
     /// Whether it runs now.
     pub fn is_running(&self, program: &str) -> bool {
         self.file("running", program).exists()
+    }
+
+    /// Whether it has run for a while: one that ends at once, and is started again, never has.
+    pub fn is_settled(&self, program: &str) -> bool {
+        let since = std::fs::metadata(self.file("running", program)).and_then(|file| file.modified());
+        since.is_ok_and(|since| since.elapsed().is_ok_and(|age| age >= SETTLED))
     }
 
     /// Forgets everything: at the start of a supervisor.
