@@ -17,6 +17,14 @@ pub fn of_node(cluster: &str, node: &str) -> String {
     format!("/{}/{node}", name(cluster))
 }
 
+/// Makes a node's group, empty; the kubelet demands one.
+pub fn create_node(cluster: &str, node: &str) -> Result<()> {
+    trees().into_iter().map(|tree| tree.join(name(cluster)).join(node)).try_for_each(|folder| {
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("making the control group {}", folder.display()))
+    })
+}
+
 /// Removes all groups of a node whose processes are dead.
 pub fn remove_node(cluster: &str, node: &str) -> Result<()> {
     remove(&format!("{}/{node}", name(cluster)))

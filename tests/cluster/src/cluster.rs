@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::addresses::{NODES_MAX, node_name};
@@ -21,7 +23,7 @@ pub const TOOLBOX_IMAGE: &str = "docker.io/somersault/toolbox:1";
 /// The apiserver is ready about 5 s after its start on an idle machine of two cores.
 const API_DEADLINE: Duration = Duration::from_secs(90);
 /// A node is Ready about 10 s after its power came on.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
+const READY_DEADLINE: Duration = Duration::from_mins(2);
 /// Stopping a program is a signal and a look.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -134,7 +136,8 @@ impl Cluster {
             return Ok(());
         }
         cgroups::remove_node(self.layout.name(), node)?;
-        world::enter(&self.layout, &["power-on", self.layout.name(), node])
+        cgroups::create_node(self.layout.name(), node)?;
+        self.in_world(&["power-on", self.layout.name(), node])
     }
 
     /// Whether a node has power.
@@ -146,13 +149,26 @@ impl Cluster {
     /// Pulls a node's network plug: packets vanish, and no connection is told.
     pub fn cut(&self, node: &str) -> Result<()> {
         self.check_node(node)?;
-        world::enter(&self.layout, &["cut", node])
+        self.in_world(&["cut", node])
     }
 
     /// Puts it back.
     pub fn mend(&self, node: &str) -> Result<()> {
         self.check_node(node)?;
-        world::enter(&self.layout, &["mend", node])
+        self.in_world(&["mend", node])
+    }
+
+    /// Stops every process of a node, as a hypervisor that pauses a machine does; they hold what they hold.
+    pub fn freeze(&self, node: &str) -> Result<()> {
+        let init = self.node_init(node)?;
+        self.on_node(node, &["freeze"])?;
+        kill(init, Signal::SIGSTOP).context("stopping the node's first process")
+    }
+
+    /// Lets a frozen node go on.
+    pub fn thaw(&self, node: &str) -> Result<()> {
+        kill(self.node_init(node)?, Signal::SIGCONT).context("waking the node's first process")?;
+        self.on_node(node, &["freeze", "--thaw"])
     }
 
     /// Kills a program of a node (`kubelet`, `containerd`, `kube-proxy`), or with `None` of the control plane
@@ -172,16 +188,13 @@ impl Cluster {
 
     /// A path on a node that is on, as this machine's programs can open it.
     pub fn path_on(&self, node: &str, path: &str) -> Result<PathBuf> {
-        self.check_node(node)?;
-        let init = world::node_init(&self.layout, node)?.with_context(|| format!("{node} is off"))?;
+        let init = self.node_init(node)?;
         Ok(PathBuf::from(format!("/proc/{init}/root")).join(path.trim_start_matches('/')))
     }
 
     /// A command that runs a program of this machine on a node, in all of the node's namespaces.
     pub fn command_on(&self, node: &str) -> Result<Command> {
-        self.check_node(node)?;
-        let init = world::node_init(&self.layout, node)?.with_context(|| format!("{node} is off"))?;
-        Ok(world::nsenter(init))
+        Ok(world::nsenter(self.node_init(node)?))
     }
 
     /// Gives every node an image archive, now where it has power, else at its next boot.
@@ -242,6 +255,7 @@ impl Cluster {
 
         let port = world::start(layout, options.tied)?;
         pki::write_kubeconfig(layout, &layout.kubeconfig(), "admin", &format!("https://127.0.0.1:{port}"))?;
+        give_to_caller(&layout.kubeconfig())?;
         names.iter().try_for_each(|node| self.power_on(node))?;
         let logs = ["etcd", "kube-apiserver"].map(|part| Log(layout.log(part)));
         until("the apiserver is ready", API_DEADLINE, &logs, || {
@@ -282,9 +296,28 @@ impl Cluster {
         }
     }
 
+    /// First process of a node that is on.
+    fn node_init(&self, node: &str) -> Result<Pid> {
+        self.check_node(node)?;
+        world::node_init(&self.layout, node)?.with_context(|| format!("{node} is off"))
+    }
+
+    fn on_node(&self, node: &str, command: &[&str]) -> Result<()> {
+        world::enter(self.node_init(node)?, &self.layout, command).with_context(|| format!("on {node}"))
+    }
+
+    fn in_world(&self, command: &[&str]) -> Result<()> {
+        let init = world::init(&self.layout)?;
+        world::enter(init.context("the cluster is not up any more")?, &self.layout, command)
+    }
+
     fn check_node(&self, node: &str) -> Result<()> {
         let nodes = self.layout.nodes();
-        ensure!(nodes.iter().any(|name| name == node), "there is no node {node:?}, only {}", nodes.join(", "));
+        ensure!(
+            nodes.iter().any(|name| name == node),
+            "there is no node {node:?}, only {}",
+            nodes.join(", ")
+        );
         Ok(())
     }
 
@@ -330,11 +363,18 @@ fn remove_files(layout: &Layout) -> Result<()> {
     }
 }
 
+/// Whoever called us by sudo wants to read the kubeconfig.
+fn give_to_caller(file: &Path) -> Result<()> {
+    let id = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    std::os::unix::fs::chown(file, id("SUDO_UID"), id("SUDO_GID"))
+        .with_context(|| format!("giving {} away", file.display()))
+}
+
 /// The program as it is now: a cluster outlives rebuilds of it.
 fn copy_program(from: &Path, to: &Path) -> Result<()> {
     let folder = to.parent().context("a program without a folder")?;
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    std::fs::copy(from, to)
-        .map(drop)
-        .with_context(|| format!("copying {} (build it: cargo build -p somersault-test-cluster)", from.display()))
+    std::fs::copy(from, to).map(drop).with_context(|| {
+        format!("copying {} (build it: cargo build -p somersault-test-cluster)", from.display())
+    })
 }

@@ -21,7 +21,8 @@ pub fn prepare(layout: &Layout, parts: &Parts) -> Result<Vec<Program>> {
     let corefile = layout.control_plane("Corefile");
     std::fs::write(&corefile, self::corefile(layout)).context("writing CoreDNS's configuration")?;
     let helper = layout.control_plane("helper-pod.yaml");
-    std::fs::write(&helper, include_str!("../manifests/helper-pod.yaml")).context("writing the helper pod")?;
+    std::fs::write(&helper, include_str!("../manifests/helper-pod.yaml"))
+        .context("writing the helper pod")?;
     let config = layout.control_plane("local-path.json");
     std::fs::write(&config, include_str!("../manifests/local-path.json"))
         .context("writing the provisioner's configuration")?;

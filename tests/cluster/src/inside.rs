@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use somersault_test_support::world::command::run as run_tool;
 use somersault_test_support::world::{network, power};
 
@@ -44,6 +45,12 @@ pub enum InsideCommand {
         /// The node.
         node: String,
     },
+    /// Stop, or let go on, every process of the node that this is run on, but the first.
+    Freeze {
+        /// Let them go on.
+        #[arg(long)]
+        thaw: bool,
+    },
     /// Give a node the images that it lacks.
     LoadImages {
         /// The cluster.
@@ -63,6 +70,9 @@ pub fn run(command: InsideCommand) -> Result<()> {
         }
         InsideCommand::Cut { node } => network::pull_plug(&node),
         InsideCommand::Mend { node } => network::push_plug(&node),
+        InsideCommand::Freeze { thaw } => {
+            node::signal_all(if thaw { Signal::SIGCONT } else { Signal::SIGSTOP })
+        }
         InsideCommand::LoadImages { cluster, node } => node::load_images(&Layout::of(&cluster)?, &node),
     }
 }

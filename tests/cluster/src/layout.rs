@@ -22,12 +22,16 @@ pub struct Layout {
 impl Layout {
     /// Of the cluster with this name. Nothing is created.
     pub fn of(name: &str) -> Result<Self> {
-        if name.is_empty() || name.len() > 40 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        if name.is_empty() || name.len() > 40 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
             bail!("{name:?} is no name for a cluster: up to 40 letters, digits and hyphens");
         }
         let layout = Self { root: cache()?.join("clusters").join(name), name: name.to_owned() };
         if layout.containerd_socket("n9").as_os_str().len() > SOCKET_PATH_MAX {
-            bail!("{} is too long for the path of a socket; choose a shorter XDG_CACHE_HOME", layout.root.display());
+            bail!(
+                "{} is too long for the path of a socket; choose a shorter XDG_CACHE_HOME",
+                layout.root.display()
+            );
         }
         Ok(layout)
     }
@@ -112,7 +116,10 @@ pub fn cache() -> Result<PathBuf> {
         .or_else(|| std::env::var_os("HOME").as_deref().and_then(absolute).map(|home| home.join(".cache")))
         .context("neither XDG_CACHE_HOME nor HOME names a folder for the cluster's files")?;
     if let Some(own) = NOT_ON_NODES.iter().find(|own| base.starts_with(own)) {
-        bail!("{} cannot hold the cluster: its nodes have a {own} of their own; set XDG_CACHE_HOME", base.display());
+        bail!(
+            "{} cannot hold the cluster: its nodes have a {own} of their own; set XDG_CACHE_HOME",
+            base.display()
+        );
     }
     Ok(base.join("somersault-cluster"))
 }

@@ -54,6 +54,16 @@ enum Subcommands {
         /// The node.
         node: String,
     },
+    /// Stop every process of a node, as a hypervisor that pauses a machine does.
+    Freeze {
+        /// The node.
+        node: String,
+    },
+    /// Let a frozen node go on.
+    Thaw {
+        /// The node.
+        node: String,
+    },
     /// Kill a program and keep it from running: kubelet, containerd or kube-proxy of a node, else a part of the
     /// control plane.
     Stop {
@@ -122,6 +132,8 @@ fn run(name: &str, command: Subcommands) -> Result<()> {
         Subcommands::PowerOn { node } => attach()?.power_on(&node),
         Subcommands::Cut { node } => attach()?.cut(&node),
         Subcommands::Mend { node } => attach()?.mend(&node),
+        Subcommands::Freeze { node } => attach()?.freeze(&node),
+        Subcommands::Thaw { node } => attach()?.thaw(&node),
         Subcommands::Stop { program, node } => attach()?.stop_program(node.as_deref(), &program),
         Subcommands::Start { program, node } => attach()?.start_program(node.as_deref(), &program),
         Subcommands::Load { archive } => attach()?.load_image(&archive),

@@ -13,8 +13,10 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use somersault_test_support::world::command::run;
 use somersault_test_support::world::network::GATEWAY;
@@ -120,6 +122,15 @@ pub fn import(socket: &str, archive: &Path) -> Result<()> {
     run("ctr", ["-a", socket, "-n", "k8s.io", "images", "import", &archive]).map(drop)
 }
 
+/// Sends a signal to every process of the node that this runs on, but the node's first and this one.
+pub fn signal_all(signal: Signal) -> Result<()> {
+    // Outside a node the same call would reach the whole machine.
+    let first = std::fs::read("/proc/1/cmdline").context("looking at the node's first process")?;
+    let is_node = first.split(|byte| *byte == 0).skip(1).take(2).eq([b"inside".as_slice(), b"node"]);
+    ensure!(is_node && Path::new("/proc/self").exists(), "this is no node");
+    kill(Pid::from_raw(-1), signal).context("signalling every process")
+}
+
 fn archives(layout: &Layout) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(layout.images()).context("reading the folder of images")?;
     let mut archives = Vec::new();
@@ -150,7 +161,8 @@ fn programs(layout: &Layout, parts: &Parts, name: &str, number: u8) -> Vec<Progr
     let home = layout.node(name);
     let text = |path: PathBuf| path.display().to_string();
     let part = |program: &str, flags: Vec<String>| {
-        let command = [text(parts.controlplane.clone()), program.to_owned()].into_iter().chain(flags).collect();
+        let command =
+            [text(parts.controlplane.clone()), program.to_owned()].into_iter().chain(flags).collect();
         Program::new(program, command, layout.log(&format!("{name}-{program}")))
     };
     let containerd = vec!["containerd".to_owned(), "-c".to_owned(), text(home.join("containerd.toml"))];
@@ -243,7 +255,7 @@ fn kubelet_configuration(layout: &Layout, name: &str, number: u8) -> String {
         // A node is not alone on its machine: it must neither divide its control groups nor judge its memory.
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": cgroups::of_node(layout.name(), name),
-        "cgroupsPerQOS": false,
+        "cgroupsPerQOS": true,
         "enforceNodeAllocatable": [],
         "failCgroupV1": false,
         "failSwapOn": false,
@@ -256,8 +268,9 @@ fn make_disk(image: &Path) -> Result<()> {
     std::fs::File::create_new(image)
         .and_then(|file| file.set_len(DISK_BYTES))
         .with_context(|| format!("creating {}", image.display()))?;
+    let is_xfs = image.extension().is_some_and(|end| end == "xfs");
     let image = image.display().to_string();
-    if image.ends_with(".xfs") {
+    if is_xfs {
         run("mkfs.xfs", ["-q", &image]).map(drop)
     } else {
         // Tables are made while nobody waits: the image is sparse and reads as zeros anyway.

@@ -26,7 +26,7 @@ const KUBERNETES: (&str, &str, &str) = ("v1.36.3", "1", "36");
 /// Paths of the built programs.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// etcd, the Kubernetes parts, CoreDNS and kubectl, by first argument.
+    /// etcd, the Kubernetes parts, `CoreDNS` and kubectl, by first argument.
     pub controlplane: PathBuf,
     /// rancher/local-path-provisioner.
     pub provisioner: PathBuf,
@@ -69,7 +69,9 @@ pub fn check() -> Result<(), Missing> {
     if is_there("go") {
         return Ok(());
     }
-    Err(Missing(vec!["Go 1.26 or later is missing, from which Kubernetes is built: https://go.dev/dl".to_owned()]))
+    Err(Missing(vec![
+        "Go 1.26 or later is missing, from which Kubernetes is built: https://go.dev/dl".to_owned(),
+    ]))
 }
 
 impl Module {
@@ -83,10 +85,13 @@ impl Module {
         let program = home.join(self.name);
         // Two builds of the same at once would take twice as long, and `go build` writes in place.
         let lock = File::create(folder.join(format!("{}.lock", self.name))).context("creating a lock")?;
-        let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).context("locking")?;
+        let _lock =
+            Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).context("locking")?;
         if program.exists() {
             // The date says which builds are in use.
-            File::open(&home).and_then(|file| file.set_modified(SystemTime::now())).context("dating a build")?;
+            File::open(&home)
+                .and_then(|file| file.set_modified(SystemTime::now()))
+                .context("dating a build")?;
             return Ok(program);
         }
         std::fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
@@ -100,7 +105,7 @@ impl Module {
     fn key(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         hash.update(go_version()?.as_bytes());
-        hash.update(self.flags().join(" ").as_bytes());
+        hash.update(flags().join(" ").as_bytes());
         let source = self.source();
         let mut files: Vec<_> = std::fs::read_dir(&source)
             .with_context(|| format!("reading {}", source.display()))?
@@ -108,7 +113,8 @@ impl Module {
             .context("reading a folder")?;
         files.sort_by_key(std::fs::DirEntry::file_name);
         for file in files {
-            let content = std::fs::read(file.path()).with_context(|| format!("reading {:?}", file.path()))?;
+            let content =
+                std::fs::read(file.path()).with_context(|| format!("reading {}", file.path().display()))?;
             hash.update(file.file_name().as_encoded_bytes());
             hash.update(&content.len().to_le_bytes());
             hash.update(&content);
@@ -116,23 +122,12 @@ impl Module {
         Ok(hash.finalize().to_hex().to_string())
     }
 
-    fn flags(&self) -> [String; 4] {
-        let (version, major, minor) = KUBERNETES;
-        let set = "-X k8s.io/component-base/version";
-        [
-            "-trimpath".to_owned(),
-            "-buildvcs=false".to_owned(),
-            "-ldflags".to_owned(),
-            format!("-s -w {set}.gitVersion={version} {set}.gitMajor={major} {set}.gitMinor={minor}"),
-        ]
-    }
-
     fn build(&self, output: &Path) -> Result<()> {
         eprintln!("== building {}", self.what);
         let began = Instant::now();
         let mut child = Command::new("go")
             .args(["build", "-v"])
-            .args(self.flags())
+            .args(flags())
             .arg("-o")
             .arg(output)
             .arg(self.package)
@@ -160,12 +155,13 @@ impl Module {
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
             let name = entry.file_name();
-            let is_build = name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|key| key.len() == 16);
+            let is_build =
+                name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|key| key.len() == 16);
             if is_build {
                 builds.push((entry.metadata()?.modified()?, entry.path()));
             }
         }
-        builds.sort_by(|one, other| other.0.cmp(&one.0));
+        builds.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
         builds.iter().skip(KEPT_MAX).try_for_each(|(_, old)| {
             std::fs::remove_dir_all(old).with_context(|| format!("removing the old build {}", old.display()))
         })
@@ -202,4 +198,15 @@ fn follow(news: impl BufRead, began: Instant) -> Result<Vec<String>> {
 
 fn go_version() -> Result<String> {
     somersault_test_support::world::command::run("go", ["env", "GOVERSION", "GOARCH"])
+}
+
+fn flags() -> [String; 4] {
+    let (version, major, minor) = KUBERNETES;
+    let set = "-X k8s.io/component-base/version";
+    [
+        "-trimpath".to_owned(),
+        "-buildvcs=false".to_owned(),
+        "-ldflags".to_owned(),
+        format!("-s -w {set}.gitVersion={version} {set}.gitMajor={major} {set}.gitMinor={minor}"),
+    ]
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
@@ -46,19 +47,25 @@ pub fn create(layout: &Layout, nodes: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Writes a kubeconfig for `user`, whose certificate exists already.
+/// Writes a kubeconfig for `user`, whose certificate exists already; it needs no other file.
 pub fn write_kubeconfig(layout: &Layout, file: &Path, user: &str, server: &str) -> Result<()> {
     let cluster = layout.name();
+    let data = |name: &str| {
+        let path = layout.pki(name);
+        std::fs::read(&path)
+            .map(|bytes| BASE64_STANDARD.encode(bytes))
+            .with_context(|| format!("reading {}", path.display()))
+    };
     // JSON is YAML, and needs no library beyond the one that is here.
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": cluster, "cluster": {
-            "server": server, "certificate-authority": layout.pki("ca.crt"),
+            "server": server, "certificate-authority-data": data("ca.crt")?,
         }}],
         "users": [{"name": user, "user": {
-            "client-certificate": layout.pki(&format!("{user}.crt")),
-            "client-key": layout.pki(&format!("{user}.key")),
+            "client-certificate-data": data(&format!("{user}.crt"))?,
+            "client-key-data": data(&format!("{user}.key"))?,
         }}],
         "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": user}}],
         "current-context": cluster,

@@ -57,7 +57,7 @@ fn arguments(line: &[u8]) -> Vec<OsString> {
     line.split(|byte| *byte == 0).map(|argument| OsString::from_vec(argument.to_vec())).collect()
 }
 
-/// Field 22 of proc_pid_stat(5). The program's name, field 2, may contain spaces; it ends with the last `)`.
+/// Field 22 of `proc_pid_stat(5)`. The program's name, field 2, may contain spaces; it ends with the last `)`.
 fn start_time(stat: &std::path::Path) -> Option<u64> {
     after_name(stat)?.split(' ').nth(19)?.parse().ok()
 }

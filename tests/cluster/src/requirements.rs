@@ -31,11 +31,11 @@ pub struct Missing(pub Vec<String>);
 pub fn check() -> Result<(), Missing> {
     let mut missing = Vec::new();
     if !Uid::effective().is_root() {
-        missing.push("it needs root, for loop devices, network namespaces and containers: use sudo".to_owned());
+        missing
+            .push("it needs root, for loop devices, network namespaces and containers: use sudo".to_owned());
     } else if !can_unshare() {
-        missing.push(
-            "it may not make namespaces: in a container, start that one with --privileged".to_owned(),
-        );
+        missing
+            .push("it may not make namespaces: in a container, start that one with --privileged".to_owned());
     } else if !Path::new("/dev/loop-control").exists() {
         missing.push("it has no loop devices: `modprobe loop`; in a container, --privileged".to_owned());
     }

@@ -176,7 +176,11 @@ impl Supervised {
     }
 
     fn ended(&mut self, exit: Option<i32>, control: &Control) -> Result<()> {
-        eprintln!("{} ended ({})", self.program.name, exit.map_or("killed".to_owned(), |code| code.to_string()));
+        eprintln!(
+            "{} ended ({})",
+            self.program.name,
+            exit.map_or("killed".to_owned(), |code| code.to_string())
+        );
         self.running = None;
         self.done = self.program.once && exit == Some(0);
         remove(&control.file("running", &self.program.name))

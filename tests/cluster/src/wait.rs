@@ -1,6 +1,5 @@
 //! Waiting with a deadline, and saying what was in the logs when it passed.
 
-use std::fmt::Write as _;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -49,11 +48,9 @@ impl Log {
             Ok(bytes) => {
                 let content = String::from_utf8_lossy(&bytes);
                 let lines: Vec<_> = content.lines().rev().take(TAIL_LINES).collect();
-                lines.iter().rev().for_each(|line| text.push_str(&format!("{line}\n")));
+                text.extend(lines.iter().rev().flat_map(|line| [line, "\n"]));
             }
-            Err(error) => {
-                let _infallible = writeln!(text, "({error})");
-            }
+            Err(error) => text.push_str(&format_args!("({error})\n").to_string()),
         }
         text
     }
@@ -92,7 +89,10 @@ mod tests {
         let mut tries = 0;
         let answer = until("soon", Duration::from_secs(10), &[], || {
             tries += 1;
-            if tries < 3 { bail!("not yet") } else { Ok(Some(tries)) }
+            if tries < 3 {
+                bail!("not yet");
+            }
+            Ok(Some(tries))
         });
         assert_eq!(answer.expect("answered"), 3);
     }

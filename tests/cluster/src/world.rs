@@ -64,9 +64,8 @@ pub fn node_init(layout: &Layout, node: &str) -> Result<Option<Pid>> {
     find(&[program, "inside".into(), "node".into(), node::spec_file(layout, node).into_os_string()])
 }
 
-/// Runs one of this program's own commands inside the world.
-pub fn enter(layout: &Layout, command: &[&str]) -> Result<()> {
-    let init = init(layout)?.with_context(|| format!("cluster {} is not up", layout.name()))?;
+/// Runs one of this program's own commands in the world, or the node, of this first process.
+pub fn enter(init: Pid, layout: &Layout, command: &[&str]) -> Result<()> {
     let mut nsenter = nsenter(init);
     nsenter.arg(layout.program()).arg("inside").args(command).stdin(Stdio::null());
     let output = nsenter.output().context("starting nsenter")?;
