@@ -85,7 +85,7 @@ setup-demo: toolchain
 setup-cluster: toolchain
 	@command -v go > /dev/null || { echo "Go is missing, from which Kubernetes is built: https://go.dev/dl (1.26 or later)"; exit 1; }
 	@$(call apt_missing,$(NEED_CLUSTER))
-	@ls /usr/lib/cni/ptp /opt/cni/bin/ptp /usr/libexec/cni/ptp > /dev/null 2>&1 || \
+	@for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do [ -e $$folder/ptp ] && exit 0; done; \
 	  $(call apt_missing,ptp:containernetworking-plugins)
 
 # Installs the packages whose commands are missing, and nothing when none is.
