@@ -3,14 +3,16 @@
 #   make test    all tests: unit, simulation, wire, contract
 #   make cluster       a real Kubernetes cluster on this machine; prints its KUBECONFIG (root, Go)
 #   make cluster-down  ends it; nothing is left behind
+#   make test-cluster  tests of that cluster
 #   make lint    formatting, clippy, licences of the dependencies
 #   make bench   detection time over 50 failures, false verdicts under load
-#   make soak    the simulation, for as many seeds as you like: make soak SEEDS=100000
+#   make soak    kill -9 halfway through migrations; the simulation for as many seeds as you like (SEEDS=100000)
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 SEEDS ?= 20000
+CRASHES ?= 3
 NODES ?= 3
 # Where cargo-deny is installed by CI: outside target/, so that `cargo clean` does not throw it away.
 TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/somersault-tools
@@ -26,10 +28,10 @@ NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:container
 # Kept across sudo: where Go is, and where the cluster's programs are kept.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
 
-.PHONY: help demo test lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
+.PHONY: help demo test test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
 
 help:
-	@sed -n '2,9s/^# \{0,1\}//p' Makefile
+	@sed -n '2,10s/^# \{0,1\}//p' Makefile
 
 demo: setup-demo
 	@echo "== building the coordinator, the agent, the command line and the demo (release)"
@@ -37,7 +39,11 @@ demo: setup-demo
 	@target/release/somersault-demo
 
 test: setup-demo
-	cargo test --workspace --locked
+	cargo test --workspace --locked --exclude somersault-test-cluster
+
+# Builds Kubernetes from source the first time (5 to 15 minutes), so it is not part of `make test` yet.
+test-cluster: setup-cluster
+	cargo test --locked -p somersault-test-cluster
 
 # Stays up until `make cluster-down`. NODES=5 for more nodes.
 cluster: setup-cluster
@@ -65,7 +71,10 @@ bench: setup-demo
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p somersault-bench
 	@target/release/somersault-bench detection
 
-soak: setup-build
+soak: setup-demo
+	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p kubectl-somersault -p somersault-demo
+	@echo "== a migration whose pulling agent and coordinator are killed halfway, $(CRASHES) times"
+	@for round in $$(seq $(CRASHES)); do target/release/somersault-demo crash || exit 1; done
 	@echo "== $(SEEDS) seeded worlds; a seed that fails is printed with the command that repeats it"
 	cargo run --release --locked -p somersault-sim -- --seeds $(SEEDS)
 

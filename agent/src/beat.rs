@@ -122,6 +122,8 @@ impl Beats {
         };
         let links = config.coordinators.iter().map(link).collect();
         let shared = Arc::new(Shared { links, ..Shared::default() });
+        // From here on the thread has its time to begin; without this it would count as idle since the boot.
+        shared.turn();
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("beat".to_owned()).spawn({

@@ -131,7 +131,7 @@ mod tests {
 
     fn sample(volumes: usize) -> RootSample {
         let volume = VolumeSample {
-            taken_at: Duration::from_secs(60),
+            taken_at: Duration::from_mins(1),
             usage: Usage { allocated_bytes: 4096, apparent_bytes: 100, inodes: 2, skipped: 0 },
         };
         RootSample {

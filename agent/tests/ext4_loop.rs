@@ -21,7 +21,8 @@ struct LoopFilesystem {
 }
 
 impl LoopFilesystem {
-    /// `None`, with a sentence, where this user or this kernel offers no loop devices.
+    /// `None`, with a sentence, where this user or this kernel offers no loop devices. In CI that is a failure:
+    /// there, nobody reads the sentence.
     fn new() -> Option<Self> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (image, mount_point) = (folder.path().join("image"), folder.path().join("mnt"));
@@ -61,7 +62,9 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => error.to_string(),
     };
-    eprintln!("skipped: this test needs root, mkfs.ext4 and loop devices; {program}: {output}");
+    let why = format!("this test needs root, mkfs.ext4 and loop devices; {program}: {output}");
+    assert!(std::env::var_os("CI").is_none(), "nothing may be skipped in CI: {why}");
+    eprintln!("SKIPPED, nothing was tested: {why}");
     None
 }
 

@@ -1,10 +1,12 @@
-//! Leadership: acquire, list the records, tell the core, and give up at once when it is lost.
+//! Leadership: acquire, list the records, tell the core, and give up at once when it is lost. A record that
+//! somebody else changed makes us list them all again: the core must see what is there before it goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use somersault_coordinator_core::Input;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, ClusterError, Leadership};
@@ -17,12 +19,19 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// The epoch in which we lead now. Written before the core hears of it, and cleared before anything else happens
 /// when leadership is lost, so that nothing that still waits in a queue is done in a dead leader's name.
 #[derive(Clone, Debug, Default)]
-pub struct Epoch(Arc<AtomicU64>);
+pub struct Epoch(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    epoch: AtomicU64,
+    listing: AtomicU64,
+    outdated: Notify,
+}
 
 impl Epoch {
     /// The epoch, while we lead.
     pub fn current(&self) -> Option<u64> {
-        match self.0.load(Ordering::SeqCst) {
+        match self.0.epoch.load(Ordering::SeqCst) {
             0 => None,
             epoch => Some(epoch),
         }
@@ -30,7 +39,21 @@ impl Epoch {
 
     /// We lead in this epoch (`Some`), or no more.
     pub fn set(&self, epoch: Option<u64>) {
-        self.0.store(epoch.unwrap_or(0), Ordering::SeqCst);
+        self.0.epoch.store(epoch.unwrap_or(0), Ordering::SeqCst);
+    }
+
+    /// Which listing of the records the core goes by: an answer to a commit from before says nothing to it.
+    pub fn listing(&self) -> u64 {
+        self.0.listing.load(Ordering::SeqCst)
+    }
+
+    /// Somebody else changed a record: they are listed again.
+    pub fn records_are_outdated(&self) {
+        self.0.outdated.notify_one();
+    }
+
+    fn begin_listing(&self) {
+        self.0.listing.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -74,16 +97,64 @@ async fn serve_term<C: Cluster>(
     inbox: &Inbox,
     metrics: &Metrics,
 ) -> Result<(), ClusterError> {
-    let records = cluster.records().await?;
-    tracing::info!(epoch = leadership.epoch, records = records.len(), "this process leads");
-    epoch.set(Some(leadership.epoch));
-    metrics.leading(true);
-    inbox.input(Input::Leading { epoch: leadership.epoch, records }).await;
-    // An error means that whoever watches over the lease is gone, and the lease with it.
-    drop(leadership.lost.wait_for(|lost| *lost).await);
-    epoch.set(None);
-    metrics.leading(false);
-    tracing::warn!(epoch = leadership.epoch, "this process leads no more");
-    inbox.input(Input::Deposed).await;
-    Ok(())
+    let ended = loop {
+        epoch.begin_listing();
+        let records = match cluster.records().await {
+            Ok(records) => records,
+            Err(error) => break Err(error),
+        };
+        tracing::info!(epoch = leadership.epoch, records = records.len(), "this process leads");
+        epoch.set(Some(leadership.epoch));
+        metrics.leading(true);
+        inbox.input(Input::Leading { epoch: leadership.epoch, records }).await;
+        tokio::select! {
+            // An error means that whoever watches over the lease is gone, and the lease with it.
+            _ = leadership.lost.wait_for(|lost| *lost) => break Ok(()),
+            () = relisting_is_due(epoch) => {
+                tracing::warn!(epoch = leadership.epoch, "somebody else changed a record; reading all of them again");
+            }
+        }
+    };
+    if epoch.current().is_some() {
+        epoch.set(None);
+        metrics.leading(false);
+        tracing::warn!(epoch = leadership.epoch, "this process leads no more");
+        inbox.input(Input::Deposed).await;
+    }
+    ended
+}
+
+/// Not at once: whoever edits a record may not be done yet.
+async fn relisting_is_due(epoch: &Epoch) {
+    epoch.0.outdated.notified().await;
+    tokio::time::sleep(RETRY_AFTER).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::Event;
+    use crate::testkit::{FakeClock, FakeCluster};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_somebody_changed_is_listed_again_in_the_same_epoch() {
+        let cluster = FakeCluster::new(&[], Duration::ZERO);
+        let (inbox, mut events) = Inbox::new(FakeClock::new());
+        let (epoch, stop) = (Epoch::default(), CancellationToken::new());
+        let (metrics, who) = (Arc::new(Metrics::default()), "test".to_owned());
+        tokio::spawn(run(Arc::clone(&cluster), who, epoch.clone(), inbox, metrics, stop.clone()));
+        let mut next = async || match events.recv().await.map(|stamped| stamped.event) {
+            Some(Event::Input(input)) => input,
+            _ => panic!("an input was expected"),
+        };
+        let leading = Input::Leading { epoch: 1, records: Vec::new() };
+        assert_eq!(next().await, leading);
+        let first = epoch.listing();
+        epoch.records_are_outdated();
+        assert_eq!(next().await, leading);
+        assert_ne!(epoch.listing(), first, "answers from before must not count");
+        cluster.depose();
+        assert_eq!(next().await, Input::Deposed);
+        stop.cancel();
+    }
 }

@@ -48,13 +48,16 @@ impl<C: Cluster> Store<C> {
     pub fn commit(&self, record: Record) {
         let key = record.key();
         let (cluster, epoch, inbox) = (Arc::clone(&self.cluster), self.epoch.clone(), self.inbox.clone());
-        let under = epoch.current();
+        let (under, listing) = (epoch.current(), epoch.listing());
         let answer_to = key.clone();
         let job = async move {
-            let answer = match under.filter(|_| epoch.current() == under) {
+            let answer = match under.filter(|_| epoch.current() == under && epoch.listing() == listing) {
                 Some(under) => match write(cluster.as_ref(), &record, under).await {
                     Ok(()) => Input::Committed(answer_to),
                     Err(error) => {
+                        if matches!(error, ClusterError::Conflict { .. }) {
+                            epoch.records_are_outdated();
+                        }
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(record = ?answer_to, error, "a record was not stored");
                         Input::CommitRefused(answer_to)
@@ -62,7 +65,10 @@ impl<C: Cluster> Store<C> {
                 },
                 None => Input::CommitRefused(answer_to),
             };
-            inbox.input(answer).await;
+            // The core goes by a newer listing: what this commit came to is in it, or is asked for again.
+            if epoch.listing() == listing {
+                inbox.input(answer).await;
+            }
         };
         if let Err(error) = self.lanes.push(key.clone(), job) {
             tracing::error!(record = ?key, %error, "a record was not stored");

@@ -106,7 +106,7 @@ impl Copying {
             held.insert(entry.path.clone(), found);
             made.push((file, entry.size_bytes));
         }
-        let head = Head {
+        let begins = Head {
             transfer: pull.transfer.clone(),
             source_node: pull.source_node.to_string(),
             source_path: pull.source_path.to_string(),
@@ -119,7 +119,7 @@ impl Copying {
             rustix::fs::ftruncate(&file, size_bytes)
                 .map_err(|error| partial.failed("cannot resize a file in", error))?;
         }
-        let journal = Journal::create(&partial.folder, head, session.records())
+        let journal = Journal::create(&partial.folder, begins, session.records())
             .map_err(|error| partial.failed("cannot write the journal in", error))?;
         let files = Arc::new(Files::new(data, pool));
         Ok((Self { partial, files, journal: Mutex::new(journal) }, session))
@@ -134,24 +134,6 @@ impl Copying {
             Mode::empty(),
         )
         .map_err(|error| TransferError::target("cannot open", shown(&entry.path), error))
-    }
-
-    /// Writes a verified chunk. `over` says that the chunk may hold something else now.
-    pub(super) fn write(
-        &self,
-        file: &OwnedFd,
-        entry: &Entry,
-        chunk: u64,
-        content: Option<&[u8]>,
-        over: bool,
-    ) -> Result<(), TransferError> {
-        let (offset, len) = (chunk * CHUNK_BYTES, chunk_len(entry.size_bytes, chunk));
-        match content {
-            Some(data) => write_chunk(file, offset, data, over),
-            None if over => punch(file, offset, len),
-            None => Ok(()),
-        }
-        .map_err(|error| TransferError::target("cannot write", shown(&entry.path), error))
     }
 
     /// Makes chunks holes.
@@ -187,7 +169,11 @@ impl Copying {
     pub(super) fn seal(&self, manifest: &Manifest) -> Result<(), TransferError> {
         for entry in manifest.entries().iter().rev() {
             let failed = |error: Errno| {
-                TransferError::target("cannot set owner, mode or time of", shown(&entry.path), error)
+                TransferError::target(
+                    "cannot set owner, mode or time (agents run as root) of",
+                    shown(&entry.path),
+                    error,
+                )
             };
             let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
                 (Kind::Folder, b"") => (b".", OFlags::DIRECTORY),
@@ -211,7 +197,13 @@ impl Copying {
             let now = rustix::fs::fstat(&file).map_err(failed)?;
             let size = if entry.kind == Kind::Regular { u64::try_from(now.st_size).unwrap_or(0) } else { 0 };
             if scan::metadata(&now) != wanted || size != entry.size_bytes {
-                return Err(TransferError::VerificationFailed { path: shown(&entry.path) });
+                let lost =
+                    io::Error::other("the filesystem did not take them, or somebody else changed them");
+                return Err(TransferError::target(
+                    "cannot keep owner, mode, time or size of",
+                    shown(&entry.path),
+                    lost,
+                ));
             }
         }
         Ok(())
@@ -226,6 +218,23 @@ impl Copying {
         self.note([Record::Publishing(Published { inode, fingerprint, root })])?;
         self.partial.publish()
     }
+}
+
+/// Writes a verified chunk; no content stands for zeroes. `over` says that something else may be there now.
+pub(super) fn write(
+    file: &OwnedFd,
+    entry: &Entry,
+    chunk: u64,
+    content: Option<&[u8]>,
+    over: bool,
+) -> Result<(), TransferError> {
+    let (offset, len) = (chunk * CHUNK_BYTES, chunk_len(entry.size_bytes, chunk));
+    match content {
+        Some(data) => write_chunk(file, offset, data, over),
+        None if over => punch(file, offset, len),
+        None => Ok(()),
+    }
+    .map_err(|error| TransferError::target("cannot write", shown(&entry.path), error))
 }
 
 /// One run of chunks as records.

@@ -9,6 +9,7 @@ use somersault_agent_core::transfer::{Held, Kind, Manifest, Session};
 use super::TransferError;
 use super::copying::Files;
 use super::io::Pool;
+use super::meter::Meter;
 use super::peer::Peer;
 use super::root::{Place, open_volume};
 use super::target::{compare_leaves, join};
@@ -20,6 +21,7 @@ pub(super) async fn compare(
     place: &Arc<Place>,
     manifest: &Manifest,
     pool: &Pool,
+    meter: &Meter,
 ) -> Result<Option<[u8; 32]>, TransferError> {
     let (place, pool) = (place.clone(), pool.clone());
     let look = tokio::task::spawn_blocking(move || {
@@ -48,11 +50,9 @@ pub(super) async fn compare(
         })
         .collect();
     let mut session = Session::begin(manifest.clone(), held, false);
-    for file in 0..theirs.len() {
-        if theirs[file].kind == Kind::Regular {
-            verify::learn(&files, &mut session, file).await?;
-            compare_leaves(peer, &mut session, file, &theirs[file].data).await?;
-        }
+    for (file, entry) in theirs.iter().enumerate().filter(|(_, entry)| entry.kind == Kind::Regular) {
+        verify::learn(&files, &mut session, file, meter).await?;
+        compare_leaves(peer, &mut session, file, &entry.data, meter).await?;
     }
     Ok(session.is_complete().then(|| session.root()))
 }

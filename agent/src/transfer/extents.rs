@@ -45,8 +45,9 @@ pub(super) fn data_chunks(file: impl AsFd, size_bytes: u64, limit: usize) -> io:
         add(&mut found, start / CHUNK_BYTES..chunk_count(end), gap);
         while found.len() > limit.max(1) {
             gap = (gap * 2).max(1);
-            let ranges = std::mem::take(&mut found);
-            ranges.into_iter().for_each(|range| add(&mut found, range, gap));
+            for range in std::mem::take(&mut found) {
+                add(&mut found, range, gap);
+            }
         }
         at = end;
     }

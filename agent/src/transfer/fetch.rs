@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::TransferError;
-use super::copying::{Copying, Written};
+use super::copying::{self, Copying, Written};
 use super::meter::Meter;
 use super::peer::{CONNECTIONS, Chunks, Peer};
 use super::scan::shown;
@@ -93,6 +93,7 @@ impl Fetch {
 
     fn accept(&self, session: &mut Session, checkpoints: &mut Checkpoints, chunk: Written) {
         session.accept(chunk.file, chunk.chunk, chunk.leaf);
+        self.meter.worked(CHUNK_BYTES);
         self.meter.set_done(session.settled_bytes());
         checkpoints.add(chunk);
     }
@@ -115,9 +116,18 @@ impl Fetch {
             let chunk = self.next(&mut stream, &entry, number).await?;
             let permit = self.writes.clone().acquire_owned().await;
             let Ok(permit) = permit else { return Err(TransferError::Cancelled) };
-            let work = Work { file, entry: entry.clone(), number, over, chunk, handle: handle.clone() };
-            let (copying, written) = (self.copying.clone(), written.clone());
-            writes.spawn_blocking(move || work.run(&copying, &written, permit));
+            let work = Work {
+                file,
+                entry: entry.clone(),
+                number,
+                over,
+                chunk,
+                handle: handle.clone(),
+                _folder: self.copying.clone(),
+                _permit: permit,
+            };
+            let written = written.clone();
+            writes.spawn_blocking(move || work.run(&written));
             while let Some(ended) = writes.try_join_next() {
                 join(ended)?;
             }
@@ -186,15 +196,13 @@ struct Work {
     over: bool,
     chunk: Chunk,
     handle: Arc<std::os::fd::OwnedFd>,
+    /// Keeps the folder locked: nobody else may begin while this chunk is on its way, even when the copy is dropped.
+    _folder: Arc<Copying>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Work {
-    fn run(
-        self,
-        copying: &Copying,
-        written: &mpsc::Sender<Written>,
-        _permit: OwnedSemaphorePermit,
-    ) -> Result<(), TransferError> {
+    fn run(self, written: &mpsc::Sender<Written>) -> Result<(), TransferError> {
         let content = match &self.chunk.content {
             ChunkContent::Data(data) => Some(data.as_ref()),
             ChunkContent::Zeroes(_) => None,
@@ -204,7 +212,7 @@ impl Work {
             let why = format!("chunk {} of {} does not have its hash", self.number, shown(&self.entry.path));
             return Err(TransferError::SourceInvalid(why));
         }
-        copying.write(&self.handle, &self.entry, self.number, content, self.over)?;
+        copying::write(&self.handle, &self.entry, self.number, content, self.over)?;
         // The receiver lives until all senders are gone; when it does not, the copy was dropped.
         let _ =
             written.blocking_send(Written { file: self.file, chunk: self.number, leaf, handle: self.handle });

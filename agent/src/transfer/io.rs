@@ -145,7 +145,7 @@ pub(super) fn write_chunk(file: impl AsFd, offset: u64, data: &[u8], over: bool)
 
 /// Makes a range a hole; where the filesystem has none, writes zeroes.
 pub(super) fn punch(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
-    const ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
     match rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
             let mut done = 0;
@@ -179,7 +179,7 @@ fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> io::Result<()
 /// cost a system call for each gap that a filesystem inside an image leaves.
 fn runs(data: &[u8]) -> impl Iterator<Item = (usize, &[u8], bool)> {
     const BLOCK: usize = 1 << 16;
-    const ZEROES: [u8; BLOCK] = [0; BLOCK];
+    static ZEROES: [u8; BLOCK] = [0; BLOCK];
     let is_zero = |block: &[u8]| block == &ZEROES[..block.len()];
     let mut start = 0;
     std::iter::from_fn(move || {

@@ -16,10 +16,12 @@ pub(super) struct Meter {
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    worked_bytes: AtomicU64,
     rate: Mutex<RateMeter>,
     limit: Mutex<RateLimit>,
     cancel: CancellationToken,
     drop_partial: AtomicBool,
+    ended: CancellationToken,
 }
 
 impl Meter {
@@ -29,10 +31,12 @@ impl Meter {
             done_bytes: AtomicU64::new(0),
             total_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
+            worked_bytes: AtomicU64::new(0),
             rate: Mutex::default(),
             limit: Mutex::new(RateLimit::new(limit_bytes_per_s)),
             cancel: CancellationToken::new(),
             drop_partial: AtomicBool::new(false),
+            ended: CancellationToken::new(),
         }
     }
 
@@ -43,6 +47,12 @@ impl Meter {
 
     pub(super) fn set_done(&self, done_bytes: u64) {
         self.done_bytes.store(done_bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that were written, compared or read back: whoever watches the rate sees that the copy lives, also
+    /// while nothing new arrives.
+    pub(super) fn worked(&self, bytes: u64) {
+        self.worked_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts bytes that crossed the wire, and waits as long as the rate limit says.
@@ -67,7 +77,7 @@ impl Meter {
         PullProgress {
             done_bytes,
             total_bytes: self.total_bytes.load(Ordering::Relaxed),
-            rate_bytes_per_s: rate.sample(self.start.elapsed(), done_bytes),
+            rate_bytes_per_s: rate.sample(self.start.elapsed(), self.worked_bytes.load(Ordering::Relaxed)),
         }
     }
 
@@ -78,6 +88,15 @@ impl Meter {
 
     pub(super) async fn cancelled(&self) {
         self.cancel.cancelled().await;
+    }
+
+    /// The copy is over, however it went.
+    pub(super) fn end(&self) {
+        self.ended.cancel();
+    }
+
+    pub(super) async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     pub(super) fn is_to_be_dropped(&self) -> bool {

@@ -39,7 +39,6 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
 pub use error::TransferError;
-pub use peer::tune_server;
 pub use root::PARTIAL_PREFIX;
 /// An order to copy a volume to here.
 pub use somersault_proto::model::Pull as PullRequest;
@@ -56,6 +55,10 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What a cancelled copy gets to note what it has written.
 const CANCEL_GRACE: Duration = Duration::from_millis(500);
+
+/// How many copies of one transfer an order ends before it gives up: they can only pile up while orders come faster
+/// than a cancelled copy ends.
+const SUPERSEDE_MAX: usize = 8;
 
 /// What the transfers of an agent need to know.
 #[derive(Clone, Debug)]
@@ -95,8 +98,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             pulls_max: 2,
-            stall: Duration::from_secs(60),
-            listing: Duration::from_secs(300),
+            stall: Duration::from_mins(1),
+            listing: Duration::from_mins(5),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(8),
             retries_max: 8,
@@ -113,7 +116,7 @@ pub struct PullProgress {
     pub done_bytes: u64,
     /// Data bytes of the source; 0 until it has been listed.
     pub total_bytes: u64,
-    /// Over the last seconds.
+    /// Over the last seconds, of everything that was written, compared or read back: 0 means that nothing moves.
     pub rate_bytes_per_s: u64,
 }
 
@@ -170,7 +173,7 @@ impl Transfers {
         }))
     }
 
-    /// The service for the agent's server, which must be tuned by [`tune_server`] and require client certificates.
+    /// The service for the agent's server, which must require client certificates of the fleet's CA.
     pub fn service(&self) -> TransferServer<Source> {
         TransferServer::new(self.0.source.clone())
             .max_decoding_message_size(TRANSFER_MESSAGE_BYTES_MAX)
@@ -185,7 +188,8 @@ impl Transfers {
     }
 
     /// Copies a volume. Dropping the future stops the copy; what has arrived stays, and the next order of the same
-    /// transfer goes on from there.
+    /// transfer goes on from there. A second order of a transfer that runs ends the first as `Cancelled`, and does
+    /// the same.
     pub fn pull(
         &self,
         request: PullRequest,
@@ -214,9 +218,8 @@ impl Inner {
         request: &PullRequest,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<PullDone, TransferError> {
-        let rate_limit = request.rate_limit_bytes_per_s.unwrap_or(0);
-        let meter = Arc::new(Meter::new(rate_limit));
-        let running = Running::enter(self.clone(), &request.transfer, &meter)?;
+        let meter = Arc::new(Meter::new(request.rate_limit_bytes_per_s.unwrap_or(0)));
+        let running = Running::enter(self.clone(), &request.transfer, &meter).await?;
         let result = self.supervise(request, &meter, progress).await;
         progress.send_replace(meter.progress());
         drop(running);
@@ -268,22 +271,37 @@ impl Inner {
 struct Running {
     inner: Arc<Inner>,
     transfer: String,
+    meter: Arc<Meter>,
 }
 
 impl Running {
-    fn enter(inner: Arc<Inner>, transfer: &str, meter: &Arc<Meter>) -> Result<Self, TransferError> {
-        let mut running = inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.contains_key(transfer) {
-            return Err(TransferError::Busy("this transfer is running already"));
+    /// Enters the list. A copy of the same transfer that runs is ended first: the order that comes later is of a
+    /// coordinator that knows more, and that has signed a token which still counts.
+    async fn enter(inner: Arc<Inner>, transfer: &str, meter: &Arc<Meter>) -> Result<Self, TransferError> {
+        for _ in 0..SUPERSEDE_MAX {
+            let older = {
+                let mut running = inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+                let older = running.get(transfer).cloned();
+                if older.is_none() {
+                    running.insert(transfer.to_owned(), meter.clone());
+                }
+                older
+            };
+            let Some(older) = older else {
+                return Ok(Self { inner, transfer: transfer.to_owned(), meter: meter.clone() });
+            };
+            older.cancel(false);
+            if tokio::time::timeout(inner.limits.lock_patience, older.ended()).await.is_err() {
+                return Err(TransferError::Busy("this transfer is running already, and does not end"));
+            }
         }
-        running.insert(transfer.to_owned(), meter.clone());
-        drop(running);
-        Ok(Self { inner, transfer: transfer.to_owned() })
+        Err(TransferError::Busy("orders of this transfer chase each other"))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.transfer);
+        self.meter.end();
     }
 }

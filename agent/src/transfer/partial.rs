@@ -10,6 +10,7 @@
 //! The folder with its journal stays after the publishing, and is how a repeated order finds out that it is done.
 //! Removing it never touches the published volume.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -51,7 +52,7 @@ pub(super) enum Standing {
     /// Nothing, or an empty folder that a provisioner made.
     Free,
     /// What this transfer has published, and nobody has written to since.
-    Ours(Replay, Published),
+    Ours(Box<Replay>, Published),
     /// What this transfer has published, and somebody has written to since.
     OursChanged,
     /// Something else.
@@ -115,7 +116,11 @@ impl Partial {
             && !self.has_data()?
         {
             let untouched = scan::fingerprint(volume.as_fd()).is_ok_and(|now| now == published.fingerprint);
-            return Ok(if untouched { Standing::Ours(replay, published) } else { Standing::OursChanged });
+            return Ok(if untouched {
+                Standing::Ours(Box::new(replay), published)
+            } else {
+                Standing::OursChanged
+            });
         }
         let mut items = Dir::read_from(&volume).map_err(failed)?;
         let empty =
@@ -146,9 +151,9 @@ impl Partial {
                 ));
             }
         }
-        match rustix::fs::renameat_with(&self.folder, DATA, root, name.as_os_str(), RenameFlags::NOREPLACE) {
+        match rename_folder(&self.folder, DATA, root, name) {
             Ok(()) => {}
-            Err(Errno::EXIST) => {
+            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {
                 let why = "something else has taken the name while the copy ran";
                 return Err(TransferError::TargetExists { path: self.place.display(), why });
             }
@@ -165,7 +170,7 @@ impl Partial {
     /// Takes a published volume back, so that nobody ever sees a half-updated one under its final name.
     pub(super) fn withdraw(&self) -> Result<(), TransferError> {
         let Place { root, name, .. } = &*self.place;
-        rustix::fs::renameat_with(root, name.as_os_str(), &self.folder, DATA, RenameFlags::NOREPLACE)
+        rename_folder(root, name, &self.folder, DATA)
             .and_then(|()| rustix::fs::fsync(&self.folder))
             .and_then(|()| rustix::fs::fsync(root))
             .map_err(|error| TransferError::target("cannot withdraw", self.place.display(), error))
@@ -189,6 +194,21 @@ impl Partial {
     pub(super) fn failed(&self, action: &'static str, error: impl Into<io::Error>) -> TransferError {
         let path = self.place.root_path.join(&self.name).display().to_string();
         TransferError::target(action, path, error)
+    }
+}
+
+/// Renames a folder and replaces nothing. Filesystems without `RENAME_NOREPLACE` (NFS) say EINVAL; there the plain
+/// rename is as safe, since a folder can replace nothing but an empty folder (rename(2)).
+fn rename_folder(
+    from: impl AsFd,
+    old: impl AsRef<OsStr>,
+    to: impl AsFd,
+    new: impl AsRef<OsStr>,
+) -> rustix::io::Result<()> {
+    let (old, new) = (old.as_ref(), new.as_ref());
+    match rustix::fs::renameat_with(&from, old, &to, new, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(&from, old, &to, new),
+        result => result,
     }
 }
 

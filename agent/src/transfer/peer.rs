@@ -7,7 +7,7 @@ use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Kind, Leaf, Manifest, 
 use somersault_proto::model::{self, Pull, TRANSFER_MESSAGE_BYTES_MAX};
 use somersault_proto::tls::{Identity, TlsFiles};
 use somersault_proto::v1::{self, transfer_client::TransferClient};
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
 use super::TransferError;
@@ -25,7 +25,7 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES: u32 = 1 << 20;
 
 /// A chunk with its frame; anything longer is no chunk.
-const CHUNK_MESSAGE_BYTES_MAX: usize = (CHUNK_BYTES as usize) + 4096;
+const CHUNK_MESSAGE_BYTES_MAX: usize = super::io::CHUNK + 4096;
 
 /// Until a host that does not answer at all is given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,19 +33,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Dead connections (a host that lost power sends no reset) are found out by HTTP/2 pings.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Sets the frames, windows and pings that bulk data needs on the server that carries
-/// [`TransferServer`](v1::transfer_server::TransferServer).
-#[must_use]
-pub fn tune_server(server: Server) -> Server {
-    server
-        .max_frame_size(FRAME_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .tcp_nodelay(true)
-}
 
 /// Connections to the agent of one node, for one transfer.
 #[derive(Clone, Debug)]

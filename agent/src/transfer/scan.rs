@@ -12,7 +12,7 @@ use super::TransferError;
 use super::extents;
 use super::root::open_beneath;
 
-/// Extended attributes that belong to the host and not to the content: SELinux labels are set anew by the kubelet's
+/// Extended attributes that belong to the host and not to the content: `SELinux` labels are set anew by the kubelet's
 /// mount, and libvirt's notes on who owned a file before it was opened are void elsewhere.
 const HOST_XATTRS: [&[u8]; 2] = [b"security.selinux", b"trusted.libvirt.security."];
 
@@ -74,7 +74,7 @@ impl Walk<'_> {
                 let why = format!("more than {MAX_ENTRIES} files and folders");
                 return Err(TransferError::SourceUnsupported(why));
             }
-            if path.iter().filter(|byte| **byte == b'/').count() >= MAX_DEPTH {
+            if path.split(|byte| *byte == b'/').count() > MAX_DEPTH {
                 return Err(unsupported(&path, "folders are nested too deeply"));
             }
             let stat = rustix::fs::statat(&folder, item.file_name(), AtFlags::SYMLINK_NOFOLLOW)

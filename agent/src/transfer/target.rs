@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_agent_core::transfer::{AcceptError, Manifest, Session};
+use somersault_agent_core::transfer::{AcceptError, CHUNK_BYTES, Entry, Manifest, Session};
 use somersault_proto::model::{NodeName, Pull};
 use somersault_proto::tls::TlsFiles;
 use tokio::task::JoinError;
@@ -94,8 +94,15 @@ impl Target<'_> {
     /// Removes what a transfer keeps below any root. The published volume stays.
     pub(super) async fn drop_partial(&self, transfer: &str) -> Result<(), TransferError> {
         for root in self.roots.paths() {
-            // Only the root of the place matters: the partial folder has a name of its own.
-            let place = Arc::new(self.roots.place(&format!("{}/-", root.display()))?);
+            // Only the root of the place matters: the partial folder has a name of its own. A root that cannot be
+            // opened keeps nobody from cleaning the others.
+            let place = match self.roots.place(&format!("{}/-", root.display())) {
+                Ok(place) => Arc::new(place),
+                Err(error) => {
+                    tracing::warn!(transfer, error = error.message(), "not looked for a partial copy");
+                    continue;
+                }
+            };
             if let Some(partial) = self.lock(place, transfer, false).await? {
                 join(tokio::task::spawn_blocking(move || partial.remove()).await)?;
             }
@@ -175,7 +182,7 @@ impl Target<'_> {
                 return exists("this transfer has published it, and it was written to since");
             }
             Standing::Foreign => {
-                let root = existing::compare(&peer, &place, &manifest, self.pool).await?;
+                let root = existing::compare(&peer, &place, &manifest, self.pool, meter).await?;
                 return root.map_or_else(
                     || exists("it is not a copy of the source"),
                     |root| Ok((root, total_bytes)),
@@ -212,7 +219,7 @@ impl Target<'_> {
                 return Err(TransferError::SourceChanged("it is not as it was when the copy began".into()));
             }
             seal(copying, session.manifest()).await?;
-            wrong = verify::read_back(&copying.files, session).await?;
+            wrong = verify::read_back(&copying.files, session, meter).await?;
             if wrong.is_empty() && session.is_complete() {
                 let (root, copying) = (session.root(), copying.clone());
                 join(tokio::task::spawn_blocking(move || copying.publish(root)).await)?;
@@ -229,7 +236,7 @@ impl Target<'_> {
             session.rewind();
         }
         let path = wrong.first().and_then(|(file, _)| session.manifest().entries().get(*file));
-        let path = path.map_or_else(|| "the volume".to_owned(), |entry| entry.display());
+        let path = path.map_or_else(|| "the volume".to_owned(), Entry::display);
         Err(TransferError::VerificationFailed { path })
     }
 }
@@ -244,13 +251,13 @@ async fn compare(
 ) -> Result<(), TransferError> {
     for file in 0..session.manifest().entries().len() {
         if session.unknown(file).next().is_some() {
-            verify::learn(&copying.files, session, file).await?;
+            verify::learn(&copying.files, session, file, meter).await?;
         }
         let stale = session.stale(file);
         if stale.is_empty() {
             continue;
         }
-        compare_leaves(peer, session, file, &stale).await?;
+        compare_leaves(peer, session, file, &stale, meter).await?;
         meter.set_done(session.settled_bytes());
         let (copying, records) = (copying.clone(), session.records_of(file).collect::<Vec<_>>());
         join(tokio::task::spawn_blocking(move || copying.note(records)).await)?;
@@ -264,10 +271,12 @@ pub(super) async fn compare_leaves(
     session: &mut Session,
     file: usize,
     chunks: &[Range<u64>],
+    meter: &Meter,
 ) -> Result<(), TransferError> {
     let size_bytes = session.manifest().entries()[file].size_bytes;
     let mut hashes = peer.hashes(file, session.manifest().identity(), size_bytes, chunks).await?;
     while let Some((first, leaves)) = hashes.next(size_bytes).await? {
+        meter.worked(leaves.len() as u64 * CHUNK_BYTES);
         session
             .compare(file, first, &leaves)
             .map_err(|error: AcceptError| TransferError::SourceInvalid(error.to_string()))?;
@@ -285,7 +294,9 @@ async fn punch(copying: &Arc<Copying>, session: &mut Session) -> Result<(), Tran
         let (copying, entry) = (copying.clone(), session.manifest().entries()[file].clone());
         let chunks =
             join(tokio::task::spawn_blocking(move || copying.punch(&entry, &chunks).map(|()| chunks)).await)?;
-        chunks.into_iter().for_each(|chunks| session.punched(file, chunks));
+        for range in chunks {
+            session.punched(file, range);
+        }
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use super::TransferError;
 use super::copying::Files;
 use super::extents::{data_chunks, holes_are_trusted};
 use super::io::ChunkReader;
+use super::meter::Meter;
 use super::scan::shown;
 use super::target::join;
 
@@ -22,7 +23,11 @@ pub(super) type Place = (usize, u64);
 
 /// Reads back from the device everything that should hold data, and everything that does. Returns the chunks that are
 /// not what was accepted.
-pub(super) async fn read_back(files: &Arc<Files>, session: &Session) -> Result<Vec<Place>, TransferError> {
+pub(super) async fn read_back(
+    files: &Arc<Files>,
+    session: &Session,
+    meter: &Meter,
+) -> Result<Vec<Place>, TransferError> {
     let mut wrong = Vec::new();
     for (file, entry) in session.manifest().entries().iter().enumerate() {
         if entry.kind == Kind::Folder || entry.size_bytes == 0 {
@@ -38,6 +43,7 @@ pub(super) async fn read_back(files: &Arc<Files>, session: &Session) -> Result<V
         let chunks =
             (0..held.have.len()).filter(|chunk| held.have.get(*chunk) != Leaf::ZERO || in_found(*chunk));
         hash(&reader, entry, ranges(chunks), |chunk, leaf| {
+            meter.worked(CHUNK_BYTES);
             if leaf != held.have.get(chunk) {
                 wrong.push((file, chunk));
             }
@@ -52,11 +58,16 @@ pub(super) async fn learn(
     files: &Arc<Files>,
     session: &mut Session,
     file: usize,
+    meter: &Meter,
 ) -> Result<(), TransferError> {
     let entry = session.manifest().entries()[file].clone();
     let (reader, _) = open(files, &entry).await?;
     let unknown: Vec<Range<u64>> = ranges(session.unknown(file)).collect();
-    hash(&reader, &entry, unknown.into_iter(), |chunk, leaf| session.learn(file, chunk, leaf)).await
+    hash(&reader, &entry, unknown.into_iter(), |chunk, leaf| {
+        meter.worked(CHUNK_BYTES);
+        session.learn(file, chunk, leaf);
+    })
+    .await
 }
 
 /// Hashes chunks of a file, several batches at a time, and tells the leaves in order.
@@ -82,7 +93,9 @@ async fn hash(
         })
         .buffered(BATCHES);
     while let Some(leaves) = batches.try_next().await? {
-        leaves.into_iter().for_each(|(chunk, leaf)| tell(chunk, leaf));
+        for (chunk, leaf) in leaves {
+            tell(chunk, leaf);
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ pub mod dead_mount;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
+use tracing_subscriber::EnvFilter;
 
 /// Longer than anything takes on a busy machine; a test that waits so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,6 +41,9 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
+        let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env());
+        // Every test tries; one succeeds.
+        let _first = log.try_init();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let authority = CertAuthority::new().expect("an authority");
         authority.issue_coordinator(&folder.path().join("coordinator")).expect("certificates");
@@ -151,7 +156,7 @@ impl Drop for Coordinator {
 
 impl Coordinator {
     pub async fn start(world: &World, manner: Manner) -> Self {
-        Self::start_at(world, manner, "127.0.0.1:0".parse().expect("an address")).await
+        Self::start_at(world, manner, free_address()).await
     }
 
     pub async fn start_at(world: &World, manner: Manner, address: SocketAddr) -> Self {
@@ -329,10 +334,13 @@ async fn listen(address: SocketAddr) -> std::net::TcpListener {
     }
 }
 
-/// A loopback address that nobody listens on now.
+/// A loopback address of its own: a port that is free now may be anybody's a moment later, while all of 127/8 is
+/// this machine's.
 pub fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address")
+    static HOSTS: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let host = HOSTS.fetch_add(1, Ordering::Relaxed);
+    SocketAddr::from(([127, 64 + high % 128, low, host], 7444))
 }
 
 /// A smartctl that prints what a test tells it to.

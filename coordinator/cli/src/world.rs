@@ -39,6 +39,8 @@ pub struct World {
     pub evacuations: BTreeMap<String, Evacuation>,
     /// What the coordinator may do.
     pub policy: Policy,
+    /// Whether a coordinator leads now; unknown of a dump.
+    pub led: Option<bool>,
     /// Manifests that could not be read.
     pub problems: Vec<Problem>,
 }
@@ -46,11 +48,13 @@ pub struct World {
 impl World {
     /// Reads what the arguments name: a dump, else the cluster.
     pub fn read(global: &Global, source: &SourceArgs) -> Result<Self, Failure> {
-        let objects = match &source.from {
-            Some(path) => directory::read_objects(path).map_err(|error| unreadable(path, error))?,
-            None => store(global)?.objects()?,
+        let policy = source.policy.as_deref();
+        let Some(path) = &source.from else {
+            let store = store(global)?;
+            let world = Self::of(&store.objects()?, policy)?;
+            return Ok(Self { led: Some(directory::is_led(store.root())), ..world });
         };
-        Self::of(&objects, source.policy.as_deref())
+        Self::of(&directory::read_objects(path).map_err(|error| unreadable(path, error))?, policy)
     }
 
     /// Everything that these objects say.
@@ -75,7 +79,8 @@ impl World {
             .iter()
             .filter_map(|(node, health)| Some((node.clone(), reports::report(health.status.as_ref()?)?)))
             .collect();
-        Ok(Self { fleet, healths, recoveries, migrations, evacuations, policy, problems: snapshot.problems })
+        let problems = snapshot.problems;
+        Ok(Self { fleet, healths, recoveries, migrations, evacuations, policy, led: None, problems })
     }
 
     /// The proofs that each node could offer: as the coordinator says, else what can be told from outside. A

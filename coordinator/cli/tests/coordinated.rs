@@ -38,6 +38,18 @@ fn status_shows_states_proofs_usage_and_health() -> Result<()> {
 }
 
 #[test]
+fn status_says_when_nobody_keeps_it_up() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let told = |ran: &common::Ran| !ran.line("No coordinator leads").is_empty();
+    assert!(told(&cluster.run(&["status"])?));
+    // A leader holds this lock for as long as it lives.
+    let leader = std::fs::File::create(cluster.path().join(".leader"))?;
+    leader.lock()?;
+    assert!(!told(&cluster.run(&["status"])?));
+    Ok(())
+}
+
+#[test]
 fn status_for_machines_has_what_the_table_has() -> Result<()> {
     let status = Cluster::coordinated()?.run(&["status", "-o", "json"])?.json()?;
     assert_eq!(status["nodes"][0]["state"], "AwaitingProof");

@@ -227,7 +227,9 @@ impl Coordinator {
         for record in open {
             let node = record.node.clone();
             match &record.stage {
-                FenceStage::Quarantine { boot_id } => self.liveness.watch_again(&scene, &node, record.boot_id.as_ref(), Some(boot_id)),
+                FenceStage::Quarantine { boot_id } => {
+                    self.liveness.watch_again(&scene, &node, record.boot_id.as_ref(), Some(boot_id));
+                }
                 _ => self.liveness.inherit_declared(&scene, &node, record.boot_id.as_ref()),
             }
             let mut case = Case::inherited(&scene, record, self.liveness.pulse(&node));

@@ -100,7 +100,7 @@ pub struct Decision {
     pub kind: DecisionKind,
     /// Why, most telling first; never empty.
     pub reasons: Vec<Reason>,
-    /// The same for people, with names: one sentence each, in the order of the reasons.
+    /// The same for people, with names: one sentence or more for each reason, sorted by it.
     pub details: Vec<String>,
     /// Nodes on which it may still run: each must be proven dead before anything is done elsewhere.
     pub nodes: Vec<NodeName>,

@@ -170,7 +170,8 @@ impl PowerTaints {
     /// The node beats: what its taints say is not so.
     pub fn beats(&mut self, node: &NodeName) {
         for (_, kind) in POWER_TAINTS {
-            if let Some(seen) = self.seen.get_mut(&(node.clone(), kind)).filter(|seen| **seen == Seen::Appeared)
+            if let Some(seen) =
+                self.seen.get_mut(&(node.clone(), kind)).filter(|seen| **seen == Seen::Appeared)
             {
                 *seen = Seen::LeftOver;
             }

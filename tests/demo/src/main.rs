@@ -46,6 +46,8 @@ enum Role {
         /// The node's specification.
         specification: PathBuf,
     },
+    /// Kills the pulling agent and the coordinator halfway through a migration, which must end all the same.
+    Crash,
     /// A VM.
     #[command(hide = true)]
     Guest(guest::Arguments),
@@ -59,7 +61,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().role {
         Some(Role::Node { specification }) => kubelet::run(&specification).map(|()| ExitCode::SUCCESS),
         Some(Role::Guest(arguments)) => guest::run(&arguments).map(|()| ExitCode::SUCCESS),
-        None => demo(),
+        Some(Role::Crash) => in_own_world(steps::crash),
+        None => in_own_world(steps::demo),
     };
     done.unwrap_or_else(|error| {
         eprintln!("{error:#}");
@@ -67,9 +70,9 @@ fn main() -> ExitCode {
     })
 }
 
-fn demo() -> Result<ExitCode> {
+fn in_own_world(play: fn() -> Result<()>) -> Result<ExitCode> {
     match enter::enter()? {
         Some(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1).into()),
-        None => steps::run_all().map(|()| ExitCode::SUCCESS),
+        None => play().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -5,7 +5,8 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-const TEMPLATE: &str = "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {msg}";
+const TEMPLATE: &str =
+    "{prefix} [{bar:30}] {percent:>3} % {bytes} of {total_bytes}, {binary_bytes_per_sec} {msg}";
 
 /// Progress of one copy.
 pub struct Progress {
@@ -21,7 +22,7 @@ impl Progress {
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(0), target).with_prefix(what.to_owned());
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
-            bar.set_style(style);
+            bar.set_style(style.progress_chars("=> "));
         }
         // Quarters are printed where there is no terminal only; four are all there are.
         Self { bar, what: what.to_owned(), quarters: Cell::new(if terminal { 4 } else { 0 }) }
@@ -29,6 +30,9 @@ impl Progress {
 
     /// Shows how far it is.
     pub fn show(&self, done_bytes: u64, total_bytes: u64, phase: &str) {
+        if total_bytes == 0 {
+            return; // not known yet; an empty total would be drawn as full
+        }
         self.bar.set_length(total_bytes);
         self.bar.set_position(done_bytes);
         self.bar.set_message(phase.to_owned());

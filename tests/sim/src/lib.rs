@@ -21,6 +21,7 @@ mod cluster;
 mod guard;
 mod machine;
 mod net;
+mod nodes;
 mod process;
 mod shell;
 mod world;
@@ -74,6 +75,16 @@ pub struct Summary {
     pub closed: u32,
     /// Leaders after the first.
     pub handovers: u32,
+}
+
+impl std::ops::AddAssign for Summary {
+    fn add_assign(&mut self, other: Self) {
+        self.events += other.events;
+        self.elapsed += other.elapsed;
+        self.deletions += other.deletions;
+        self.closed += other.closed;
+        self.handovers += other.handovers;
+    }
 }
 
 /// A run that did not hold.

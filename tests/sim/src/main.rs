@@ -1,11 +1,12 @@
 //! `somersault-sim`: one seed with its log, or as many as you like.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
-use somersault_sim::{Mutant, Options, run};
+use somersault_sim::{Mutant, Options, Summary, run};
 
 /// Runs the coordinator's real decisions in a world where everything goes wrong, and checks that no VM is ever
 /// active twice.
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
     let (begun, next) = (Instant::now(), AtomicU64::new(arguments.from));
     let end = arguments.from.saturating_add(arguments.seeds);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let total = Mutex::new(Summary::default());
     let failed = std::thread::scope(|scope| {
         let work = || {
             loop {
@@ -69,19 +71,33 @@ fn main() -> ExitCode {
                 if seed >= end {
                     return None;
                 }
-                if let Err(failure) = run(options(seed)) {
-                    next.store(end, Ordering::Relaxed);
-                    return Some(failure);
+                match run(options(seed)) {
+                    Ok(summary) => *total.lock().expect("nobody panics with it") += summary,
+                    Err(failure) => {
+                        next.store(end, Ordering::Relaxed);
+                        return Some(failure);
+                    }
                 }
             }
         };
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().filter_map(|thread| thread.join().expect("a world does not panic")).next()
+        threads.into_iter().find_map(|thread| thread.join().expect("a world does not panic"))
     });
     if let Some(failure) = failed {
         eprintln!("{failure}");
         return ExitCode::FAILURE;
     }
-    println!("{} seeds hold ({:.1?})", arguments.seeds, begun.elapsed());
+    let total = total.into_inner().expect("nobody panics with it");
+    println!(
+        "{} seeds hold in {:.1?}: {} events in {:.1} hours of the world, {} incidents closed, {} launchers deleted with \
+         proof, {} changes of leader",
+        arguments.seeds,
+        begun.elapsed(),
+        total.events,
+        total.elapsed.as_secs_f64() / 3_600.0,
+        total.closed,
+        total.deletions,
+        total.handovers,
+    );
     ExitCode::SUCCESS
 }

@@ -157,8 +157,9 @@ fn paragraph(verdict: &Verdict) -> String {
         decision_name(verdict.decision),
         decision_meaning(verdict.decision),
     );
-    for (reason, detail) in verdict.reasons.iter().zip(&verdict.details) {
-        let _ = writeln!(text, "  because: {} ({reason})", clean(detail));
+    let _ = writeln!(text, "  reasons: {}", verdict.reasons.join(", "));
+    for detail in &verdict.details {
+        let _ = writeln!(text, "  because: {}", clean(detail));
     }
     if verdict.decision != DecisionKind::NothingToDo && !verdict.proof_needed_for.is_empty() {
         let _ = writeln!(

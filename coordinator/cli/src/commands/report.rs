@@ -67,9 +67,10 @@ impl Row {
     fn of(row: ReportRow) -> Self {
         let survives = match row.decision.kind {
             DecisionKind::NothingToDo => Survives::NotConcerned,
-            DecisionKind::ManualRecovery => Survives::ByHand,
-            DecisionKind::Recreate | DecisionKind::Rebuild if row.proof_missing => Survives::AfterAttest,
-            DecisionKind::Recreate | DecisionKind::Rebuild => Survives::Yes,
+            // A rebuild is decided and told, and a person makes it.
+            DecisionKind::ManualRecovery | DecisionKind::Rebuild => Survives::ByHand,
+            DecisionKind::Recreate if row.proof_missing => Survives::AfterAttest,
+            DecisionKind::Recreate => Survives::Yes,
         };
         let missing = match survives {
             Survives::Yes | Survives::NotConcerned => Vec::new(),
@@ -89,8 +90,7 @@ impl Row {
 
     fn how_long(&self) -> String {
         match (self.survives, self.expected_ms) {
-            (Survives::Yes, Some(ms)) => units::seconds(ms),
-            (Survives::Yes, None) => "as long as the import takes".to_owned(),
+            (Survives::Yes, ms) => ms.map(units::seconds).unwrap_or_default(),
             (Survives::AfterAttest, _) => "until somebody attests".to_owned(),
             (Survives::ByHand, _) => "until somebody acts".to_owned(),
             (Survives::NotConcerned, _) => String::new(),

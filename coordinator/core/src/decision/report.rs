@@ -88,11 +88,10 @@ fn row(
     proofs: Vec<ProofKind>,
     expected: &ExpectedTimes,
 ) -> ReportRow {
-    let acted_upon = matches!(decision.kind, DecisionKind::Recreate | DecisionKind::Rebuild);
+    let acted_upon = decision.kind == DecisionKind::Recreate;
     let prove = proofs.iter().filter_map(|kind| expected.prove.get(kind)).min();
     let proof_missing = acted_upon && prove.is_none();
     let expected_ms = match (decision.kind, prove) {
-        // How long an import takes is not known before it is made.
         (DecisionKind::Recreate, Some(prove)) => {
             u64::try_from((expected.declare + *prove + expected.restart).as_millis()).ok()
         }
@@ -100,7 +99,7 @@ fn row(
     };
     let remedy = match &node {
         Some(node) if proof_missing => format!(
-            "give node {node} a fence agent in the policy; without one somebody must run: kubectl somersault attest {}",
+            "configure a fence agent for node {node}; without one somebody must run: kubectl somersault attest {}",
             shell_word(node.as_str())
         ),
         _ => decision.remedy.clone(),

@@ -449,7 +449,9 @@ fn a_new_leader_believes_the_boot_that_it_hears_more_than_the_one_in_quarantine(
     bench.run_ms(1_000);
     bench.lead(2);
     bench.run_ms(1_000);
-    let Some(Record::Fence(record)) = bench.store.get(&RecordKey::Fence("n1".into())) else { panic!("stored") };
+    let Some(Record::Fence(record)) = bench.store.get(&RecordKey::Fence("n1".into())) else {
+        panic!("stored")
+    };
     assert_eq!(record.stage, FenceStage::Quarantine { boot_id: boot("n1", 3) });
     bench.run_ms(61_000);
     assert_eq!(bench.state("n1"), NodeState::Healthy);

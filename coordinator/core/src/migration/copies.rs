@@ -23,7 +23,8 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Copies {
     by_claim: BTreeMap<Key, OneCopy>,
-    /// Makes order ids of one epoch unique: an agent answers a repeated id with the old result.
+    /// Make order ids of one epoch unique: an agent answers a repeated id with the old result.
+    listing: u64,
     round: u64,
     dropping_since: Option<BootTime>,
     drops: BTreeMap<OrderId, bool>,
@@ -47,6 +48,11 @@ pub(super) struct Totals {
 }
 
 impl Copies {
+    /// Of a migration that was read in the given listing of the records.
+    pub fn new(listing: u64) -> Self {
+        Self { listing, ..Self::default() }
+    }
+
     /// Forgets the phase before, but never a used order id.
     pub fn reset(&mut self) {
         self.by_claim.clear();
@@ -72,8 +78,10 @@ impl Copies {
                 Some(_) => continue,
             };
             let kind = if final_ { "final" } else { "pre" };
-            let id =
-                OrderId(format!("{migration}:{}:{kind}:{epoch}.{}.{attempt}", disk.claim.name, self.round));
+            let id = OrderId(format!(
+                "{migration}:{}:{kind}:{epoch}.{}.{}.{attempt}",
+                disk.claim.name, self.listing, self.round
+            ));
             let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
             let copy = OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None };
             self.by_claim.insert(disk.claim.clone(), copy);
@@ -143,9 +151,9 @@ impl Copies {
             return Vec::new();
         }
         self.dropping_since = Some(now);
-        let round = self.round;
+        let (listing, round) = (self.listing, self.round);
         let cancel = |disk: &DiskMove| {
-            let id = OrderId(format!("{migration}:{}:drop:{epoch}.{round}", disk.claim.name));
+            let id = OrderId(format!("{migration}:{}:drop:{epoch}.{listing}.{round}", disk.claim.name));
             self.drops.insert(id.clone(), false);
             let order = Order::CancelPull { transfer: disk.new.name.0.clone(), drop_partial: true };
             Effect::Order { node: disk.target_node.clone(), id, order }

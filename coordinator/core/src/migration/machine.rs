@@ -29,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub struct Migrations {
     all: BTreeMap<Key, Migration>,
+    /// How often the records were listed: the same epoch may list them again.
+    listings: u64,
     looked: BootTime,
 }
 
@@ -112,11 +114,15 @@ impl Migrations {
 
     fn load(&mut self, now: BootTime, records: &[Record], ctx: &Context<'_>) {
         self.all.clear();
+        self.listings += 1;
         for record in records {
             let Record::Migration(record) = record else { continue };
             // A record without its request was deleted by a person between our listing and theirs.
             if let Some(spec) = ctx.requests.migrations.get(&record.key) {
-                self.all.insert(record.key.clone(), Migration::new(now, (**record).clone(), spec.clone()));
+                self.all.insert(
+                    record.key.clone(),
+                    Migration::new(now, self.listings, (**record).clone(), spec.clone()),
+                );
             }
         }
     }
@@ -128,7 +134,7 @@ impl Migrations {
     fn take_requests(&mut self, now: BootTime, ctx: &Context<'_>) {
         for (key, spec) in &ctx.requests.migrations {
             let migration = self.all.entry(key.clone()).or_insert_with(|| {
-                Migration::new(now, MigrationRecord::new(key.clone(), ctx.epoch), spec.clone())
+                Migration::new(now, self.listings, MigrationRecord::new(key.clone(), ctx.epoch), spec.clone())
             });
             migration.spec.cancelled = spec.cancelled;
             migration.spec.pre_copy_only = spec.pre_copy_only;
@@ -192,14 +198,14 @@ impl MigrationRecord {
 }
 
 impl Migration {
-    fn new(now: BootTime, record: MigrationRecord, spec: MigrationSpec) -> Self {
+    fn new(now: BootTime, listing: u64, record: MigrationRecord, spec: MigrationSpec) -> Self {
         Self {
             record,
             spec,
             committing: None,
             commit_at: None,
             entered: now,
-            copies: Copies::default(),
+            copies: Copies::new(listing),
             asked: BTreeMap::new(),
             failures: 0,
             restarts: 0,
@@ -365,17 +371,24 @@ impl Migration {
 
     fn notice(&self) -> Notice {
         let record = &self.record;
+        let moves_vm = self.spec.vm.is_some();
         let (severity, reason, what) = match record.phase {
             Phase::Provisioning => {
                 (Severity::Info, "MigrationStarted", "checks passed, target volumes are being made")
             }
             Phase::PreCopying => (Severity::Info, "PreCopying", "copying while the VM runs"),
+            Phase::Stopping if !moves_vm => {
+                (Severity::Info, "Halted", "no VM uses the claim: nothing is to be stopped")
+            }
             Phase::Stopping => (Severity::Info, "StoppingVm", "stopping the VM through its owner"),
             Phase::FinalCopying => {
-                (Severity::Info, "FinalCopying", "the VM has stopped, copying what differs")
+                (Severity::Info, "FinalCopying", "nobody writes any more, copying what differs")
             }
             Phase::Verifying => (Severity::Info, "Verifying", "comparing the copy with its source"),
             Phase::Swapping => (Severity::Info, "Swapping", "the claims change volumes"),
+            Phase::Starting | Phase::Confirming if !moves_vm => {
+                (Severity::Info, "Swapped", "the claim has its new volume")
+            }
             Phase::Starting => (Severity::Info, "StartingVm", "giving the owner's start field back"),
             Phase::Confirming => {
                 (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes")

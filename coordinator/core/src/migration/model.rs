@@ -48,6 +48,7 @@ pub(crate) struct World {
     pub effects: Vec<Effect>,
     inbox: Vec<Input>,
     copies: BTreeMap<OrderId, (NodeName, Order)>,
+    order_ids: BTreeSet<OrderId>,
     next_uid: u32,
 }
 
@@ -86,6 +87,7 @@ impl World {
             effects: Vec::new(),
             inbox: Vec::new(),
             copies: BTreeMap::new(),
+            order_ids: BTreeSet::new(),
             next_uid: 0,
         };
         let class = StorageClass {
@@ -248,6 +250,11 @@ impl World {
         self.epoch += 1;
         self.machine = Migrations::default();
         self.evacuations = Evacuations::default();
+        self.list_again();
+    }
+
+    /// The same leader reads the records anew; answers to what it asked before are dropped.
+    pub fn list_again(&mut self) {
         self.inbox.clear();
         let migrations = self.store.values().map(|record| Record::Migration(Box::new(record.clone())));
         let evacuations = self.evacuation_store.values().map(|record| Record::Evacuation(record.clone()));
@@ -323,6 +330,7 @@ impl World {
                 self.inbox.push(answer);
             }
             Effect::Order { node, id, order } => {
+                assert!(self.order_ids.insert(id.clone()), "order id {id} is used twice");
                 self.copies.insert(id, (node, order));
             }
             _ => {}

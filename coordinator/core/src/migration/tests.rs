@@ -252,7 +252,7 @@ fn spec(world: &mut World) -> &mut super::MigrationSpec {
 proptest! {
     /// Leaders change, copies fail, people start the VM and cancel, all at any time: it ends whole.
     #[test]
-    fn ends_whole_whatever_happens(events in prop::collection::vec((0usize..12, 0u8..4), 0..12), recreates: bool) {
+    fn ends_whole_whatever_happens(events in prop::collection::vec((0usize..12, 0u8..5), 0..12), recreates: bool) {
         let mut world = asked();
         world.faults.wukong_recreates = recreates;
         for (rounds, event) in events {
@@ -266,6 +266,7 @@ proptest! {
                     world.fleet.vms.get_mut(&key("vm")).expect("there").run = RunStrategy::Always;
                 }
                 3 => spec(&mut world).cancelled = true,
+                4 => world.list_again(),
                 _ => {}
             }
         }

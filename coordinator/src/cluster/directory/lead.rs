@@ -47,6 +47,12 @@ pub(super) fn try_lock(root: &Path) -> Result<Option<File>, ClusterError> {
     }
 }
 
+/// Whether some process leads in this folder now. Nobody who only asks takes the lock for longer than the question.
+pub fn is_led(root: &Path) -> bool {
+    let Ok(file) = File::open(root.join(LEADER_FILE)) else { return false };
+    matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))
+}
+
 impl Lead {
     /// Begins an epoch under the lock. `seen` is the newest epoch of any stored record: should somebody have removed
     /// the counter, epochs still only grow.

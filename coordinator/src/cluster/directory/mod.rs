@@ -32,6 +32,7 @@ use somersault_coordinator_core::view::View;
 use tokio::sync::watch as channel;
 
 pub use self::dump::{read_dump, read_objects, snapshot};
+pub use self::lead::is_led;
 pub use self::store::{Objects, Store, Transaction};
 pub use self::watch::FolderWatch;
 use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};

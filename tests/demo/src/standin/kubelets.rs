@@ -228,12 +228,15 @@ pub(super) fn pods_that_should_run(
     wanted
 }
 
-/// Where a volume appears on the node. NFS is mounted under the path that it is exported as.
-fn mounted_at(volume: &serde_json::Value, network_volumes: &str) -> Option<String> {
+/// Where a volume appears on its node. NFS is mounted under the path that it is exported as, RBD images below
+/// `network_volumes`.
+pub fn mounted_at(volume: &serde_json::Value, network_volumes: &str) -> Option<String> {
     let spec = &volume["spec"];
     let path = ["local", "hostPath", "nfs"].into_iter().find_map(|source| spec[source]["path"].as_str());
-    match path {
-        Some(path) => Some(path.to_owned()),
-        None => Some(format!("{network_volumes}/{}", spec["csi"]["volumeHandle"].as_str()?)),
+    let attributes = &spec["csi"]["volumeAttributes"];
+    match (path, attributes["share"].as_str(), attributes["subDir"].as_str()) {
+        (Some(path), ..) => Some(path.to_owned()),
+        (None, Some(share), Some(folder)) => Some(format!("{share}/{folder}")),
+        _ => Some(format!("{network_volumes}/{}", spec["csi"]["volumeHandle"].as_str()?)),
     }
 }

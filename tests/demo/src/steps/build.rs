@@ -11,31 +11,23 @@ use crate::standin::ControlPlane;
 use crate::watch::until;
 use crate::world::layout::Layout;
 use crate::world::nodes::{self, NODES};
-use crate::world::{disks, write_manifests};
-
-const INTRODUCTION: &str = "\
-Somersault on three nodes of this machine, no Kubernetes needed.
-
-real        coordinator, agents (one per node), kubectl-somersault, mutual TLS, disk images with ext4 in them,
-            network and process namespaces, pulled plugs, killed processes, everything measured
-stand-ins   KubeVirt, Wukong's operator, scheduler, volume binder, kubelets; VMs are processes that write their
-            instance and a running number on their disks; network storage is a folder that all nodes mount;
-            `smartctl` prints a stored report";
+use crate::world::{disks, stored_disk, write_manifests};
 
 /// Builds everything but the coordinator.
 pub fn run() -> Result<Stage> {
     let began = Instant::now();
-    println!("{INTRODUCTION}");
     let layout = Layout::create()?;
+    if stored_disk::is_needed(&layout)? {
+        println!("            and, since this folder lies on no disk: the disk that the agents look at");
+    }
     write_manifests(&layout)?;
     let authority = CertAuthority::new()?;
     nodes::build(&layout, &authority)?;
     disks::make_all(&layout).context("making the VMs' disks")?;
     let store = Store::open(&layout.cluster).context("opening the cluster's folder")?;
-    let network_volumes = layout.mount_point.join("rbd").display().to_string();
-    let control_plane = ControlPlane::start(store.clone(), network_volumes)?;
+    let control_plane = ControlPlane::start(store.clone(), layout.network_volumes())?;
     NODES.into_iter().try_for_each(|node| nodes::power_on(&layout, node))?;
-    let stage = Stage { began, layout, store, authority, _control_plane: control_plane };
+    let stage = Stage { layout, store, authority, _control_plane: control_plane };
     until("every VM runs", PATIENCE, || {
         let look = stage.look()?;
         Ok(VMS.iter().all(|vm| look.running(vm).is_some()).then_some(()))

@@ -5,7 +5,6 @@ use somersault_crd::node_health::{DiskGrade, NodeState};
 use somersault_test_support::world::programs::Process;
 
 use super::stage::{PATIENCE, Stage};
-use super::summary::Summary;
 use crate::watch::until;
 use crate::world::nodes::{self, NODES};
 use crate::world::programs::{ask, show, start_coordinator};
@@ -19,23 +18,8 @@ const EXPECTED: [(&str, &str); 5] = [
     ("desk", "ManualRecovery"),
 ];
 
-/// Returns the running coordinator.
-pub fn run(stage: &Stage, summary: &mut Summary) -> Result<Process> {
-    let mut coordinator = start_coordinator(&stage.layout, &stage.authority)?;
-    let started = std::time::Instant::now();
-    until("all nodes are healthy and have told of their disks and volumes", PATIENCE, || {
-        coordinator.check()?;
-        let look = stage.look()?;
-        for node in NODES {
-            let Some(health) = look.health(node)? else { return Ok(None) };
-            let graded = health.disks.iter().any(|disk| disk.grade == DiskGrade::Ok);
-            if health.state != NodeState::Healthy || !graded || health.roots.is_empty() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(()))
-    })?;
-    summary.time("coordinator started until all nodes known", started.elapsed(), "");
+/// Shows it.
+pub fn run(stage: &Stage) -> Result<()> {
     for node in NODES {
         ensure!(
             nodes::press(&stage.layout, "status", node)? == 0,
@@ -49,6 +33,24 @@ pub fn run(stage: &Stage, summary: &mut Summary) -> Result<Process> {
         let found = decision_of(&report, vm);
         ensure!(found == Some(decision), "the report says {found:?} of {vm}, expected {decision}");
     }
+    Ok(())
+}
+
+/// Starts a coordinator, and waits until it knows every node.
+pub fn start(stage: &Stage) -> Result<Process> {
+    let mut coordinator = start_coordinator(&stage.layout, &stage.authority)?;
+    until("all nodes are healthy and have told of their disks and volumes", PATIENCE, || {
+        coordinator.check()?;
+        let look = stage.look()?;
+        for node in NODES {
+            let Some(health) = look.health(node)? else { return Ok(None) };
+            let graded = health.disks.iter().any(|disk| disk.grade == DiskGrade::Ok);
+            if health.state != NodeState::Healthy || !graded || health.roots.is_empty() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })?;
     Ok(coordinator)
 }
 

@@ -1,8 +1,8 @@
 //! What the steps work on, and how they look at VMs and disks.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -11,6 +11,7 @@ use somersault_test_support::certs::CertAuthority;
 
 use crate::guest::journal::{Journal, Run};
 use crate::standin::ControlPlane;
+use crate::standin::kubelets::mounted_at;
 use crate::watch::{Look, until};
 use crate::world::disks;
 use crate::world::layout::Layout;
@@ -25,8 +26,6 @@ pub type Files = BTreeMap<PathBuf, String>;
 
 /// What the steps work on.
 pub struct Stage {
-    /// When the demo began.
-    pub began: Instant,
     /// Folders.
     pub layout: Layout,
     /// The cluster.
@@ -61,28 +60,17 @@ impl Stage {
 
     /// Where the image of a volume is on this machine.
     pub fn image_of(&self, volume: &Value) -> Result<PathBuf> {
-        let spec = &volume["spec"];
-        let path = match spec["csi"]["volumeHandle"].as_str() {
-            Some(handle) => self.layout.mount_point.join("rbd").join(handle),
-            None => ["local", "hostPath", "nfs"]
-                .into_iter()
-                .find_map(|source| spec[source]["path"].as_str())
-                .map(PathBuf::from)
-                .context("a volume without a path")?,
-        };
+        let path = mounted_at(volume, &self.layout.network_volumes()).context("a volume without a path")?;
         // The one hostPath volume without affinity is on n2.
         let node = node_of(volume).unwrap_or("n2");
-        let folder = self.layout.behind(node, &path);
-        Ok(folder.with_context(|| format!("{} is on no node", path.display()))?.join("disk.img"))
+        let folder = self.layout.behind(node, path.as_ref());
+        Ok(folder.with_context(|| format!("{path} is on no node"))?.join("disk.img"))
     }
 
     /// Who wrote on each of a VM's disks, one after the other, by claim; an error where two instances did at
     /// once, or where a write is missing.
     pub fn journals(&self, vm: &str) -> Result<BTreeMap<String, Vec<Run>>> {
-        self.images(vm)?
-            .into_iter()
-            .map(|(claim, image)| Ok((claim, Journal::open(&image, false)?.runs()?)))
-            .collect()
+        self.images(vm)?.into_iter().map(|(claim, image)| Ok((claim, runs_of(&image)?))).collect()
     }
 
     /// The hashes of all files in each of a VM's disks, by claim.
@@ -126,4 +114,9 @@ impl Stage {
 pub fn node_of(volume: &Value) -> Option<&str> {
     let terms = &volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
     terms[0]["matchExpressions"][0]["values"][0].as_str()
+}
+
+/// Who wrote on a disk, one after the other.
+pub fn runs_of(image: &Path) -> Result<Vec<Run>> {
+    Ok(Journal::open(image, false)?.runs()?)
 }

@@ -65,6 +65,11 @@ impl Layout {
         }
     }
 
+    /// Where the nodes see RBD images.
+    pub fn network_volumes(&self) -> String {
+        self.mount_point.join("rbd").display().to_string()
+    }
+
     /// A path for people: relative to the folder that they stand in, where it is below it.
     pub fn short(path: &Path) -> String {
         let here = std::env::current_dir().unwrap_or_default();

@@ -5,6 +5,7 @@ pub mod layout;
 pub mod nodes;
 pub mod programs;
 pub mod smart;
+pub mod stored_disk;
 
 use std::path::Path;
 
@@ -12,7 +13,8 @@ use anyhow::{Context, Result};
 
 use self::layout::Layout;
 
-const MANIFESTS: [(&str, &str); 5] = [
+const MANIFESTS: [(&str, &str); 6] = [
+    ("recovery-policy.yaml", include_str!("../../manifests/recovery-policy.yaml")),
     ("nodes.yaml", include_str!("../../manifests/nodes.yaml")),
     ("storage/classes.yaml", include_str!("../../manifests/classes.yaml")),
     ("storage/volumes.yaml", include_str!("../../manifests/volumes.yaml")),

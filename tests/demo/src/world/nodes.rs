@@ -12,7 +12,7 @@ use somersault_test_support::world::node::NodeSpec;
 use somersault_test_support::world::programs::AgentPod;
 
 use super::layout::Layout;
-use super::smart;
+use super::{smart, stored_disk};
 use crate::power;
 
 /// Their names, in the order of their numbers.
@@ -35,7 +35,12 @@ pub fn build(layout: &Layout, authority: &CertAuthority) -> Result<()> {
         let spec = specification(layout, &program, node, number);
         let file = home.join("node.json");
         spec.write(&file)?;
-        agent_pod(layout, &spec).write(&file)?;
+        let mut pod = agent_pod(layout, &spec);
+        if stored_disk::is_needed(layout)? {
+            stored_disk::install(layout, &spec)?;
+            pod = pod.with(stored_disk::flags(&spec));
+        }
+        pod.write(&file)?;
     }
     Ok(())
 }

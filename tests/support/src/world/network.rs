@@ -7,6 +7,9 @@ use super::command::run;
 /// Address of the bridge, where the coordinator listens.
 pub const GATEWAY: &str = "10.77.0.1";
 const BRIDGE: &str = "fleet";
+/// Without one of its own a bridge takes the lowest address of its cables, and changes it with each new cable:
+/// nodes that had learned the old one would reach nobody for half a minute.
+const BRIDGE_MAC: &str = "02:00:00:00:00:01";
 
 /// Address of the node with this number, counted from 1.
 pub fn address(number: u8) -> String {
@@ -15,7 +18,7 @@ pub fn address(number: u8) -> String {
 
 /// Makes the bridge.
 pub fn create_bridge() -> Result<()> {
-    ip(&["link", "add", BRIDGE, "type", "bridge"])?;
+    ip(&["link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"])?;
     ip(&["address", "add", &format!("{GATEWAY}/24"), "dev", BRIDGE])?;
     ip(&["link", "set", BRIDGE, "up"])
 }

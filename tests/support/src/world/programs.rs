@@ -73,6 +73,7 @@ pub fn start_coordinator(flags: &CoordinatorFlags<'_>) -> Result<Process> {
         command.arg("--fence-config").arg(file);
     }
     let child = command
+        .env("NO_COLOR", "1")
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("sharing the coordinator's log")?)
         .stderr(log)

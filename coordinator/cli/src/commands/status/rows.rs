@@ -26,6 +26,8 @@ pub use volumes::VolumeRow;
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
+    /// Whether a coordinator leads now; absent for a dump.
+    pub coordinator_leads: Option<bool>,
     /// Nodes whose silence is held back, by name, where any is.
     pub storm_hold: Option<String>,
     /// Nodes.
@@ -127,6 +129,7 @@ impl Status {
                 .map(|(name, object)| EvacuationRow::of(name, object))
                 .collect(),
             problems: world.problems.iter().map(output::describe).collect(),
+            coordinator_leads: world.led,
             nodes,
         }
     }

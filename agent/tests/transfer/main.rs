@@ -1,0 +1,8 @@
+//! Real copies between real servers over mutual TLS: exact, sparse, resumed, and refused.
+
+mod copy;
+mod disk;
+mod hostile;
+mod resume;
+mod tokens;
+mod world;
