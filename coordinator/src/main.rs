@@ -3,6 +3,7 @@
 //! Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong flags.
 
 use std::io::IsTerminal;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -15,10 +16,21 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let args = Args::parse();
     start_logs(args.log_format);
-    let config = Config::load(&args)?;
+    match run(&args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes: a backtrace tells an operator nothing.
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
     let ClusterPlace::Directory(folder) = &args.cluster;
     let cluster =
         Directory::open(folder).with_context(|| format!("cannot open --cluster dir:{}", folder.display()))?;

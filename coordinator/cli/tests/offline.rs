@@ -44,7 +44,7 @@ fn explain_names_the_disk_to_people() -> Result<()> {
     let ran = run(&["explain", "db", "--from", &fixture("fleet.yaml")])?;
     assert_eq!(ran.code, Some(0));
     assert!(ran.out.contains("VM default/db, if node n1 died: ManualRecovery"), "{}", ran.out);
-    assert!(ran.out.contains("disk data is on node n1 only (LocalDisk)"), "{}", ran.out);
+    assert!(ran.out.contains("because: disk data is on node n1 only"), "{}", ran.out);
     assert!(ran.out.contains("pv-db-data"), "{}", ran.out);
     Ok(())
 }

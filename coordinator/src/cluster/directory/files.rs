@@ -123,6 +123,12 @@ pub struct Listing {
     is_cut: bool,
 }
 
+/// Which folder a path leads to, whatever its name: device and inode.
+pub fn identity(folder: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::metadata(folder)?;
+    Ok((meta.dev(), meta.ino()))
+}
+
 /// Every manifest file below `root`. Only a root that cannot be read is an error.
 pub fn walk(root: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();

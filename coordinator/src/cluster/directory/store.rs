@@ -78,7 +78,9 @@ impl Store {
 
     /// Every object, read now. Files that did not change since the last read are not parsed again.
     pub fn objects(&self) -> Result<Objects, ClusterError> {
-        let listed = files::walk(&self.root).map_err(|e| io_error(&self.root, e))?;
+        let unreadable = |e| io_error(&self.root, e);
+        let before = files::identity(&self.root).map_err(unreadable)?;
+        let listed = files::walk(&self.root).map_err(unreadable)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let mut fresh = Cache::with_capacity(listed.files.len());
         let mut objects = Objects::default();
@@ -93,6 +95,10 @@ impl Store {
             let fault = Fault { document: 0, object: String::new(), message };
             let contents = Contents { faults: vec![fault], ..Contents::default() };
             objects.files.push((self.relative(&path), Arc::new(contents)));
+        }
+        // A folder that is moved away while it is read looks like one whose objects are all gone.
+        if files::identity(&self.root).map_err(unreadable)? != before {
+            return Err(unreadable(io::Error::other("the folder was replaced while it was read")));
         }
         Ok(objects)
     }
