@@ -1,6 +1,9 @@
 # Everything that a newcomer needs. Each target does the set-up that it needs, and says so.
 #   make demo    three nodes on this machine: detection, fencing, recovery, migration, evacuation, shown in a minute
 #   make test    all tests: unit, simulation, wire, contract
+#   make cluster       a real Kubernetes cluster on this machine; prints its KUBECONFIG (root, Go)
+#   make cluster-down  ends it; nothing is left behind
+#   make test-cluster  tests of that cluster
 #   make lint    formatting, clippy, licences of the dependencies
 #   make bench   detection time over 50 failures, false verdicts under load
 #   make soak    kill -9 halfway through migrations; the simulation for as many seeds as you like (SEEDS=100000)
@@ -10,6 +13,7 @@ SHELL := /bin/bash
 
 SEEDS ?= 20000
 CRASHES ?= 3
+NODES ?= 3
 # Where cargo-deny is installed by CI: outside target/, so that `cargo clean` does not throw it away.
 TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/somersault-tools
 CARGO_DENY_VERSION := 0.20.2
@@ -20,10 +24,14 @@ export PATH
 NEED_BUILD := cc:gcc cc:libc6-dev
 NEED_DEMO := $(NEED_BUILD) ip:iproute2 unshare:util-linux nsenter:util-linux mkfs.ext4:e2fsprogs debugfs:e2fsprogs
 
-.PHONY: help demo test lint bench soak toolchain setup-build setup-demo
+NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:containerd runc:runc
+# Kept across sudo: where Go is, and where the cluster's programs are kept.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
+
+.PHONY: help demo test test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
 
 help:
-	@sed -n '2,6s/^# \{0,1\}//p' Makefile
+	@sed -n '2,10s/^# \{0,1\}//p' Makefile
 
 demo: setup-demo
 	@echo "== building the coordinator, the agent, the command line and the demo (release)"
@@ -31,7 +39,20 @@ demo: setup-demo
 	@target/release/somersault-demo
 
 test: setup-demo
-	cargo test --workspace --locked
+	cargo test --workspace --locked --exclude somersault-test-cluster
+
+# Builds Kubernetes from source the first time (5 to 15 minutes), so it is not part of `make test` yet.
+test-cluster: setup-cluster
+	cargo test --locked -p somersault-test-cluster
+
+# Stays up until `make cluster-down`. NODES=5 for more nodes.
+cluster: setup-cluster
+	@cargo build --locked -p somersault-test-cluster
+	@$(AS_ROOT) target/debug/somersault-cluster up --nodes $(NODES)
+
+cluster-down:
+	@cargo build --quiet --locked -p somersault-test-cluster
+	@$(AS_ROOT) target/debug/somersault-cluster down
 
 lint: setup-build
 	cargo fmt --all --check
@@ -69,6 +90,12 @@ setup-build: toolchain
 
 setup-demo: toolchain
 	@$(call apt_missing,$(NEED_DEMO))
+
+setup-cluster: toolchain
+	@command -v go > /dev/null || { echo "Go is missing, from which Kubernetes is built: https://go.dev/dl (1.26 or later)"; exit 1; }
+	@$(call apt_missing,$(NEED_CLUSTER))
+	@for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do [ -e $$folder/ptp ] && exit 0; done; \
+	  $(call apt_missing,ptp:containernetworking-plugins)
 
 # Installs the packages whose commands are missing, and nothing when none is.
 define apt_missing
