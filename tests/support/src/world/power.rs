@@ -64,7 +64,18 @@ pub fn on(spec_file: &Path) -> Result<()> {
     let mut command = tool("nsenter");
     command
         .arg(format!("--net=/run/netns/{}", spec.name))
-        .args(["--", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc", "--"])
+        .args([
+            "--",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--",
+        ])
         .args(&spec.init)
         .arg(spec_file)
         .stdin(Stdio::null())
