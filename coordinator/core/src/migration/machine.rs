@@ -29,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub struct Migrations {
     all: BTreeMap<Key, Migration>,
+    /// Records that were listed and whose requests have not been read yet: never begun anew.
+    listed: BTreeMap<Key, MigrationRecord>,
     /// How often the records were listed: the same epoch may list them again.
     listings: u64,
     looked: BootTime,
@@ -56,8 +58,8 @@ impl Migrations {
         self.looked = now;
         let mut effects = Vec::new();
         match input {
-            Input::Leading { records, .. } => self.load(now, records, ctx),
-            Input::Deposed => self.all.clear(),
+            Input::Leading { records, .. } => self.load(records),
+            Input::Deposed => self.load(&[]),
             Input::Committed(RecordKey::Migration(key)) => {
                 if let Some(migration) = self.all.get_mut(key) {
                     effects.extend(migration.committed(now));
@@ -112,19 +114,14 @@ impl Migrations {
         })
     }
 
-    fn load(&mut self, now: BootTime, records: &[Record], ctx: &Context<'_>) {
+    fn load(&mut self, records: &[Record]) {
         self.all.clear();
         self.listings += 1;
-        for record in records {
-            let Record::Migration(record) = record else { continue };
-            // A record without its request was deleted by a person between our listing and theirs.
-            if let Some(spec) = ctx.requests.migrations.get(&record.key) {
-                self.all.insert(
-                    record.key.clone(),
-                    Migration::new(now, self.listings, (**record).clone(), spec.clone()),
-                );
-            }
-        }
+        let listed = records.iter().filter_map(|record| match record {
+            Record::Migration(record) => Some((record.key.clone(), (**record).clone())),
+            _ => None,
+        });
+        self.listed = listed.collect();
     }
 
     fn asking(&mut self, action: &Action, f: impl Fn(&mut Migration)) {
@@ -134,7 +131,9 @@ impl Migrations {
     fn take_requests(&mut self, now: BootTime, ctx: &Context<'_>) {
         for (key, spec) in &ctx.requests.migrations {
             let migration = self.all.entry(key.clone()).or_insert_with(|| {
-                Migration::new(now, self.listings, MigrationRecord::new(key.clone(), ctx.epoch), spec.clone())
+                let record = self.listed.remove(key);
+                let record = record.unwrap_or_else(|| MigrationRecord::new(key.clone(), ctx.epoch));
+                Migration::new(now, self.listings, record, spec.clone())
             });
             migration.spec.cancelled = spec.cancelled;
             migration.spec.pre_copy_only = spec.pre_copy_only;

@@ -69,6 +69,24 @@ fn survives_a_new_leader_at_every_round() {
 }
 
 #[test]
+fn a_new_leader_that_reads_the_request_late_goes_on_from_the_record() {
+    for crash in 0..60 {
+        let mut world = asked();
+        for _ in 0..crash {
+            world.round();
+        }
+        let requests = std::mem::take(&mut world.requests.migrations);
+        world.take_over();
+        world.round();
+        world.requests.migrations = requests;
+        let phase = world.run(ROUNDS, "m");
+        world.round();
+        assert_eq!(phase, Phase::Succeeded, "crash at round {crash}");
+        assert_whole(&world, phase, &format!("crash at round {crash}, request read late"));
+    }
+}
+
+#[test]
 fn cancelled_at_every_round_it_ends_whole() {
     let mut ends = Vec::new();
     for at in 0..60 {
