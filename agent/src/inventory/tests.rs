@@ -1,3 +1,5 @@
+//! Volumes counted on real files: sparse ones, hard links, links out of the root.
+
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;

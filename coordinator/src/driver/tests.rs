@@ -1,3 +1,5 @@
+//! The loop on a simulated clock: order of effects, slow stores, its own lateness, sessions.
+
 use std::sync::Arc;
 
 use somersault_coordinator_core::fencing::FenceStage;

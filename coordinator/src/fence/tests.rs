@@ -1,3 +1,5 @@
+//! Real programs as fence agents, well-behaved and not: only an `off` that `status` confirms is a proof.
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -1,3 +1,5 @@
+//! Who a certificate speaks for, and what is said of folders that hold something else.
+
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use tempfile::TempDir;
 

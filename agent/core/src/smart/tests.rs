@@ -1,3 +1,5 @@
+//! Reports of each kind of disk, of disks without SMART, and of smartctl at its worst.
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! What a runbook must say, must leave open, and must never advise.
+
 use crate::decision::testkit::{World, bound_volume, host_path, on_host};
 use crate::fleet::{DiskHealth, Grade, NodeReport, StorageRoot, Usage};
 use crate::names::{NodeName, VolumeName};

@@ -1,3 +1,5 @@
+//! Every grade and reason is reached from its signal; worse at once, better only after a clean while.
+
 use proptest::prelude::*;
 
 use super::*;
