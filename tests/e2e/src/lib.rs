@@ -1,0 +1,1 @@
+//! Somersault on a real cluster: installed, watching, recovering.

@@ -1,0 +1,1 @@
+//! A stand-in for KubeVirt, CDI and the Wukong operator on a test cluster.
