@@ -15,19 +15,28 @@ use crate::metrics::Metrics;
 /// Between two writes of statuses. At rest nothing changes and nothing is written; while a copy runs, this is what
 /// its progress costs the API server.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+/// A view that stays the same is looked at again after this: numbers wait for their turn, and of many changes only
+/// so many are written in one go.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// After a failed write.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Between two looks at what would become of every VM.
 const RECOVERABILITY_EVERY: Duration = Duration::from_secs(5);
 
-/// Publishes each view that is still the newest when its turn comes.
+/// Publishes each view that is still the newest when its turn comes, and the last one again and again: what was not
+/// due in it may be now.
 pub async fn run<C: Cluster>(
     cluster: Arc<C>,
     mut views: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    while let Some(Ok(())) = stop.run_until_cancelled(views.changed()).await {
+    loop {
+        let changed = tokio::time::timeout(LOOK_AGAIN, views.changed());
+        match stop.run_until_cancelled(changed).await {
+            None | Some(Ok(Err(_))) => break,
+            Some(Ok(Ok(())) | Err(_)) => {}
+        }
         let view = Arc::clone(&views.borrow_and_update());
         metrics.view(&view);
         let wait = match cluster.publish(&view).await {
@@ -72,5 +81,24 @@ pub async fn watch_fleet(
         if stop.run_until_cancelled(tokio::time::sleep(RECOVERABILITY_EVERY)).await.is_none() {
             break;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::FakeCluster;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_view_that_stays_the_same_is_looked_at_again() {
+        let cluster = FakeCluster::new(&[], Duration::ZERO);
+        let (views, seen) = watch::channel(Arc::new(View::default()));
+        let (metrics, stop) = (Arc::new(Metrics::default()), CancellationToken::new());
+        let publisher = tokio::spawn(run(Arc::clone(&cluster), seen, metrics, stop.clone()));
+        views.send_replace(Arc::new(View { storm_hold: Some("many".into()), ..View::default() }));
+        tokio::time::sleep(Duration::from_millis(3_500)).await;
+        assert_eq!(cluster.log.of("publish").len(), 3, "at once, and once for each 1.25 s");
+        stop.cancel();
+        publisher.await.unwrap();
     }
 }

@@ -140,6 +140,7 @@ impl Cluster for FakeCluster {
     }
 
     async fn publish(&self, _view: &View) -> Result<(), ClusterError> {
+        self.log.push("publish".to_owned());
         Ok(())
     }
 

@@ -1,8 +1,16 @@
-//! What the coordinator needs of a cluster. Two exist: `directory`, a folder of manifests, and (later) `kube`,
-//! a real API server.
+//! What the coordinator needs of a cluster. Two exist: `directory`, a folder of manifests, and `kube`, a real API
+//! server. What both must do alike is beside them: `change` says what an action makes of an object, `stored` which
+//! record may replace which, `published` what is shown when, `told` what an Event says.
 
+mod change;
 pub mod directory;
+mod error;
+pub mod kube;
 pub mod manifest;
+mod published;
+mod stamp;
+mod stored;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +20,9 @@ use somersault_coordinator_core::io::{Action, Notice, Record, Requests};
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch;
+
+pub use self::error::ClusterError;
+use self::manifest::ObjectId;
 
 /// The cluster as last read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,6 +34,8 @@ pub struct Snapshot {
     /// `spec.renewTime` of each kubelet's Lease. Only a change of it tells something: it is the reading of
     /// another host's clock, and is never compared with ours.
     pub kubelet_renewals: BTreeMap<NodeName, String>,
+    /// `metadata.generation` of those of our objects whose spec people change.
+    pub generations: BTreeMap<ObjectId, i64>,
     /// Manifests that could not be read: file, document, field. The rest goes on.
     pub problems: Vec<Problem>,
 }
@@ -74,40 +87,4 @@ pub struct Leadership {
     pub epoch: u64,
     /// Turns true when leadership is lost.
     pub lost: watch::Receiver<bool>,
-}
-
-/// Why the cluster did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// Somebody else changed the object; read again, decide again.
-    #[error("{object} changed in between: {why}")]
-    Conflict {
-        /// What.
-        object: String,
-        /// How it differs.
-        why: String,
-    },
-    /// It is not there.
-    #[error("{object} does not exist")]
-    NotFound {
-        /// What.
-        object: String,
-    },
-    /// The cluster refused; retrying does not help.
-    #[error("{object}: {why}")]
-    Refused {
-        /// What.
-        object: String,
-        /// Why, and what to do.
-        why: String,
-    },
-    /// Trouble on the way; retrying may help.
-    #[error("cannot reach the cluster's state at {place}")]
-    Io {
-        /// Where.
-        place: String,
-        /// What happened.
-        #[source]
-        source: std::io::Error,
-    },
 }

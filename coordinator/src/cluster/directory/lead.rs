@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::store::{Transaction, io_error, refused};
+use super::store::{Transaction, io_error};
 use super::{files, write};
+use crate::cluster::error::refused;
 use crate::cluster::{ClusterError, Leadership};
 
 /// The lock's file.

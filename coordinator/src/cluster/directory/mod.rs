@@ -35,6 +35,9 @@ pub use self::dump::{read_dump, read_objects, snapshot};
 pub use self::lead::is_led;
 pub use self::store::{Objects, Store, Transaction};
 pub use self::watch::FolderWatch;
+use crate::cluster::error::refused;
+use crate::cluster::published::Published;
+use crate::cluster::stored::{self, Known};
 use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};
 
 /// A folder of manifests as a cluster.
@@ -46,8 +49,8 @@ pub struct Directory {
 struct Inner {
     store: Store,
     lead: Mutex<Option<lead::Lead>>,
-    known: Mutex<records::Known>,
-    published: Mutex<publish::Published>,
+    known: Mutex<Known>,
+    published: Mutex<Published>,
     snapshots: channel::Receiver<Arc<Snapshot>>,
     poke: Box<dyn Fn() + Send + Sync>,
 }
@@ -72,7 +75,7 @@ impl Directory {
             store,
             lead: Mutex::default(),
             known: Mutex::default(),
-            published: Mutex::new(publish::Published::new()),
+            published: Mutex::new(Published::new()),
             snapshots: snapshots.clone(),
             poke: Box::new(watch.poker()),
         });
@@ -161,7 +164,7 @@ impl Inner {
     /// Only the leader changes anything.
     fn check_lead(&self) -> Result<u64, ClusterError> {
         let place = self.store.root().display().to_string();
-        self.epoch().ok_or_else(|| store::refused(&place, "this process does not lead; it changes nothing"))
+        self.epoch().ok_or_else(|| refused(&place, "this process does not lead; it changes nothing"))
     }
 
     /// Takes the leadership if it is free.
@@ -171,7 +174,7 @@ impl Inner {
         let Some(file) = lead::try_lock(self.store.root())? else { return Ok(None) };
         self.store.transaction(|tx| {
             let records = records::all(&tx.objects()?, &mut lock(&self.known))?;
-            let seen = records::newest_epoch(&records);
+            let seen = stored::newest_epoch(&records);
             let (lead, leadership) = lead::Lead::begin(tx, file, identity, seen)?;
             *lock(&self.lead) = Some(lead);
             Ok(Some(leadership))
@@ -226,9 +229,8 @@ impl Cluster for Directory {
             }
             let snapshot = Arc::clone(&inner.snapshots.borrow());
             let mut published = lock(&inner.published);
-            let changes = published.changes(&view, &snapshot.fleet);
-            let objects = inner.store.objects()?;
-            let stale = publish::stale(objects.of_kind("Recovery"), &view);
+            let changes = published.changes(&view, &snapshot);
+            let stale = publish::stale(&inner.store.objects()?, &view);
             if changes.is_empty() && stale.is_empty() {
                 return Ok(());
             }

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use super::files::{self, Contents, Fault, Signature};
 use super::write;
+use crate::cluster::error::{conflict, not_found, refused};
 use crate::cluster::manifest::ObjectId;
 use crate::cluster::{ClusterError, Problem};
 
@@ -350,21 +351,6 @@ fn check_uid(id: &ObjectId, stored: &Value, uid: Option<&str>) -> Result<(), Clu
         Some(want) if have != want => Err(conflict(id, format!("its uid is {have:?}, not {want:?}"))),
         _ => Ok(()),
     }
-}
-
-/// [`ClusterError::NotFound`] of an object.
-pub fn not_found(id: &ObjectId) -> ClusterError {
-    ClusterError::NotFound { object: id.to_string() }
-}
-
-/// [`ClusterError::Conflict`] of an object.
-pub fn conflict(id: &ObjectId, why: String) -> ClusterError {
-    ClusterError::Conflict { object: id.to_string(), why }
-}
-
-/// [`ClusterError::Refused`] of something.
-pub fn refused(object: &str, why: impl Into<String>) -> ClusterError {
-    ClusterError::Refused { object: object.to_owned(), why: why.into() }
 }
 
 /// [`ClusterError::Io`] at a path.

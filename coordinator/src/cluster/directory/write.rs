@@ -6,13 +6,14 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use jiff::{Timestamp, Unit};
 use serde_json::{Value, json};
 
 use super::files;
-use super::store::{io_error, refused};
+use super::store::io_error;
 use crate::cluster::ClusterError;
+use crate::cluster::error::refused;
 use crate::cluster::manifest::{GROUP, ObjectId};
+use crate::cluster::stamp::now_seconds;
 
 /// Ends the name of a file that is not complete yet; begun by a dot, so that no reader looks at it.
 const TEMPORARY: &str = ".tmp";
@@ -49,11 +50,6 @@ pub(super) fn stamp_changed(old: &Value, new: &mut Value) {
         let generation = old["metadata"]["generation"].as_u64().unwrap_or(0);
         new["metadata"]["generation"] = json!(generation.saturating_add(1));
     }
-}
-
-/// The time, as Kubernetes prints it.
-pub(super) fn now_seconds() -> String {
-    Timestamp::now().round(Unit::Second).unwrap_or_else(|_| Timestamp::now()).to_string()
 }
 
 /// Writes a new object to a file of its own.

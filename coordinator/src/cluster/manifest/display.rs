@@ -1,11 +1,14 @@
 //! What people see of the coordinator's view: the display part of our objects' status.
 
+use std::collections::HashMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use k8s_openapi::jiff::Timestamp;
 use somersault_coordinator_core::BootTime;
 use somersault_coordinator_core::decision::{DiskFinding, Locality};
-use somersault_coordinator_core::fleet::{Fleet, Grade, NodeReport, VolumeMode};
-use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState};
+use somersault_coordinator_core::fleet::{Fleet, Grade, NodeReport, Volume, VolumeMode};
+use somersault_coordinator_core::names::{NodeName, VolumeName};
 use somersault_coordinator_core::view::{MigrationView, NodeState, NodeView, RecoveryProgress, RecoveryView};
 use somersault_crd as crd;
 use somersault_crd::{common, node_health, volume_migration};
@@ -50,7 +53,7 @@ impl Verdict {
 pub fn node(
     name: &NodeName,
     view: &NodeView,
-    fleet: &Fleet,
+    places: &Places<'_>,
     clock: WallClock,
 ) -> Result<(crd::NodeHealthStatus, Vec<Verdict>), FieldError> {
     let mut status = crd::NodeHealthStatus {
@@ -67,7 +70,7 @@ pub fn node(
         status.timeline.push(node_health::TimelineEntry { milestone, at: MicroTime(clock.at(*at)) });
     }
     if let Some(report) = &view.report {
-        add_report(&mut status, name, report, fleet)?;
+        add_report(&mut status, name, report, places)?;
     }
     let verdicts = node_verdicts(view);
     Ok((status, verdicts))
@@ -77,7 +80,7 @@ fn add_report(
     status: &mut crd::NodeHealthStatus,
     name: &NodeName,
     report: &NodeReport,
-    fleet: &Fleet,
+    places: &Places<'_>,
 ) -> Result<(), FieldError> {
     status.agent = Some(node_health::AgentInfo {
         address: report.address.clone(),
@@ -109,7 +112,7 @@ fn add_report(
         disk: root.disk.clone(),
     }));
     for (path, usage) in &report.usage {
-        let (volume, claim) = volume_at(name, path, fleet);
+        let (volume, claim) = places.volume_at(name, path);
         status.volumes.push(node_health::VolumeInfo {
             path: path.clone(),
             volume,
@@ -122,20 +125,39 @@ fn add_report(
     Ok(())
 }
 
-/// The volume whose folder this is on the node, and the claim bound to it.
-fn volume_at(name: &NodeName, path: &str, fleet: &Fleet) -> (Option<String>, Option<String>) {
-    let node = fleet.nodes.get(name);
-    let found = fleet.volumes.iter().find(|(_, volume)| {
-        let here = match (&volume.node_affinity, node) {
-            (Some(selector), Some(node)) => selector.matches(name, node),
-            (Some(_), None) => false,
-            (None, _) => true,
-        };
-        here && volume.mode == VolumeMode::Filesystem && volume.source.path() == Some(path)
-    });
-    let Some((volume, facts)) = found else { return (None, None) };
-    let claim = facts.claim.as_ref().filter(|claim| claim.uid.is_some());
-    (Some(volume.0.clone()), claim.map(|claim| claim.key.to_string()))
+/// Where the volumes of a fleet are, by their folders: asked for every folder of every node.
+#[derive(Debug)]
+pub struct Places<'a> {
+    fleet: &'a Fleet,
+    by_path: HashMap<&'a str, Vec<(&'a VolumeName, &'a Volume)>>,
+}
+
+impl<'a> Places<'a> {
+    /// Of this fleet.
+    pub fn of(fleet: &'a Fleet) -> Self {
+        let mut by_path: HashMap<_, Vec<_>> = HashMap::new();
+        for (name, volume) in &fleet.volumes {
+            if let (VolumeMode::Filesystem, Some(path)) = (volume.mode, volume.source.path()) {
+                by_path.entry(path).or_default().push((name, volume));
+            }
+        }
+        Self { fleet, by_path }
+    }
+
+    /// The volume whose folder this is on the node, and the claim bound to it.
+    fn volume_at(&self, name: &NodeName, path: &str) -> (Option<String>, Option<String>) {
+        let node = self.fleet.nodes.get(name);
+        let found = self.by_path.get(path).into_iter().flatten().find(|(_, volume)| {
+            match (&volume.node_affinity, node) {
+                (Some(selector), Some(node)) => selector.matches(name, node),
+                (Some(_), None) => false,
+                (None, _) => true,
+            }
+        });
+        let Some((volume, facts)) = found else { return (None, None) };
+        let claim = facts.claim.as_ref().filter(|claim| claim.uid.is_some());
+        (Some(volume.0.clone()), claim.map(|claim| claim.key.to_string()))
+    }
 }
 
 fn node_verdicts(view: &NodeView) -> Vec<Verdict> {
@@ -153,6 +175,9 @@ fn node_verdicts(view: &NodeView) -> Vec<Verdict> {
     verdicts
 }
 
+/// Condition of a Recovery whose incident is over.
+pub const ENDED: &str = "Ended";
+
 /// Display of a VM's recovery.
 pub fn recovery(
     view: &RecoveryView,
@@ -165,6 +190,7 @@ pub fn recovery(
     let verdicts = vec![
         Verdict::new("Decided", true, reason, format!("{:?}", decision.kind)),
         Verdict::new("Recovered", recovered, format!("{:?}", view.progress), &decision.remedy),
+        Verdict::new(ENDED, false, "IncidentGoesOn", "the node's incident is not over"),
     ];
     let status = crd::RecoveryStatus {
         node: view.node.0.clone(),
@@ -219,4 +245,21 @@ pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdi
     let reason = record.reason.clone().unwrap_or_else(|| format!("{:?}", record.phase));
     let complete = Verdict::new("Complete", record.phase.is_final(), reason, &record.message);
     (status, vec![complete])
+}
+
+/// Display of an evacuation: its conditions; the rest is its record.
+pub fn evacuation(record: &EvacuationRecord) -> Vec<Verdict> {
+    let of = |state| record.plan.iter().filter(move |line| line.state == state).count();
+    let planned = format!("{} migrations", record.plan.len());
+    let reason = if !record.complete {
+        "InProgress"
+    } else if of(PlanState::Failed) > 0 {
+        "SomeFailed"
+    } else {
+        "AllMoved"
+    };
+    vec![
+        Verdict::new("Planned", true, "Planned", planned),
+        Verdict::new("Complete", record.complete, reason, &record.message),
+    ]
 }

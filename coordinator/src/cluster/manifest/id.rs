@@ -93,6 +93,11 @@ impl ObjectId {
         Ok(Self { kind, namespace, name })
     }
 
+    /// Refuses a name or namespace that no object can have, and that would lead elsewhere as a part of a path.
+    pub fn check_name(name: &str) -> Result<(), String> {
+        check_name("name", name)
+    }
+
     /// `Kind namespace/name`, as far as it can be read.
     pub fn describe(object: &Value) -> String {
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();

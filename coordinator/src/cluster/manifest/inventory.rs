@@ -147,7 +147,16 @@ impl Inventory {
             let renewed = lease.object.spec.as_ref()?.renew_time.as_ref()?;
             Some((name.clone(), renewed.0.to_string()))
         });
-        Snapshot { fleet, requests, kubelet_renewals: renewals.collect(), problems }
+        let generations = self.generations();
+        Snapshot { fleet, requests, kubelet_renewals: renewals.collect(), generations, problems }
+    }
+
+    fn generations(&self) -> BTreeMap<ObjectId, i64> {
+        let healths = self.node_healths.values().map(|p| (&p.place, p.object.metadata.generation));
+        let migrations = self.migrations.values().map(|p| (&p.place, p.object.metadata.generation));
+        let evacuations = self.evacuations.values().map(|p| (&p.place, p.object.metadata.generation));
+        let all = healths.chain(migrations).chain(evacuations);
+        all.filter_map(|(place, generation)| Some((place.id.clone(), generation?))).collect()
     }
 }
 

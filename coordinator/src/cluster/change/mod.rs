@@ -1,0 +1,30 @@
+//! What our actions make of objects: pure changes of manifests, the same for a folder and for an API server.
+//!
+//! ```text
+//!   object as stored ──► look: is it so already? may it be done? ──► object as it should be, or the refusal
+//! ```
+//!
+//! Who reads and writes the objects, and how nobody gets in between, is the clusters' own matter.
+
+pub(super) mod claim;
+pub(super) mod request;
+pub(super) mod start;
+pub(super) mod taint;
+pub(super) mod volume;
+
+use serde_json::Value;
+
+/// Label on the objects that we create.
+pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Its value.
+pub(super) const MANAGER: &str = "somersault";
+
+/// Whether we created the object.
+pub(super) fn is_ours(object: &Value) -> bool {
+    object["metadata"]["labels"][MANAGED_BY] == MANAGER
+}
+
+/// Its uid; empty where a manifest written by hand has none.
+pub(super) fn uid(object: &Value) -> &str {
+    object["metadata"]["uid"].as_str().unwrap_or_default()
+}

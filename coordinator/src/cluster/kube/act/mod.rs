@@ -1,0 +1,119 @@
+//! The coordinator's actions on an API server.
+//!
+//! Each action looks first: when what it wants is so already, nothing is written; when its precondition does not
+//! hold, it is refused with the reason. What was looked at is what is changed: every write carries the uid or the
+//! `resourceVersion` of what was read. An action of several writes does them in an order that leaves a state from
+//! which the same action, repeated, goes on.
+//!
+//! | action | verbs | precondition |
+//! |---|---|---|
+//! | `Taint`, `Untaint` | nodes: get, patch | resourceVersion |
+//! | `DeletePod` | pods: get, delete | uid; the node that the proof is about |
+//! | `CreateMigration`, `CreateEvacuation` | their kinds: get, create | name |
+//! | `CancelMigration` | volumemigrations: get, patch | resourceVersion |
+//! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
+//! | `CreateVolume` | nodes, storageclasses: get; persistentvolumes: get, create | name |
+//! | `ForgetVolume` | persistentvolumes: get, delete | uid, resourceVersion |
+//! | `StopVm`, `RestoreStart` of a VM | virtualmachines: get, patch | uid |
+//! | the same of a Wukong | wukongs: get, update | resourceVersion |
+//! | `DeleteClaim` | persistentvolumeclaims: get, patch, delete; pods: list; datavolumes: get | uid |
+//! | `CreateClaim` | persistentvolumeclaims: get, create; datavolumes: get | name |
+
+mod claims;
+mod start;
+mod volumes;
+
+use kube::api::Preconditions;
+use serde_json::json;
+use somersault_coordinator_core::io::Action;
+use somersault_coordinator_core::names::{Key, NodeName, Uid};
+
+use super::api::Api;
+use crate::cluster::ClusterError;
+use crate::cluster::change::request::Request;
+use crate::cluster::change::{taint, uid};
+use crate::cluster::error::{conflict, refused};
+use crate::cluster::manifest::ObjectId;
+
+/// Performs an action.
+pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterError> {
+    match action {
+        Action::Taint { node } => set_taint(api, node).await,
+        Action::Untaint { node } => remove_taint(api, node).await,
+        Action::DeletePod { pod, uid, proof } => delete_pod(api, pod, uid, proof.node()).await,
+        Action::CreateMigration { key, spec } => {
+            create_once(api, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?).await
+        }
+        Action::CancelMigration { key } => cancel_migration(api, key).await,
+        Action::CreateEvacuation { name, spec } => {
+            create_once(api, &Request::evacuation(ObjectId::cluster("Evacuation", name), spec)?).await
+        }
+        Action::RetainVolume { volume } => volumes::retain(api, volume).await,
+        Action::CreateVolume(new) => volumes::create(api, new).await,
+        Action::ForgetVolume { volume } => volumes::forget(api, volume).await,
+        Action::PrebindVolume { volume, claim } => volumes::prebind(api, volume, claim).await,
+        Action::DeleteClaim { claim, uid } => claims::delete(api, claim, uid).await,
+        Action::CreateClaim { claim, template, volume } => claims::create(api, claim, template, volume).await,
+        Action::StopVm { vm, owner } => start::stop(api, vm, owner).await,
+        Action::RestoreStart { vm, owner, start } => start::restore(api, vm, owner, start).await,
+    }
+}
+
+async fn set_taint(api: &Api, node: &NodeName) -> Result<(), ClusterError> {
+    let id = ObjectId::cluster("Node", node.as_str());
+    api.modify(&id, |object| taint::set(&id, object)).await.map(drop)
+}
+
+async fn remove_taint(api: &Api, node: &NodeName) -> Result<(), ClusterError> {
+    let id = ObjectId::cluster("Node", node.as_str());
+    let removed = api.modify(&id, |object| {
+        taint::remove(object);
+        Ok(())
+    });
+    match removed.await {
+        // The Node object is gone, and its taint with it.
+        Ok(_) | Err(ClusterError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes a pod of the node that the proof is about, and of no other: at once, since no kubelet is left to agree.
+async fn delete_pod(api: &Api, pod: &Key, wanted: &Uid, proven: &NodeName) -> Result<(), ClusterError> {
+    let id = ObjectId::namespaced("Pod", pod);
+    let Some(object) = api.get(&id).await? else { return Ok(()) };
+    let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
+    if node != proven.as_str() {
+        let why = format!("it is on node {node:?}, and the proof is about {proven}");
+        return Err(refused(&id, why));
+    }
+    let have = uid(&object);
+    if have != wanted.as_str() {
+        return Err(conflict(&id, format!("its uid is {have:?}, not {wanted}")));
+    }
+    api.delete(&id, only(wanted.as_str()), Some(0)).await
+}
+
+/// The very object, whatever became of it.
+fn only(uid: &str) -> Preconditions {
+    Preconditions { uid: Some(uid.to_owned()), resource_version: None }
+}
+
+/// Creates one of our own objects; one of its name that asks the same is it already.
+async fn create_once(api: &Api, request: &Request) -> Result<(), ClusterError> {
+    if api.create(&request.object).await?.is_some() {
+        return Ok(());
+    }
+    match api.get(&request.id).await? {
+        Some(stored) => request.check_same(&stored),
+        None => Err(conflict(&request.id, "it was there and is gone at this moment")),
+    }
+}
+
+async fn cancel_migration(api: &Api, key: &Key) -> Result<(), ClusterError> {
+    let id = ObjectId::namespaced("VolumeMigration", key);
+    let cancelled = api.modify(&id, |object| {
+        object["spec"]["cancelled"] = json!(true);
+        Ok(())
+    });
+    cancelled.await.map(drop)
+}

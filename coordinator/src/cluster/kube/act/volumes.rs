@@ -1,0 +1,89 @@
+//! `PersistentVolume`s: kept, created, pre-bound, forgotten.
+
+use kube::api::Preconditions;
+use serde_json::Value;
+use somersault_coordinator_core::io::NewVolume;
+use somersault_coordinator_core::names::{Key, VolumeName};
+
+use super::{Api, claims};
+use crate::cluster::ClusterError;
+use crate::cluster::change::{claim, volume};
+use crate::cluster::error::{conflict, not_found, refused};
+use crate::cluster::kube::api::again;
+use crate::cluster::manifest::ObjectId;
+
+/// Sets reclaim policy Retain, and reads it back: the data depends on it.
+pub(super) async fn retain(api: &Api, name: &VolumeName) -> Result<(), ClusterError> {
+    let id = volume::id(name);
+    api.modify(&id, |object| {
+        volume::retain(object);
+        Ok(())
+    })
+    .await?;
+    let stored = api.get(&id).await?.ok_or_else(|| not_found(&id))?;
+    if volume::is_retained(&stored) {
+        return Ok(());
+    }
+    let policy = &stored["spec"]["persistentVolumeReclaimPolicy"];
+    Err(refused(&id, format!("set to Retain, its reclaim policy reads {policy}: find out who sets it back")))
+}
+
+/// Creates a static volume, pre-bound to its claim.
+pub(super) async fn create(api: &Api, new: &NewVolume) -> Result<(), ClusterError> {
+    let by = volume::reached_by(new);
+    let by = api.get(&by).await?.ok_or_else(|| not_found(&by))?;
+    let object = volume::new_volume(new, &by)?;
+    claims::tell_populated(api, &new.claim).await?;
+    if api.create(&object).await?.is_some() {
+        return Ok(());
+    }
+    let id = volume::id(&new.name);
+    match api.get(&id).await? {
+        Some(stored) if volume::is_same(&stored, &object) => Ok(()),
+        Some(_) => Err(conflict(&id, "another volume has this name")),
+        None => Err(conflict(&id, "it was there and is gone at this moment")),
+    }
+}
+
+/// Removes the object of a volume that we created and that no claim is bound to.
+pub(super) async fn forget(api: &Api, name: &VolumeName) -> Result<(), ClusterError> {
+    let id = volume::id(name);
+    let mut waits = again();
+    loop {
+        let Some(object) = api.get(&id).await? else { return Ok(()) };
+        volume::check_forgettable(&id, &object, bound_claim(api, &id, &object).await?.as_ref())?;
+        let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
+        let as_read = Preconditions { uid: text("uid"), resource_version: text("resourceVersion") };
+        match api.delete(&id, as_read, None).await {
+            // Its own controller writes its phase; or a claim was bound to it in between.
+            Err(ClusterError::Conflict { .. }) if let Some(wait) = waits.next() => {
+                tokio::time::sleep(wait).await;
+            }
+            deleted => return deleted,
+        }
+    }
+}
+
+/// Points a volume to a claim by namespace and name.
+pub(super) async fn prebind(api: &Api, name: &VolumeName, key: &Key) -> Result<(), ClusterError> {
+    claims::tell_populated(api, key).await?;
+    let id = volume::id(name);
+    let seen = api.get(&id).await?.ok_or_else(|| not_found(&id))?;
+    let bound = bound_claim(api, &id, &seen).await?;
+    let prebound = api.modify(&id, |object| {
+        if object["spec"]["claimRef"] != seen["spec"]["claimRef"] {
+            return Err(conflict(&id, "it was bound in between"));
+        }
+        volume::prebind(&id, object, &claim::id(key), bound.as_ref())
+    });
+    prebound.await.map(drop)
+}
+
+/// The claim that a volume is bound to: only the one that its `claimRef` names can be.
+async fn bound_claim(api: &Api, id: &ObjectId, object: &Value) -> Result<Option<ObjectId>, ClusterError> {
+    let text = |field: &str| object["spec"]["claimRef"][field].as_str();
+    let (Some(namespace), Some(name)) = (text("namespace"), text("name")) else { return Ok(None) };
+    let claim_id = claim::id(&Key::new(namespace, name));
+    let claim = api.get(&claim_id).await?;
+    Ok(claim.is_some_and(|claim| volume::is_bound(id, object, &claim)).then_some(claim_id))
+}

@@ -1,0 +1,71 @@
+//! The coordinator's records in the status of our objects, by compare-and-swap.
+//!
+//! ```text
+//!   read ──► compare epoch and record with what we last saw ──► replace the status, if still as read ──► stored
+//!    ▲                    │                                                   │
+//!    │                    └──► conflict: somebody else's record               └──► changed since: an edit of the
+//!    └─────────────────────────────────────────────────────────────────────────────spec, or our own display
+//! ```
+
+use std::sync::{Mutex, PoisonError};
+
+use somersault_coordinator_core::io::Record;
+
+use super::api::{Api, again};
+use crate::cluster::ClusterError;
+use crate::cluster::error::not_found;
+use crate::cluster::stored::{self, Known};
+
+/// Stores a record of epoch `epoch`, while `leading` is the epoch in which we lead.
+pub(super) async fn commit(
+    api: &Api,
+    known: &Mutex<Known>,
+    record: &Record,
+    epoch: u64,
+    leading: u64,
+) -> Result<(), ClusterError> {
+    stored::check_epoch(record, epoch, leading)?;
+    let id = stored::object_of(&record.key());
+    let mut waits = again();
+    loop {
+        let object = match (api.get(&id).await?, stored::new_object(record)) {
+            (Some(object), _) => Some(object),
+            (None, Some(new)) => api.create(&new).await?,
+            (None, None) => return Err(not_found(&id)),
+        };
+        // Made by somebody else at this moment: read it.
+        let Some(object) = object else { continue };
+        let next = lock(known).next(&object, record, epoch)?;
+        let written = match next {
+            Some(next) => api.replace_record(&id, &next).await,
+            None => Ok(()),
+        };
+        match written {
+            Ok(()) => {
+                lock(known).note(&object, record);
+                return Ok(());
+            }
+            Err(ClusterError::Conflict { .. }) if let Some(wait) = waits.next() => {
+                tokio::time::sleep(wait).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Every stored record.
+pub(super) async fn all(api: &Api, known: &Mutex<Known>) -> Result<Vec<Record>, ClusterError> {
+    let mut objects = Vec::new();
+    for kind in stored::KINDS {
+        objects.extend(api.list(kind, None).await?);
+    }
+    let found = Known::of(objects.iter().map(|(id, object)| (id.clone(), object)))?;
+    let records = found.records();
+    *lock(known) = found;
+    Ok(records)
+}
+
+fn lock(known: &Mutex<Known>) -> std::sync::MutexGuard<'_, Known> {
+    // It is changed by one insertion, or replaced as a whole.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}

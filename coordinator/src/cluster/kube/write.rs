@@ -1,0 +1,54 @@
+//! The writing half of the cluster: everything that changes something. Whether this process leads is the caller's to
+//! know; the epoch is handed in.
+
+use std::sync::Mutex;
+
+use kube::Client;
+use somersault_coordinator_core::io::{Action, Notice, Record};
+use somersault_coordinator_core::view::View;
+
+use super::api::Api;
+use super::publish::Shown;
+use super::{act, events, publish, records};
+use crate::cluster::stored::Known;
+use crate::cluster::{ClusterError, Snapshot};
+
+/// Changes the cluster.
+pub struct Writer {
+    api: Api,
+    known: Mutex<Known>,
+    shown: Mutex<Shown>,
+}
+
+impl Writer {
+    /// Writes through this client. `namespace` is the coordinator's own; `instance` names this process in Events.
+    pub fn new(client: Client, namespace: impl Into<String>, instance: impl Into<String>) -> Self {
+        let api = Api::new(client, namespace.into(), instance.into());
+        Self { api, known: Mutex::default(), shown: Mutex::default() }
+    }
+
+    /// Performs an action.
+    pub async fn act(&self, action: &Action) -> Result<(), ClusterError> {
+        act::perform(&self.api, action).await
+    }
+
+    /// Stores a record of `epoch`, while `leading` is the epoch in which we lead.
+    pub async fn commit(&self, record: &Record, epoch: u64, leading: u64) -> Result<(), ClusterError> {
+        records::commit(&self.api, &self.known, record, epoch, leading).await
+    }
+
+    /// Every stored record, as stored now.
+    pub async fn records(&self) -> Result<Vec<Record>, ClusterError> {
+        records::all(&self.api, &self.known).await
+    }
+
+    /// Shows the view, in the epoch in which we lead.
+    pub async fn publish(&self, view: &View, snapshot: &Snapshot, epoch: u64) -> Result<(), ClusterError> {
+        publish::publish(&self.api, &self.shown, view, snapshot, epoch).await
+    }
+
+    /// Writes an Event.
+    pub async fn event(&self, notice: &Notice) -> Result<(), ClusterError> {
+        events::write(&self.api, notice).await
+    }
+}

@@ -1,0 +1,362 @@
+//! The display part of our objects' status: what is to be written, and when. Records and specs are never touched here.
+//!
+//! ```text
+//!   view ──► what each object shows ──► changed in what people wait for ──► now
+//!                                  ├──► changed in numbers that always move ──► at its own time of the interval
+//!                                  └──► unchanged ──► never
+//! ```
+//!
+//! The times at which numbers are written differ from object to object, so that a thousand nodes that were first
+//! shown together are not written together for ever.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use nix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use somersault_coordinator_core::names::{Key, NodeName};
+use somersault_coordinator_core::view::{NodeState, NodeView, View};
+use somersault_crd as crd;
+
+use super::Snapshot;
+use super::manifest::display::{self, Places, Verdict, WallClock};
+use super::manifest::{FieldError, ObjectId};
+use super::stamp::now_seconds;
+use super::stored::{new_node_health, set_fields};
+
+/// At rest, a node's numbers (load, usage) are written at most once a minute.
+const NODE_INTERVAL: Duration = Duration::from_mins(1);
+/// Progress that people watch: twice a second looks alive.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// The wall clock was set when it strays from the boot clock by more than this; below, stamps stay as they are.
+const CLOCK_STEP: SignedDuration = SignedDuration::from_secs(1);
+/// `metadata.generation` of an object that nobody has changed since it was made.
+const FIRST_GENERATION: i64 = 1;
+
+/// Fields of each kind's status that are display; the others are records.
+const NODE_FIELDS: [&str; 12] = [
+    "state",
+    "since",
+    "message",
+    "bootID",
+    "proof",
+    "proofsPossible",
+    "timeline",
+    "agent",
+    "host",
+    "disks",
+    "roots",
+    "volumes",
+];
+const RECOVERY_FIELDS: [&str; 8] =
+    ["node", "decision", "reasons", "remedy", "disks", "progress", "proof", "runbook"];
+const MIGRATION_FIELDS: [&str; 2] = ["progress", "downtimeMs"];
+
+/// What was written when.
+#[derive(Debug)]
+pub(super) struct Published {
+    clock: WallClock,
+    sent: HashMap<ObjectId, Sent>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    prompt: Value,
+    whole: Value,
+    /// The conditions with their times.
+    conditions: Value,
+    /// When numbers may be written again.
+    next: Instant,
+}
+
+/// One object's display, to be written.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    /// The object.
+    pub id: ObjectId,
+    /// Made where it does not exist; `None` for objects that only people make.
+    pub template: Option<Value>,
+    fields: &'static [&'static str],
+    values: Map<String, Value>,
+    verdicts: Vec<Verdict>,
+    generation: i64,
+    /// What is written at once when it changes.
+    prompt: Value,
+    interval: Duration,
+}
+
+impl Change {
+    fn whole(&self) -> Value {
+        let verdicts = self.verdicts.iter().map(|v| json!([v.kind, v.holds, v.reason, v.message]));
+        json!([self.values, verdicts.collect::<Vec<_>>(), self.generation])
+    }
+
+    /// The conditions, after those of before: the time of the last transition changes only with the status.
+    pub(super) fn conditions(&self, before: &Value) -> Value {
+        let old = before.as_array().map(Vec::as_slice).unwrap_or_default();
+        let new = self.verdicts.iter().map(|verdict| {
+            let status = if verdict.holds { "True" } else { "False" };
+            let same = old.iter().find(|c| c["type"] == verdict.kind && c["status"] == status);
+            let since = same.map_or_else(|| json!(now_seconds()), |c| c["lastTransitionTime"].clone());
+            json!({
+                "type": verdict.kind,
+                "status": status,
+                "reason": verdict.reason,
+                "message": verdict.message,
+                "lastTransitionTime": since,
+                "observedGeneration": self.generation,
+            })
+        });
+        new.collect()
+    }
+
+    /// The display alone, as a whole manifest: what server-side apply takes.
+    pub(super) fn manifest(&self, conditions: &Value) -> Value {
+        let mut object = json!({
+            "apiVersion": crd::API_VERSION,
+            "kind": self.id.kind,
+            "metadata": { "name": self.id.name },
+        });
+        if !self.id.namespace.is_empty() {
+            object["metadata"]["namespace"] = json!(self.id.namespace);
+        }
+        self.apply(&mut object, conditions);
+        object
+    }
+
+    /// Writes the display into the object.
+    pub(super) fn apply(&self, object: &mut Value, conditions: &Value) {
+        set_fields(object, self.fields, &self.values);
+        object["status"]["conditions"] = conditions.clone();
+        object["status"]["observedGeneration"] = json!(self.generation);
+    }
+}
+
+impl Published {
+    /// Nothing written yet.
+    pub(super) fn new() -> Self {
+        Self { clock: WallClock { boot: boot_instant() }, sent: HashMap::new() }
+    }
+
+    /// What has to be written of this view now: what people wait for first.
+    pub(super) fn changes(&mut self, view: &View, snapshot: &Snapshot) -> Vec<Change> {
+        let boot = boot_instant();
+        if boot.duration_since(self.clock.boot).abs() > CLOCK_STEP {
+            self.clock.boot = boot;
+        }
+        let mut changes = all(view, snapshot, self.clock);
+        let now = Instant::now();
+        changes.retain(|change| self.is_due(change, now));
+        changes.sort_by_key(|change| match self.sent.get(&change.id) {
+            Some(sent) => u8::from(sent.prompt == change.prompt) * 2,
+            None => u8::from(change.id.kind == "NodeHealth"),
+        });
+        changes
+    }
+
+    fn is_due(&self, change: &Change, now: Instant) -> bool {
+        self.sent.get(&change.id).is_none_or(|sent| {
+            sent.prompt != change.prompt || (now >= sent.next && sent.whole != change.whole())
+        })
+    }
+
+    /// The conditions that we wrote last.
+    pub(super) fn conditions(&self, id: &ObjectId) -> Option<Value> {
+        self.sent.get(id).map(|sent| sent.conditions.clone())
+    }
+
+    /// It is written.
+    pub(super) fn written(&mut self, change: Change, conditions: Value) {
+        let offset = if self.sent.contains_key(&change.id) {
+            Duration::ZERO
+        } else {
+            offset(&change.id, change.interval)
+        };
+        let next = Instant::now() + change.interval + offset;
+        let sent = Sent { whole: change.whole(), prompt: change.prompt, conditions, next };
+        self.sent.insert(change.id, sent);
+    }
+
+    /// The object is gone, or was changed by another hand of ours.
+    pub(super) fn forget(&mut self, id: &ObjectId) {
+        self.sent.remove(id);
+    }
+}
+
+/// A time below the interval, another one for each object.
+fn offset(id: &ObjectId, interval: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    let millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
+    Duration::from_millis(hasher.finish() % millis)
+}
+
+/// What every object shows.
+fn all(view: &View, snapshot: &Snapshot, clock: WallClock) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let generation = |id: &ObjectId| snapshot.generations.get(id).copied().unwrap_or(FIRST_GENERATION);
+    let places = Places::of(&snapshot.fleet);
+    for (name, node) in &view.nodes {
+        changes.extend(tell(&name.0, node_change(name, node, clock, &places, generation)));
+    }
+    for (key, recovery) in &view.recoveries {
+        let id = ObjectId::namespaced("Recovery", key);
+        let node = view.nodes.get(&recovery.node);
+        let change = node.map(display::proof).transpose().and_then(|proof| {
+            let (status, verdicts) = display::recovery(recovery, proof.flatten())?;
+            let values = fields(&status, &RECOVERY_FIELDS)?;
+            Ok(Change {
+                template: Some(new_recovery(&id)),
+                fields: &RECOVERY_FIELDS,
+                prompt: json!(values),
+                values,
+                verdicts,
+                generation: FIRST_GENERATION,
+                interval: NODE_INTERVAL,
+                id,
+            })
+        });
+        changes.extend(tell(&key.to_string(), change));
+    }
+    for (key, migration) in &view.migrations {
+        let id = ObjectId::namespaced("VolumeMigration", key);
+        let generation = generation(&id);
+        let (status, verdicts) = display::migration(migration);
+        let change = fields(&status, &MIGRATION_FIELDS).map(|values| Change {
+            id,
+            template: None,
+            fields: &MIGRATION_FIELDS,
+            values,
+            verdicts,
+            generation,
+            prompt: json!([format!("{:?}", migration.record.phase), status.downtime_ms, generation]),
+            interval: PROGRESS_INTERVAL,
+        });
+        changes.extend(tell(&key.to_string(), change));
+    }
+    for (name, record) in &view.evacuations {
+        let id = ObjectId::cluster("Evacuation", name);
+        let generation = generation(&id);
+        let verdicts = display::evacuation(record);
+        let prompt = json!([record.complete, record.message, generation]);
+        changes.push(Change {
+            id,
+            template: None,
+            fields: &[],
+            values: Map::new(),
+            verdicts,
+            generation,
+            prompt,
+            interval: PROGRESS_INTERVAL,
+        });
+    }
+    changes
+}
+
+/// A view that cannot be shown is a defect of ours, and no reason to show nothing else.
+fn tell(object: &str, change: Result<Change, FieldError>) -> Option<Change> {
+    change.inspect_err(|e| tracing::error!(object, error = %e, "cannot show the state of an object")).ok()
+}
+
+fn node_change(
+    name: &NodeName,
+    view: &NodeView,
+    clock: WallClock,
+    places: &Places<'_>,
+    generation: impl Fn(&ObjectId) -> i64,
+) -> Result<Change, FieldError> {
+    let (status, verdicts) = display::node(name, view, places, clock)?;
+    let values = fields(&status, &NODE_FIELDS)?;
+    let id = ObjectId::cluster("NodeHealth", name.as_str());
+    let generation = generation(&id);
+    let mut prompt = values.clone();
+    prompt.remove("host");
+    // Which folders there are is worth telling at once, how full they are is not.
+    let roots = status.roots.iter().map(|root| json!([root.path, root.class, root.read_only, root.disk]));
+    prompt.insert("roots".to_owned(), roots.collect());
+    let volumes = status.volumes.iter().map(|volume| json!([volume.path, volume.volume, volume.claim]));
+    prompt.insert("volumes".to_owned(), volumes.collect());
+    prompt.insert("generation".to_owned(), json!(generation));
+    Ok(Change {
+        id,
+        template: Some(new_node_health(name.as_str())),
+        fields: &NODE_FIELDS,
+        values,
+        verdicts,
+        generation,
+        prompt: Value::Object(prompt),
+        interval: NODE_INTERVAL,
+    })
+}
+
+fn new_recovery(id: &ObjectId) -> Value {
+    json!({
+        "apiVersion": crd::API_VERSION,
+        "kind": "Recovery",
+        "metadata": { "namespace": id.namespace, "name": id.name },
+        "spec": { "vm": id.name },
+    })
+}
+
+/// These fields of a status, as far as they are set.
+fn fields(status: &impl Serialize, wanted: &[&str]) -> Result<Map<String, Value>, FieldError> {
+    let value = serde_json::to_value(status).map_err(|e| FieldError::new("status", &e))?;
+    let Value::Object(mut all) = value else { return Err(FieldError::new("status", "not an object")) };
+    all.retain(|field, _| wanted.contains(&field.as_str()));
+    Ok(all)
+}
+
+/// Recoveries that are not marked as ended, with the node that died, of those that are stored.
+pub(super) fn open_recoveries<'a>(stored: impl Iterator<Item = &'a Value>) -> BTreeMap<ObjectId, NodeName> {
+    let open = |object: &&Value| {
+        let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        !conditions.into_iter().any(|c| c["type"] == display::ENDED && c["status"] == "True")
+    };
+    let node = |object: &Value| NodeName::from(object["status"]["node"].as_str().unwrap_or_default());
+    let named = |object: &'a Value| Some((ObjectId::of(object).ok()?, node(object)));
+    stored.filter(open).filter_map(named).collect()
+}
+
+/// Those whose incident is over: not in the view, and their node is healthy or gone. A new leader's view is empty at
+/// first, and must not end what still goes on.
+pub(super) fn stale(open: &BTreeMap<ObjectId, NodeName>, view: &View) -> Vec<ObjectId> {
+    if view.nodes.is_empty() {
+        return Vec::new();
+    }
+    let live: HashSet<&Key> = view.recoveries.keys().collect();
+    let over = |node: &NodeName| {
+        let state = view.nodes.get(node).map(|node| node.state);
+        state.is_none_or(|state| state == NodeState::Healthy)
+    };
+    let ended = open.iter().filter(|(id, node)| over(node) && !live.contains(&id.key()));
+    ended.map(|(id, _)| id.clone()).collect()
+}
+
+/// Marks a Recovery as ended.
+pub(super) fn end(object: &mut Value) {
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let others = conditions.into_iter().filter(|condition| condition["type"] != display::ENDED);
+    let ended = json!({
+        "type": display::ENDED,
+        "status": "True",
+        "reason": "IncidentOver",
+        "message": "the node's incident is over",
+        "lastTransitionTime": now_seconds(),
+        "observedGeneration": FIRST_GENERATION,
+    });
+    let conditions: Value = others.chain([ended]).collect();
+    if !object["status"].is_object() {
+        object["status"] = json!({});
+    }
+    object["status"]["conditions"] = conditions;
+}
+
+/// What the wall clock said when this machine's boot clock said 0.
+fn boot_instant() -> Timestamp {
+    // The clock exists on every Linux since 2.6.39; without it stamps would only be wrong for people.
+    let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    Timestamp::now().checked_sub(since_boot).unwrap_or(Timestamp::UNIX_EPOCH)
+}
