@@ -3,6 +3,8 @@
 //	pause              holds a pod's namespaces open, as registry.k8s.io/pause does
 //	volume -p … -a …   makes or removes a volume's folder, asked by local-path-provisioner's helper pods
 //	append FILE        appends a running number to FILE five times a second, until SIGTERM
+//	guest DISK…        writes on the disks of a virtual machine, which it does not run (see guest.go)
+//	import FILE        fills a disk as CDI's importer does, but for the download (see disk.go)
 package main
 
 import (
@@ -39,8 +41,12 @@ func run(name string, arguments []string) error {
 		return volume(arguments)
 	case "append":
 		return appendNumbers(arguments)
+	case "guest":
+		return runGuest(arguments)
+	case "import":
+		return runImport(arguments)
 	default:
-		return errors.New("usage: toolbox pause | volume -p PATH -a create|delete | append FILE")
+		return errors.New("usage: toolbox pause | volume -p PATH -a create|delete | append FILE | guest | import")
 	}
 }
 
@@ -120,4 +126,17 @@ func appendNumbers(arguments []string) error {
 		case <-time.After(appendPeriod):
 		}
 	}
+}
+
+func runImport(arguments []string) error {
+	flags := flag.NewFlagSet("import", flag.ContinueOnError)
+	source := flags.String("source", "", "name of the image; none makes an empty disk")
+	size := flags.Int64("size", 0, "bytes of the disk")
+	if err := flags.Parse(arguments); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 || *size < slotBytes {
+		return errors.New("import needs a file and a size")
+	}
+	return importImage(flags.Arg(0), *source, *size)
 }
