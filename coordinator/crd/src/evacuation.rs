@@ -69,7 +69,7 @@ pub enum Disruption {
 }
 
 /// How far the evacuation is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvacuationStatus {
     /// Record: epoch of the leader that wrote it.
@@ -84,8 +84,9 @@ pub struct EvacuationStatus {
     /// How it stands, and what to do.
     #[serde(default)]
     pub message: String,
-    /// `Planned`, `Complete`.
+    /// `Complete`: every migration has ended.
     #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// `metadata.generation` that this status takes into account.
     #[serde(default, skip_serializing_if = "Option::is_none")]

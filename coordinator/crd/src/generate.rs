@@ -5,8 +5,10 @@
 //! unsigned ones are renamed; their `minimum: 0` stays.
 
 use kube::CustomResourceExt;
+use schemars::JsonSchema;
 use serde_json::Value;
 
+use crate::explain;
 use crate::{Evacuation, NodeHealth, Recovery, RecoveryPolicy, VolumeMigration};
 
 /// Head of every generated file.
@@ -47,22 +49,31 @@ pub enum GenerateError {
 
 /// Every definition as a file, in a fixed order.
 pub fn files() -> Result<Vec<GeneratedFile>, GenerateError> {
-    [NodeHealth::crd(), Recovery::crd(), RecoveryPolicy::crd(), VolumeMigration::crd(), Evacuation::crd()]
-        .into_iter()
-        .map(|crd| {
-            let names = crd.spec.names.clone();
-            let kind = names.kind;
-            let mut value = serde_json::to_value(crd)
-                .map_err(|source| GenerateError::Json { kind: kind.clone(), source })?;
-            rename_formats(&mut value);
-            let yaml = serde_saphyr::to_string(&value)
-                .map_err(|source| GenerateError::Yaml { kind: kind.clone(), source })?;
-            Ok(GeneratedFile { name: format!("{}.yaml", names.plural), content: format!("{HEAD}{yaml}") })
-        })
-        .collect()
+    Ok(vec![
+        file::<NodeHealth>()?,
+        file::<Recovery>()?,
+        file::<RecoveryPolicy>()?,
+        file::<VolumeMigration>()?,
+        file::<Evacuation>()?,
+    ])
 }
 
-fn rename_formats(value: &mut Value) {
+fn file<K: CustomResourceExt + JsonSchema>() -> Result<GeneratedFile, GenerateError> {
+    let crd = K::crd();
+    let names = crd.spec.names.clone();
+    let kind = names.kind;
+    let mut value =
+        serde_json::to_value(crd).map_err(|source| GenerateError::Json { kind: kind.clone(), source })?;
+    let schema = &mut value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    explain::put_back(schema, &explain::raw_schema::<K>());
+    tidy(schema);
+    let yaml = serde_saphyr::to_string(&value)
+        .map_err(|source| GenerateError::Yaml { kind: kind.clone(), source })?;
+    Ok(GeneratedFile { name: format!("{}.yaml", names.plural), content: format!("{HEAD}{yaml}") })
+}
+
+/// What every object of a schema must, or had better, look like.
+fn tidy(value: &mut Value) {
     match value {
         Value::Object(map) => {
             if let Some(Value::String(format)) = map.get_mut("format") {
@@ -72,9 +83,24 @@ fn rename_formats(value: &mut Value) {
                     _ => {}
                 }
             }
-            map.values_mut().for_each(rename_formats);
+            // A null is the absence of the field, as in Kubernetes' own kinds: the API server drops it, and no
+            // rule has to think of it.
+            if map.get("nullable") == Some(&Value::Bool(true)) {
+                map.remove("nullable");
+            }
+            for bound in ["minimum", "maximum"] {
+                if let Some(number) = map.get(bound).and_then(Value::as_f64)
+                    && number.fract() == 0.0
+                    && number.abs() <= f64::from(u32::MAX)
+                {
+                    // Exact: whole, and small enough.
+                    #[allow(clippy::cast_possible_truncation)]
+                    map.insert(bound.to_owned(), Value::from(number as i64));
+                }
+            }
+            map.values_mut().for_each(tidy);
         }
-        Value::Array(items) => items.iter_mut().for_each(rename_formats),
+        Value::Array(items) => items.iter_mut().for_each(tidy),
         _ => {}
     }
 }

@@ -20,16 +20,18 @@
 
 pub mod common;
 pub mod evacuation;
+mod explain;
 pub mod generate;
 pub mod node_health;
 pub mod recovery;
 pub mod recovery_policy;
+mod relations;
 pub mod volume_migration;
 
 pub use evacuation::{Evacuation, EvacuationSpec, EvacuationStatus};
 pub use node_health::{NodeHealth, NodeHealthSpec, NodeHealthStatus};
 pub use recovery::{Recovery, RecoverySpec, RecoveryStatus};
-pub use recovery_policy::{RecoveryPolicy, RecoveryPolicySpec};
+pub use recovery_policy::{RecoveryPolicy, RecoveryPolicySpec, RecoveryPolicyStatus};
 pub use volume_migration::{VolumeMigration, VolumeMigrationSpec, VolumeMigrationStatus};
 
 /// API group.

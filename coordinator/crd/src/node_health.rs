@@ -24,9 +24,20 @@ use crate::common::Proof;
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Since", type_ = "date", json_path = ".status.since"),
     printcolumn(name = "Proof", type_ = "string", json_path = ".status.proof"),
-    printcolumn(name = "Possible", type_ = "string", json_path = ".status.proofsPossible", priority = 1),
-    printcolumn(name = "Disks", type_ = "string", json_path = ".status.disks[*].grade"),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
+    printcolumn(
+        name = "Disks",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="DisksHealthy")].reason"#
+    ),
+    printcolumn(
+        name = "Possible",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="ProofPossible")].message"#,
+        priority = 1
+    ),
+    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agent.version", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NodeHealthSpec {
@@ -50,7 +61,7 @@ pub struct Attestation {
 }
 
 /// What is known about the node.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeHealthStatus {
     /// State of the node.
@@ -93,8 +104,10 @@ pub struct NodeHealthStatus {
     /// Volumes below these folders, as last reported.
     #[serde(default)]
     pub volumes: Vec<VolumeInfo>,
-    /// `Reachable`, `DisksHealthy`, `ProofPossible`.
+    /// `Reachable`: beats arrive. `DisksHealthy`: no disk fails; its reason is the worst grade. `ProofPossible`:
+    /// if the node died now, something could prove it; its message names the proofs.
     #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// `metadata.generation` that this status takes into account.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,17 +16,20 @@ use crate::common::{DiskFinding, NAME_LENGTH_MAX, Proof};
     kind = "Recovery",
     plural = "recoveries",
     namespaced,
+    shortname = "rcv",
     category = "somersault",
     status = "RecoveryStatus",
     derive = "PartialEq",
     derive = "Default",
     doc = "What becomes of one VM whose node died: the decision, its reasons, how far it is, and the runbook \
            where a person is needed. Named like the VM; made by the coordinator.",
+    validation = Rule::new("self.metadata.name == self.spec.vm").message("a Recovery is named like its VM"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
     printcolumn(name = "Decision", type_ = "string", json_path = ".status.decision"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
     printcolumn(name = "Proof", type_ = "string", json_path = ".status.proof"),
-    printcolumn(name = "Reasons", type_ = "string", json_path = ".status.reasons", priority = 1),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reasons[0]"),
+    printcolumn(name = "Remedy", type_ = "string", json_path = ".status.remedy", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -38,7 +41,7 @@ pub struct RecoverySpec {
 }
 
 /// What becomes of the VM.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecoveryStatus {
     /// The node that died.
@@ -65,8 +68,10 @@ pub struct RecoveryStatus {
     /// What a person has to do, as Markdown, where one is needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runbook: Option<String>,
-    /// `Decided`, `Recovered`.
+    /// `Decided`: what becomes of the VM is known. `Recovered`: it was seen running again; its reason is how far
+    /// the recovery is.
     #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// `metadata.generation` that this status takes into account.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,14 +7,21 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::common::NAME_LENGTH_MAX;
 use crate::evacuation::Disruption;
+use crate::relations;
 
 /// The name of the one policy that counts.
 pub const POLICY_NAME: &str = "default";
+/// Nodes that Kubernetes supports in one cluster (<https://kubernetes.io/docs/setup/best-practices/cluster-large/>).
+const NODES_MAX: usize = 5_000;
+/// Storage classes that a cluster may have and a person may have an opinion of.
+const CLASSES_MAX: usize = 1_000;
 
 /// What the coordinator may do, and how soon. Every field may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -23,16 +30,32 @@ pub const POLICY_NAME: &str = "default";
     version = "v1alpha1",
     kind = "RecoveryPolicy",
     plural = "recoverypolicies",
+    shortname = "rpol",
     category = "somersault",
+    status = "RecoveryPolicyStatus",
     derive = "PartialEq",
     derive = "Default",
-    doc = "What the coordinator may do, and how soon. The policy named `default` counts.",
+    doc = "What the coordinator may do, and how soon. There is one, named `default`. Without it, and for \
+           every field that is absent, the coordinator takes the safe defaults.",
     validation = Rule::new("self.metadata.name == 'default'").message("the one policy is named default"),
     printcolumn(name = "Profile", type_ = "string", json_path = ".spec.profile"),
+    printcolumn(name = "Accepted", type_ = "string", json_path = r#".status.conditions[?(@.type=="Accepted")].status"#),
     printcolumn(name = "Auto-evacuation", type_ = "boolean", json_path = ".spec.evacuation.automatic"),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Accepted")].reason"#, priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = relations::suspect_before_declared(),
+    validation = relations::probed_before_declared(),
+    validation = relations::declared_before_the_lease_ends(),
+    validation = relations::burst_within_window(),
+    validation = relations::retry_before_giving_up(),
+    validation = relations::give_up_before_the_takeover(),
+    validation = relations::leases_survive_a_takeover(),
+    validation = relations::waits_grow(),
+    validation = relations::watched_long_enough()
+)]
 pub struct RecoveryPolicySpec {
     /// How soon a silent node is declared unreachable; `Safe` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,11 +83,26 @@ pub struct RecoveryPolicySpec {
     pub evacuation: Option<EvacuationPolicy>,
     /// Where the data of a storage class is, by the class's name, for drivers that cannot be known.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = CLASSES_MAX))]
     pub storage_classes: BTreeMap<String, ClassLocality>,
     /// Any change to this text releases a storm hold: nodes that are still silent are then judged one by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub hold_release: Option<String>,
+}
+
+/// Whether the coordinator follows the policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryPolicyStatus {
+    /// `Accepted`: the coordinator follows this policy. Where it is `False`, the policy before it stays in
+    /// force, and the message names the values that contradict each other.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// `metadata.generation` that this status takes into account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
 }
 
 /// How soon a silent node is declared unreachable.
@@ -89,9 +127,6 @@ pub enum ClassLocality {
 /// Changes to the profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(self.beatMs) || !has(self.missedBeats) || !has(self.declareMs) || self.beatMs * self.missedBeats < self.declareMs").message("a node must be suspect (beatMs * missedBeats) before it is declared (declareMs)")
-)]
 pub struct DetectionPolicy {
     /// Time between two beats of a node, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,10 +186,6 @@ pub struct LeasePolicy {
 /// Leader election.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(self.renewMs) || !has(self.leaseMs) || self.renewMs < self.leaseMs").message("a leader must give up (renewMs) before another may take over (leaseMs)"),
-    validation = Rule::new("!has(self.retryMs) || !has(self.renewMs) || self.retryMs < self.renewMs").message("a leader must be able to try again (retryMs) before it gives up (renewMs)")
-)]
 pub struct LeaderPolicy {
     /// A candidate may take over after the lease was not renewed for this long, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -199,12 +230,10 @@ pub struct StormPolicy {
 /// Fence agents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(self.retryFirstMs) || !has(self.retryMaxMs) || self.retryFirstMs <= self.retryMaxMs").message("retryFirstMs must not be longer than retryMaxMs")
-)]
 pub struct FencingPolicy {
     /// Nodes that a fence agent is configured for, besides those that the coordinator's own configuration names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = NODES_MAX), inner(length(min = 1, max = NAME_LENGTH_MAX)))]
     pub nodes: Vec<String>,
     /// How long `off` and `status` may take together, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,7 +241,7 @@ pub struct FencingPolicy {
     pub timeout_ms: Option<u64>,
     /// Runs in a row before people are told that fencing fails; afterwards one more at each reminder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000))]
+    #[schemars(range(min = 1, max = 100))]
     pub attempts_max: Option<u32>,
     /// Wait before the second run, doubled for each further one, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -242,7 +271,7 @@ pub struct RecoveryLimits {
     pub retry_ms: Option<u64>,
     /// Tries of one VM's actions before a person is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000))]
+    #[schemars(range(min = 1, max = 100))]
     pub attempts_max: Option<u32>,
     /// A VM that was not seen running elsewhere for this long no longer holds its place, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,7 +299,7 @@ pub struct EvacuationPolicy {
     pub hold_ms: Option<u64>,
     /// Independent signals that a disk must show, unless it shows one that leaves no doubt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 100))]
+    #[schemars(range(min = 1, max = 10))]
     pub sources_min: Option<u32>,
     /// If more than this share of all disks turns bad together, the sensing is suspected and nothing is moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -281,9 +310,10 @@ pub struct EvacuationPolicy {
     pub disruption: Option<Disruption>,
     /// Storage class that the volumes go to; absent: the same class on any node that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
     pub destination_class: Option<String>,
     /// Migrations of one evacuation at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000))]
+    #[schemars(range(min = 1, max = 100))]
     pub concurrent_max: Option<u32>,
 }

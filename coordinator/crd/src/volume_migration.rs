@@ -71,7 +71,7 @@ pub struct VolumeMigrationSpec {
 
 /// How far the migration is. Everything here but `progress`, `downtimeMs`, `conditions` and
 /// `observedGeneration` is the record from which it goes on after a crash.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMigrationStatus {
     /// Phase.
@@ -101,8 +101,9 @@ pub struct VolumeMigrationStatus {
     /// Milliseconds from the stop of the VM to its start on the new disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
-    /// `Accepted`, `Complete`.
+    /// `Complete`: the migration has ended; its reason is the phase in which, or why.
     #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// `metadata.generation` that this status takes into account.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,10 +1,10 @@
 //! The `RecoveryPolicy` that people write to the cluster and the policy that the coordinator understands have the same
 //! fields, so that neither silently drops what the other says.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use somersault_coordinator_core::policy::{Policy, PolicySpec};
-use somersault_crd::RecoveryPolicySpec;
+use somersault_coordinator_core::policy::{Policy, PolicyError, PolicySpec};
+use somersault_crd::{RecoveryPolicySpec, generate};
 
 /// Every field of the coordinator's policy, set.
 fn everything() -> Result<Value> {
@@ -34,6 +34,36 @@ fn what_the_cluster_says_builds_a_policy() -> Result<()> {
     let policy = Policy::try_from(spec)?;
     assert_eq!(policy.evacuation.destination_class.as_deref(), Some("ceph-rbd"));
     assert_eq!(policy.class_overrides.0.len(), 1);
+    Ok(())
+}
+
+/// The API server refuses a number exactly where the coordinator does. (The relations between numbers are compared
+/// on a real API server, in `tests/cluster`.)
+#[test]
+fn ranges_are_the_coordinator_s() -> Result<()> {
+    let files = generate::files()?;
+    let file = files.iter().find(|file| file.name == "recoverypolicies.yaml").context("no definition")?;
+    let definition: Value = serde_saphyr::from_str(&file.content)?;
+    let spec = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let mut numbers = 0;
+    for (section, schema) in spec["properties"].as_object().context("no fields")? {
+        for (field, schema) in schema["properties"].as_object().into_iter().flatten() {
+            if !["integer", "number"].contains(&schema["type"].as_str().unwrap_or_default()) {
+                continue;
+            }
+            let bound = |name: &str| {
+                schema[name].as_i64().with_context(|| format!("{section}.{field} has no {name}"))
+            };
+            let (least, most) = (bound("minimum")?, bound("maximum")?);
+            for (value, fits) in [(least, true), (most, true), (least - 1, false), (most + 1, false)] {
+                let spec: PolicySpec = serde_json::from_value(json!({section: {field: value}}))?;
+                let refused = matches!(Policy::try_from(spec), Err(PolicyError::Range { .. }));
+                assert_eq!(refused, !fits, "{section}.{field} of {value}");
+            }
+            numbers += 1;
+        }
+    }
+    assert!(numbers > 30, "{numbers}");
     Ok(())
 }
 
