@@ -43,7 +43,7 @@ pub fn run(global: &Global, args: &ReleaseHoldArgs) -> Result<Exit, Failure> {
         }
         let spec = RecoveryPolicySpec { hold_release: Some(text.clone()), ..RecoveryPolicySpec::default() };
         let metadata = ObjectMeta { name: Some(POLICY_NAME.to_owned()), ..ObjectMeta::default() };
-        transaction.create(json!(RecoveryPolicy { metadata, spec }))
+        transaction.create(json!(RecoveryPolicy { metadata, spec, status: None }))
     })?;
     let written = Written { kind: KIND, namespace: None, name: POLICY_NAME.to_owned() };
     output::print(global.output, &written, || {
