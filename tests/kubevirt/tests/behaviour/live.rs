@@ -1,0 +1,32 @@
+//! What nobody may act during: a live migration in flight, and a pause.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use somersault_test_kubevirt::builders::{Vm, live_migration};
+use somersault_test_kubevirt::{HOLD, NETWORK_CLASS, PAUSE};
+
+use crate::bed::Bed;
+
+pub fn migrating_and_paused(bed: &Bed) -> Result<()> {
+    bed.say("a live migration in flight, a paused VM");
+    bed.apply(&Vm::new("live").claim("root", NETWORK_CLASS).objects())?;
+    let vmi = bed.wait_vmi("live", "Running")?;
+    bed.apply(&[live_migration("default", "move", "live")])?;
+    bed.wait("vmim", "move", "in flight", |vmim| (vmim["status"]["phase"] == "Running").then_some(()))?;
+    bed.wait_vm("live", "Migrating")?;
+    let state = bed.get("vmi", "live")?["status"]["migrationState"].clone();
+    ensure!(state["targetNode"].is_string() && state["targetNode"] != vmi["status"]["nodeName"], "{state}");
+    ensure!(state["completed"].is_null(), "{state}");
+
+    bed.patch("vmim", "move", &json!({"metadata": {"annotations": {HOLD: null}}}))?;
+    bed.wait("vmim", "move", "over", |vmim| (vmim["status"]["phase"] == "Failed").then_some(()))?;
+    bed.wait_vm("live", "Running")?;
+    bed.wait_gone("pod", state["targetPod"].as_str().unwrap_or_default())?;
+    ensure!(bed.get("vmi", "live")?["metadata"]["uid"] == vmi["metadata"]["uid"], "it was restarted");
+    let disk = bed.disk("live-root")?;
+    ensure!(disk.faults.is_empty() && disk.runs.len() == 1, "{disk}");
+
+    bed.patch("vmi", "live", &json!({"metadata": {"annotations": {PAUSE: "true"}}}))?;
+    bed.wait_vm("live", "Paused")?;
+    bed.delete("vm", "live")
+}
