@@ -5,13 +5,11 @@
 use serde_json::{Value, json};
 
 use crate::names::{
-    CREATED_BY_LABEL, DOMAIN_ANNOTATION, IMAGE, MIGRATION_LABEL, PART_LABEL, SCHEDULABLE_LABEL,
+    CREATED_BY_LABEL, DOMAIN_ANNOTATION, IMAGE, LAUNCHER, MIGRATION_LABEL, PART_LABEL, SCHEDULABLE_LABEL,
 };
 use crate::objects::{Kind, Objects, is_deleting, label, list, name, namespace, owner_reference, phase, uid};
 use crate::volumes;
 
-/// The value of [`PART_LABEL`] on launchers.
-pub const LAUNCHER: &str = "virt-launcher";
 /// api/core/v1/types.go, `DefaultGracePeriodSeconds`.
 const DEFAULT_GRACE_SECONDS: u64 = 30;
 /// template.go adds 15 s for the guest and 15 s for the launcher.
@@ -66,7 +64,7 @@ pub fn is_started(pod: &Value) -> bool {
 /// A new launcher. Its name follows from the VMI's uid, so that one whose creation was not heard of is not made
 /// twice.
 pub fn pod(objects: &Objects, vmi: &Value) -> Value {
-    let disks = volumes::of(&vmi["spec"]).filter_map(|volume| {
+    let disks = volumes::of(&vmi["spec"]).filter(|volume| !volume.hotplugged).filter_map(|volume| {
         let claim = volumes::claim(objects, vmi, volume)?;
         let lock = if volumes::has_no_lock(objects, claim) { ",nolock" } else { "" };
         Some(format!("{}/disk.img,{}{lock}", mount_path(volume.name), volumes::bytes(claim)?))
@@ -108,7 +106,7 @@ fn frame(vmi: &Value, suffix: &str) -> Value {
     let mut selector = spec["nodeSelector"].clone();
     selector[SCHEDULABLE_LABEL] = json!("true");
     let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(DEFAULT_GRACE_SECONDS);
-    let names: Vec<_> = volumes::of(spec).collect();
+    let names: Vec<_> = volumes::of(spec).filter(|volume| !volume.hotplugged).collect();
     let mounts: Vec<_> = names
         .iter()
         .map(|volume| json!({"name": volume.name, "mountPath": mount_path(volume.name)}))

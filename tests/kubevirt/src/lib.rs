@@ -10,13 +10,15 @@
 //! [`Standin`] runs the controllers, [`builders`] make objects, [`judge`] reads what guests wrote. Each behaviour
 //! names what it imitates: a file of the original (kubevirt/kubevirt 1.9, kubevirt/containerized-data-importer
 //! 1.66, kuihuar/vmoperator), or what was measured on its real controllers. What it leaves out, knowingly:
-//! webhooks (but for the rules that the CRDs state), subresources, heartbeats of virt-handler, hotplug, block
-//! volumes, containers beside the guest, live migrations that succeed, a guest that stops while it is paused.
+//! webhooks (but for the rules that the CRDs state), subresources, heartbeats of virt-handler, block
+//! volumes, containers beside the guest, writes on hotplugged disks, live migrations that succeed, a guest that
+//! stops while it is paused.
 
 pub mod builders;
 mod change;
 mod condition;
 mod data_volume;
+mod hotplug;
 mod importer;
 mod install;
 pub mod judge;
@@ -32,6 +34,6 @@ mod volumes;
 mod wukong;
 
 pub use install::{CLASSES, CRDS, install};
-pub use names::{HOLD, IMAGE, NO_LOCK, PAUSE, POPULATED_FOR, PRE_POPULATED};
+pub use names::{HOLD, IMAGE, PAUSE, POPULATED_FOR, PRE_POPULATED};
 pub use provision::{HOSTPATH_CLASS, NETWORK_CLASS};
 pub use standin::{Standin, client, run};

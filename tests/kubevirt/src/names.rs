@@ -4,8 +4,12 @@
 pub const VM_FINALIZER: &str = "kubevirt.io/virtualMachineControllerFinalize";
 /// On VMIs, as long as a launcher pod is there.
 pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
-/// Says what a pod is to KubeVirt.
+/// Says what a pod is to KubeVirt: [`LAUNCHER`] or [`HOTPLUG`].
 pub const PART_LABEL: &str = "kubevirt.io";
+/// On launchers.
+pub const LAUNCHER: &str = "virt-launcher";
+/// On pods that mount a hotplugged claim for a launcher.
+pub const HOTPLUG: &str = "hotplug-disk";
 /// Uid of who made a pod or a `DataVolume`.
 pub const CREATED_BY_LABEL: &str = "kubevirt.io/created-by";
 /// The node of a VMI and of its pod.
@@ -42,9 +46,5 @@ pub const PAUSE: &str = "kubevirt-standin/pause";
 /// The stand-in's own: `true` on a `VirtualMachineInstanceMigration` keeps it Running for as long as it is there;
 /// then the migration fails and the VM stays where it is.
 pub const HOLD: &str = "kubevirt-standin/hold";
-/// The stand-in's own: `true` on a volume means that a lock on it is not seen by other hosts, as with NFS mounted
-/// with nolock or with a block device that two hosts have.
-pub const NO_LOCK: &str = "kubevirt-standin/nolock";
-
 /// Image of launchers and importers: the toolbox that each node of the test cluster has.
 pub const IMAGE: &str = "docker.io/somersault/toolbox:1";

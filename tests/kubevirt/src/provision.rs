@@ -2,7 +2,7 @@
 //!
 //! | class | what it stands for | volumes |
 //! |---|---|---|
-//! | `nfs-standin` | an NFS export | a folder of `/mnt/network`, which every node sees; no affinity; locks seen by their own host only |
+//! | `nfs-standin` | an NFS export | a folder of `/mnt/network`, which every node sees; no affinity |
 //! | `hostpath-standin` | Docker Desktop, minikube | a folder of whichever node the pod is on; no affinity |
 //!
 //! A volume whose claim is gone stays, folder and all: nobody deletes here.
@@ -10,7 +10,7 @@
 use serde_json::{Value, json};
 
 use crate::change::Change;
-use crate::names::{NO_LOCK, SCHEDULABLE_LABEL};
+use crate::names::SCHEDULABLE_LABEL;
 use crate::objects::{Kind, Objects, annotation, is_deleting, label, name, namespace, phase, uid};
 
 /// Class of the folder that every node sees.
@@ -39,12 +39,11 @@ fn volume(objects: &Objects, claim: &Value) -> Option<Change> {
         return None;
     }
     let class = claim["spec"]["storageClassName"].as_str()?;
-    let locks = objects.get(Kind::StorageClass, "", class).and_then(|class| annotation(class, NO_LOCK));
     Some(Change::Create(json!({
         "apiVersion": "v1", "kind": "PersistentVolume",
         "metadata": {
             "name": volume,
-            "annotations": {"pv.kubernetes.io/provisioned-by": provisioner, NO_LOCK: locks.unwrap_or("false")},
+            "annotations": {"pv.kubernetes.io/provisioned-by": provisioner},
         },
         "spec": {
             "storageClassName": class,

@@ -22,7 +22,7 @@ use crate::change::Change;
 use crate::install::install;
 use crate::objects::{Kind, Objects, uid};
 use crate::wukong::Operator;
-use crate::{data_volume, importer, migration, provision, vm, vmi};
+use crate::{data_volume, hotplug, importer, migration, provision, vm, vmi};
 
 /// Writes that are under way at the same time.
 const WRITES_MAX: usize = 16;
@@ -199,6 +199,7 @@ impl World {
         changes.extend(vmi::reconcile(objects, now));
         changes.extend(migration::reconcile(objects, now));
         changes.extend(data_volume::reconcile(objects, now));
+        changes.extend(hotplug::reconcile(objects));
         changes.extend(importer::reconcile(objects));
         changes.extend(provision::reconcile(objects));
         (changes, retry)

@@ -126,7 +126,7 @@ fn report(vmi: &mut Value, objects: &Objects, old: &Value, pod: &Value) {
     }
     let status = &mut vmi["status"];
     status["nodeName"] = pod["spec"]["nodeName"].clone();
-    status["volumeStatus"] = volumes::status(objects, old);
+    status["volumeStatus"] = volumes::status(objects, old, pod);
     status["launcherContainerImageVersion"] = json!(IMAGE);
     status["memory"] = json!({"memoryOverhead": launcher::MEMORY_OVERHEAD});
     if let Some(address) = pod["status"]["podIP"].as_str() {

@@ -2,8 +2,7 @@
 
 use serde_json::Value;
 
-use crate::names::NO_LOCK;
-use crate::objects::{Kind, Objects, annotation, controller, list, name, namespace, phase};
+use crate::objects::{Kind, Objects, controller, list, name, namespace, phase, uid};
 
 /// A volume with a claim.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +11,8 @@ pub struct Volume<'a> {
     pub name: &'a str,
     /// Name of its claim; a `DataVolume`'s has its name.
     pub claim: &'a str,
+    /// It may come and go while the VM runs, so it is no part of the launcher.
+    pub hotplugged: bool,
 }
 
 /// The volumes of a VMI's spec that have claims.
@@ -19,7 +20,9 @@ pub fn of(spec: &Value) -> impl Iterator<Item = Volume<'_>> {
     list(&spec["volumes"]).filter_map(|volume| {
         let claim = volume["persistentVolumeClaim"]["claimName"].as_str();
         let claim = claim.or_else(|| volume["dataVolume"]["name"].as_str())?;
-        Some(Volume { name: volume["name"].as_str()?, claim })
+        let may_come_and_go = |field: &str| volume[field]["hotpluggable"] == true;
+        let hotplugged = may_come_and_go("persistentVolumeClaim") || may_come_and_go("dataVolume");
+        Some(Volume { name: volume["name"].as_str()?, claim, hotplugged })
     })
 }
 
@@ -73,14 +76,30 @@ pub fn quantity(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// Whether a lock on the claim's volume is seen by its own host only.
+/// Whether a lock on the claim's volume is seen by its own host only: so it is on whatever is not tied to one node,
+/// as an NFS export mounted with nolock, a block device that two hosts have, a folder that each host has of its own.
+/// (Here all nodes share one kernel, whose locks would keep a VM from running twice where nothing else does.) As long
+/// as no volume is bound, the class tells.
 pub fn has_no_lock(objects: &Objects, claim: &Value) -> bool {
-    let by = |kind: Kind, field: &Value| {
-        let found = field.as_str().and_then(|name| objects.get(kind, "", name));
-        found.is_some_and(|found| annotation(found, NO_LOCK) == Some("true"))
+    let is_kept_for = |volume: &&Value| {
+        let reference = &volume["spec"]["claimRef"];
+        reference["namespace"] == *namespace(claim) && reference["name"] == *name(claim)
     };
-    by(Kind::PersistentVolume, &claim["spec"]["volumeName"])
-        || by(Kind::StorageClass, &claim["spec"]["storageClassName"])
+    let volume = match claim["spec"]["volumeName"].as_str() {
+        Some(volume) => objects.get(Kind::PersistentVolume, "", volume),
+        None => objects.all(Kind::PersistentVolume).find(is_kept_for),
+    };
+    match volume {
+        Some(volume) => volume["spec"]["nodeAffinity"].is_null(),
+        None => !waits_for_consumer(objects, claim),
+    }
+}
+
+/// Whether a claim is bound only when a pod uses it.
+pub fn waits_for_consumer(objects: &Objects, claim: &Value) -> bool {
+    let class = claim["spec"]["storageClassName"].as_str();
+    let class = class.and_then(|class| objects.get(Kind::StorageClass, "", class));
+    class.is_some_and(|class| class["volumeBindingMode"] == "WaitForFirstConsumer")
 }
 
 /// Whether some claim of these volumes exists and is not bound.
@@ -95,10 +114,10 @@ pub fn missing_claim(objects: &Objects, owner: &Value, spec: &Value) -> Option<S
 }
 
 /// `status.volumeStatus` of a VMI.
-pub fn status(objects: &Objects, vmi: &Value) -> Value {
+pub fn status(objects: &Objects, vmi: &Value, launcher: &Value) -> Value {
     let of_volume = |volume: Volume<'_>| {
         let claim = claim(objects, vmi, volume)?;
-        Some(serde_json::json!({
+        let mut status = serde_json::json!({
             "name": volume.name,
             "target": "",
             "persistentVolumeClaimInfo": {
@@ -109,7 +128,14 @@ pub fn status(objects: &Objects, vmi: &Value) -> Value {
                 "requests": claim["spec"]["resources"]["requests"],
                 "filesystemOverhead": "0.06",
             },
-        }))
+        });
+        if volume.hotplugged {
+            let pod = crate::hotplug::pod_of(objects, launcher, volume.name);
+            status["hotplugVolume"] = serde_json::json!({
+                "attachPodName": pod.map(name), "attachPodUID": pod.map(uid),
+            });
+        }
+        Some(status)
     };
     let mut all: Vec<_> = of(&vmi["spec"]).filter_map(of_volume).collect();
     all.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
@@ -118,7 +144,31 @@ pub fn status(objects: &Objects, vmi: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn locks_are_believed_only_on_what_is_tied_to_a_node() {
+        let claim = json!({"metadata": {"namespace": "n", "name": "c"}, "spec": {"storageClassName": "s"}});
+        let mut objects = Objects::default();
+        let mut class =
+            json!({"kind": "StorageClass", "metadata": {"name": "s"}, "volumeBindingMode": "Immediate"});
+        objects.put(class.clone());
+        assert!(has_no_lock(&objects, &claim));
+        class["volumeBindingMode"] = json!("WaitForFirstConsumer");
+        objects.put(class);
+        assert!(!has_no_lock(&objects, &claim));
+        let mut volume = json!({
+            "kind": "PersistentVolume", "metadata": {"name": "v"},
+            "spec": {"claimRef": {"namespace": "n", "name": "c"}},
+        });
+        objects.put(volume.clone());
+        assert!(has_no_lock(&objects, &claim));
+        volume["spec"]["nodeAffinity"] = json!({"required": {}});
+        objects.put(volume);
+        assert!(!has_no_lock(&objects, &claim));
+    }
 
     #[test]
     fn sizes_as_people_write_them() {

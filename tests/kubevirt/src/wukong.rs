@@ -27,6 +27,7 @@ use crate::names::WUKONG_FINALIZER;
 use crate::objects::{
     Kind, Objects, add_finalizer, is_deleting, list, name, namespace, phase, remove_finalizer, uid,
 };
+use crate::volumes::waits_for_consumer;
 
 const AGAIN: SignedDuration = SignedDuration::from_secs(10);
 const AGAIN_AFTER_ERROR: SignedDuration = SignedDuration::from_secs(30);
@@ -170,12 +171,6 @@ fn disks(objects: &Objects, wukong: &Value) -> (Vec<Change>, bool) {
 
 fn claim_name(wukong: &Value, disk: &Value) -> String {
     format!("{}-{}", name(wukong), disk["name"].as_str().unwrap_or_default())
-}
-
-fn waits_for_consumer(objects: &Objects, claim: &Value) -> bool {
-    let class = claim["spec"]["storageClassName"].as_str();
-    let class = class.and_then(|class| objects.get(Kind::StorageClass, "", class));
-    class.is_some_and(|class| class["volumeBindingMode"] == "WaitForFirstConsumer")
 }
 
 /// The whole of it: affinity, eviction strategy, firmware, templates and whatever else stood there is gone.

@@ -12,14 +12,16 @@ use crate::bed::Bed;
 /// A VM on a local disk of n2, and one on the network, run there when its power goes.
 pub fn lose_power(bed: &Bed) -> Result<()> {
     let local = Vm::new("local").claim("root", "local-path").on_node("n2");
+    let untouched = Vm::new("untouched").claim("root", "local-path").on_node("n2");
     let network = Vm::new("network").claim("root", NETWORK_CLASS).preferring_node("n2");
-    bed.apply(&[local.objects(), network.objects()].concat())?;
-    bed.wait_vm("local", "Running")?;
-    bed.wait_vm("network", "Running")?;
+    bed.apply(&[local.objects(), untouched.objects(), network.objects()].concat())?;
+    for name in ["local", "untouched", "network"] {
+        bed.wait_vm(name, "Running")?;
+    }
     let vmi = bed.get("vmi", "local")?;
     ensure!(vmi["status"]["nodeName"] == "n2", "{}", vmi["status"]);
     ensure!(vmi["status"]["volumeStatus"][0]["persistentVolumeClaimInfo"]["claimName"] == "local-root");
-    for claim in ["local-root", "network-root"] {
+    for claim in ["local-root", "untouched-root", "network-root"] {
         bed.wait_disk(claim, "it writes", |disk| disk.records.len() > 5)?;
     }
 
@@ -65,11 +67,16 @@ pub fn nobody_acts_on_lost_power(bed: &Bed) -> Result<()> {
     bed.cluster.power_on("n2")?;
     bed.cluster.wait_ready("n2")?;
     bed.wait_vm("local", "ErrorUnschedulable")?;
-    let before = bed.disk("local-root")?;
+    bed.wait_vm("untouched", "ErrorUnschedulable")?;
+    let names = ["local-root", "untouched-root"];
+    let before = names.map(|claim| bed.disk(claim));
     bed.uncordon("n2")?;
+    for (claim, before) in names.iter().zip(before) {
+        let now = bed.wait_disk(claim, "it goes on", |disk| disk.runs.len() > 1)?;
+        ensure!(now.continues(&before?).is_empty(), "{now}");
+    }
     bed.wait_vm("local", "Running")?;
-    let now = bed.wait_disk("local-root", "it goes on", |disk| disk.runs.len() > 1)?;
-    ensure!(now.continues(&before).is_empty(), "{now}");
+    bed.wait_vm("untouched", "Running")?;
     Ok(())
 }
 

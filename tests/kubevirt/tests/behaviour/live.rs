@@ -1,8 +1,8 @@
 //! What nobody may act during: a live migration in flight, and a pause.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use somersault_test_kubevirt::builders::{Vm, live_migration};
+use somersault_test_kubevirt::builders::{Vm, claim, live_migration};
 use somersault_test_kubevirt::{HOLD, NETWORK_CLASS, PAUSE};
 
 use crate::bed::Bed;
@@ -26,7 +26,22 @@ pub fn migrating_and_paused(bed: &Bed) -> Result<()> {
     let disk = bed.disk("live-root")?;
     ensure!(disk.faults.is_empty() && disk.runs.len() == 1, "{disk}");
 
+    hotplugged(bed)?;
     bed.patch("vmi", "live", &json!({"metadata": {"annotations": {PAUSE: "true"}}}))?;
     bed.wait_vm("live", "Paused")?;
     bed.delete("vm", "live")
+}
+
+fn hotplugged(bed: &Bed) -> Result<()> {
+    bed.apply(&[claim("default", "extra", NETWORK_CLASS)])?;
+    let mut volumes = bed.get("vmi", "live")?["spec"]["volumes"].clone();
+    let extra =
+        json!({"name": "extra", "persistentVolumeClaim": {"claimName": "extra", "hotpluggable": true}});
+    volumes.as_array_mut().context("volumes")?.push(extra);
+    bed.patch("vmi", "live", &json!({"spec": {"volumes": volumes}}))?;
+    let pod = bed.wait("vmi", "live", "the hotplug pod is named", |vmi| {
+        let mut volumes = vmi["status"]["volumeStatus"].as_array()?.iter();
+        volumes.find_map(|volume| volume["hotplugVolume"]["attachPodName"].as_str().map(str::to_owned))
+    })?;
+    bed.wait("pod", &pod, "Running", |pod| (pod["status"]["phase"] == "Running").then_some(()))
 }
