@@ -30,6 +30,8 @@ pub struct Admin {
     pub turned: watch::Receiver<BootTime>,
     /// Whether we lead.
     pub epoch: Epoch,
+    /// Whether a follower is of use.
+    pub is_warm: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Counts.
     pub metrics: Arc<Metrics>,
 }
@@ -56,6 +58,7 @@ async fn healthz(State(admin): State<Admin>) -> (StatusCode, String) {
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     match admin.epoch.current() {
         Some(_) => (StatusCode::OK, "leading\n"),
+        None if (admin.is_warm)() => (StatusCode::OK, "following\n"),
         None => (StatusCode::SERVICE_UNAVAILABLE, "not leading\n"),
     }
 }

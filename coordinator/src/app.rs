@@ -155,7 +155,8 @@ impl<C: Cluster> App<C> {
             publish::watch_fleet(cluster.snapshots(), seen, policy, Arc::clone(&metrics), stop.clone());
         parts.spawn(quiet("fleet watch", watch_fleet));
         parts.spawn(serve_agents(agents, tls, inbox, Arc::clone(&metrics), stop.clone()));
-        let admin = Admin { clock, turned: last_turn, epoch, metrics };
+        let is_warm = Arc::new(move || cluster.is_warm());
+        let admin = Admin { clock, turned: last_turn, epoch, is_warm, metrics };
         let stop = stop.clone();
         parts.spawn(async move {
             let ended = admin::serve(operators, admin, stop).await;

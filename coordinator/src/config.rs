@@ -19,9 +19,21 @@ const POLICY_BYTES_MAX: u64 = 256 * 1024;
 #[derive(Debug, Parser)]
 #[command(name = "somersault-coordinator", version)]
 pub struct Args {
-    /// Where the cluster's objects are: `dir:PATH`, a folder of manifests.
-    #[arg(long, env = "SOMERSAULT_CLUSTER")]
+    /// Where the cluster's objects are: `kube`, an API server, or `dir:PATH`, a folder of manifests.
+    #[arg(long, env = "SOMERSAULT_CLUSTER", default_value = "kube")]
     pub cluster: ClusterPlace,
+
+    /// With `kube`: context of the kubeconfig; else the pod's own account, else the current context.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// With `kube`: the coordinator's own namespace, where its Lease is; else the pod's, or the context's.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// With `kube`: how people know this process, in the Lease and in Events; else the host's name.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub instance: Option<String>,
 
     /// Where agents connect (mutual TLS).
     #[arg(long, env = "SOMERSAULT_LISTEN", default_value = "0.0.0.0:7443")]
@@ -51,6 +63,8 @@ pub struct Args {
 /// Where the cluster's objects are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClusterPlace {
+    /// A real API server.
+    Kube,
     /// A folder of manifests.
     Directory(PathBuf),
 }
@@ -59,9 +73,10 @@ impl FromStr for ClusterPlace {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("dir:") {
-            Some("") | None => Err("expected dir:PATH, with the folder of the manifests".to_owned()),
-            Some(path) => Ok(Self::Directory(PathBuf::from(path))),
+        match (text, text.strip_prefix("dir:")) {
+            ("kube", _) => Ok(Self::Kube),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::Directory(PathBuf::from(path))),
+            _ => Err("expected kube, or dir:PATH with the folder of the manifests".to_owned()),
         }
     }
 }

@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_coordinator_core::io::Prober as AskedBy;
+use somersault_coordinator_core::fleet::Fleet;
+use somersault_coordinator_core::io::{Prober as AskedBy, Requests};
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 use somersault_coordinator_core::{BootTime, Coordinator, Effect, Input};
@@ -71,6 +72,8 @@ pub struct Driver<C> {
     agents: Agents,
     peers: PeerProbes,
     epoch: Option<u64>,
+    /// The fleet that the core knows.
+    fleet: Option<Arc<Fleet>>,
     /// The kubelets' Leases as last read.
     renewals: BTreeMap<NodeName, String>,
     view_due: BootTime,
@@ -86,6 +89,7 @@ impl<C: Cluster> Driver<C> {
             agents: Agents::default(),
             peers: PeerProbes::default(),
             epoch: None,
+            fleet: None,
             renewals: BTreeMap::new(),
             view_due: BootTime::ZERO,
             orders_due: BootTime::ZERO,
@@ -185,8 +189,12 @@ impl<C: Cluster> Driver<C> {
 
     fn take_snapshot(&mut self) {
         let snapshot = Arc::clone(&self.parts.snapshots.borrow_and_update());
-        self.step(Input::Fleet(Box::new(snapshot.fleet.clone())));
-        self.step(Input::Requests(Box::new(snapshot.requests.clone())));
+        // Most snapshots of a large cluster differ in the kubelets' Leases only.
+        if !self.fleet.as_ref().is_some_and(|taken| Arc::ptr_eq(taken, &snapshot.fleet)) {
+            self.fleet = Some(Arc::clone(&snapshot.fleet));
+            self.step(Input::Fleet(Box::new(Fleet::clone(&snapshot.fleet))));
+            self.step(Input::Requests(Box::new(Requests::clone(&snapshot.requests))));
+        }
         let before = std::mem::replace(&mut self.renewals, snapshot.kubelet_renewals.clone());
         for (node, renewed) in &snapshot.kubelet_renewals {
             // What was there when we first looked may be as old as it likes: only a change tells.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use somersault_coordinator::app::App;
+use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::directory::Directory;
+use somersault_coordinator::cluster::kube::{Access, Kube};
 use somersault_coordinator::config::{Args, ClusterPlace, Config, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,22 +33,40 @@ async fn main() -> ExitCode {
 
 async fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::load(args)?;
-    let ClusterPlace::Directory(folder) = &args.cluster;
-    let cluster =
-        Directory::open(folder).with_context(|| format!("cannot open --cluster dir:{}", folder.display()))?;
-
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
-    let app = App::bind(Arc::new(cluster), config).await?;
+    match &args.cluster {
+        ClusterPlace::Directory(folder) => {
+            let cluster = Directory::open(folder)
+                .with_context(|| format!("cannot open --cluster dir:{}", folder.display()))?;
+            serve(App::bind(Arc::new(cluster), config).await?, stop).await
+        }
+        ClusterPlace::Kube => {
+            let cluster = Arc::new(Kube::open(&access(args)).await?);
+            let app = App::bind(Arc::clone(&cluster), config).await?;
+            let served = serve(app, stop).await;
+            // Nothing is in hand any more: the next leader need not wait for the lease to run out.
+            cluster.step_down().await;
+            served
+        }
+    }
+}
+
+async fn serve<C: Cluster>(app: App<C>, stop: CancellationToken) -> anyhow::Result<()> {
     tracing::info!(
         agents = %app.agents_address()?,
         operators = %app.operators_address()?,
-        cluster = %folder.display(),
         "coordinator started"
     );
     app.run(stop).await?;
     tracing::info!("coordinator stopped");
     Ok(())
+}
+
+fn access(args: &Args) -> Access {
+    let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let instance = args.instance.clone().or_else(host).unwrap_or_else(|| "coordinator".to_owned());
+    Access { context: args.context.clone(), namespace: args.namespace.clone(), instance }
 }
 
 fn start_logs(format: LogFormat) {

@@ -84,7 +84,7 @@ impl FakeCluster {
             (NodeName::from(*name), node)
         };
         let fleet = Fleet { nodes: nodes.iter().map(node).collect::<BTreeMap<_, _>>(), ..Fleet::default() };
-        let snapshots = watch::channel(Arc::new(Snapshot { fleet, ..Snapshot::default() })).0;
+        let snapshots = watch::channel(Arc::new(Snapshot { fleet: fleet.into(), ..Snapshot::default() })).0;
         Arc::new(Self {
             log: Log::default(),
             commit_takes,

@@ -74,7 +74,7 @@ impl World {
         };
         problems.sort();
         problems.dedup();
-        let mut fleet = snapshot.fleet;
+        let mut fleet = std::sync::Arc::unwrap_or_clone(snapshot.fleet);
         fleet.reports = healths
             .iter()
             .filter_map(|(node, health)| Some((node.clone(), reports::report(health.status.as_ref()?)?)))

@@ -27,10 +27,10 @@ use self::manifest::ObjectId;
 /// The cluster as last read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// Its objects.
-    pub fleet: Fleet,
-    /// What people ask for.
-    pub requests: Requests,
+    /// Its objects. Shared with the snapshot before where none of them changed.
+    pub fleet: Arc<Fleet>,
+    /// What people ask for; shared likewise.
+    pub requests: Arc<Requests>,
     /// `spec.renewTime` of each kubelet's Lease. Only a change of it tells something: it is the reading of
     /// another host's clock, and is never compared with ours.
     pub kubelet_renewals: BTreeMap<NodeName, String>,
@@ -57,6 +57,12 @@ pub struct Problem {
 pub trait Cluster: Send + Sync + 'static {
     /// The newest snapshot; changed whenever an object changed.
     fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>>;
+
+    /// Whether a follower is of use: it has read the whole cluster, and agents beat to it too. Where nobody but the
+    /// leader is of use, never.
+    fn is_warm(&self) -> bool {
+        false
+    }
 
     /// Performs an action. Idempotent; a broken precondition is an error that retrying does not mend.
     fn act(&self, action: &Action) -> impl Future<Output = Result<(), ClusterError>> + Send;

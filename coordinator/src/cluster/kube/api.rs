@@ -368,7 +368,7 @@ fn dynamic(id: &ObjectId, object: &Value) -> Result<DynamicObject, ClusterError>
 }
 
 /// Waits for an answer, and tells what it means.
-async fn call<T>(
+pub(super) async fn call<T>(
     id: &ObjectId,
     request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, ClusterError> {

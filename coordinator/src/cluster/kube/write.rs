@@ -27,6 +27,11 @@ impl Writer {
         Self { api, known: Mutex::default(), shown: Mutex::default() }
     }
 
+    /// The API server.
+    pub(super) fn api(&self) -> &Api {
+        &self.api
+    }
+
     /// Performs an action.
     pub async fn act(&self, action: &Action) -> Result<(), ClusterError> {
         act::perform(&self.api, action).await

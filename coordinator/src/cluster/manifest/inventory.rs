@@ -109,6 +109,31 @@ impl Inventory {
         }
     }
 
+    /// Takes an object out, and what was wrong with it.
+    pub fn remove(&mut self, id: &ObjectId) {
+        let name = NodeName(id.name.clone());
+        match id.kind.as_str() {
+            "Node" => drop(self.nodes.remove(&name)),
+            "PersistentVolume" => drop(self.volumes.remove(&VolumeName(id.name.clone()))),
+            "PersistentVolumeClaim" => drop(self.claims.remove(&id.key())),
+            "StorageClass" => drop(self.classes.remove(&id.name)),
+            "Pod" => drop(self.pods.remove(&id.key())),
+            "Lease" => drop(self.leases.remove(&name)),
+            "VirtualMachine" => drop(self.vms.remove(&id.key())),
+            "VirtualMachineInstance" => drop(self.instances.remove(&id.key())),
+            "VirtualMachineInstanceMigration" => drop(self.live_migrations.remove(&id.key())),
+            "DataVolume" => drop(self.data_volumes.remove(&id.key())),
+            "Wukong" => drop(self.wukongs.remove(&id.key())),
+            "NodeHealth" => drop(self.node_healths.remove(&name)),
+            "VolumeMigration" => drop(self.migrations.remove(&id.key())),
+            "Evacuation" => drop(self.evacuations.remove(&id.name)),
+            "RecoveryPolicy" => drop(self.policies.remove(&id.name)),
+            _ => {}
+        }
+        let object = id.to_string();
+        self.problems.retain(|problem| problem.object != object);
+    }
+
     fn add_volume(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
         let object: core::PersistentVolume = typed(value).map_err(|e| place.problem(&e))?;
         let volume = convert::volume(&object, value).map_err(|e| place.problem(&e))?;
@@ -148,7 +173,13 @@ impl Inventory {
             Some((name.clone(), renewed.0.to_string()))
         });
         let generations = self.generations();
-        Snapshot { fleet, requests, kubelet_renewals: renewals.collect(), generations, problems }
+        Snapshot {
+            fleet: fleet.into(),
+            requests: requests.into(),
+            kubelet_renewals: renewals.collect(),
+            generations,
+            problems,
+        }
     }
 
     fn generations(&self) -> BTreeMap<ObjectId, i64> {

@@ -1,0 +1,324 @@
+//! Joins what the watches tell into snapshots, on a thread of its own: a large cluster's join takes a while.
+//!
+//! ```text
+//!   watches ──► one object at a time: changed at all? ──► inventory ─┐ at once when it was quiet,
+//!                        └─ only a kubelet's Lease ──────────────────┤ else when the gap is over
+//!                                                                    ▼
+//!                                                         snapshot, once every kind was read
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use somersault_coordinator_core::names::NodeName;
+use somersault_crd::recovery_policy::POLICY_NAME;
+use tokio::sync::{mpsc, watch};
+
+use super::kinds::{WATCHED, fingerprint};
+use super::watch::Told;
+use crate::cluster::Snapshot;
+use crate::cluster::manifest::{Inventory, ObjectId};
+
+/// Between two joins: short beside the second in which a node is declared at the earliest.
+const GAP_MIN: Duration = Duration::from_millis(100);
+/// And at least this many times what the last join took, so that a large cluster in motion costs a fifth of a core.
+const GAP_TIMES: u32 = 5;
+/// What lies in front of the join before the watches wait. An object has a few KiB.
+pub(super) const WAITING_MAX: usize = 1_024;
+
+/// Where snapshots and policies go.
+pub(super) struct Outlets {
+    /// The newest snapshot.
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Whether every kind was read.
+    pub synced: watch::Sender<bool>,
+    /// `spec` of the one policy that counts, as it is; `None` where there is none.
+    pub policy: watch::Sender<Option<Value>>,
+}
+
+/// Joins until the watches are gone.
+pub(super) fn run(mut told: mpsc::Receiver<Told>, outlets: &Outlets) {
+    let mut collector = Collector::default();
+    let (mut joined_at, mut gap) = (Instant::now(), Duration::ZERO);
+    while let Some(first) = told.blocking_recv() {
+        collector.take(first);
+        drain(&mut told, &mut collector);
+        if let Some(rest) = gap.checked_sub(joined_at.elapsed()) {
+            std::thread::sleep(rest);
+            drain(&mut told, &mut collector);
+        }
+        let began = Instant::now();
+        collector.publish(outlets);
+        joined_at = Instant::now();
+        gap = GAP_MIN.max((joined_at - began) * GAP_TIMES);
+    }
+}
+
+fn drain(told: &mut mpsc::Receiver<Told>, collector: &mut Collector) {
+    while let Ok(next) = told.try_recv() {
+        collector.take(next);
+    }
+}
+
+/// Everything that was told, and what has changed since it was last published.
+struct Collector {
+    inventory: Inventory,
+    /// Of each object, so that one that did not change changes nothing.
+    prints: HashMap<ObjectId, u64>,
+    renewals: BTreeMap<NodeName, String>,
+    policy: Option<Value>,
+    /// Objects of the lists that are under way.
+    lists: BTreeMap<&'static str, HashSet<ObjectId>>,
+    /// Kinds that were not read to their end yet.
+    unread: BTreeSet<&'static str>,
+    fleet_changed: bool,
+    renewals_changed: bool,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        Self {
+            inventory: Inventory::default(),
+            prints: HashMap::new(),
+            renewals: BTreeMap::new(),
+            policy: None,
+            lists: BTreeMap::new(),
+            unread: WATCHED.iter().map(|kind| kind.name).collect(),
+            fleet_changed: true,
+            renewals_changed: false,
+        }
+    }
+}
+
+impl Collector {
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Begin(kind) => {
+                self.lists.insert(kind, HashSet::new());
+            }
+            Told::Is(kind, object) => match ObjectId::of(&object) {
+                Ok(id) => {
+                    if let Some(listed) = self.lists.get_mut(kind) {
+                        listed.insert(id.clone());
+                    }
+                    self.put(id, &object);
+                }
+                Err(why) => tracing::warn!(kind, why, "an object without a name that can be used"),
+            },
+            Told::Gone(object) => {
+                if let Ok(id) = ObjectId::of(&object) {
+                    self.remove(&id);
+                }
+            }
+            Told::Complete(kind) => {
+                let listed = self.lists.remove(kind).unwrap_or_default();
+                self.remove_all_but(kind, &listed);
+            }
+            Told::Absent(kind) => self.remove_all_but(kind, &HashSet::new()),
+        }
+    }
+
+    fn put(&mut self, id: ObjectId, object: &Value) {
+        if id.kind == "Lease" {
+            let renewed = object["spec"]["renewTime"].as_str().unwrap_or_default();
+            let before = self.renewals.insert(NodeName(id.name.clone()), renewed.to_owned());
+            self.renewals_changed |= before.is_none_or(|before| before != renewed);
+            self.prints.insert(id, 0);
+            return;
+        }
+        let print = fingerprint(object);
+        if self.prints.insert(id.clone(), print) == Some(print) {
+            return;
+        }
+        if is_the_policy(&id) {
+            self.policy = Some(object["spec"].clone());
+        }
+        self.inventory.remove(&id);
+        self.inventory.add(API_SERVER, 0, &id, object);
+        self.fleet_changed = true;
+    }
+
+    fn remove(&mut self, id: &ObjectId) {
+        if self.prints.remove(id).is_none() {
+            return;
+        }
+        if id.kind == "Lease" {
+            self.renewals.remove(&NodeName(id.name.clone()));
+            self.renewals_changed = true;
+            return;
+        }
+        if is_the_policy(id) {
+            self.policy = None;
+        }
+        self.inventory.remove(id);
+        self.fleet_changed = true;
+    }
+
+    /// What a complete list does not have was deleted while nobody watched.
+    fn remove_all_but(&mut self, kind: &'static str, listed: &HashSet<ObjectId>) {
+        let gone = self.prints.keys().filter(|id| id.kind == kind && !listed.contains(*id));
+        for id in gone.cloned().collect::<Vec<_>>() {
+            self.remove(&id);
+        }
+        self.unread.remove(kind);
+    }
+
+    /// Publishes what has changed. Before every kind was read there is nothing to see: half a cluster looks like one
+    /// that has lost the other half.
+    fn publish(&mut self, outlets: &Outlets) {
+        // A list under way may be about to bring back what a cut watch has missed, but takes nothing away yet.
+        if !self.unread.is_empty() {
+            return;
+        }
+        outlets.policy.send_if_modified(|policy| {
+            let changed = *policy != self.policy;
+            policy.clone_from(&self.policy);
+            changed
+        });
+        if self.fleet_changed {
+            let mut snapshot = self.inventory.snapshot();
+            snapshot.kubelet_renewals.clone_from(&self.renewals);
+            outlets.snapshots.send_replace(Arc::new(snapshot));
+        } else if self.renewals_changed {
+            outlets.snapshots.send_modify(|snapshot| {
+                let renewed =
+                    Snapshot { kubelet_renewals: self.renewals.clone(), ..Snapshot::clone(snapshot) };
+                *snapshot = Arc::new(renewed);
+            });
+        }
+        (self.fleet_changed, self.renewals_changed) = (false, false);
+        outlets.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+    }
+}
+
+/// Where an object comes from, for people.
+const API_SERVER: &str = "API server";
+
+fn is_the_policy(id: &ObjectId) -> bool {
+    id.kind == "RecoveryPolicy" && id.name == POLICY_NAME
+}
+
+#[cfg(test)]
+mod tests {
+    //! Shows what becomes of events: nothing half-read is seen, nothing deleted stays, nothing unchanged costs a join.
+
+    use serde_json::json;
+
+    use super::*;
+
+    struct Bench {
+        collector: Collector,
+        outlets: Outlets,
+    }
+
+    fn node(name: &str, ready: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+    }
+
+    fn lease(name: &str, renewed: &str) -> Value {
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": name, "namespace": "kube-node-lease"}, "spec": {"renewTime": renewed}})
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let outlets = Outlets {
+                snapshots: watch::channel(Arc::default()).0,
+                synced: watch::channel(false).0,
+                policy: watch::channel(None).0,
+            };
+            Self { collector: Collector::default(), outlets }
+        }
+
+        fn read() -> Self {
+            let mut bench = Self::new();
+            bench.tell([Told::Begin("Node"), Told::Is("Node", node("n1", "True"))]);
+            bench.tell(WATCHED.iter().map(|kind| Told::Complete(kind.name)));
+            bench
+        }
+
+        fn tell(&mut self, told: impl IntoIterator<Item = Told>) {
+            told.into_iter().for_each(|told| self.collector.take(told));
+            self.collector.publish(&self.outlets);
+        }
+
+        fn snapshot(&self) -> Arc<Snapshot> {
+            Arc::clone(&self.outlets.snapshots.borrow())
+        }
+
+        fn nodes(&self) -> Vec<String> {
+            self.snapshot().fleet.nodes.keys().map(ToString::to_string).collect()
+        }
+    }
+
+    #[test]
+    fn nothing_is_seen_before_every_kind_was_read() {
+        let mut bench = Bench::new();
+        bench.tell([Told::Begin("Node"), Told::Is("Node", node("n1", "True"))]);
+        let (last, rest) = WATCHED.split_last().expect("kinds");
+        bench.tell(rest.iter().map(|kind| Told::Complete(kind.name)));
+        assert!(!*bench.outlets.synced.borrow());
+        assert_eq!(bench.nodes(), [""; 0]);
+        bench.tell([Told::Absent(last.name)]);
+        assert!(*bench.outlets.synced.borrow());
+        assert_eq!(bench.nodes(), ["n1"]);
+    }
+
+    #[test]
+    fn what_a_new_list_does_not_have_is_gone_when_it_is_complete_and_not_before() {
+        let mut bench = Bench::read();
+        bench.tell([Told::Is("Node", node("n2", "True"))]);
+        assert_eq!(bench.nodes(), ["n1", "n2"]);
+        bench.tell([Told::Begin("Node"), Told::Is("Node", node("n3", "True"))]);
+        assert_eq!(bench.nodes(), ["n1", "n2", "n3"]);
+        bench.tell([Told::Complete("Node")]);
+        assert_eq!(bench.nodes(), ["n3"]);
+        bench.tell([Told::Gone(node("n3", "True"))]);
+        assert_eq!(bench.nodes(), [""; 0]);
+    }
+
+    #[test]
+    fn a_kubelets_lease_leaves_the_fleet_as_it_is() {
+        let mut bench = Bench::read();
+        let before = bench.snapshot();
+        bench.tell([Told::Is("Lease", lease("n1", "12:00"))]);
+        bench.tell([Told::Is("Node", node("n1", "True"))]);
+        let after = bench.snapshot();
+        assert_eq!(after.kubelet_renewals[&NodeName::from("n1")], "12:00");
+        assert!(Arc::ptr_eq(&before.fleet, &after.fleet), "joined for a Lease, or for an unchanged node");
+        bench.tell([Told::Is("Node", node("n1", "False"))]);
+        let joined = bench.snapshot();
+        assert!(!joined.fleet.nodes[&NodeName::from("n1")].ready);
+        assert_eq!(joined.kubelet_renewals, after.kubelet_renewals);
+    }
+
+    #[test]
+    fn an_object_that_was_mended_is_no_problem_any_more() {
+        let mut bench = Bench::read();
+        let mut broken = node("n2", "True");
+        broken["spec"] = json!({"taints": "none"});
+        bench.tell([Told::Is("Node", broken)]);
+        assert_eq!(bench.snapshot().problems.len(), 1);
+        bench.tell([Told::Is("Node", node("n2", "True"))]);
+        assert_eq!(bench.snapshot().problems, []);
+        assert_eq!(bench.nodes(), ["n1", "n2"]);
+    }
+
+    #[test]
+    fn only_the_policy_that_counts_is_told() {
+        let mut bench = Bench::read();
+        let policy = |name: &str| {
+            json!({"apiVersion": "somersault.novasphere.dev/v1alpha1", "kind": "RecoveryPolicy",
+                "metadata": {"name": name}, "spec": {"profile": "Fast"}})
+        };
+        bench.tell([Told::Is("RecoveryPolicy", policy("other"))]);
+        assert_eq!(*bench.outlets.policy.borrow(), None);
+        bench.tell([Told::Is("RecoveryPolicy", policy("default"))]);
+        assert_eq!(*bench.outlets.policy.borrow(), Some(json!({"profile": "Fast"})));
+        bench.tell([Told::Gone(policy("default"))]);
+        assert_eq!(*bench.outlets.policy.borrow(), None);
+    }
+}

@@ -1,0 +1,214 @@
+//! Who leads, by the algorithm of client-go (`tools/leaderelection`): decided here, done in [`super::lead`].
+//!
+//! ```text
+//!                    free, released, or unchanged for the lease's length by our own clock
+//!   Follower ──────────────────────────────────────────────────────────────────────────────► writes its name
+//!      ▲                                                                                         │ stored
+//!      │  not renewed for the renew deadline, or somebody else's name                            ▼
+//!      └──────────────────────────────────────────────────────────────────────────────────── Leader: renews
+//! ```
+//!
+//! No clock of another host is read: what counts is when *we* saw the Lease change. A leader counts from when it *sent*
+//! its last renewal and gives up before anybody else may take over, as long as no clock runs faster than another by
+//! the ratio of lease to renew deadline.
+
+use std::time::Duration;
+
+use somersault_coordinator_core::BootTime;
+
+/// How long the steps take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times {
+    /// A candidate takes over after no change for this long.
+    pub lease: Duration,
+    /// The leader gives up after no renewal for this long.
+    pub renew: Duration,
+}
+
+/// The Lease, as read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// `resourceVersion`: changes with every renewal.
+    pub version: String,
+    /// Whose name is in it; empty when it was given back.
+    pub holder: String,
+}
+
+/// What to do with the Lease now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing: somebody leads.
+    Wait,
+    /// Write our name, if it is still as read: a new epoch.
+    Acquire,
+    /// Write our name again, if it is still as read.
+    Renew,
+    /// Somebody else's name is in it: we lead no more.
+    StepDown,
+}
+
+/// One candidate.
+#[derive(Clone, Debug)]
+pub(super) struct Election {
+    identity: String,
+    times: Times,
+    last: Option<(Seen, BootTime)>,
+    /// When the last renewal that was stored had been sent.
+    renewed: Option<BootTime>,
+}
+
+impl Election {
+    /// A candidate that has seen nothing.
+    pub fn new(identity: String, times: Times) -> Self {
+        Self { identity, times, last: None, renewed: None }
+    }
+
+    /// The Lease was read; it was asked for at `asked`. `None` where there is none.
+    pub fn look(&mut self, asked: BootTime, now: BootTime, seen: Option<Seen>) -> Step {
+        let Some(seen) = seen else {
+            // Whoever deletes the Lease ends the term: nobody can renew what is not there.
+            return if self.leads(now) { Step::StepDown } else { Step::Acquire };
+        };
+        let is_ours = seen.holder == self.identity;
+        if self.leads(now) {
+            return if is_ours { Step::Renew } else { Step::StepDown };
+        }
+        // Timed by when the answer came, which is not before the change was made.
+        let since = match &self.last {
+            Some((last, since)) if *last == seen => *since,
+            _ => now,
+        };
+        let is_free = seen.holder.is_empty() || is_ours;
+        self.last = Some((seen, since));
+        // Counted up to when we asked: the holder may have renewed while the answer was under way.
+        if is_free || asked.saturating_sub(since) > self.times.lease { Step::Acquire } else { Step::Wait }
+    }
+
+    /// Our name is stored; the request was sent at `sent`.
+    pub fn stored(&mut self, sent: BootTime) {
+        self.renewed = Some(sent);
+        self.last = None;
+    }
+
+    /// Our name may be stored or not, or somebody was faster: neither makes us lead, nor ends a term at once.
+    pub fn leads(&self, now: BootTime) -> bool {
+        self.deadline().is_some_and(|deadline| now < deadline)
+    }
+
+    /// When our term ends if nothing is stored until then.
+    pub fn deadline(&self) -> Option<BootTime> {
+        self.renewed.map(|renewed| renewed + self.times.renew)
+    }
+
+    /// The term is over.
+    pub fn step_down(&mut self) {
+        self.renewed = None;
+        self.last = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TIMES: Times = Times { lease: Duration::from_secs(15), renew: Duration::from_secs(10) };
+
+    fn at(seconds: u64) -> BootTime {
+        BootTime::from(Duration::from_secs(seconds))
+    }
+
+    fn seen(version: &str, holder: &str) -> Option<Seen> {
+        Some(Seen { version: version.to_owned(), holder: holder.to_owned() })
+    }
+
+    fn candidate() -> Election {
+        Election::new("a".to_owned(), TIMES)
+    }
+
+    #[test]
+    fn an_absent_or_released_lease_is_taken_at_once() {
+        assert_eq!(candidate().look(at(1), at(1), None), Step::Acquire);
+        assert_eq!(candidate().look(at(1), at(1), seen("1", "")), Step::Acquire);
+    }
+
+    #[test]
+    fn a_silent_leader_is_replaced_after_the_lease_by_our_own_clock() {
+        let mut election = candidate();
+        assert_eq!(election.look(at(1), at(1), seen("1", "b")), Step::Wait);
+        assert_eq!(election.look(at(16), at(16), seen("1", "b")), Step::Wait);
+        assert_eq!(election.look(at(17), at(17), seen("2", "b")), Step::Wait, "it renewed");
+        assert_eq!(election.look(at(32), at(32), seen("2", "b")), Step::Wait);
+        assert_eq!(election.look(at(30), at(60), seen("2", "b")), Step::Wait, "asked too early");
+        assert_eq!(election.look(at(33), at(33), seen("2", "b")), Step::Acquire);
+    }
+
+    #[test]
+    fn a_leader_that_cannot_renew_gives_up_before_anybody_takes_over() {
+        let mut election = candidate();
+        election.stored(at(10));
+        assert!(election.leads(at(19)));
+        assert!(!election.leads(at(20)));
+        assert_eq!(election.look(at(12), at(12), seen("2", "a")), Step::Renew);
+        assert_eq!(election.look(at(12), at(12), seen("3", "b")), Step::StepDown);
+        assert_eq!(election.look(at(12), at(12), None), Step::StepDown);
+    }
+
+    /// A candidate with a clock of its own speed, and what it will do next.
+    struct Process {
+        election: Election,
+        /// Thousandths of the true speed.
+        speed: u64,
+        /// True time until which it is stopped.
+        stopped: u64,
+    }
+
+    impl Process {
+        fn clock(&self, truth: u64) -> BootTime {
+            BootTime::from(Duration::from_micros(truth * self.speed))
+        }
+    }
+
+    proptest! {
+        /// Two candidates whose clocks differ by less than the ratio of lease to renew deadline, that are stopped now
+        /// and then and whose answers get lost: never do both lead.
+        #[test]
+        fn never_two_at_once(
+            speeds in [900_u64..1_100, 900..1_100],
+            turns in proptest::collection::vec((0..2_usize, 1..3_000_u64, any::<bool>(), any::<bool>(), 0..40_u64), 1..300),
+        ) {
+            let new = |name: &str, speed| Process {
+                election: Election::new(name.to_owned(), TIMES), speed, stopped: 0,
+            };
+            let mut both = [new("a", speeds[0]), new("b", speeds[1])];
+            let (mut lease, mut version, mut truth) = (None::<Seen>, 0_u64, 0_u64);
+            for (who, wait, arrives, answered, pause) in turns {
+                truth += wait;
+                let process = &mut both[who];
+                if truth >= process.stopped {
+                    let now = process.clock(truth);
+                    let step = process.election.look(now, now, lease.clone());
+                    match step {
+                        Step::Acquire | Step::Renew => {
+                            if arrives {
+                                version += 1;
+                                let holder = process.election.identity.clone();
+                                lease = Some(Seen { version: version.to_string(), holder });
+                                // The answer may come late: what counts is when the request was sent.
+                                process.stopped = truth + pause * 1_000;
+                                if answered {
+                                    process.election.stored(now);
+                                }
+                            }
+                        }
+                        Step::StepDown => process.election.step_down(),
+                        Step::Wait => {}
+                    }
+                }
+                let leading = both.iter().filter(|p| p.election.leads(p.clock(truth))).count();
+                prop_assert!(leading <= 1, "both lead at {truth} ms");
+            }
+        }
+    }
+}

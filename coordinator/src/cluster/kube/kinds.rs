@@ -1,0 +1,145 @@
+//! The kinds of objects that we watch: where the API server has them, which of them, and what of each.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::Value;
+
+/// A kind that we watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// Its name.
+    pub name: &'static str,
+    group: &'static str,
+    version: &'static str,
+    plural: &'static str,
+    /// One namespace only.
+    pub namespace: Option<&'static str>,
+    /// These labels only.
+    pub labels: Option<&'static str>,
+    /// May be missing, and appear or go later.
+    pub optional: bool,
+}
+
+const fn builtin(name: &'static str, group: &'static str, plural: &'static str) -> Kind {
+    Kind { name, group, version: "v1", plural, namespace: None, labels: None, optional: false }
+}
+
+const fn custom(
+    name: &'static str,
+    group: &'static str,
+    version: &'static str,
+    plural: &'static str,
+) -> Kind {
+    Kind { name, group, version, plural, namespace: None, labels: None, optional: true }
+}
+
+/// Ours. They come with us, but a person may apply the definitions after the coordinator.
+const fn own(name: &'static str, plural: &'static str) -> Kind {
+    custom(name, somersault_crd::GROUP, "v1alpha1", plural)
+}
+
+/// Everything that decisions are made of.
+pub(super) const WATCHED: [Kind; 18] = [
+    builtin("Node", "", "nodes"),
+    // The kubelets' only: every controller of a cluster has a Lease.
+    Kind { namespace: Some("kube-node-lease"), ..builtin("Lease", "coordination.k8s.io", "leases") },
+    builtin("PersistentVolume", "", "persistentvolumes"),
+    builtin("PersistentVolumeClaim", "", "persistentvolumeclaims"),
+    builtin("StorageClass", "storage.k8s.io", "storageclasses"),
+    builtin("CSIDriver", "storage.k8s.io", "csidrivers"),
+    builtin("VolumeAttachment", "storage.k8s.io", "volumeattachments"),
+    // A cluster has many more pods than VMs.
+    Kind { labels: Some("kubevirt.io in (virt-launcher, hotplug-disk)"), ..builtin("Pod", "", "pods") },
+    custom("VirtualMachine", "kubevirt.io", "v1", "virtualmachines"),
+    custom("VirtualMachineInstance", "kubevirt.io", "v1", "virtualmachineinstances"),
+    custom("VirtualMachineInstanceMigration", "kubevirt.io", "v1", "virtualmachineinstancemigrations"),
+    custom("DataVolume", "cdi.kubevirt.io", "v1beta1", "datavolumes"),
+    custom("VolumeSnapshot", "snapshot.storage.k8s.io", "v1", "volumesnapshots"),
+    custom("Wukong", "vm.novasphere.dev", "v1alpha1", "wukongs"),
+    own("NodeHealth", "nodehealths"),
+    own("VolumeMigration", "volumemigrations"),
+    own("Evacuation", "evacuations"),
+    own("RecoveryPolicy", "recoverypolicies"),
+];
+
+impl Kind {
+    /// As the client needs it.
+    pub fn resource(self) -> ApiResource {
+        let kind = GroupVersionKind::gvk(self.group, self.version, self.name);
+        ApiResource::from_gvk_with_plural(&kind, self.plural)
+    }
+}
+
+/// Takes out of an object what no decision looks at, and what changes at every touch or with every report of ours:
+/// it would be kept in memory and make the whole cluster be joined anew.
+pub(super) fn strip(object: &mut Value) {
+    let is_ours = object["kind"] == "NodeHealth";
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+        metadata.remove("resourceVersion");
+    }
+    if let Some(conditions) = object["status"]["conditions"].as_array_mut() {
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            // The kubelet's own sign of life, which its Lease has replaced.
+            condition.remove("lastHeartbeatTime");
+        }
+    }
+    if is_ours && let Some(status) = object["status"].as_object_mut() {
+        // What agents report comes from the agents.
+        for field in ["host", "roots", "volumes", "disks", "timeline", "conditions", "message", "since"] {
+            status.remove(field);
+        }
+    }
+}
+
+/// Tells whether an object differs from one seen before, without keeping either.
+pub(super) fn fingerprint(object: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    object.to_string().hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn print_of(mut object: Value) -> u64 {
+        strip(&mut object);
+        fingerprint(&object)
+    }
+
+    #[test]
+    fn a_touch_is_no_change_and_a_taint_is_one() {
+        let node = |version: &str, beat: &str, taints: Value| {
+            json!({
+                "kind": "Node",
+                "metadata": {"name": "n1", "resourceVersion": version, "managedFields": [{"time": beat}]},
+                "spec": {"taints": taints},
+                "status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": beat}]},
+            })
+        };
+        let first = print_of(node("1", "12:00", json!([])));
+        assert_eq!(first, print_of(node("2", "12:05", json!([]))));
+        assert_ne!(first, print_of(node("2", "12:05", json!([{"key": "a"}]))));
+    }
+
+    #[test]
+    fn our_own_report_is_no_change_and_a_persons_word_is_one() {
+        let health = |used: u64, spec: Value| {
+            json!({"kind": "NodeHealth", "metadata": {"name": "n1"}, "spec": spec,
+                "status": {"bootID": "b", "volumes": [{"allocatedBytes": used}]}})
+        };
+        let first = print_of(health(1, json!({})));
+        assert_eq!(first, print_of(health(2, json!({}))));
+        assert_ne!(first, print_of(health(2, json!({"attestation": {"bootID": "b", "by": "me"}}))));
+    }
+
+    #[test]
+    fn each_kind_is_watched_once() {
+        let names: std::collections::BTreeSet<_> = WATCHED.iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), WATCHED.len());
+    }
+}

@@ -1,0 +1,142 @@
+//! The `RecoveryPolicy` named `default`, followed while we run.
+//!
+//! ```text
+//!   spec changed ──► understood and without contradiction? ──► in force ──► Accepted=True
+//!                                  └─ no: the one before stays in force ──► Accepted=False, with what is wrong
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use somersault_coordinator_core::policy::{Policy, PolicySpec};
+use somersault_crd::recovery_policy::POLICY_NAME;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Kube;
+use crate::cluster::ClusterError;
+use crate::cluster::manifest::ObjectId;
+use crate::cluster::stamp::now_seconds;
+
+/// What could not be told is told again after this long; also how soon a new leader tells.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// What was found in a policy.
+type Verdict = Result<(), String>;
+
+/// Follows the policy until told to stop. Without one, and where the object is gone, `at_start` is in force.
+pub async fn follow(cluster: Arc<Kube>, policies: watch::Sender<Arc<Policy>>, stop: CancellationToken) {
+    let at_start = Arc::clone(&policies.borrow());
+    let mut specs = cluster.policy_specs();
+    specs.mark_changed();
+    let mut untold: Option<(Value, Verdict)> = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = specs.changed() => {
+                if changed.is_err() {
+                    return stop.cancelled().await;
+                }
+                let spec = specs.borrow_and_update().clone();
+                untold = spec.map(|spec| {
+                    let verdict = read(&spec).map(|policy| { policies.send_replace(Arc::new(policy)); });
+                    if let Err(why) = &verdict {
+                        tracing::error!(why, "the RecoveryPolicy cannot hold; the policy before it stays in force");
+                    }
+                    (spec, verdict)
+                });
+                if untold.is_none() {
+                    policies.send_replace(Arc::clone(&at_start));
+                }
+            }
+            () = tokio::time::sleep(TELL_EVERY), if untold.is_some() => {}
+        }
+        if let Some((spec, verdict)) = &untold
+            && cluster.leads()
+        {
+            match tell(&cluster, spec, verdict).await {
+                Ok(()) => untold = None,
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the policy's status was not written"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Reads a policy object's spec.
+fn read(spec: &Value) -> Result<Policy, String> {
+    let mut spec = spec.clone();
+    if let Some(fields) = spec.as_object_mut() {
+        // A request of people, not a limit.
+        fields.remove("holdRelease");
+    }
+    let spec: PolicySpec = if spec.is_null() {
+        PolicySpec::default()
+    } else {
+        serde_path_to_error::deserialize(spec).map_err(|e| format!("spec.{}: {}", e.path(), e.inner()))?
+    };
+    Policy::try_from(spec).map_err(|error| error.to_string())
+}
+
+/// Writes the condition `Accepted`, unless it is there already. What it is about is the spec that was read: a newer
+/// one is told by itself.
+async fn tell(cluster: &Kube, spec: &Value, verdict: &Verdict) -> Result<(), ClusterError> {
+    let id = ObjectId::cluster("RecoveryPolicy", POLICY_NAME);
+    let api = cluster.api();
+    let Some(object) = api.get(&id).await? else { return Ok(()) };
+    if object["spec"] != *spec {
+        return Ok(());
+    }
+    let (status, reason, message) = match verdict {
+        Ok(()) => ("True", "InForce", "the coordinator follows this policy"),
+        Err(why) => ("False", "Contradiction", why.as_str()),
+    };
+    let generation = &object["metadata"]["generation"];
+    let conditions = object["status"]["conditions"].as_array();
+    let before = conditions.and_then(|all| all.iter().find(|condition| condition["type"] == "Accepted"));
+    if before.is_some_and(|b| {
+        b["status"] == status && b["message"] == message && b["observedGeneration"] == *generation
+    }) {
+        return Ok(());
+    }
+    let since = before.filter(|before| before["status"] == status);
+    let since = since.map_or_else(|| json!(now_seconds()), |before| before["lastTransitionTime"].clone());
+    let manifest = json!({
+        "apiVersion": somersault_crd::API_VERSION,
+        "kind": id.kind,
+        "metadata": { "name": id.name },
+        "status": {
+            "observedGeneration": generation,
+            "conditions": [{
+                "type": "Accepted", "status": status, "reason": reason, "message": message,
+                "lastTransitionTime": since, "observedGeneration": generation,
+            }],
+        },
+    });
+    api.apply_status(&id, &manifest).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_object_is_read_with_the_request_that_is_no_limit() {
+        let policy = read(&json!({"profile": "Fast", "holdRelease": "now"})).expect("a policy");
+        assert_eq!(policy.detection.declare, Duration::from_secs(1));
+        assert_eq!(read(&Value::Null), Ok(Policy::default()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let unknown = read(&json!({"detection": {"beatMs": "soon"}})).expect_err("no number");
+        assert!(unknown.contains("detection.beatMs"), "{unknown}");
+        let contradiction = read(&json!({"detection": {"beatMs": 1000, "missedBeats": 3, "declareMs": 100}}));
+        assert!(contradiction.is_err());
+    }
+}
