@@ -103,6 +103,7 @@ pub async fn run(client: Client) -> Result<()> {
     let mut world = World::default();
     let mut wait = IDLE;
     loop {
+        let was_complete = world.is_complete();
         let event = tokio::select! {
             event = events.next() => Some(event.context("every watch has ended")?),
             () = tokio::time::sleep(wait) => None,
@@ -116,6 +117,9 @@ pub async fn run(client: Client) -> Result<()> {
         if !world.is_complete() {
             wait = IDLE;
             continue;
+        }
+        if !was_complete {
+            info!("watching: VMs that are created now are started");
         }
         wait = world.settle(&client, &mut events).await;
     }
@@ -215,7 +219,10 @@ impl World {
         for (result, change) in results {
             match result {
                 Ok(object) => {
-                    info!("{}", change.describe());
+                    match change {
+                        Change::Create(_) | Change::Delete { .. } => info!("{}", change.describe()),
+                        Change::Update(_) | Change::UpdateStatus(_) => debug!("{}", change.describe()),
+                    }
                     if let Some(object) = object {
                         self.objects.put(object);
                     }

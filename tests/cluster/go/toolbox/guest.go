@@ -93,10 +93,12 @@ func runGuest(arguments []string) error {
 		case <-time.After(retryPeriod):
 		}
 	}
-	// Not closed: it answers as long as the process lives.
-	if _, err := net.Listen("tcp", ":"+strconv.Itoa(*port)); err != nil {
+	// Nobody need accept: a probe that connects has its answer.
+	listener, err := net.Listen("tcp", ":"+strconv.Itoa(*port))
+	if err != nil {
 		return err
 	}
+	defer listener.Close()
 	fmt.Println("the guest runs")
 	return guest.write(terminate)
 }

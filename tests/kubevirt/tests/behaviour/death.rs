@@ -2,12 +2,12 @@
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use somersault_test_cluster::condition;
+use somersault_test_cluster::{condition, until};
 use somersault_test_kubevirt::NETWORK_CLASS;
 use somersault_test_kubevirt::builders::Vm;
-use somersault_test_kubevirt::judge::Disk;
+use somersault_test_kubevirt::judge::{self, Disk};
 
-use crate::bed::Bed;
+use crate::bed::{Bed, DEADLINE};
 
 /// A VM on a local disk of n2, and one on the network, run there when its power goes.
 pub fn lose_power(bed: &Bed) -> Result<()> {
@@ -106,5 +106,27 @@ pub fn two_at_once(bed: &Bed) -> Result<()> {
         let last = disk.records.iter().rev().take(20);
         last.filter(|record| record.instance == orphan).count() == 0
     })?;
+    Ok(())
+}
+
+/// Launchers do not need it, and afterwards everything goes on.
+pub fn the_api_server_is_away(bed: &Bed) -> Result<()> {
+    bed.say("the API server goes and comes back");
+    let path = bed.disk_path("network-root")?;
+    let before = judge::read(&path)?;
+    let running = bed.get("vmi", "network")?;
+    bed.cluster.stop_program(None, "kube-apiserver")?;
+    let away = until("ten writes more", DEADLINE, &[], || {
+        let disk = judge::read(&path)?;
+        Ok((disk.records.len() > before.records.len() + 10).then_some(disk))
+    })?;
+    ensure!(away.continues(&before).is_empty(), "{away}");
+    bed.cluster.start_program(None, "kube-apiserver")?;
+    bed.wait("vmi", "network", "Running as before", |vmi| {
+        (vmi["metadata"]["uid"] == running["metadata"]["uid"] && vmi["status"]["phase"] == "Running")
+            .then_some(())
+    })?;
+    bed.force_delete_launcher("network")?;
+    bed.wait_new_instance("network", &running)?;
     Ok(())
 }

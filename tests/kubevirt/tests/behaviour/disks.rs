@@ -15,9 +15,13 @@ const QEMU: u32 = 107;
 /// The guest tries once a second.
 const TWO_ATTEMPTS: Duration = Duration::from_millis(2500);
 
+/// Started early, for others to start beside it.
+pub fn begin(bed: &Bed) -> Result<()> {
+    bed.apply(&Vm::new("locked").claim("root", "local-path").on_node("n1").objects())
+}
+
 pub fn locked_and_forbidden(bed: &Bed) -> Result<()> {
     bed.say("a lock, and a disk that is root's");
-    bed.apply(&Vm::new("locked").claim("root", "local-path").on_node("n1").objects())?;
     bed.wait_vm("locked", "Running")?;
     let path = bed.disk_path("locked-root")?;
     let found = path.metadata()?;

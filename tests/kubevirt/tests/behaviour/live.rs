@@ -7,9 +7,13 @@ use somersault_test_kubevirt::{HOLD, NETWORK_CLASS, PAUSE};
 
 use crate::bed::Bed;
 
+/// Started early, for others to start beside it.
+pub fn begin(bed: &Bed) -> Result<()> {
+    bed.apply(&Vm::new("live").claim("root", NETWORK_CLASS).objects())
+}
+
 pub fn migrating_and_paused(bed: &Bed) -> Result<()> {
     bed.say("a live migration in flight, a paused VM");
-    bed.apply(&Vm::new("live").claim("root", NETWORK_CLASS).objects())?;
     let vmi = bed.wait_vmi("live", "Running")?;
     bed.apply(&[live_migration("default", "move", "live")])?;
     bed.wait("vmim", "move", "in flight", |vmim| (vmim["status"]["phase"] == "Running").then_some(()))?;

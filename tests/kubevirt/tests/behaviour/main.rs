@@ -26,11 +26,14 @@ fn the_stand_in_behaves_as_the_originals() -> Result<()> {
     death::lose_power(&bed)?;
     wukong::begin(&bed)?;
     imports::begin(&bed)?;
+    live::begin(&bed)?;
+    disks::begin(&bed)?;
     strategies::each(&bed)?;
     live::migrating_and_paused(&bed)?;
     disks::locked_and_forbidden(&bed)?;
     imports::handshake_and_trap(&bed)?;
     wukong::habits(&bed)?;
     death::two_at_once(&bed)?;
-    death::nobody_acts_on_lost_power(&bed)
+    death::nobody_acts_on_lost_power(&bed)?;
+    death::the_api_server_is_away(&bed)
 }

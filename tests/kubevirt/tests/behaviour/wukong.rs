@@ -1,6 +1,6 @@
 //! Wukong's habits.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -8,9 +8,6 @@ use somersault_test_kubevirt::builders::wukong;
 use somersault_test_kubevirt::judge::Fault;
 
 use crate::bed::Bed;
-
-/// Wukong's loop, and a little.
-const LOOP: Duration = Duration::from_secs(11);
 
 /// Started early: it waits 10 s for its import.
 pub fn begin(bed: &Bed) -> Result<()> {
@@ -43,9 +40,11 @@ pub fn habits(bed: &Bed) -> Result<()> {
     let generation = bed.get("vm", "wk1-vm")?["metadata"]["generation"].clone();
     event("2")?;
     bed.delete("pvc", "wk1-data")?;
-    std::thread::sleep(LOOP);
-    let now = bed.get("pvc", "wk1-data")?;
-    ensure!(now["metadata"]["uid"] != claim["metadata"]["uid"], "the claim is still the old one");
+    let asked = Instant::now();
+    bed.wait("pvc", "wk1-data", "made again", |pvc| {
+        (pvc["metadata"]["uid"] != claim["metadata"]["uid"]).then_some(())
+    })?;
+    bed.say(&format!("made again after {:.1} s", asked.elapsed().as_secs_f32()));
     ensure!(bed.get("vm", "wk1-vm")?["metadata"]["generation"] != generation, "the VM was left alone");
 
     bed.patch("wukong", "wk1", &json!({"spec": {"startStrategy": null}}))?;
