@@ -14,12 +14,12 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use somersault_agent::transfer::{PullProgress, PullRequest, TransferConfig, Transfers};
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::{ConnectionLimits, TlsSource};
 use somersault_proto::token::{Claims, TokenSigner};
 use somersault_test_support::certs::CertAuthority;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 /// What to time.
 #[derive(Parser)]
@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
     let to = tempfile::tempdir_in(&options.to).context("making the target's folder")?;
     let volume = from.path().join("pvc-1");
     fill(&volume, options.size_mib)?;
-    let pair = Pair::start(from.path(), to.path())?;
+    let pair = Pair::start(from.path(), to.path()).await?;
 
     let mut times: Vec<(&str, Vec<Duration>)> = Vec::new();
     for round in 0..options.rounds {
@@ -119,24 +119,24 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(from: &Path, to: &Path) -> Result<Self> {
+    async fn start(from: &Path, to: &Path) -> Result<Self> {
         let certs = tempfile::tempdir()?;
         let (authority, signer) = (CertAuthority::new()?, TokenSigner::generate()?);
         let mut agents = Vec::new();
         for (name, root) in [("n1", from), ("n2", to)] {
             authority.issue_node(name, &certs.path().join(name))?;
-            let tls = TlsFiles::read(&certs.path().join(name))?;
+            let tls = TlsSource::read(&certs.path().join(name))?;
             let config =
                 TransferConfig { roots: vec![root.to_owned()], tls: tls.clone(), node: name.parse()? };
             let transfers = Transfers::new(config);
             transfers.set_token_key("c0", signer.public_key());
             agents.push((tls, transfers));
         }
-        let incoming =
-            TcpIncoming::bind("127.0.0.1:0".parse()?).map_err(anyhow::Error::from)?.with_nodelay(Some(true));
-        let address = incoming.local_addr()?.to_string();
-        let server = Server::builder().tls_config(agents[0].0.server())?.add_service(agents[0].1.service());
-        tokio::spawn(server.serve_with_incoming(incoming));
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let limits = ConnectionLimits { total: 64, strangers_per_host: 64 };
+        let server = Server::builder().add_service(agents[0].1.service());
+        tokio::spawn(server.serve_with_incoming(agents[0].0.accept(listener, limits)));
         let path = |folder: &Path| folder.join("pvc-1").display().to_string();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let claims = Claims {

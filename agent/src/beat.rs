@@ -5,12 +5,15 @@
 //!   connecting --ok--> beating --error, or no answer to a ping of the connection--> waiting --> connecting
 //!       '---refused, timed out------------------------------------------------------^
 //!   beating --stop--> goodbye sent --> ended
+//!   beating --certificate renewed--> beating on the old connection, opening one with the new certificate
+//!                                      '--open: the old one is dropped--> beating
 //! ```
 //!
 //! A beat that the connection does not take at once is dropped: an old beat says nothing. How a dead connection
 //! is found: HTTP/2 pings of ours go unanswered. (The kernel's `TCP_USER_TIMEOUT` would find the same later.)
 
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,7 +22,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use somersault_agent_core::lease::{Grant as LeaseGrant, Lease, SentBeats, StaleEpoch};
 use somersault_proto::model::{self, Address, BootId, FLEET_MESSAGE_BYTES_MAX, NodeName};
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, Renewals, TlsSource};
 use somersault_proto::v1::fleet_client::FleetClient;
 use somersault_proto::v1::{Beat, Grant};
 use tokio::sync::mpsc;
@@ -57,7 +60,7 @@ pub struct BeatConfig {
     /// Every coordinator replica.
     pub coordinators: Vec<Address>,
     /// This node's certificates.
-    pub tls: TlsFiles,
+    pub tls: TlsSource,
 }
 
 /// The running thread.
@@ -156,6 +159,7 @@ async fn beat_all(config: BeatConfig, shared: Arc<Shared>, stop: CancellationTok
 }
 
 /// Beats one coordinator.
+#[derive(Clone)]
 struct Beater {
     config: BeatConfig,
     shared: Arc<Shared>,
@@ -218,6 +222,19 @@ impl Beater {
 
     /// `Ok` when stopped.
     async fn connect_and_beat(&self) -> Result<(), Broken> {
+        // Before opening: a renewal meanwhile must not be missed.
+        let renewals = self.config.tls.renewals();
+        let opened = tokio::select! {
+            opened = self.open() => opened?,
+            () = self.stop.cancelled() => return Ok(()),
+        };
+        self.link().connected.store(true, Ordering::Relaxed);
+        info!(coordinator = %self.link().coordinator, "beating");
+        self.beat_on(opened, renewals).await
+    }
+
+    /// A new stream, its first beat sent.
+    async fn open(&self) -> Result<Opened, Broken> {
         let opening = async {
             let channel = self.endpoint()?.connect().await?;
             // Of two messages: the one on its way and the next. More would only age.
@@ -227,17 +244,13 @@ impl Beater {
             let grants = client(channel).heartbeat(ReceiverStream::new(outbox)).await?.into_inner();
             Ok::<_, Broken>((stream, grants))
         };
-        let (stream, grants) = tokio::select! {
-            opened = timeout(CONNECT_MAX, opening) => opened.map_err(|_| Broken::Timeout)??,
-            () = self.stop.cancelled() => return Ok(()),
-        };
-        self.link().connected.store(true, Ordering::Relaxed);
-        info!(coordinator = %self.link().coordinator, "beating");
-        self.beat_on(stream, grants).await
+        timeout(CONNECT_MAX, opening).await.map_err(|_| Broken::Timeout)?
     }
 
-    async fn beat_on(&self, mut stream: Stream, mut grants: Streaming<Grant>) -> Result<(), Broken> {
+    async fn beat_on(&self, opened: Opened, mut renewals: Renewals) -> Result<(), Broken> {
+        let (mut stream, mut grants) = opened;
         let mut last = Instant::now();
+        let mut successor = Successor::default();
         loop {
             self.shared.turn();
             let interval = self.shared.with_lease(|lease| lease.beat_interval()).unwrap_or(INTERVAL_FIRST);
@@ -251,7 +264,28 @@ impl Beater {
                     last = Instant::now();
                     stream.beat(self, false);
                 }
-                grant = grants.message() => stream.granted(self, grant?.ok_or(Broken::Closed)?),
+                grant = grants.message() => match grant {
+                    Ok(Some(grant)) => stream.granted(self, grant),
+                    // The coordinator closes the old stream when it has seen the new one.
+                    Ok(None) | Err(_) if successor.is_coming() => {
+                        (stream, grants) = successor.opened().await?;
+                        last = Instant::now();
+                    }
+                    ended => return Err(ended.map_or_else(Broken::from, |_| Broken::Closed)),
+                },
+                () = renewals.next() => successor.open(self.clone()),
+                opened = successor.opened() => match opened {
+                    // It begins with a beat.
+                    Ok(opened) => {
+                        (stream, grants) = opened;
+                        last = Instant::now();
+                        debug!(coordinator = %self.link().coordinator, "beating with the new certificate");
+                    }
+                    Err(error) => {
+                        debug!(%error, "no connection with the new certificate yet");
+                        successor.open_later(self.clone());
+                    }
+                },
             }
         }
     }
@@ -264,6 +298,42 @@ impl Beater {
             .keep_alive_timeout(PING.1)
             .keep_alive_while_idle(true)
             .tls_config(self.config.tls.client(&Identity::Coordinator))
+    }
+}
+
+/// A stream, and what comes back.
+type Opened = (Stream, Streaming<Grant>);
+
+/// The stream that is to take over, while it is being opened.
+#[derive(Default)]
+struct Successor {
+    opening: Option<Pin<Box<dyn Future<Output = Result<Opened, Broken>> + Send>>>,
+}
+
+impl Successor {
+    fn is_coming(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// Begins, or begins anew with what is newest now.
+    fn open(&mut self, beater: Beater) {
+        self.opening = Some(Box::pin(async move { beater.open().await }));
+    }
+
+    /// Begins after a pause: the old connection is still good.
+    fn open_later(&mut self, beater: Beater) {
+        self.opening = Some(Box::pin(async move {
+            tokio::time::sleep(RECONNECT.1).await;
+            beater.open().await
+        }));
+    }
+
+    /// Waits for it; for ever where there is none.
+    async fn opened(&mut self) -> Result<Opened, Broken> {
+        let Some(opening) = &mut self.opening else { return std::future::pending().await };
+        let opened = opening.await;
+        self.opening = None;
+        opened
     }
 }
 

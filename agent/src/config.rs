@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use somersault_proto::model::limits::ROOTS_MAX;
 use somersault_proto::model::{AbsolutePath, Address, BootId, Malformed, NodeName};
-use somersault_proto::tls::{Identity, TlsError, TlsFiles};
+use somersault_proto::tls::{Identity, TlsError};
 
 /// Coordinator replicas that get beats. Three tolerate the loss of one; more only cost beats.
 const COORDINATORS_MAX: usize = 3;
@@ -26,9 +26,22 @@ pub struct Config {
     #[arg(long = "coordinator", value_name = "HOST:PORT", required = true)]
     pub coordinators: Vec<Address>,
 
-    /// Folder with ca.crt, tls.crt and tls.key.
+    /// Folder with ca.crt, tls.crt and tls.key, read again when they change.
     #[arg(long, value_name = "DIR", default_value = "/etc/somersault/tls")]
     pub certs: PathBuf,
+
+    /// Where coordinators give certificates: enrol there instead of reading --certs; repeatable. The key stays in
+    /// memory.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "certs")]
+    pub enroll: Vec<Address>,
+
+    /// The pod's ServiceAccount token with audience somersault.novasphere.dev, for --enroll.
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/somersault/token")]
+    pub token_file: PathBuf,
+
+    /// The authorities to trust (key ca.crt of ConfigMap somersault-ca-bundle), for --enroll.
+    #[arg(long, value_name = "FILE", default_value = "/etc/somersault/ca/ca.crt")]
+    pub ca_bundle: PathBuf,
 
     /// Where to serve other agents.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7444")]
@@ -103,6 +116,9 @@ pub enum ConfigError {
     /// Too many replicas.
     #[error("--coordinator is given {0} times; a coordinator has at most {COORDINATORS_MAX} replicas")]
     TooManyCoordinators(usize),
+    /// Too many places to enrol.
+    #[error("--enroll is given {0} times; a coordinator has at most {COORDINATORS_MAX} replicas")]
+    TooManyEnrolments(usize),
     /// Too many roots.
     #[error("--root and --shared-root are given {0} times, at most {ROOTS_MAX} are possible")]
     TooManyRoots(usize),
@@ -158,21 +174,11 @@ impl Config {
 
     /// Checks what clap cannot.
     pub fn check_coordinators(&self) -> Result<(), ConfigError> {
-        match self.coordinators.len() {
-            count if count > COORDINATORS_MAX => Err(ConfigError::TooManyCoordinators(count)),
+        match (self.coordinators.len(), self.enroll.len()) {
+            (count, _) if count > COORDINATORS_MAX => Err(ConfigError::TooManyCoordinators(count)),
+            (_, count) if count > COORDINATORS_MAX => Err(ConfigError::TooManyEnrolments(count)),
             _ => Ok(()),
         }
-    }
-
-    /// The agent's own certificates; refused when they are not this node's, since every coordinator and every
-    /// peer would refuse them later.
-    pub fn tls(&self) -> Result<TlsFiles, ConfigError> {
-        let tls = TlsFiles::read(&self.certs)?;
-        if *tls.identity() == Identity::Node(self.node.clone()) {
-            return Ok(tls);
-        }
-        let identity = tls.identity().clone();
-        Err(ConfigError::ForeignCertificate { node: self.node.clone(), identity, certs: self.certs.clone() })
     }
 
     /// The boot in which this agent runs.
@@ -285,5 +291,14 @@ mod tests {
     fn only_so_many_replicas() {
         let many = parse(&["--coordinator", "d:1", "--coordinator", "e:1", "--coordinator", "f:1"]);
         assert!(many.expect("parsed").check_coordinators().is_err());
+        let many = parse(&["--enroll", "c:1", "--enroll", "d:1", "--enroll", "e:1", "--enroll", "f:1"]);
+        assert!(many.expect("parsed").check_coordinators().is_err());
+    }
+
+    #[test]
+    fn certificates_come_from_files_or_from_enrolment() {
+        assert!(parse(&["--enroll", "c:7445"]).is_ok());
+        assert!(parse(&["--certs", "/etc/tls"]).is_ok());
+        assert!(parse(&["--enroll", "c:7445", "--certs", "/etc/tls"]).is_err());
     }
 }

@@ -14,6 +14,7 @@
 pub mod beat;
 pub mod clock;
 pub mod config;
+pub mod enroll;
 pub mod host;
 pub mod inventory;
 mod metrics;

@@ -1,9 +1,10 @@
 //! `/metrics` and `/healthz`. What is known elsewhere is read when it is asked for, so that nothing drifts.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -17,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 use somersault_agent_core::health::{Assessment, Grade};
 use somersault_proto::model::Address;
+use somersault_proto::tls::TlsSource;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -94,6 +96,16 @@ pub struct Sources {
     pub roots: Vec<WatchedRoot>,
     /// Disks.
     pub sensed: watch::Receiver<Arc<Sensed>>,
+    /// Our certificate.
+    pub tls: TlsSource,
+}
+
+/// Says that an agent lives that has no certificate yet: it waits for a coordinator, and no restart would help.
+/// Leaves the listener to [`serve`] when it is dropped.
+pub async fn serve_waiting(listener: &TcpListener) -> std::io::Result<()> {
+    let listener = std::net::TcpListener::from(listener.as_fd().try_clone_to_owned()?);
+    let waiting = || async { "ok: waiting for a certificate\n" };
+    axum::serve(TcpListener::from_std(listener)?, Router::new().route("/healthz", get(waiting))).await
 }
 
 /// Serves both pages until told to stop.
@@ -138,6 +150,15 @@ fn registry(sources: &Sources) -> Registry {
         sources.sessions.connected.clone(),
     );
     registry.register("agent_reports", "Reports sent", sources.sessions.reports.clone());
+    let until = Gauge::<i64>::default();
+    let not_after = sources.tls.current().validity().not_after;
+    let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    registry.register(
+        "agent_certificate_not_after_timestamp_seconds",
+        "When the agent's certificate ends; it is renewed long before",
+        until,
+    );
     roots(&mut registry, &sources.roots);
     disks(&mut registry, &sources.sensed.borrow());
     registry

@@ -17,7 +17,7 @@ use somersault_proto::model::limits::MESSAGE_BYTES_MAX;
 use somersault_proto::model::{
     Address, FailureReason, FromAgent, NodeName, Order, OrderKind, ProbeAnswer, Progress, ProgressState, Pull,
 };
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
@@ -41,14 +41,14 @@ pub struct Orders {
 struct Inner {
     beats: Arc<Shared>,
     transfers: Transfers,
-    tls: TlsFiles,
+    tls: TlsSource,
     book: Mutex<Book<FromAgent>>,
     messages: broadcast::Sender<FromAgent>,
 }
 
 impl Orders {
     /// Obeys with these means.
-    pub fn new(beats: Arc<Shared>, transfers: Transfers, tls: TlsFiles) -> Self {
+    pub fn new(beats: Arc<Shared>, transfers: Transfers, tls: TlsSource) -> Self {
         let (messages, _) = broadcast::channel(MESSAGES_MAX);
         Self { inner: Arc::new(Inner { beats, transfers, tls, book: Mutex::default(), messages }) }
     }

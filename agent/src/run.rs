@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use somersault_proto::model::{BootId, Hello, PingReply};
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::beat::{BeatConfig, Beats, Shared};
 use crate::config::{Config, ConfigError};
+use crate::enroll::Origin;
 use crate::metrics::{SessionMetrics, Sources};
 use crate::orders::Orders;
 use crate::sense::{SenseConfig, Sensed, WatchedRoot, sense, smartctl_exists};
@@ -62,9 +63,18 @@ pub enum AgentError {
 /// Runs the agent until told to stop.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
     config.check_coordinators()?;
-    let (tls, boot_id) = (config.tls()?, config.boot_id()?);
+    let boot_id = config.boot_id()?;
     let roots = watch_roots(&config)?;
     let listeners = Listeners::bind(&config).await?;
+    let origin = Origin::of(&config);
+    let tls = tokio::select! {
+        // Files that cannot be used are told even where nobody waits for us any more.
+        biased;
+        tls = origin.first(&config) => tls?,
+        ended = listeners.say_waiting() => return Err(AgentError::Admin(ended)),
+        // Nobody has heard of us yet: there is nobody to say goodbye to.
+        () = stop.cancelled() => return Ok(()),
+    };
     if !smartctl_exists(&config.smartctl) {
         warn!(program = %config.smartctl.display(), "no smartctl: disks are judged by the kernel's word alone");
     }
@@ -79,8 +89,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
 
     // Not a child of `stop`: the servers go on until the goodbye is said.
     let closing = CancellationToken::new();
+    let keeping = origin.keep(tls.clone());
     let means = Means { config, tls, boot_id, roots, beats: beats.shared() };
     let (mut parts, mut servers) = means.start(listeners, &closing);
+    parts.spawn(keeping);
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         ended = parts.join_next() => Err(AgentError::Part(ended.and_then(Result::err))),
@@ -114,6 +126,17 @@ impl Listeners {
         };
         Ok(Self { agents, admin })
     }
+
+    /// Answers those who ask whether we live, until there is more to say; ends only by an error.
+    async fn say_waiting(&self) -> io::Error {
+        match &self.admin {
+            Some(listener) => match metrics::serve_waiting(listener).await {
+                Ok(()) => io::Error::other("it ended by itself"),
+                Err(error) => error,
+            },
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Parts that run for ever, the end of any of which is a bug; the agent is restarted then by whoever runs it.
@@ -124,7 +147,7 @@ type Servers = JoinSet<Result<(), AgentError>>;
 /// What every part is made of.
 struct Means {
     config: Config,
-    tls: TlsFiles,
+    tls: TlsSource,
     boot_id: BootId,
     roots: Vec<WatchedRoot>,
     beats: Arc<Shared>,
@@ -163,11 +186,12 @@ impl Means {
         }
 
         let mut servers = Servers::new();
+        let source = tls.clone();
         let (answer, stop) = (PingReply { node: config.node, boot_id }, closing.clone());
         servers
             .spawn(async move { Ok(peer::serve(listeners.agents, &tls, answer, &transfers, stop).await?) });
         if let Some(listener) = listeners.admin {
-            let sources = Sources { beats, sessions: metrics, orders, roots, sensed };
+            let sources = Sources { beats, sessions: metrics, orders, roots, sensed, tls: source };
             let serving = metrics::serve(listener, sources, closing.clone());
             servers.spawn(async move { serving.await.map_err(AgentError::Admin) });
         }

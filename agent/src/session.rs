@@ -5,6 +5,8 @@
 //!       ^--refused, timed out (pause, doubling)--'
 //! ```
 //!
+//! A renewed certificate begins a new session: the old one would end with the old certificate.
+//!
 //! A report goes out when its shape changes (a grade, a volume more or less), and at the slow period otherwise.
 
 use std::convert::Infallible;
@@ -15,7 +17,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use somersault_proto::model::{
     Address, FLEET_MESSAGE_BYTES_MAX, FromAgent, FromCoordinator, Hello, Report, Welcome,
 };
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, Renewals, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_client::FleetClient;
 use tokio::sync::broadcast::error::RecvError;
@@ -56,7 +58,7 @@ pub struct SessionConfig {
     /// How this agent greets.
     pub hello: Hello,
     /// This node's certificates.
-    pub tls: TlsFiles,
+    pub tls: TlsSource,
     /// What is reported.
     pub roots: Vec<WatchedRoot>,
     /// The last grades.
@@ -84,6 +86,8 @@ enum Broken {
     NoWelcome,
     #[error("closed by the coordinator")]
     Closed,
+    #[error("the certificate was renewed")]
+    Renewed,
 }
 
 /// Talks with one coordinator, for ever.
@@ -100,6 +104,9 @@ pub async fn converse_for_ever(config: SessionConfig, coordinator: Address) {
         let began = Instant::now();
         let Err(broken) = converse(&config, &coordinator).await;
         config.metrics.closed(&coordinator);
+        if matches!(broken, Broken::Renewed) {
+            continue;
+        }
         if began.elapsed() >= LIVED_MIN {
             pauses = backoff.build();
             last_error.clear();
@@ -115,10 +122,12 @@ pub async fn converse_for_ever(config: SessionConfig, coordinator: Address) {
 }
 
 async fn converse(config: &SessionConfig, coordinator: &Address) -> Result<Infallible, Broken> {
+    // Before opening: a renewal meanwhile must not be missed.
+    let renewals = config.tls.renewals();
     let conversation = open(config, coordinator).await?;
     info!(%coordinator, "session open");
     config.metrics.opened(coordinator);
-    conversation.run(config).await
+    conversation.run(config, renewals).await
 }
 
 /// An open session.
@@ -165,7 +174,7 @@ async fn open(config: &SessionConfig, coordinator: &Address) -> Result<Conversat
 }
 
 impl Conversation {
-    async fn run(mut self, config: &SessionConfig) -> Result<Infallible, Broken> {
+    async fn run(mut self, config: &SessionConfig, mut renewals: Renewals) -> Result<Infallible, Broken> {
         let mut ticks = interval(CHANGE_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -183,6 +192,7 @@ impl Conversation {
                     Err(RecvError::Closed) => return Err(Broken::Closed),
                 },
                 _ = ticks.tick() => self.report(config).await?,
+                () = renewals.next() => return Err(Broken::Renewed),
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use somersault_coordinator_core::Coordinator;
 use somersault_coordinator_core::view::View;
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use somersault_proto::token::{TokenError, TokenSigner};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
+use crate::certificates::Certificates;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -37,6 +39,29 @@ pub struct App<C> {
     agents: TcpListener,
     operators: TcpListener,
     signer: TokenSigner,
+    certificates: Certificates,
+}
+
+/// A part that runs beside the deciding loop, until told to stop.
+pub struct Part {
+    name: &'static str,
+    run: Box<dyn FnOnce(Arc<Metrics>, CancellationToken) -> Running + Send>,
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Running = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+impl Part {
+    /// One that people know by this name.
+    pub fn new<R>(
+        name: &'static str,
+        run: impl FnOnce(Arc<Metrics>, CancellationToken) -> R + Send + 'static,
+    ) -> Self
+    where
+        R: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        Self { name, run: Box::new(move |metrics, stop| Box::pin(run(metrics, stop))) }
+    }
 }
 
 /// Why a coordinator cannot run.
@@ -63,19 +88,20 @@ pub enum AppError {
         what: &'static str,
         /// Why.
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<Failure>,
     },
 }
 
 /// A part that ended, and why, where that is an error.
-type PartEnded = (&'static str, Option<Box<dyn std::error::Error + Send + Sync>>);
+type PartEnded = (&'static str, Option<Failure>);
 
 impl<C: Cluster> App<C> {
     /// Takes the ports, so that a second coordinator fails at once and clearly.
-    pub async fn bind(cluster: Arc<C>, config: Config) -> Result<Self, AppError> {
+    pub async fn bind(cluster: Arc<C>, config: Config, certificates: Certificates) -> Result<Self, AppError> {
         let agents = listen(config.listen, "agents").await?;
         let operators = listen(config.admin_listen, "operators").await?;
-        Ok(Self { cluster, config, agents, operators, signer: TokenSigner::generate()? })
+        let signer = TokenSigner::generate()?;
+        Ok(Self { cluster, config, agents, operators, signer, certificates })
     }
 
     /// Where agents connect; useful when port 0 was asked for.
@@ -109,8 +135,9 @@ impl<C: Cluster> App<C> {
     }
 
     fn start(self, stop: &CancellationToken) -> JoinSet<PartEnded> {
-        let Self { cluster, config, agents, operators, signer } = self;
-        let Config { tls, policy, fence_agents, .. } = config;
+        let Self { cluster, config, agents, operators, signer, certificates } = self;
+        let Config { policy, fence_agents, .. } = config;
+        let tls = certificates.tls;
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (inbox, events) = Inbox::new(Arc::clone(&clock));
         let (views, seen) = watch::channel(Arc::new(View::default()));
@@ -138,6 +165,10 @@ impl<C: Cluster> App<C> {
         });
 
         let mut parts = JoinSet::new();
+        for Part { name, run } in certificates.parts {
+            let running = run(Arc::clone(&metrics), stop.clone());
+            parts.spawn(async move { (name, running.await.err()) });
+        }
         parts.spawn(quiet("deciding loop", driver.run(stop.clone())));
         let identity = uuid::Uuid::new_v4().to_string();
         let lead = leader::run(
@@ -166,7 +197,7 @@ impl<C: Cluster> App<C> {
     }
 }
 
-async fn listen(address: SocketAddr, whom: &'static str) -> Result<TcpListener, AppError> {
+pub(crate) async fn listen(address: SocketAddr, whom: &'static str) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, whom, source })
 }
 
@@ -177,7 +208,7 @@ async fn quiet(what: &'static str, part: impl Future<Output = ()>) -> PartEnded 
 
 async fn serve_agents(
     listener: TcpListener,
-    tls: TlsFiles,
+    tls: TlsSource,
     inbox: Inbox,
     metrics: Arc<Metrics>,
     stop: CancellationToken,

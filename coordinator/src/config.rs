@@ -8,7 +8,6 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use somersault_coordinator_core::policy::{Policy, PolicyError, PolicySpec};
-use somersault_proto::tls::{Identity, TlsError, TlsFiles};
 
 use crate::fence::{FenceAgents, FenceConfigError};
 
@@ -43,9 +42,26 @@ pub struct Args {
     #[arg(long, env = "SOMERSAULT_ADMIN_LISTEN", default_value = "127.0.0.1:9443")]
     pub admin_listen: SocketAddr,
 
-    /// Folder with ca.crt, tls.crt and tls.key; the certificate's DNS name must be coordinator.somersault.
-    #[arg(long, env = "SOMERSAULT_CERTS", value_name = "DIR")]
-    pub certs: PathBuf,
+    /// Folder with ca.crt, tls.crt and tls.key, read again when they change; the certificate's DNS name must be
+    /// coordinator.somersault.
+    #[arg(long, env = "SOMERSAULT_CERTS", value_name = "DIR", required_unless_present = "ca_secret")]
+    pub certs: Option<PathBuf>,
+
+    /// Keep a certificate authority of our own in this Secret, made if it is not there, and certify agents by
+    /// their ServiceAccount tokens.
+    #[arg(long, env = "SOMERSAULT_CA_SECRET", value_name = "NAME", conflicts_with = "certs")]
+    pub ca_secret: Option<String>,
+
+    /// Where agents ask for a certificate (TLS of the coordinator alone); only with --ca-secret.
+    #[arg(long, env = "SOMERSAULT_ENROLL_LISTEN", default_value = "0.0.0.0:7445")]
+    pub enroll_listen: SocketAddr,
+
+    /// How long certificates are good; agents renew them after two thirds of it. Every replica must say the same.
+    #[arg(
+        long, env = "SOMERSAULT_CERTIFICATE_LIFETIME_S", value_name = "SECONDS", default_value_t = 86_400,
+        value_parser = clap::value_parser!(u64).range(60..=2_592_000)
+    )]
+    pub certificate_lifetime_s: u64,
 
     /// Policy (YAML); without it, the safe profile.
     #[arg(long, env = "SOMERSAULT_POLICY", value_name = "FILE")]
@@ -97,8 +113,6 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators look.
     pub admin_listen: SocketAddr,
-    /// Our certificate.
-    pub tls: TlsFiles,
     /// Limits and time-outs.
     pub policy: Policy,
     /// Fence agents.
@@ -108,17 +122,6 @@ pub struct Config {
 /// Why the process cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The certificate files.
-    #[error("the certificates in --certs cannot be used")]
-    Tls(#[from] TlsError),
-    /// The certificate is somebody else's.
-    #[error("the certificate in {} is of {found}, not of coordinator.somersault: agents would refuse it", folder.display())]
-    WrongIdentity {
-        /// The folder.
-        folder: PathBuf,
-        /// Whose it is.
-        found: String,
-    },
     /// The policy file cannot be read.
     #[error("cannot read the policy {}", file.display())]
     PolicyUnreadable {
@@ -153,13 +156,6 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks everything that the flags name, except the cluster.
     pub fn load(args: &Args) -> Result<Self, ConfigError> {
-        let tls = TlsFiles::read(&args.certs)?;
-        if *tls.identity() != Identity::Coordinator {
-            return Err(ConfigError::WrongIdentity {
-                folder: args.certs.clone(),
-                found: tls.identity().san(),
-            });
-        }
         let mut spec = args.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default();
         // Checked before the agents are, whose deadlines depend on it.
         let timeout = Policy::try_from(spec.clone())?.fencing.timeout;
@@ -173,7 +169,7 @@ impl Config {
         }
         spec.fencing.nodes = fenced;
         let policy = Policy::try_from(spec)?;
-        Ok(Self { listen: args.listen, admin_listen: args.admin_listen, tls, policy, fence_agents })
+        Ok(Self { listen: args.listen, admin_listen: args.admin_listen, policy, fence_agents })
     }
 }
 

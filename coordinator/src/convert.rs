@@ -1,5 +1,7 @@
 //! Between the wire's valid types and the core's vocabulary.
 
+use std::time::SystemTime;
+
 use somersault_coordinator_core::fleet;
 use somersault_coordinator_core::io;
 use somersault_coordinator_core::names;
@@ -47,10 +49,13 @@ pub fn reachability(found: model::Reachability) -> io::Reachability {
 }
 
 /// A report, with what the session's greeting adds, for the core.
-pub fn report(hello: &model::Hello, report: model::Report) -> fleet::NodeReport {
+pub fn report(hello: &model::Hello, not_after: SystemTime, report: model::Report) -> fleet::NodeReport {
+    // An end before 1970 has passed as surely as one in 1970.
+    let certificate_until_s = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     fleet::NodeReport {
         address: hello.address.as_str().to_owned(),
         agent_version: hello.version.clone(),
+        certificate_until_s: Some(certificate_until_s),
         roots: report.roots.into_iter().map(root).collect(),
         usage: report.volumes.into_iter().map(usage).collect(),
         disks: report.disks.into_iter().map(disk).collect(),

@@ -9,12 +9,15 @@
 pub mod admin;
 pub mod agents;
 pub mod app;
+pub mod ca;
+pub mod certificates;
 pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod convert;
 pub mod driver;
 pub mod effects;
+pub mod enroll;
 pub mod fence;
 pub mod inbox;
 pub mod ingest;

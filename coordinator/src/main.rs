@@ -5,14 +5,18 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use somersault_coordinator::app::App;
+use somersault_coordinator::ca::{CaPolicy, KubeStore};
+use somersault_coordinator::certificates::{Certificates, EnrolmentPlan};
 use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::directory::Directory;
 use somersault_coordinator::cluster::kube::{Access, Kube};
 use somersault_coordinator::config::{Args, ClusterPlace, Config, LogFormat};
+use somersault_coordinator::enroll::{Accounts, KubeReviewer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -39,11 +43,20 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         ClusterPlace::Directory(folder) => {
             let cluster = Directory::open(folder)
                 .with_context(|| format!("cannot open --cluster dir:{}", folder.display()))?;
-            serve(App::bind(Arc::new(cluster), config).await?, stop).await
+            let certificates = from_folder(args).context("--ca-secret needs --cluster kube")?;
+            serve(App::bind(Arc::new(cluster), config, certificates).await?, stop).await
         }
         ClusterPlace::Kube => {
             let cluster = Arc::new(Kube::open(&access(args)).await?);
-            let app = App::bind(Arc::clone(&cluster), config).await?;
+            let certificates = match &args.ca_secret {
+                None => from_folder(args)?,
+                // Waits for the API server, but not for longer than we are to live.
+                Some(secret) => match stop.run_until_cancelled(authority(args, secret, &cluster)).await {
+                    Some(certificates) => certificates?,
+                    None => return Ok(()),
+                },
+            };
+            let app = App::bind(Arc::clone(&cluster), config, certificates).await?;
             let served = serve(app, stop).await;
             // Nothing is in hand any more: the next leader need not wait for the lease to run out.
             cluster.step_down().await;
@@ -67,6 +80,28 @@ fn access(args: &Args) -> Access {
     let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let instance = args.instance.clone().or_else(host).unwrap_or_else(|| "coordinator".to_owned());
     Access { context: args.context.clone(), namespace: args.namespace.clone(), instance }
+}
+
+/// Certificates from the files of `--certs`.
+fn from_folder(args: &Args) -> anyhow::Result<Certificates> {
+    let folder = args.certs.as_deref().context("--certs must be given")?;
+    Ok(Certificates::from_folder(folder)?)
+}
+
+/// Certificates of our own authority, which is kept in this Secret.
+async fn authority(args: &Args, secret: &str, cluster: &Kube) -> anyhow::Result<Certificates> {
+    let (client, namespace) = (cluster.client(), cluster.namespace());
+    let leaf_lifetime = Duration::from_secs(args.certificate_lifetime_s);
+    let plan = EnrolmentPlan {
+        listen: args.enroll_listen,
+        policy: CaPolicy { leaf_lifetime, ..CaPolicy::default() },
+        store: KubeStore::new(client, namespace, secret),
+        reviewer: KubeReviewer::new(client, namespace),
+        accounts: Accounts::new(namespace),
+    };
+    let (certificates, enrolment) = Certificates::from_authority(plan).await?;
+    tracing::info!(%enrolment, secret, namespace, "agents are certified by our own authority");
+    Ok(certificates)
 }
 
 fn start_logs(format: LogFormat) {

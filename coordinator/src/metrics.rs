@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -38,6 +39,9 @@ pub struct Metrics {
     stalls: Counter,
     manifest_problems: Gauge,
     leading: Gauge,
+    enrolments: Family<OutcomeLabels, Counter>,
+    certificate_until: Gauge,
+    authority_until: Gauge,
     incidents: Mutex<BTreeMap<NodeName, Incident>>,
 }
 
@@ -76,6 +80,22 @@ struct ReasonLabels {
     reason: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: String,
+}
+
+/// What became of a request for a certificate; the name is the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It was given.
+    Certified,
+    /// Whoever asked has no right to it.
+    Refused,
+    /// The API server did not answer, or we could not sign.
+    Failed,
+}
+
 /// Why something from outside was refused; the name is the metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -91,6 +111,8 @@ pub enum Refused {
     UnknownOrder,
     /// An answer to a probe that was not asked.
     UnknownProbe,
+    /// A stream whose certificate has ended.
+    CertificateEnded,
 }
 
 impl Default for Metrics {
@@ -109,6 +131,9 @@ impl Default for Metrics {
             stalls: Counter::default(),
             manifest_problems: Gauge::default(),
             leading: Gauge::default(),
+            enrolments: Family::default(),
+            certificate_until: Gauge::default(),
+            authority_until: Gauge::default(),
             incidents: Mutex::default(),
         };
         metrics.register();
@@ -158,6 +183,23 @@ impl Metrics {
             self.manifest_problems.clone(),
         );
         registry.register("leading", "1 while this process leads", self.leading.clone());
+        registry.register(
+            "enrolments",
+            "Requests for a certificate, by what became of them",
+            self.enrolments.clone(),
+        );
+        registry.register_with_unit(
+            "certificate_not_after_timestamp",
+            "When the coordinator's own certificate ends",
+            Unit::Seconds,
+            self.certificate_until.clone(),
+        );
+        registry.register_with_unit(
+            "authority_not_after_timestamp",
+            "When the authority that signs certificates ends; 0 where certificates come from files",
+            Unit::Seconds,
+            self.authority_until.clone(),
+        );
         self.registry = registry;
     }
 
@@ -176,6 +218,22 @@ impl Metrics {
     /// Something from outside was refused.
     pub fn refused(&self, why: Refused) {
         self.refused.get_or_create(&ReasonLabels { reason: format!("{why:?}") }).inc();
+    }
+
+    /// Somebody asked for a certificate.
+    pub fn enrolled(&self, outcome: Enrolled) {
+        self.enrolments.get_or_create(&OutcomeLabels { outcome: format!("{outcome:?}") }).inc();
+    }
+
+    /// When our own certificate ends.
+    pub fn certificate_until(&self, not_after: SystemTime) {
+        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.certificate_until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// When our authority ends.
+    pub fn authority_until(&self, not_after: Timestamp) {
+        self.authority_until.set(not_after.as_second());
     }
 
     /// People were told something.

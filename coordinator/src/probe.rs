@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use somersault_coordinator_core::io::Reachability;
 use somersault_proto::model::{Address, FLEET_MESSAGE_BYTES_MAX, NodeName, PingReply};
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::v1::PingRequest;
 use somersault_proto::v1::peer_client::PeerClient;
 use tokio::net::TcpStream;
@@ -36,12 +36,12 @@ pub trait Prober: Send + Sync + 'static {
 /// Asks over the network.
 #[derive(Clone, Debug)]
 pub struct NetworkProber {
-    tls: TlsFiles,
+    tls: TlsSource,
 }
 
 impl NetworkProber {
     /// With our certificate.
-    pub fn new(tls: TlsFiles) -> Self {
+    pub fn new(tls: TlsSource) -> Self {
         Self { tls }
     }
 }
@@ -78,7 +78,7 @@ fn of_connect_error(kind: ErrorKind) -> Reachability {
 }
 
 /// The name that the agent answers with; `None` where it does not answer as one.
-async fn ping(tls: &TlsFiles, node: &NodeName, address: &Address) -> Option<NodeName> {
+async fn ping(tls: &TlsSource, node: &NodeName, address: &Address) -> Option<NodeName> {
     let channel = Endpoint::from_shared(format!("https://{address}"))
         .ok()?
         .tls_config(tls.client(&Identity::Node(node.clone())))

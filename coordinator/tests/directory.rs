@@ -412,6 +412,7 @@ fn view_of(state: NodeState) -> View {
     let report = NodeReport {
         address: "10.9.0.1:7443".into(),
         agent_version: "0.1.0".into(),
+        certificate_until_s: Some(1_800_000_000),
         roots: vec![root],
         usage: BTreeMap::from([
             ("/var/lib/volumes/pv-state".to_owned(), usage),
@@ -447,6 +448,7 @@ async fn a_nodes_state_is_shown_and_its_record_stays() {
         (&status["state"], &status["fence"]["stage"]),
         (&json!("AwaitingProof"), &json!("PowerOrdered"))
     );
+    assert_eq!(status["agent"]["certificateNotAfter"], json!("2027-01-15T08:00:00Z"));
     assert_eq!(status["proofsPossible"], json!(["PowerOffConfirmed", "HumanAttested"]));
     assert_eq!(status["disks"][0]["grade"], "Failing");
     let volumes = status["volumes"].as_array().unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Code outside this crate's edges uses [`model`]; [`v1`] is for the gRPC shells alone.
 
+pub mod enroll;
 pub mod model;
 pub mod tls;
 pub mod token;

@@ -6,12 +6,14 @@
 //!                 └─► ModelError{field, why} ──► tonic::Status::invalid_argument
 //! ```
 
+mod enroll;
 mod fleet;
 mod names;
 mod order;
 mod report;
 mod transfer;
 
+pub use enroll::{EnrollReply, EnrollRequest};
 pub use fleet::{Beat, FromAgent, FromCoordinator, Grant, Hello, PingReply, Welcome};
 pub use names::{AbsolutePath, Address, BootId, Malformed, NodeName};
 pub use order::{FailureReason, Order, OrderKind, ProbeAnswer, Progress, ProgressState, Pull, Reachability};
@@ -25,6 +27,13 @@ pub const FLEET_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Largest message of the `Transfer` service: a manifest of [`limits::FILES_MAX`] files, or a chunk of
 /// [`CHUNK_BYTES`] with its frame.
 pub const TRANSFER_MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Largest request of the `Enrollment` service: [`limits::CSR_BYTES_MAX`] and [`limits::ENROLL_TOKEN_BYTES_MAX`]
+/// with their frame.
+pub const ENROLL_REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+/// Largest answer of the `Enrollment` service: two texts of [`limits::PEM_BYTES_MAX`] with their frame.
+pub const ENROLL_REPLY_BYTES_MAX: usize = 256 * 1024;
 
 /// How much of anything a message may hold. Each is far above what an honest peer sends.
 pub mod limits {
@@ -52,6 +61,12 @@ pub mod limits {
     pub const RANGES_MAX: usize = 500_000;
     /// Bytes of a transfer token: claims with the longest path, in base64.
     pub const TOKEN_BYTES_MAX: usize = 4096;
+    /// Bytes of a request for a certificate; one for an elliptic curve has about 250, one for RSA 1,000.
+    pub const CSR_BYTES_MAX: usize = 4096;
+    /// Bytes of a ServiceAccount token; they have 1 to 2 KiB.
+    pub const ENROLL_TOKEN_BYTES_MAX: usize = 8192;
+    /// Bytes of a certificate with its chain, or of all authorities: two or three of less than 1 KiB each.
+    pub const PEM_BYTES_MAX: usize = 64 * 1024;
 }
 
 /// Why a wire message is not valid.
@@ -149,6 +164,22 @@ fn each<W, T: TryFrom<W, Error = ModelError>>(
 fn at_most(field: &str, count: usize, count_max: usize) -> Result<(), ModelError> {
     if count > count_max {
         return Err(ModelError::invalid(field, format!("{count} entries, at most {count_max}")));
+    }
+    Ok(())
+}
+
+/// Text that must be there and within its limit. Never told in an error: it may be a secret.
+fn required_text(field: &str, value: String, bytes_max: usize) -> Result<String, ModelError> {
+    if value.is_empty() {
+        return Err(ModelError::Missing(field.to_owned()));
+    }
+    at_most_bytes(field, value.len(), bytes_max)?;
+    Ok(value)
+}
+
+fn at_most_bytes(field: &str, bytes: usize, bytes_max: usize) -> Result<(), ModelError> {
+    if bytes > bytes_max {
+        return Err(ModelError::invalid(field, format!("{bytes} bytes, at most {bytes_max}")));
     }
     Ok(())
 }

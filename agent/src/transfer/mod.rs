@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use somersault_proto::model::{NodeName, TRANSFER_MESSAGE_BYTES_MAX};
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use somersault_proto::v1::transfer_server::TransferServer;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
@@ -66,7 +66,7 @@ pub struct TransferConfig {
     /// Storage roots: volumes directly below them can be read and made.
     pub roots: Vec<PathBuf>,
     /// This agent's certificate.
-    pub tls: TlsFiles,
+    pub tls: TlsSource,
     /// This node.
     pub node: NodeName,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Kind, Leaf, Manifest, Metadata, chunk_count};
 use somersault_proto::model::{self, Pull, TRANSFER_MESSAGE_BYTES_MAX};
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::v1::{self, transfer_client::TransferClient};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
@@ -46,7 +46,11 @@ pub(super) struct Peer {
 
 impl Peer {
     /// Connects; the certificate at the other end must be the source node's.
-    pub(super) async fn connect(pull: &Pull, tls: &TlsFiles, stall: Duration) -> Result<Self, TransferError> {
+    pub(super) async fn connect(
+        pull: &Pull,
+        tls: &TlsSource,
+        stall: Duration,
+    ) -> Result<Self, TransferError> {
         let node = pull.source_node.to_string();
         let refused = |error: tonic::transport::Error| TransferError::SourceUnreachable {
             node: node.clone(),

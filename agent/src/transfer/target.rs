@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use somersault_agent_core::transfer::{AcceptError, CHUNK_BYTES, Entry, Manifest, Session};
 use somersault_proto::model::{NodeName, Pull};
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use tokio::task::JoinError;
 
 use super::copying::Copying;
@@ -39,7 +39,7 @@ use super::{Limits, PullDone, TransferError, existing, verify};
 pub(super) struct Target<'a> {
     pub(super) node: &'a NodeName,
     pub(super) roots: &'a Roots,
-    pub(super) tls: &'a TlsFiles,
+    pub(super) tls: &'a TlsSource,
     pub(super) keys: &'a Keys,
     pub(super) limits: &'a Limits,
     pub(super) pool: &'a Pool,

@@ -11,7 +11,7 @@ use clap::Parser;
 use somersault_agent::config::Config;
 use somersault_agent::run::{AgentError, run};
 use somersault_proto::model::{self, FromAgent, Progress, ProgressState};
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::{ConnectionLimits, TlsSource};
 use somersault_proto::token::TokenSigner;
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_server::{Fleet, FleetServer};
@@ -26,12 +26,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tracing_subscriber::EnvFilter;
 
 /// Longer than anything takes on a busy machine; a test that waits so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+const CONNECTIONS: ConnectionLimits = ConnectionLimits { total: 64, strangers_per_host: 64 };
 
 /// Folders and certificates of a test.
 pub struct World {
@@ -160,7 +160,7 @@ impl Coordinator {
     }
 
     pub async fn start_at(world: &World, manner: Manner, address: SocketAddr) -> Self {
-        let tls = TlsFiles::read(&world.folder.path().join("coordinator")).expect("certificates");
+        let tls = TlsSource::read(&world.folder.path().join("coordinator")).expect("certificates");
         let listener = listen(address).await;
         let address = listener.local_addr().expect("an address");
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -169,11 +169,10 @@ impl Coordinator {
         let signer = TokenSigner::generate().expect("a key");
         let token_key = signer.public_key();
         let service = Service { manner, token_key, heard: heard_tx, orders: orders.clone() };
-        let router =
-            Server::builder().tls_config(tls.server()).expect("TLS").add_service(FleetServer::new(service));
+        let router = Server::builder().add_service(FleetServer::new(service));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("a listener");
-            router.serve_with_incoming(TcpIncoming::from(listener)).await.expect("serves");
+            router.serve_with_incoming(tls.accept(listener, CONNECTIONS)).await.expect("serves");
         });
         Self { address, heard, signer, orders, epoch: manner.epoch, runtime: Some(runtime) }
     }

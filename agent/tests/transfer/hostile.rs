@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use somersault_agent::transfer::{Limits, PullProgress, PullRequest, TransferConfig, Transfers};
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use somersault_proto::v1::transfer_server::{Transfer, TransferServer};
 use somersault_proto::v1::{
     Chunk, File, FileKind, Hashes, HashesRequest, Manifest, ManifestRequest, Range, ReadRequest,
@@ -117,7 +117,7 @@ struct Deceived {
 impl Deceived {
     fn by(lies: Lies) -> Self {
         let world = World::new();
-        let tls = TlsFiles::read(&world.certs.path().join("n1")).expect("certificates");
+        let tls = TlsSource::read(&world.certs.path().join("n1")).expect("certificates");
         let server = TransferServer::new(lies).max_encoding_message_size(usize::MAX);
         let (address, _) = serve(&tls, server);
         let mut order = world.order("t1", "pvc-1");
@@ -277,7 +277,7 @@ async fn a_source_that_falls_silent_is_given_up() {
         let patience = Duration::from_millis(300);
         let limits = Limits { stall: patience, listing: patience, ..quick() };
         let target = &deceived.world.target;
-        let tls = TlsFiles::read(&deceived.world.certs.path().join("n2")).expect("certificates");
+        let tls = TlsSource::read(&deceived.world.certs.path().join("n2")).expect("certificates");
         let config =
             TransferConfig { roots: vec![target.root.path().to_owned()], tls, node: target.name.clone() };
         let transfers = Transfers::with_limits(config, limits);
@@ -294,7 +294,7 @@ async fn a_source_that_falls_silent_is_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_but_the_source_node_is_believed() {
     let world = World::new();
-    let tls = TlsFiles::read(&world.certs.path().join("n3")).expect("certificates");
+    let tls = TlsSource::read(&world.certs.path().join("n3")).expect("certificates");
     let (address, _) = serve(&tls, TransferServer::new(Lies::default()));
     let mut order = world.order("t1", "pvc-1");
     order.source_address = address.parse().expect("an address");

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use somersault_agent::transfer::{PullProgress, PullRequest, TransferConfig, Transfers};
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use tokio::sync::watch;
 
 use super::world::*;
@@ -70,7 +70,7 @@ fn child() {
     let Ok(task) = std::env::var(CHILD) else { return };
     let task: Task = serde_json::from_str(&task).expect("a task");
     tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
-        let tls = TlsFiles::read(&task.certs).expect("certificates");
+        let tls = TlsSource::read(&task.certs).expect("certificates");
         let config = TransferConfig { roots: vec![task.root], tls: tls.clone(), node: node(&task.node) };
         let transfers = Transfers::with_limits(config, quick());
         transfers.set_token_key("c0", task.key);

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::token::{Claims, TokenSigner};
 use somersault_proto::v1::transfer_client::TransferClient;
 use somersault_proto::v1::{HashesRequest, Manifest, ManifestRequest, Range, ReadRequest};
@@ -13,7 +13,7 @@ use super::world::*;
 
 /// A client with the certificate of a node, as an attacker would write it.
 async fn client(world: &World, name: &str) -> TransferClient<Channel> {
-    let tls = TlsFiles::read(&world.certs.path().join(name)).expect("certificates");
+    let tls = TlsSource::read(&world.certs.path().join(name)).expect("certificates");
     let channel = Endpoint::from_shared(format!("https://{}", world.source.address))
         .and_then(|endpoint| endpoint.tls_config(tls.client(&Identity::Node(node("n1")))))
         .expect("an endpoint")

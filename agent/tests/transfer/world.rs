@@ -9,17 +9,18 @@ use somersault_agent::transfer::{
     Limits, PullDone, PullProgress, PullRequest, TransferConfig, TransferError, Transfers,
 };
 use somersault_proto::model::NodeName;
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::{ConnectionLimits, TlsSource};
 use somersault_proto::token::{Claims, TokenSigner};
 use somersault_proto::v1::transfer_server::{Transfer, TransferServer};
 use somersault_test_support::certs::CertAuthority;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 pub const MIB: u64 = 1 << 20;
+const CONNECTIONS: ConnectionLimits = ConnectionLimits { total: 64, strangers_per_host: 64 };
 
 /// Limits that make a test of retries short.
 pub fn quick() -> Limits {
@@ -134,7 +135,7 @@ impl World {
 }
 
 fn start(name: &str, root: TempDir, certs: &Path, signer: &TokenSigner, limits: Limits) -> Node {
-    let tls = TlsFiles::read(&certs.join(name)).expect("certificates");
+    let tls = TlsSource::read(&certs.join(name)).expect("certificates");
     let config = TransferConfig { roots: vec![root.path().to_owned()], tls: tls.clone(), node: node(name) };
     let transfers = Transfers::with_limits(config, limits);
     transfers.set_token_key("c0", signer.public_key());
@@ -143,10 +144,12 @@ fn start(name: &str, root: TempDir, certs: &Path, signer: &TokenSigner, limits: 
 }
 
 /// Serves anything that claims to be a source.
-pub fn serve<T: Transfer>(tls: &TlsFiles, service: TransferServer<T>) -> (String, JoinHandle<()>) {
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
-    let address = incoming.local_addr().expect("bound").to_string();
-    let server = Server::builder().tls_config(tls.server()).expect("TLS").add_service(service);
+pub fn serve<T: Transfer>(tls: &TlsSource, service: TransferServer<T>) -> (String, JoinHandle<()>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    listener.set_nonblocking(true).expect("set");
+    let address = listener.local_addr().expect("bound").to_string();
+    let incoming = tls.accept(TcpListener::from_std(listener).expect("a listener"), CONNECTIONS);
+    let server = Server::builder().add_service(service);
     let task = tokio::spawn(async move {
         // Ends when the task is aborted.
         let _ = server.serve_with_incoming(incoming).await;

@@ -469,6 +469,8 @@ pub struct NodeReport {
     pub address: String,
     /// Its version.
     pub agent_version: String,
+    /// When the certificate that it reported with ends, in seconds since 1970; absent in an offline report.
+    pub certificate_until_s: Option<u64>,
     /// Folders that hold volumes.
     pub roots: Vec<StorageRoot>,
     /// Folders below the roots, by path.

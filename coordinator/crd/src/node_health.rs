@@ -193,6 +193,9 @@ pub struct AgentInfo {
     pub address: String,
     /// Its version.
     pub version: String,
+    /// When the certificate with which it reports ends; it is renewed after two thirds of its life.
+    #[serde(rename = "certificateNotAfter", default, skip_serializing_if = "Option::is_none")]
+    pub certificate_not_after: Option<Time>,
 }
 
 /// A machine.

@@ -1,7 +1,8 @@
-//! Reads one agent's stream: each message checked, stamped and handed to the driver.
+//! Reads one agent's stream: each message checked, stamped and handed to the driver. A stream ends with the
+//! certificate that it was opened with: an agent that was given no new one has no say any more.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use somersault_coordinator_core::Input;
 use somersault_proto::model::{Beat, FromAgent, FromCoordinator, Grant, Hello, ModelError, NodeName};
@@ -26,6 +27,8 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 pub struct Reader {
     /// Who, by its certificate.
     pub node: NodeName,
+    /// When that ends.
+    pub not_after: SystemTime,
     /// Unique in this process.
     pub id: u64,
     /// To the driver.
@@ -52,6 +55,7 @@ impl Reader {
         }
         let ended = tokio::select! {
             ended = self.read_beats(inbound) => ended,
+            ended = self.certificate_ended() => ended,
             () = end.cancelled() => End::Quiet,
             () = grants.closed() => End::Quiet,
         };
@@ -75,10 +79,18 @@ impl Reader {
         }
         let ended = tokio::select! {
             ended = self.read_session(inbound, &hello) => ended,
+            ended = self.certificate_ended() => ended,
             () = end.cancelled() => End::Quiet,
             () = orders.closed() => End::Quiet,
         };
         self.close(ended, &orders).await;
+    }
+
+    /// Waits for the end of the certificate. An agent opens new streams with its next one long before.
+    async fn certificate_ended(&self) -> End {
+        sleep(self.not_after.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        let status = Status::unauthenticated("the certificate of this connection has ended");
+        End::Refused(Refused::CertificateEnded, status)
     }
 
     async fn read_beats(&self, mut inbound: Streaming<v1::Beat>) -> End {
@@ -132,7 +144,7 @@ impl Reader {
                 }
                 FromAgent::Report(report) => Event::Input(Input::Report {
                     node: convert::node(&node),
-                    report: Box::new(convert::report(hello, report)),
+                    report: Box::new(convert::report(hello, self.not_after, report)),
                 }),
                 FromAgent::Progress(progress) => Event::Progress { node, progress },
                 FromAgent::Probe(answer) => Event::ProbeAnswered { peer: node, answer },

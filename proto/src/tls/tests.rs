@@ -1,8 +1,14 @@
 //! Who a certificate speaks for, and what is said of folders that hold something else.
 
-use rcgen::{CertificateParams, Issuer, KeyPair};
-use tempfile::TempDir;
+use std::fs;
 
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use rustls::pki_types::CertificateDer;
+use tempfile::TempDir;
+use tonic::Request;
+
+use super::identity::identity_of_san;
+use super::material::FILE_BYTES_MAX;
 use super::*;
 
 fn node(name: &str) -> Identity {
@@ -40,6 +46,7 @@ fn a_certificate_tells_who_holds_it() {
         Ok(node("worker-1.example.com"))
     );
     assert_eq!(identity(&["coordinator.somersault"]), Ok(Identity::Coordinator));
+    assert_eq!(identity(&["fence-runner.somersault"]), Ok(Identity::FenceRunner));
 }
 
 #[test]
@@ -55,7 +62,7 @@ fn a_certificate_that_does_not_say_one_name_is_refused() {
 
 #[test]
 fn a_san_and_an_identity_are_the_same_thing() {
-    for identity in [node("n1"), node("a.b"), Identity::Coordinator] {
+    for identity in [node("n1"), node("a.b"), Identity::Coordinator, Identity::FenceRunner] {
         assert_eq!(identity_of_san(&identity.san()), Some(identity));
     }
 }
@@ -63,7 +70,7 @@ fn a_san_and_an_identity_are_the_same_thing() {
 #[test]
 fn a_good_folder_is_read() {
     let folder = folder(&["n1.node.somersault"]);
-    assert_eq!(TlsFiles::read(folder.path()).unwrap().identity(), &node("n1"));
+    assert_eq!(TlsSource::read(folder.path()).unwrap().identity(), node("n1"));
 }
 
 #[test]
@@ -71,7 +78,7 @@ fn a_missing_file_is_named() {
     for name in ["ca.crt", "tls.crt", "tls.key"] {
         let folder = folder(&["n1.node.somersault"]);
         fs::remove_file(folder.path().join(name)).unwrap();
-        let error = TlsFiles::read(folder.path()).unwrap_err();
+        let error = TlsSource::read(folder.path()).unwrap_err();
         assert!(error.to_string().contains(&format!("/{name}")), "{error}");
     }
 }
@@ -81,7 +88,7 @@ fn a_file_with_other_content_is_named() {
     for (name, content) in [("ca.crt", ""), ("tls.crt", "hello"), ("tls.key", "-----BEGIN NONSENSE-----")] {
         let folder = folder(&["n1.node.somersault"]);
         fs::write(folder.path().join(name), content).unwrap();
-        let error = TlsFiles::read(folder.path()).unwrap_err();
+        let error = TlsSource::read(folder.path()).unwrap_err();
         assert!(matches!(error, TlsError::NoPem { .. }), "{error}");
         assert!(error.to_string().contains(&format!("/{name}")), "{error}");
     }
@@ -92,7 +99,7 @@ fn a_key_of_another_certificate_is_refused() {
     let folder = folder(&["n1.node.somersault"]);
     let other = KeyPair::generate().unwrap();
     fs::write(folder.path().join("tls.key"), other.serialize_pem()).unwrap();
-    assert!(matches!(TlsFiles::read(folder.path()), Err(TlsError::KeyMismatch { .. })));
+    assert!(matches!(TlsSource::read(folder.path()), Err(TlsError::KeyMismatch { .. })));
 }
 
 #[test]
@@ -100,7 +107,7 @@ fn a_huge_file_is_not_read() {
     let folder = folder(&["n1.node.somersault"]);
     let file = fs::OpenOptions::new().write(true).open(folder.path().join("ca.crt")).unwrap();
     file.set_len(FILE_BYTES_MAX + 1).unwrap();
-    assert!(matches!(TlsFiles::read(folder.path()), Err(TlsError::TooLarge { .. })));
+    assert!(matches!(TlsSource::read(folder.path()), Err(TlsError::TooLarge { .. })));
 }
 
 #[test]
@@ -111,6 +118,6 @@ fn a_request_without_a_certificate_has_no_identity() {
 #[test]
 fn keys_are_not_printed() {
     let folder = folder(&["n1.node.somersault"]);
-    let printed = format!("{:?}", TlsFiles::read(folder.path()).unwrap());
+    let printed = format!("{:?}", TlsSource::read(folder.path()).unwrap());
     assert!(!printed.contains("key") && printed.contains("n1"), "{printed}");
 }

@@ -1,5 +1,7 @@
 //! A real coordinator on real sockets, and agents that say what a test wants them to say.
 
+pub mod enrolment;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,10 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use somersault_coordinator::app::App;
+use somersault_coordinator::certificates::Certificates;
 use somersault_coordinator::cluster::directory::Directory;
 use somersault_coordinator::config::Config;
 use somersault_coordinator::fence::FenceAgents;
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_client::FleetClient;
 use somersault_test_support::certs::CertAuthority;
@@ -49,6 +52,16 @@ impl Fleet {
         let authority = CertAuthority::new()?;
         let certs = folder.path().join("coordinator");
         authority.issue_coordinator(&certs)?;
+        let certificates = Certificates::from_folder(&certs)?;
+        Self::start_in(folder, authority, certificates).await
+    }
+
+    /// The same with certificates from elsewhere; [`Fleet::node_certs`] are of no use there.
+    pub async fn start_with(certificates: Certificates) -> Result<Self> {
+        Self::start_in(TempDir::new()?, CertAuthority::new()?, certificates).await
+    }
+
+    async fn start_in(folder: TempDir, authority: CertAuthority, certificates: Certificates) -> Result<Self> {
         let cluster = folder.path().join("cluster");
         fs::create_dir(&cluster)?;
         for node in ["n1", "n2"] {
@@ -60,11 +73,10 @@ impl Fleet {
         let config = Config {
             listen: "127.0.0.1:0".parse()?,
             admin_listen: "127.0.0.1:0".parse()?,
-            tls: TlsFiles::read(&certs)?,
             policy: somersault_coordinator_core::policy::Policy::default(),
             fence_agents: FenceAgents::default(),
         };
-        let app = App::bind(Arc::new(Directory::open(&cluster)?), config).await?;
+        let app = App::bind(Arc::new(Directory::open(&cluster)?), config, certificates).await?;
         let (address, operators) = (app.agents_address()?, app.operators_address()?);
         let stop = CancellationToken::new();
         let running = tokio::spawn(app.run(stop.clone()));
@@ -145,7 +157,12 @@ impl Fleet {
 
 /// Connects with the certificates of a folder.
 pub async fn connect(address: SocketAddr, certs: &Path) -> Result<Channel> {
-    let tls = TlsFiles::read(certs)?.client(&Identity::Coordinator);
+    connect_as(address, &TlsSource::read(certs)?).await
+}
+
+/// Connects with these certificates.
+pub async fn connect_as(address: SocketAddr, tls: &TlsSource) -> Result<Channel> {
+    let tls = tls.client(&Identity::Coordinator);
     Ok(Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?.connect().await?)
 }
 

@@ -38,6 +38,7 @@ pub fn report(status: &NodeHealthStatus) -> Option<NodeReport> {
     Some(NodeReport {
         address: agent.address.clone(),
         agent_version: agent.version.clone(),
+        certificate_until_s: None,
         roots: roots.collect(),
         usage: usage.collect(),
         disks: disks.collect(),

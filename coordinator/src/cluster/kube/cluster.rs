@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kube::Client;
 use serde_json::Value;
 use somersault_coordinator_core::io::{Action, Notice, Record};
 use somersault_coordinator_core::policy::Policy;
@@ -21,6 +22,8 @@ use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};
 
 /// A real API server as a cluster.
 pub struct Kube {
+    client: Client,
+    namespace: String,
     writer: Writer,
     place: Place,
     instance: String,
@@ -60,6 +63,8 @@ impl Kube {
             .spawn(move || collect::run(heard, &outlets))
             .map_err(ConnectError::Thread)?;
         Ok(Self {
+            client: clients.calls.clone(),
+            namespace: namespace.clone(),
             writer: Writer::new(clients.calls.clone(), &namespace, &access.instance),
             place: Place::new(clients.calls, &namespace),
             instance: access.instance.clone(),
@@ -79,6 +84,16 @@ impl Kube {
     /// `spec` of the policy that counts, as it changes.
     pub(super) fn policy_specs(&self) -> watch::Receiver<Option<Value>> {
         self.policy.clone()
+    }
+
+    /// For calls that belong to nobody's leadership.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The coordinator's own namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// The API server.

@@ -76,6 +76,11 @@ pub fn node(
     Ok((status, verdicts))
 }
 
+/// `None` for a time beyond all calendars: a certificate of a test that never ends.
+fn time_of_second(seconds: u64) -> Option<Time> {
+    i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).map(Time)
+}
+
 fn add_report(
     status: &mut crd::NodeHealthStatus,
     name: &NodeName,
@@ -85,6 +90,7 @@ fn add_report(
     status.agent = Some(node_health::AgentInfo {
         address: report.address.clone(),
         version: report.agent_version.clone(),
+        certificate_not_after: report.certificate_until_s.and_then(time_of_second),
     });
     status.host = Some(node_health::HostInfo {
         cpu_ratio: report.host.cpu_ratio,
