@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_coordinator_core::Coordinator;
+use somersault_coordinator_core::{Coordinator, Input};
 use somersault_coordinator_core::view::View;
 use somersault_proto::tls::TlsFiles;
 use somersault_proto::token::{TokenError, TokenSigner};
@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Admin;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::Cluster;
-use crate::config::Config;
+use crate::config::{Config, FenceSource};
 use crate::driver::{Driver, Parts};
 use crate::effects::{Effects, Tools};
+use crate::fence::{Fencer, NoFencer, RemoteFencer};
 use crate::inbox::Inbox;
 use crate::leader::Epoch;
 use crate::metrics::Metrics;
@@ -110,16 +111,18 @@ impl<C: Cluster> App<C> {
 
     fn start(self, stop: &CancellationToken) -> JoinSet<PartEnded> {
         let Self { cluster, config, agents, operators, signer } = self;
-        let Config { tls, policy, fence_agents, .. } = config;
+        let Config { tls, policy, fence, .. } = config;
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (inbox, events) = Inbox::new(Arc::clone(&clock));
         let (views, seen) = watch::channel(Arc::new(View::default()));
         let (turned, last_turn) = watch::channel(clock.now());
         let metrics = Arc::new(Metrics::default());
         let epoch = Epoch::default();
+        let mut parts = JoinSet::new();
+        let fencer = start_fencing(fence, &tls, &epoch, &inbox, &mut parts, stop);
         let tools = Tools {
             cluster: Arc::clone(&cluster),
-            fencer: Arc::new(fence_agents),
+            fencer,
             prober: Arc::new(NetworkProber::new(tls.clone())),
             inbox: inbox.clone(),
             epoch: epoch.clone(),
@@ -137,7 +140,6 @@ impl<C: Cluster> App<C> {
             metrics: Arc::clone(&metrics),
         });
 
-        let mut parts = JoinSet::new();
         parts.spawn(quiet("deciding loop", driver.run(stop.clone())));
         let identity = uuid::Uuid::new_v4().to_string();
         let lead = leader::run(
@@ -164,6 +166,42 @@ impl<C: Cluster> App<C> {
         });
         parts
     }
+}
+
+/// Whoever runs the fence agents, kept up to date; the core hears who has one.
+fn start_fencing(
+    source: FenceSource,
+    tls: &TlsFiles,
+    epoch: &Epoch,
+    inbox: &Inbox,
+    parts: &mut JoinSet<PartEnded>,
+    stop: &CancellationToken,
+) -> Arc<dyn Fencer> {
+    let (again, stopped) = (stop.clone(), stop.clone());
+    let fencer: Arc<dyn Fencer> = match source {
+        FenceSource::None => Arc::new(NoFencer),
+        FenceSource::Agents(agents) => {
+            let follow = agents.clone();
+            parts.spawn(quiet("fence configuration", async move { follow.follow(again).await }));
+            Arc::new(agents)
+        }
+        FenceSource::Runner(address) => {
+            let remote = RemoteFencer::new(address, tls.clone(), epoch.clone());
+            let follow = remote.clone();
+            parts.spawn(quiet("fence runner's client", async move { follow.follow(again).await }));
+            Arc::new(remote)
+        }
+    };
+    let (mut roster, inbox) = (fencer.roster(), inbox.clone());
+    roster.mark_changed();
+    parts.spawn(quiet("list of fence agents", async move {
+        while let Some(Ok(())) = stopped.run_until_cancelled(roster.changed()).await {
+            let now = roster.borrow_and_update().clone();
+            inbox.input(Input::FenceAgents(Box::new(now))).await;
+        }
+        stopped.cancelled().await;
+    }));
+    fencer
 }
 
 async fn listen(address: SocketAddr, whom: &'static str) -> Result<TcpListener, AppError> {

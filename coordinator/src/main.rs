@@ -1,4 +1,4 @@
-//! The coordinator's process: flags, logs, signals.
+//! The coordinator's process, or a fence runner's: flags, logs, signals.
 //!
 //! Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong flags.
 
@@ -7,21 +7,33 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use somersault_coordinator::app::App;
 use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::directory::Directory;
 use somersault_coordinator::cluster::kube::{Access, Kube};
-use somersault_coordinator::config::{Args, ClusterPlace, Config, LogFormat};
+use somersault_coordinator::config::{Args, Cli, ClusterPlace, Command, Config, LogFormat};
+use somersault_coordinator::fence::runner::{Runner, RunnerArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    start_logs(args.log_format);
-    match run(&args).await {
+    let ended = match Cli::parse() {
+        Cli { command: Some(Command::FenceRunner(args)), .. } => {
+            start_logs(args.log_format);
+            run_fence_agents(&args).await
+        }
+        Cli { coordinator: Some(args), .. } => {
+            start_logs(args.log_format);
+            run(&args).await
+        }
+        // No flag at all: say which ones are needed, as for any other that is missing.
+        Cli { .. } => Cli::command().error(ErrorKind::MissingRequiredArgument, "--cluster and --certs are needed").exit(),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line with all causes: a backtrace tells an operator nothing.
@@ -67,6 +79,22 @@ fn access(args: &Args) -> Access {
     let host = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let instance = args.instance.clone().or_else(host).unwrap_or_else(|| "coordinator".to_owned());
     Access { context: args.context.clone(), namespace: args.namespace.clone(), instance }
+}
+
+/// As fence runner.
+async fn run_fence_agents(args: &RunnerArgs) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let runner = Runner::bind(args).await?;
+    tracing::info!(
+        coordinators = %runner.address()?,
+        operators = %runner.operators_address()?,
+        config = %args.config.display(),
+        "fence runner started"
+    );
+    runner.run(stop).await?;
+    tracing::info!("fence runner stopped");
+    Ok(())
 }
 
 fn start_logs(format: LogFormat) {

@@ -1,7 +1,8 @@
 //! Mutual TLS: certificate files, who a peer must be, and who it is.
 //!
 //! A folder holds `ca.crt`, `tls.crt` and `tls.key`, the names of a Kubernetes TLS secret. Identity is a DNS SAN
-//! of the certificate: `<node>.node.somersault` for an agent, `coordinator.somersault` for a coordinator.
+//! of the certificate: `<node>.node.somersault` for an agent, `coordinator.somersault` for a coordinator,
+//! `fence-runner.somersault` for a fence runner.
 
 use std::fs;
 use std::io;
@@ -28,6 +29,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A chain of certificates or a key is a few KiB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
+/// SAN of every fence runner.
+pub const FENCE_RUNNER_SAN: &str = "fence-runner.somersault";
+
 /// Who holds a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Identity {
@@ -35,6 +39,8 @@ pub enum Identity {
     Coordinator,
     /// The agent of a node.
     Node(NodeName),
+    /// A fence runner.
+    FenceRunner,
 }
 
 impl Identity {
@@ -43,6 +49,7 @@ impl Identity {
         match self {
             Self::Coordinator => COORDINATOR_SAN.to_owned(),
             Self::Node(node) => format!("{node}{NODE_SAN_SUFFIX}"),
+            Self::FenceRunner => FENCE_RUNNER_SAN.to_owned(),
         }
     }
 }
@@ -114,16 +121,16 @@ pub enum IdentityError {
     #[error("the certificate cannot be parsed")]
     Unparsable,
     /// None of its SANs is one of ours.
-    #[error("the certificate has no DNS name of the form NODE{NODE_SAN_SUFFIX} or {COORDINATOR_SAN}")]
+    #[error("the certificate has no DNS name of the form NODE{NODE_SAN_SUFFIX}, {COORDINATOR_SAN} or {FENCE_RUNNER_SAN}")]
     NoName,
     /// It would stand for several.
     #[error("the certificate names more than one identity")]
     Ambiguous,
     /// A node was expected.
-    #[error("the certificate is a coordinator's, not a node's")]
+    #[error("the certificate is not a node's")]
     NotANode,
     /// A coordinator was expected.
-    #[error("the certificate is a node's, not a coordinator's")]
+    #[error("the certificate is not a coordinator's")]
     NotACoordinator,
 }
 
@@ -196,7 +203,15 @@ pub fn peer_identity<T>(request: &Request<T>) -> Result<Identity, IdentityError>
 pub fn peer_node<T>(request: &Request<T>) -> Result<NodeName, IdentityError> {
     match peer_identity(request)? {
         Identity::Node(node) => Ok(node),
-        Identity::Coordinator => Err(IdentityError::NotANode),
+        Identity::Coordinator | Identity::FenceRunner => Err(IdentityError::NotANode),
+    }
+}
+
+/// Lets coordinators pass, and nobody else.
+pub fn peer_coordinator<T>(request: &Request<T>) -> Result<(), IdentityError> {
+    match peer_identity(request)? {
+        Identity::Coordinator => Ok(()),
+        Identity::Node(_) | Identity::FenceRunner => Err(IdentityError::NotACoordinator),
     }
 }
 
@@ -220,6 +235,9 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, Identit
 fn identity_of_san(name: &str) -> Option<Identity> {
     if name == COORDINATOR_SAN {
         return Some(Identity::Coordinator);
+    }
+    if name == FENCE_RUNNER_SAN {
+        return Some(Identity::FenceRunner);
     }
     name.strip_suffix(NODE_SAN_SUFFIX)?.parse().ok().map(Identity::Node)
 }

@@ -9,8 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use somersault_coordinator::app::App;
 use somersault_coordinator::cluster::directory::Directory;
-use somersault_coordinator::config::Config;
-use somersault_coordinator::fence::FenceAgents;
+use somersault_coordinator::config::{Config, FenceSource};
 use somersault_proto::tls::{Identity, TlsFiles};
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_client::FleetClient;
@@ -62,7 +61,7 @@ impl Fleet {
             admin_listen: "127.0.0.1:0".parse()?,
             tls: TlsFiles::read(&certs)?,
             policy: somersault_coordinator_core::policy::Policy::default(),
-            fence_agents: FenceAgents::default(),
+            fence: FenceSource::None,
         };
         let app = App::bind(Arc::new(Directory::open(&cluster)?), config).await?;
         let (address, operators) = (app.agents_address()?, app.operators_address()?);
