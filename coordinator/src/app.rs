@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_coordinator_core::{Coordinator, Input};
 use somersault_coordinator_core::view::View;
+use somersault_coordinator_core::{Coordinator, Input};
 use somersault_proto::tls::TlsFiles;
 use somersault_proto::token::{TokenError, TokenSigner};
 use tokio::net::TcpListener;
@@ -185,8 +185,8 @@ fn start_fencing(
             parts.spawn(quiet("fence configuration", async move { follow.follow(again).await }));
             Arc::new(agents)
         }
-        FenceSource::Runner(address) => {
-            let remote = RemoteFencer::new(address, tls.clone(), epoch.clone());
+        FenceSource::Runner(addresses) => {
+            let remote = RemoteFencer::new(addresses, tls.clone(), epoch.clone());
             let follow = remote.clone();
             parts.spawn(quiet("fence runner's client", async move { follow.follow(again).await }));
             Arc::new(remote)

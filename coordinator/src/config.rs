@@ -80,9 +80,9 @@ pub struct Args {
     #[arg(long, env = "SOMERSAULT_FENCE_CONFIG", value_name = "FILE", conflicts_with = "fence_runner")]
     pub fence_config: Option<PathBuf>,
 
-    /// Where fence runners serve, which have the fence agents; a name may stand for several.
-    #[arg(long, env = "SOMERSAULT_FENCE_RUNNER", value_name = "HOST:PORT")]
-    pub fence_runner: Option<String>,
+    /// Where fence runners serve, which have the fence agents; repeatable, and a name may stand for several.
+    #[arg(long, env = "SOMERSAULT_FENCE_RUNNER", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub fence_runner: Vec<String>,
 
     /// How to log; the levels are taken from `RUST_LOG`.
     #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -141,8 +141,8 @@ pub enum FenceSource {
     None,
     /// This process.
     Agents(LiveAgents),
-    /// The fence runners at `HOST:PORT`.
-    Runner(String),
+    /// The fence runners at each `HOST:PORT`.
+    Runner(Vec<String>),
 }
 
 /// Why the process cannot start.
@@ -209,8 +209,8 @@ impl Config {
 
 /// A node that the policy promises a fence agent must have one, where that can be known at the start.
 fn fence_source(args: &Args, policy: &Policy) -> Result<FenceSource, ConfigError> {
-    if let Some(runner) = &args.fence_runner {
-        return Ok(FenceSource::Runner(runner.clone()));
+    if !args.fence_runner.is_empty() {
+        return Ok(FenceSource::Runner(args.fence_runner.clone()));
     }
     let live = match &args.fence_config {
         Some(file) => Some(LiveAgents::read(file, policy.fencing.timeout)?),

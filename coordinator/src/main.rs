@@ -31,7 +31,9 @@ async fn main() -> ExitCode {
             run(&args).await
         }
         // No flag at all: say which ones are needed, as for any other that is missing.
-        Cli { .. } => Cli::command().error(ErrorKind::MissingRequiredArgument, "--cluster and --certs are needed").exit(),
+        Cli { .. } => Cli::command()
+            .error(ErrorKind::MissingRequiredArgument, "--cluster and --certs are needed")
+            .exit(),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,7 +91,7 @@ async fn run_fence_agents(args: &RunnerArgs) -> anyhow::Result<()> {
     tracing::info!(
         coordinators = %runner.address()?,
         operators = %runner.operators_address()?,
-        config = %args.config.display(),
+        config = %args.fence_config.display(),
         "fence runner started"
     );
     runner.run(stop).await?;

@@ -121,7 +121,9 @@ pub enum IdentityError {
     #[error("the certificate cannot be parsed")]
     Unparsable,
     /// None of its SANs is one of ours.
-    #[error("the certificate has no DNS name of the form NODE{NODE_SAN_SUFFIX}, {COORDINATOR_SAN} or {FENCE_RUNNER_SAN}")]
+    #[error(
+        "the certificate has no DNS name of the form NODE{NODE_SAN_SUFFIX}, {COORDINATOR_SAN} or {FENCE_RUNNER_SAN}"
+    )]
     NoName,
     /// It would stand for several.
     #[error("the certificate names more than one identity")]
@@ -204,14 +206,6 @@ pub fn peer_node<T>(request: &Request<T>) -> Result<NodeName, IdentityError> {
     match peer_identity(request)? {
         Identity::Node(node) => Ok(node),
         Identity::Coordinator | Identity::FenceRunner => Err(IdentityError::NotANode),
-    }
-}
-
-/// Lets coordinators pass, and nobody else.
-pub fn peer_coordinator<T>(request: &Request<T>) -> Result<(), IdentityError> {
-    match peer_identity(request)? {
-        Identity::Coordinator => Ok(()),
-        Identity::Node(_) | Identity::FenceRunner => Err(IdentityError::NotACoordinator),
     }
 }
 

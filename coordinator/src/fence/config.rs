@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use somersault_proto::model::Malformed;
 use somersault_coordinator_core::fencing::agents::AgentRevision;
 use somersault_coordinator_core::names::NodeName;
+use somersault_proto::model::Malformed;
 
 use super::run::is_secret;
 use super::{FenceAgent, FenceAgents};

@@ -61,8 +61,8 @@ pub struct RemoteFencer(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// `HOST:PORT`; the host may stand for several runners.
-    address: String,
+    /// Each `HOST:PORT`; a host may stand for several runners.
+    addresses: Vec<String>,
     tls: TlsFiles,
     epoch: Epoch,
     roster: watch::Sender<FenceRoster>,
@@ -95,11 +95,11 @@ impl CallError {
 }
 
 impl RemoteFencer {
-    /// Asks the runners at `HOST:PORT`.
-    pub fn new(address: String, tls: TlsFiles, epoch: Epoch) -> Self {
+    /// Asks the runners at each `HOST:PORT`.
+    pub fn new(addresses: Vec<String>, tls: TlsFiles, epoch: Epoch) -> Self {
         let away = Some("it was not asked yet which nodes have a fence agent".to_owned());
         let roster = watch::channel(FenceRoster { away, ..FenceRoster::default() }).0;
-        Self(Arc::new(Shared { address, tls, epoch, roster }))
+        Self(Arc::new(Shared { addresses, tls, epoch, roster }))
     }
 
     /// Keeps asking which nodes have an agent, until told to stop.
@@ -150,7 +150,8 @@ impl RemoteFencer {
             let reply = reply.map_err(|status| status.message().to_owned())?.into_inner();
             FenceList::try_from(reply).map_err(|error| error.to_string())
         };
-        let answers: Vec<Result<FenceList, String>> = futures::future::join_all(addresses.into_iter().map(ask)).await;
+        let answers: Vec<Result<FenceList, String>> =
+            futures::future::join_all(addresses.into_iter().map(ask)).await;
         let (lists, errors): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
         if lists.is_empty() {
             return Err(self.unreachable(errors.into_iter().find_map(Result::err)));
@@ -158,7 +159,12 @@ impl RemoteFencer {
         Ok(lists.into_iter().filter_map(Result::ok).collect())
     }
 
-    async fn run(&self, order: &FenceOrder, revision: &AgentRevision, deadline: Instant) -> Result<FenceResult, CallError> {
+    async fn run(
+        &self,
+        order: &FenceOrder,
+        revision: &AgentRevision,
+        deadline: Instant,
+    ) -> Result<FenceResult, CallError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let request = FenceRun {
             node: wire_name(&order.node)?,
@@ -176,7 +182,9 @@ impl RemoteFencer {
             };
             match outcome {
                 // The order was not taken there: somebody else may take it.
-                Err(error @ (CallError::Refused(_) | CallError::Unreachable { .. })) if error.is_passing() => {
+                Err(error @ (CallError::Refused(_) | CallError::Unreachable { .. }))
+                    if error.is_passing() =>
+                {
                     last = Some(error);
                 }
                 outcome => return outcome,
@@ -185,7 +193,12 @@ impl RemoteFencer {
         Err(last.unwrap_or_else(|| self.unreachable(None)))
     }
 
-    async fn ask(&self, node: &NodeName, revision: &AgentRevision, within: Duration) -> Result<FencePower, CallError> {
+    async fn ask(
+        &self,
+        node: &NodeName,
+        revision: &AgentRevision,
+        within: Duration,
+    ) -> Result<FencePower, CallError> {
         let request = FenceStatus {
             node: wire_name(node)?,
             epoch: self.0.epoch.current().unwrap_or(0),
@@ -223,7 +236,11 @@ impl RemoteFencer {
     async fn connect(&self, address: SocketAddr) -> Result<FenceClient<Channel>, String> {
         let tls = self.0.tls.client(&Identity::FenceRunner);
         let connect = async {
-            Endpoint::from_shared(format!("https://{address}"))?.tcp_nodelay(true).tls_config(tls)?.connect().await
+            Endpoint::from_shared(format!("https://{address}"))?
+                .tcp_nodelay(true)
+                .tls_config(tls)?
+                .connect()
+                .await
         };
         match timeout(CONNECT_WITHIN, connect).await {
             Ok(Ok(channel)) => Ok(FenceClient::new(channel)
@@ -235,15 +252,28 @@ impl RemoteFencer {
     }
 
     async fn addresses(&self) -> Result<Vec<SocketAddr>, CallError> {
-        let resolve = |source| CallError::Resolve { address: self.0.address.clone(), source };
-        let looked_up = timeout(CONNECT_WITHIN, tokio::net::lookup_host(&self.0.address)).await;
-        let found = looked_up.map_err(|_| resolve(std::io::ErrorKind::TimedOut.into()))?.map_err(resolve)?;
-        Ok(found.take(RUNNERS_MAX).collect())
+        let mut found = Vec::new();
+        let mut failed = None;
+        for address in &self.0.addresses {
+            match timeout(CONNECT_WITHIN, tokio::net::lookup_host(address)).await {
+                Ok(Ok(resolved)) => found.extend(resolved),
+                Ok(Err(source)) => failed = Some(CallError::Resolve { address: address.clone(), source }),
+                Err(_) => {
+                    let source = std::io::ErrorKind::TimedOut.into();
+                    failed = Some(CallError::Resolve { address: address.clone(), source });
+                }
+            }
+        }
+        found.truncate(RUNNERS_MAX);
+        match failed {
+            Some(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
     }
 
     fn unreachable(&self, why: Option<String>) -> CallError {
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
-        CallError::Unreachable { address: self.0.address.clone(), why }
+        CallError::Unreachable { address: self.0.addresses.join(", "), why }
     }
 
     fn revision(&self, node: &NodeName) -> Result<AgentRevision, String> {
@@ -265,7 +295,8 @@ async fn follow_run(mut client: FenceClient<Channel>, run: FenceRun) -> Result<F
     loop {
         let event = timeout(SILENCE_MAX, events.message()).await.map_err(|_| silent())?;
         let event = event.map_err(|status| CallError::BrokenOff(broken(&status)))?;
-        let event = event.ok_or_else(|| CallError::BrokenOff("the fence runner ended the call".to_owned()))?;
+        let event =
+            event.ok_or_else(|| CallError::BrokenOff("the fence runner ended the call".to_owned()))?;
         match FenceEvent::try_from(event) {
             Ok(FenceEvent::GoesOn) => {}
             Ok(FenceEvent::Ended(ended)) => {

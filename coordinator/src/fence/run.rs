@@ -75,8 +75,8 @@ pub async fn status(node: &NodeName, agent: &FenceAgent) -> FenceAnswer {
 fn with_password(agent: &FenceAgent) -> Result<FenceAgent, String> {
     let mut agent = agent.clone();
     if let Some(file) = &agent.password_file {
-        let password =
-            read_password(file).map_err(|why| format!("cannot use the password in {}: {why}", file.display()))?;
+        let password = read_password(file)
+            .map_err(|why| format!("cannot use the password in {}: {why}", file.display()))?;
         agent.options.push(("password".to_owned(), password));
     }
     Ok(agent)
@@ -88,7 +88,8 @@ fn read_password(file: &std::path::Path) -> io::Result<String> {
     // Editors end a file with a line break; no password does.
     let password = text.strip_suffix('\n').unwrap_or(&text);
     let password = password.strip_suffix('\r').unwrap_or(password);
-    if password.is_empty() || text.len() as u64 > PASSWORD_BYTES_MAX || password.chars().any(char::is_control) {
+    if password.is_empty() || text.len() as u64 > PASSWORD_BYTES_MAX || password.chars().any(char::is_control)
+    {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not one short line"));
     }
     Ok(password.to_owned())

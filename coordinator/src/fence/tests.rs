@@ -87,7 +87,10 @@ async fn off_and_status_together_are_a_proof() {
 
 #[tokio::test]
 async fn a_node_without_an_agent_is_no_proof() {
-    assert!(matches!(FenceAgents::default().fence(&"n1".into(), Duration::from_mins(1)).await, FenceResult::Failed(_)));
+    assert!(matches!(
+        FenceAgents::default().fence(&"n1".into(), Duration::from_mins(1)).await,
+        FenceResult::Failed(_)
+    ));
 }
 
 #[tokio::test]
@@ -186,20 +189,28 @@ async fn passwords_are_never_told() {
     assert!(!why.contains("login"), "{why}");
     let printed = format!(
         "{:?}",
-        AgentSpec { agent: "a".into(), options: text("passwd", "hunter2"), deadline_ms: None, password_file: None }
+        AgentSpec {
+            agent: "a".into(),
+            options: text("passwd", "hunter2"),
+            deadline_ms: None,
+            password_file: None
+        }
     );
     assert!(!printed.contains("hunter2"), "{printed}");
 }
 
 #[tokio::test]
 async fn what_an_agent_says_last_is_shown_and_no_half_of_a_secret() {
-    let loud = Device::new("head -c 200000 /dev/zero | tr '\\0' x >&2; echo ' Connection refused' >&2; exit 1");
+    let loud =
+        Device::new("head -c 200000 /dev/zero | tr '\\0' x >&2; echo ' Connection refused' >&2; exit 1");
     let why = loud.fails(&[], AMPLE_MS).await;
     assert!(why.ends_with("Connection refused") && why.len() < 1000, "{why}");
     // 8192 bytes are kept: the first of the three is cut in the middle.
     let secret = "s".repeat(3_000);
     let options = [("passwd", secret.as_str())];
-    let why = Device::new(&format!("printf '%s\\n' {secret} {secret} {secret} >&2; exit 1")).fails(&options, AMPLE_MS).await;
+    let why = Device::new(&format!("printf '%s\\n' {secret} {secret} {secret} >&2; exit 1"))
+        .fails(&options, AMPLE_MS)
+        .await;
     assert!(!why.contains("sss"), "{why}");
 }
 
@@ -223,7 +234,10 @@ async fn a_password_in_a_file_is_read_for_each_run_and_never_told() {
     let device = Device::new("[ $action = off ] && exit 0; exit 2");
     fs::write(device.path("password"), "hunter2\n").unwrap();
     assert_eq!(device.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
-    assert!(device.read("off").contains("\npassword=hunter2\n") || device.read("off").starts_with("password=hunter2\n"));
+    assert!(
+        device.read("off").contains("\npassword=hunter2\n")
+            || device.read("off").starts_with("password=hunter2\n")
+    );
     fs::write(device.path("password"), "changed").unwrap();
     assert_eq!(device.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
     assert!(device.read("off").contains("password=changed\n"));
@@ -242,8 +256,10 @@ async fn a_password_in_a_file_is_read_for_each_run_and_never_told() {
 #[test]
 fn the_revision_tells_another_machine_and_not_another_password() {
     let revision = |options: &[(&str, &str)]| {
-        let options = options.iter().map(|(name, value)| ((*name).to_owned(), OptionValue::Text((*value).to_owned())));
-        let agents = FenceAgents::checked(spec("sh", options.collect(), None), Path::new(""), Duration::from_mins(1));
+        let options =
+            options.iter().map(|(name, value)| ((*name).to_owned(), OptionValue::Text((*value).to_owned())));
+        let agents =
+            FenceAgents::checked(spec("sh", options.collect(), None), Path::new(""), Duration::from_mins(1));
         agents.unwrap().revisions()[&NodeName::from("n1")].clone()
     };
     let one = revision(&[("ip", "10.0.9.1"), ("passwd", "a")]);
@@ -282,7 +298,8 @@ async fn a_changed_configuration_is_taken_and_a_broken_one_is_not() {
     let (follow, stopped) = (live.clone(), stop.clone());
     let following = tokio::spawn(async move { follow.follow(stopped).await });
     let mut next = async |wanted: &dyn Fn(&FenceRoster) -> bool| {
-        let found = tokio::time::timeout(Duration::from_secs(60), roster.wait_for(|roster| wanted(roster))).await;
+        let found =
+            tokio::time::timeout(Duration::from_secs(60), roster.wait_for(|roster| wanted(roster))).await;
         found.expect("in time").expect("alive").clone()
     };
 

@@ -113,7 +113,10 @@ impl World {
         };
         let session = Some(self.processes[by].session);
         let delay = self.within_ms(500);
-        self.at(delay, Event::Arrives { to: by, session, input: Box::new(Input::FenceAnswered { node, answer }) });
+        self.at(
+            delay,
+            Event::Arrives { to: by, session, input: Box::new(Input::FenceAnswered { node, answer }) },
+        );
     }
 
     /// The controller of the machine obeys at last, whatever boot it is in by now.

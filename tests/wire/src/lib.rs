@@ -244,6 +244,13 @@ impl Wire {
         drop((&mut self.carrying).await);
         self.carrying = carry(Arc::clone(&self.listener), self.to);
     }
+
+    /// Cuts every connection, for good.
+    pub async fn sever(self) {
+        let Self { listener, carrying, .. } = self;
+        carrying.abort();
+        drop((carrying.await, listener));
+    }
 }
 
 fn carry(listener: Arc<TcpListener>, to: SocketAddr) -> JoinHandle<()> {

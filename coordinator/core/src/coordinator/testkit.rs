@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::BootTime;
 use crate::coordinator::Coordinator;
 use crate::decision::testkit::{World, key, nfs, node, on_host, running_vm};
+use crate::fencing::agents::FenceAnswer;
 use crate::fleet::{FENCING_TAINT, Fleet, Taint};
 use crate::invariants::Watch;
 use crate::io::{
     Action, Effect, FenceResult, Input, Notice, Prober, Reachability, Record, RecordKey, Requests,
 };
-use crate::fencing::agents::FenceAnswer;
 use crate::names::{BootId, NodeName, Uid};
 use crate::policy::{Policy, PolicySpec, Profile};
 use crate::view::{NodeState, View};

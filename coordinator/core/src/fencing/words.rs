@@ -145,7 +145,8 @@ pub(crate) fn declared(
     vms: (usize, usize),
 ) {
     let (automatic, by_hand) = vms;
-    let otherwise = format!("make sure that the machine is off, then run `kubectl somersault attest {node}`.");
+    let otherwise =
+        format!("make sure that the machine is off, then run `kubectl somersault attest {node}`.");
     let next = if scene.can_power_off(node) {
         "Its fence agent switches it off now.".to_owned()
     } else if scene.facts.power_off.is_wrong(node) {
@@ -183,7 +184,8 @@ pub(crate) fn wrong_machine(fx: &mut Vec<Effect>, node: &NodeName) {
 }
 
 pub(crate) fn mended(fx: &mut Vec<Effect>, node: &NodeName) {
-    let message = format!("The entry of {node} in the fence configuration was changed, and its fence agent says on.");
+    let message =
+        format!("The entry of {node} in the fence configuration was changed, and its fence agent says on.");
     tell_node(fx, Severity::Info, node, "FenceAgentMended", message);
 }
 
@@ -208,15 +210,19 @@ pub(super) fn answers_again(fx: &mut Vec<Effect>, node: &NodeName) {
 pub(super) fn roster_changed(fx: &mut Vec<Effect>, before: &FenceRoster, now: &FenceRoster) {
     match (&before.away, &now.away) {
         (None, Some(why)) => {
-            let message = format!("No fence agent can be run: {why}. If a node died now, its VMs would wait.");
+            let message =
+                format!("No fence agent can be run: {why}. If a node died now, its VMs would wait.");
             tell(fx, Severity::Warning, "FenceRunnerAway", message);
         }
-        (Some(_), None) => tell(fx, Severity::Info, "FenceRunnerBack", "Fence agents can be run again.".to_owned()),
+        (Some(_), None) => {
+            tell(fx, Severity::Info, "FenceRunnerBack", "Fence agents can be run again.".to_owned())
+        }
         _ => {}
     }
     match (&before.problem, &now.problem) {
         (old, Some(why)) if old.as_ref() != Some(why) => {
-            let message = format!("The fence configuration was changed, but cannot be used: {why}. The old one stays.");
+            let message =
+                format!("The fence configuration was changed, but cannot be used: {why}. The old one stays.");
             tell(fx, Severity::Warning, "FenceConfigRefused", message);
         }
         (Some(_), None) => {

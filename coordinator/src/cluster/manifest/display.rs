@@ -185,7 +185,8 @@ fn fencing_answers(agent: &FenceAgentView, clock: WallClock) -> Option<Verdict> 
         FencingState::AnswersNot { why } => format!("its fence agent does not answer: {why}"),
         FencingState::RunnerAway { why } => format!("no fence agent can be run: {why}"),
         FencingState::WrongMachine => {
-            "its fence agent said off while the node was beating: it looks at another machine, and is not run".to_owned()
+            "its fence agent said off while the node was beating: it looks at another machine, and is not run"
+                .to_owned()
         }
     };
     let answered = agent.answered.map_or_else(

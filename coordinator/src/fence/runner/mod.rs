@@ -13,8 +13,6 @@
 mod metrics;
 mod runs;
 mod service;
-#[cfg(test)]
-mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -72,7 +70,7 @@ pub struct RunnerArgs {
         value_name = "FILE",
         default_value = "/etc/somersault/fence/fence.yaml"
     )]
-    pub config: PathBuf,
+    pub fence_config: PathBuf,
 
     /// How to log; the levels are taken from `RUST_LOG`.
     #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -128,7 +126,7 @@ impl Runner {
                 found: tls.identity().san(),
             });
         }
-        let agents = LiveAgents::read_or_wait(&args.config, RUN_MAX);
+        let agents = LiveAgents::read_or_wait(&args.fence_config, RUN_MAX);
         let (coordinators, operators) = (listen(args.listen).await?, listen(args.admin_listen).await?);
         Ok(Self { tls, agents, coordinators, operators })
     }

@@ -30,6 +30,9 @@ use super::metrics::RunnerMetrics;
 /// Runs at the same time: the coordinator's storm limits let no more through, and each is a Python process.
 const RUNS_MAX: usize = 8;
 
+/// Said of a run that was killed.
+const ENDED: &str = "the run was ended: the runner stops, or a newer leader ordered";
+
 /// How a run goes: `None` while it does.
 pub type Outcome = watch::Receiver<Option<FenceResult>>;
 
@@ -123,32 +126,40 @@ impl Runs {
         }
         let (ended, outcome) = watch::channel(None);
         let kill = self.0.stop.child_token();
-        let run = Run { epoch: order.epoch, name: order.run.clone(), outcome: outcome.clone(), kill: kill.clone() };
+        let run =
+            Run { epoch: order.epoch, name: order.run.clone(), outcome: outcome.clone(), kill: kill.clone() };
         table.last.insert(order.node.clone(), run);
         drop(table);
 
         let shared = Arc::clone(&self.0);
         self.0.tasks.spawn(async move {
-            let work = async {
+            let turn = async {
                 if let Some(mut older) = older {
                     // Its programs are gone when it says so; where it cannot even say so, they are too.
                     drop(older.wait_for(Option::is_some).await);
                 }
-                let _slot = shared.slots.acquire().await;
+                shared.slots.acquire().await
+            };
+            let work = async {
+                let Ok(_slot) = timeout_at(deadline, turn).await else {
+                    return FenceResult::Failed("too many machines are being switched off".to_owned());
+                };
                 let left = deadline.saturating_duration_since(Instant::now());
                 tracing::warn!(node = %order.node, epoch = order.epoch, run = order.run, "switching off");
                 agents.fence(&order.node, left).await
             };
             let result = tokio::select! {
                 biased;
-                () = kill.cancelled() => FenceResult::Failed("the run was ended: the runner stops, or a newer leader ordered".to_owned()),
-                result = timeout_at(deadline, work) => result.unwrap_or_else(|_| {
-                    FenceResult::Failed("no end within its deadline".to_owned())
-                }),
+                () = kill.cancelled() => FenceResult::Failed(ENDED.to_owned()),
+                result = work => result,
             };
             match &result {
-                FenceResult::ConfirmedOff => tracing::warn!(node = %order.node, run = order.run, "off, read back"),
-                FenceResult::Failed(why) => tracing::error!(node = %order.node, run = order.run, %why, "not off"),
+                FenceResult::ConfirmedOff => {
+                    tracing::warn!(node = %order.node, run = order.run, "off, read back")
+                }
+                FenceResult::Failed(why) => {
+                    tracing::error!(node = %order.node, run = order.run, %why, "not off")
+                }
             }
             shared.metrics.ran(&result);
             ended.send_replace(Some(result));

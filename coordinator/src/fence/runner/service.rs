@@ -11,11 +11,11 @@ use somersault_coordinator_core::names::NodeName;
 use somersault_proto::model::{
     FenceEnded, FenceEvent, FenceList, FencePower, FenceRun, FenceStatus, FencedNode, limits,
 };
-use somersault_proto::tls::peer_coordinator;
+use somersault_proto::tls::{Identity, peer_identity};
 use somersault_proto::v1;
 use somersault_proto::v1::fence_server::Fence;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Request, Response, Status};
 
 use super::super::{FenceOrder, Fencer, LiveAgents};
@@ -44,12 +44,15 @@ impl FenceService {
     }
 
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        peer_coordinator(request).map_err(|error| {
-            let from = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
-            tracing::warn!(from, %error, "refused a call");
-            self.metrics.refused();
-            Status::from(error)
-        })
+        let refused = match peer_identity(request) {
+            Ok(Identity::Coordinator) => return Ok(()),
+            Ok(other) => Status::permission_denied(format!("{} is not a coordinator", other.san())),
+            Err(error) => error.into(),
+        };
+        let from = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
+        tracing::warn!(from, why = refused.message(), "refused a call");
+        self.metrics.refused();
+        Err(refused)
     }
 
     /// The caller means an entry that is the one in use here.
@@ -58,9 +61,9 @@ impl FenceService {
         let roster = roster.borrow();
         match roster.agents.get(node) {
             None => Err(Status::not_found(format!("no fence agent is configured for {node}"))),
-            Some(revision) if revision.0 != wanted => {
-                Err(Status::failed_precondition(format!("the entry of {node} has changed, or has not changed yet")))
-            }
+            Some(revision) if revision.0 != wanted => Err(Status::failed_precondition(format!(
+                "the entry of {node} has changed, or has not changed yet"
+            ))),
             Some(_) => Ok(()),
         }
     }
@@ -88,10 +91,7 @@ impl Fence for FenceService {
         Ok(Response::new(Box::pin(events(run, outcome))))
     }
 
-    async fn status(
-        &self,
-        request: Request<v1::StatusRequest>,
-    ) -> Result<Response<v1::StatusReply>, Status> {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         self.admit(&request)?;
         let FenceStatus { node, epoch, revision, deadline } = FenceStatus::try_from(request.into_inner())?;
         self.runs.saw(epoch);
@@ -102,12 +102,11 @@ impl Fence for FenceService {
             return Err(Status::aborted(format!("{node} is being switched off")));
         }
         let agents = self.agents.agents();
-        let ask = async {
-            let _slot = self.statuses.acquire().await;
-            agents.status(&node, deadline).await
+        let until = Instant::now() + deadline;
+        let answer = match timeout_at(until, self.statuses.acquire()).await {
+            Ok(_slot) => agents.status(&node, until.saturating_duration_since(Instant::now())).await,
+            Err(_) => FenceAnswer::Failed("too many agents are being asked".to_owned()),
         };
-        let answer = timeout(deadline, ask).await;
-        let answer = answer.unwrap_or_else(|_| FenceAnswer::Failed("too many agents are being asked".to_owned()));
         self.metrics.answered(&answer);
         Ok(Response::new(v1::StatusReply::from(match answer {
             FenceAnswer::On => FencePower::On,
@@ -133,13 +132,15 @@ fn events(run: FenceRun, outcome: Outcome) -> impl Stream<Item = Result<v1::RunE
     stream::unfold(Some((run, outcome, Duration::ZERO)), |state| async move {
         let (run, mut outcome, wait) = state?;
         // The first word comes at once: the caller then knows that the order is taken.
-        match timeout(wait, outcome.wait_for(Option::is_some)).await {
+        let ended = timeout(wait, outcome.wait_for(Option::is_some)).await;
+        let ended = ended.map(|seen| seen.map(|result| result.clone()));
+        match ended {
             Err(_) => Some((Ok(FenceEvent::GoesOn.into()), Some((run, outcome, GOES_ON_EVERY)))),
             Ok(Err(_)) => Some((Err(Status::unavailable("the runner is stopping")), None)),
             Ok(Ok(ended)) => {
-                let result = match ended.as_ref() {
+                let result = match ended {
                     Some(FenceResult::ConfirmedOff) => Ok(()),
-                    Some(FenceResult::Failed(why)) => Err(fit(why)),
+                    Some(FenceResult::Failed(why)) => Err(fit(&why)),
                     None => Err("it is not known how it ended".to_owned()),
                 };
                 let FenceRun { node, epoch, run, .. } = run;

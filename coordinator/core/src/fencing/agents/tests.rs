@@ -30,7 +30,8 @@ fn runs(bench: &Bench) -> usize {
 }
 
 fn roster(nodes: &[(&str, &str)]) -> FenceRoster {
-    let entry = |(node, revision): &(&str, &str)| (NodeName::from(*node), AgentRevision((*revision).to_owned()));
+    let entry =
+        |(node, revision): &(&str, &str)| (NodeName::from(*node), AgentRevision((*revision).to_owned()));
     FenceRoster { agents: nodes.iter().map(entry).collect(), away: None, problem: None }
 }
 
@@ -100,7 +101,10 @@ fn an_agent_that_does_not_answer_is_told_once_and_again_when_it_does() {
     bench.run_ms(2 * PERIOD_MS);
     assert_eq!(agent(&bench, "n1").name(), "AnswersNot");
     assert_eq!((bench.notices("FenceAnswersNot"), bench.notices("FenceUntested")), (1, 0));
-    assert!(shown(&bench, "n1").proofs_possible.contains(&ProofKind::PowerOffConfirmed), "it may answer again");
+    assert!(
+        shown(&bench, "n1").proofs_possible.contains(&ProofKind::PowerOffConfirmed),
+        "it may answer again"
+    );
     bench.status.insert("n1".into(), FenceAnswer::On);
     bench.run_ms(PERIOD_MS);
     assert_eq!((agent(&bench, "n1"), bench.notices("FenceAnswers")), (FencingState::Answers, 1));
@@ -202,7 +206,9 @@ fn the_next_leader_knows_it_from_its_own_asking_or_from_the_record() {
     let mut bench = wrong();
     bench.silence(&["n1"]);
     bench.run_ms(2_000);
-    let Some(Record::Fence(record)) = bench.store.get(&RecordKey::Fence("n1".into())) else { panic!("stored") };
+    let Some(Record::Fence(record)) = bench.store.get(&RecordKey::Fence("n1".into())) else {
+        panic!("stored")
+    };
     assert!(record.agent_distrusted);
     assert_eq!(record.stage, FenceStage::Declared);
     // A process that was started after the node had died.
@@ -268,7 +274,10 @@ fn a_configuration_that_cannot_be_used_is_told_once_for_each_reason() {
         tell(&mut bench, FenceRoster { problem: Some(why.to_owned()), ..roster(&[("n1", "a")]) });
     }
     assert_eq!(bench.notices("FenceConfigRefused"), 2);
-    assert!(shown(&bench, "n1").proofs_possible.contains(&ProofKind::PowerOffConfirmed), "the old one is in use");
+    assert!(
+        shown(&bench, "n1").proofs_possible.contains(&ProofKind::PowerOffConfirmed),
+        "the old one is in use"
+    );
     tell(&mut bench, roster(&[("n1", "a")]));
     assert_eq!(bench.notices("FenceConfigMended"), 1);
 }
