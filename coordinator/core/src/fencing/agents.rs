@@ -259,7 +259,12 @@ impl Rounds {
         let (power, listed) = (&scene.facts.power_off, &scene.facts.policy.fencing.nodes);
         self.checks.retain(|node, _| power.has_agent(listed, node) && scene.exists(node));
         let mut asked = self.checks.values().filter(|check| check.asked.is_some()).count();
-        for node in power.runnable(listed).filter(|node| scene.exists(node)) {
+        let mut missing = false;
+        for node in power.runnable(listed) {
+            if !scene.exists(node) {
+                missing = true;
+                continue;
+            }
             let check = self.checks.entry(node.clone()).or_default();
             if check.asked.is_some() || scene.now < check.due || asked >= ASKED_MAX {
                 continue;
@@ -279,8 +284,10 @@ impl Rounds {
             Some(asked) => Some(asked.until),
             None => (!full).then_some(check.due),
         };
-        // Where all may be asked at once, nobody is due later than after one period.
-        self.look_at = self.checks.values().filter_map(next).min().unwrap_or(scene.now + LOOK_AGAIN);
+        let again = scene.now + LOOK_AGAIN;
+        let next = self.checks.values().filter_map(next).min().unwrap_or(again);
+        // A Node object that is missing may come at any time.
+        self.look_at = if missing { next.min(again) } else { next };
     }
 
     /// An agent answered. Whether its entry was mended.

@@ -95,6 +95,18 @@ fn a_node_that_is_not_well_is_not_asked() {
 }
 
 #[test]
+fn a_node_whose_object_comes_later_is_asked_soon_after() {
+    let mut bench = answering(&[("n1", "a"), ("n7", "b")]);
+    assert_eq!(asked(&bench), 1);
+    let node = bench.fleet.nodes[&NodeName::from("n1")].clone();
+    bench.fleet.nodes.insert("n7".into(), node);
+    bench.beat("n7", 1);
+    bench.show_fleet();
+    bench.run_ms(12_000);
+    assert_eq!(asked(&bench), 2);
+}
+
+#[test]
 fn an_agent_that_does_not_answer_is_told_once_and_again_when_it_does() {
     let mut bench = answering(&[("n1", "a")]);
     bench.status.insert("n1".into(), FenceAnswer::Failed("no route to the controller".to_owned()));
