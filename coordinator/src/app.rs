@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_coordinator_core::Coordinator;
 use somersault_coordinator_core::view::View;
+use somersault_coordinator_core::{Coordinator, Input};
 use somersault_proto::tls::TlsSource;
 use somersault_proto::token::{TokenError, TokenSigner};
 use tokio::net::TcpListener;
@@ -19,9 +19,10 @@ use crate::admin::Admin;
 use crate::certificates::Certificates;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::Cluster;
-use crate::config::Config;
+use crate::config::{Config, FenceSource};
 use crate::driver::{Driver, Parts};
 use crate::effects::{Effects, Tools};
+use crate::fence::{Fencer, NoFencer, RemoteFencer};
 use crate::inbox::Inbox;
 use crate::leader::Epoch;
 use crate::metrics::Metrics;
@@ -136,7 +137,7 @@ impl<C: Cluster> App<C> {
 
     fn start(self, stop: &CancellationToken) -> JoinSet<PartEnded> {
         let Self { cluster, config, agents, operators, signer, certificates } = self;
-        let Config { policy, fence_agents, .. } = config;
+        let Config { policy, fence, .. } = config;
         let tls = certificates.tls;
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (inbox, events) = Inbox::new(Arc::clone(&clock));
@@ -144,9 +145,11 @@ impl<C: Cluster> App<C> {
         let (turned, last_turn) = watch::channel(clock.now());
         let metrics = Arc::new(Metrics::default());
         let epoch = Epoch::default();
+        let mut parts = JoinSet::new();
+        let fencer = start_fencing(fence, &tls, &epoch, &inbox, &mut parts, stop);
         let tools = Tools {
             cluster: Arc::clone(&cluster),
-            fencer: Arc::new(fence_agents),
+            fencer,
             prober: Arc::new(NetworkProber::new(tls.clone())),
             inbox: inbox.clone(),
             epoch: epoch.clone(),
@@ -164,7 +167,6 @@ impl<C: Cluster> App<C> {
             metrics: Arc::clone(&metrics),
         });
 
-        let mut parts = JoinSet::new();
         for Part { name, run } in certificates.parts {
             let running = run(Arc::clone(&metrics), stop.clone());
             parts.spawn(async move { (name, running.await.err()) });
@@ -195,6 +197,42 @@ impl<C: Cluster> App<C> {
         });
         parts
     }
+}
+
+/// Whoever runs the fence agents, kept up to date; the core hears who has one.
+fn start_fencing(
+    source: FenceSource,
+    tls: &TlsSource,
+    epoch: &Epoch,
+    inbox: &Inbox,
+    parts: &mut JoinSet<PartEnded>,
+    stop: &CancellationToken,
+) -> Arc<dyn Fencer> {
+    let (again, stopped) = (stop.clone(), stop.clone());
+    let fencer: Arc<dyn Fencer> = match source {
+        FenceSource::None => Arc::new(NoFencer),
+        FenceSource::Agents(agents) => {
+            let follow = agents.clone();
+            parts.spawn(quiet("fence configuration", async move { follow.follow(again).await }));
+            Arc::new(agents)
+        }
+        FenceSource::Runner(addresses) => {
+            let remote = RemoteFencer::new(addresses, tls.clone(), epoch.clone());
+            let follow = remote.clone();
+            parts.spawn(quiet("fence runner's client", async move { follow.follow(again).await }));
+            Arc::new(remote)
+        }
+    };
+    let (mut roster, inbox) = (fencer.roster(), inbox.clone());
+    roster.mark_changed();
+    parts.spawn(quiet("list of fence agents", async move {
+        while let Some(Ok(())) = stopped.run_until_cancelled(roster.changed()).await {
+            let now = roster.borrow_and_update().clone();
+            inbox.input(Input::FenceAgents(Box::new(now))).await;
+        }
+        stopped.cancelled().await;
+    }));
+    fencer
 }
 
 pub(crate) async fn listen(address: SocketAddr, whom: &'static str) -> Result<TcpListener, AppError> {

@@ -6,17 +6,41 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use somersault_coordinator_core::policy::{Policy, PolicyError, PolicySpec};
 
-use crate::fence::{FenceAgents, FenceConfigError};
+use crate::fence::runner::RunnerArgs;
+use crate::fence::{FenceConfigError, LiveAgents};
 
 /// A policy is a few dozen lines.
 const POLICY_BYTES_MAX: u64 = 256 * 1024;
 
 /// Decides what becomes of virtual machines when their node dies, and moves their disks.
 #[derive(Debug, Parser)]
-#[command(name = "somersault-coordinator", version)]
+#[command(
+    name = "somersault-coordinator",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Cli {
+    /// What to be instead of a coordinator.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The coordinator.
+    #[command(flatten)]
+    pub coordinator: Option<Args>,
+}
+
+/// What else this binary can be.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the nodes' fence agents for coordinators.
+    FenceRunner(RunnerArgs),
+}
+
+/// What a coordinator is told at its start.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where the cluster's objects are: `kube`, an API server, or `dir:PATH`, a folder of manifests.
     #[arg(long, env = "SOMERSAULT_CLUSTER", default_value = "kube")]
@@ -67,9 +91,14 @@ pub struct Args {
     #[arg(long, env = "SOMERSAULT_POLICY", value_name = "FILE")]
     pub policy: Option<PathBuf>,
 
-    /// Fence agents of the nodes (YAML); without it, no node can be powered off.
-    #[arg(long, env = "SOMERSAULT_FENCE_CONFIG", value_name = "FILE")]
+    /// Fence agents of the nodes (YAML), run by this process; read again when it changes. Without this or
+    /// --fence-runner, no node can be powered off.
+    #[arg(long, env = "SOMERSAULT_FENCE_CONFIG", value_name = "FILE", conflicts_with = "fence_runner")]
     pub fence_config: Option<PathBuf>,
+
+    /// Where fence runners serve, which have the fence agents; repeatable, and a name may stand for several.
+    #[arg(long, env = "SOMERSAULT_FENCE_RUNNER", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub fence_runner: Vec<String>,
 
     /// How to log; the levels are taken from `RUST_LOG`.
     #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -115,8 +144,19 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Limits and time-outs.
     pub policy: Policy,
-    /// Fence agents.
-    pub fence_agents: FenceAgents,
+    /// Who runs the fence agents.
+    pub fence: FenceSource,
+}
+
+/// Who runs the fence agents.
+#[derive(Clone, Debug)]
+pub enum FenceSource {
+    /// Nobody.
+    None,
+    /// This process.
+    Agents(LiveAgents),
+    /// The fence runners at each `HOST:PORT`.
+    Runner(Vec<String>),
 }
 
 /// Why the process cannot start.
@@ -156,21 +196,28 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks everything that the flags name, except the cluster.
     pub fn load(args: &Args) -> Result<Self, ConfigError> {
-        let mut spec = args.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default();
-        // Checked before the agents are, whose deadlines depend on it.
-        let timeout = Policy::try_from(spec.clone())?.fencing.timeout;
-        let fence_agents = match &args.fence_config {
-            Some(file) => FenceAgents::read(file, timeout)?,
-            None => FenceAgents::default(),
-        };
-        let fenced: std::collections::BTreeSet<_> = fence_agents.nodes().cloned().collect();
-        if let Some(node) = spec.fencing.nodes.difference(&fenced).next() {
-            return Err(ConfigError::NoAgent { node: node.to_string() });
-        }
-        spec.fencing.nodes = fenced;
+        let spec = args.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default();
         let policy = Policy::try_from(spec)?;
-        Ok(Self { listen: args.listen, admin_listen: args.admin_listen, policy, fence_agents })
+        let fence = fence_source(args, &policy)?;
+        Ok(Self { listen: args.listen, admin_listen: args.admin_listen, policy, fence })
     }
+}
+
+/// A node that the policy promises a fence agent must have one, where that can be known at the start.
+fn fence_source(args: &Args, policy: &Policy) -> Result<FenceSource, ConfigError> {
+    if !args.fence_runner.is_empty() {
+        return Ok(FenceSource::Runner(args.fence_runner.clone()));
+    }
+    let live = match &args.fence_config {
+        Some(file) => Some(LiveAgents::read(file, policy.fencing.timeout)?),
+        None => None,
+    };
+    let agents = live.as_ref().map(LiveAgents::agents).unwrap_or_default();
+    let fenced: std::collections::BTreeSet<_> = agents.nodes().cloned().collect();
+    if let Some(node) = policy.fencing.nodes.difference(&fenced).next() {
+        return Err(ConfigError::NoAgent { node: node.to_string() });
+    }
+    Ok(live.map_or(FenceSource::None, FenceSource::Agents))
 }
 
 fn read_policy(file: &Path) -> Result<PolicySpec, ConfigError> {

@@ -5,6 +5,7 @@
 //!   Commit ──► store, in order for each record           ──► Committed | CommitRefused
 //!   Act    ──► cluster, in order for each object         ──► Acted | ActionFailed
 //!   Fence  ──► fence agent, one run for each node        ──► FenceEnded
+//!   Ask    ──► fence agent's status                      ──► FenceAnswered
 //!   Probe  ──► network                                   ──► Probed
 //!   Notify ──► log, metric, Event, in order per subject
 //! ```
@@ -26,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::convert;
-use crate::fence::Fencer;
+use crate::fence::{FenceOrder, Fencer};
 use crate::inbox::Inbox;
 use crate::lanes::Lanes;
 use crate::leader::Epoch;
@@ -121,11 +122,13 @@ impl<C: Cluster> Effects<C> {
     }
 
     /// Runs a node's fence agent, unless it runs already.
-    pub fn run_fence(&self, node: NodeName, epoch: u64) {
+    pub fn run_fence(&self, node: NodeName, epoch: u64, timeout: Duration) {
         if !self.fencing.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone()) {
             return;
         }
-        tracing::warn!(%node, epoch, "running the fence agent");
+        let run = uuid::Uuid::new_v4().to_string();
+        tracing::warn!(%node, epoch, run, "running the fence agent");
+        let order = FenceOrder { node: node.clone(), epoch, run, timeout };
         let (fencer, inbox, leads) =
             (Arc::clone(&self.tools.fencer), self.tools.inbox.clone(), self.tools.epoch.clone());
         let (fencing, slots, stop) =
@@ -134,7 +137,7 @@ impl<C: Cluster> Effects<C> {
             let run = async {
                 let _slot = slots.acquire().await;
                 if leads.current() == Some(epoch) {
-                    fencer.fence(node.clone()).await
+                    fencer.fence(order).await
                 } else {
                     FenceResult::Failed("this process leads no more".to_owned())
                 }
@@ -150,6 +153,18 @@ impl<C: Cluster> Effects<C> {
             }
             fencing.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
             inbox.input(Input::FenceEnded { node, epoch, result }).await;
+        });
+    }
+
+    /// Asks a node's fence agent for its status. The core asks few at a time.
+    pub fn ask_fence(&self, node: NodeName, timeout: Duration) {
+        let (fencer, inbox, stop) =
+            (Arc::clone(&self.tools.fencer), self.tools.inbox.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let asked = fencer.status(node.clone(), timeout);
+            let Some(answer) = stop.run_until_cancelled(asked).await else { return };
+            tracing::debug!(%node, ?answer, "a fence agent was asked for its status");
+            inbox.input(Input::FenceAnswered { node, answer }).await;
         });
     }
 

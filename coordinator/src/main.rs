@@ -1,4 +1,4 @@
-//! The coordinator's process: flags, logs, signals.
+//! The coordinator's process, or a fence runner's: flags, logs, signals.
 //!
 //! Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong flags.
 
@@ -8,24 +8,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use somersault_coordinator::app::App;
 use somersault_coordinator::ca::{CaPolicy, KubeStore};
 use somersault_coordinator::certificates::{Certificates, EnrolmentPlan};
 use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::directory::Directory;
 use somersault_coordinator::cluster::kube::{Access, Kube};
-use somersault_coordinator::config::{Args, ClusterPlace, Config, LogFormat};
+use somersault_coordinator::config::{Args, Cli, ClusterPlace, Command, Config, LogFormat};
 use somersault_coordinator::enroll::{Accounts, KubeReviewer};
+use somersault_coordinator::fence::runner::{Runner, RunnerArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    start_logs(args.log_format);
-    match run(&args).await {
+    let ended = match Cli::parse() {
+        Cli { command: Some(Command::FenceRunner(args)), .. } => {
+            start_logs(args.log_format);
+            run_fence_agents(&args).await
+        }
+        Cli { coordinator: Some(args), .. } => {
+            start_logs(args.log_format);
+            run(&args).await
+        }
+        // No flag at all: say which ones are needed, as for any other that is missing.
+        Cli { .. } => Cli::command()
+            .error(ErrorKind::MissingRequiredArgument, "--cluster and --certs are needed")
+            .exit(),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line with all causes: a backtrace tells an operator nothing.
@@ -102,6 +116,22 @@ async fn authority(args: &Args, secret: &str, cluster: &Kube) -> anyhow::Result<
     let (certificates, enrolment) = Certificates::from_authority(plan).await?;
     tracing::info!(%enrolment, secret, namespace, "agents are certified by our own authority");
     Ok(certificates)
+}
+
+/// As fence runner.
+async fn run_fence_agents(args: &RunnerArgs) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let runner = Runner::bind(args).await?;
+    tracing::info!(
+        coordinators = %runner.address()?,
+        operators = %runner.operators_address()?,
+        config = %args.fence_config.display(),
+        "fence runner started"
+    );
+    runner.run(stop).await?;
+    tracing::info!("fence runner stopped");
+    Ok(())
 }
 
 fn start_logs(format: LogFormat) {

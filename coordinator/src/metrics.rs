@@ -28,6 +28,7 @@ const LAG_BUCKETS_S: [f64; 8] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0];
 pub struct Metrics {
     registry: Registry,
     node_state: Family<NodeStateLabels, Gauge>,
+    fence_agent: Family<NodeStateLabels, Gauge>,
     vm_recoverable: Family<DecisionLabels, Gauge>,
     migrations: Family<PhaseLabels, Gauge>,
     declared_after: Histogram,
@@ -120,6 +121,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::default(),
             node_state: Family::default(),
+            fence_agent: Family::default(),
             vm_recoverable: Family::default(),
             migrations: Family::default(),
             declared_after: Histogram::new(TIMING_BUCKETS_S),
@@ -145,6 +147,11 @@ impl Metrics {
     fn register(&mut self) {
         let mut registry = Registry::with_prefix("somersault");
         registry.register("node_state", "1 for the state that a node is in", self.node_state.clone());
+        registry.register(
+            "fence_agent",
+            "1 for what a node's fence agent said when it was last asked for its status",
+            self.fence_agent.clone(),
+        );
         registry.register(
             "vm_recoverable",
             "VMs by what would become of them if their node died now",
@@ -279,9 +286,14 @@ impl Metrics {
     /// What the core shows of itself.
     pub fn view(&self, view: &View) {
         self.node_state.clear();
+        self.fence_agent.clear();
         for (node, seen) in &view.nodes {
             let labels = NodeStateLabels { node: node.to_string(), state: format!("{:?}", seen.state) };
             self.node_state.get_or_create(&labels).set(1);
+            if let Some(agent) = &seen.fence_agent {
+                let labels = NodeStateLabels { node: node.to_string(), state: agent.state.name().to_owned() };
+                self.fence_agent.get_or_create(&labels).set(1);
+            }
             self.measure_incident(node, seen);
         }
         let mut phases: BTreeMap<String, i64> = BTreeMap::new();
@@ -313,6 +325,7 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
     use somersault_coordinator_core::view::NodeState;
 
     use super::*;
@@ -324,6 +337,7 @@ mod tests {
             message: String::new(),
             boot_id: None,
             proofs_possible: Vec::new(),
+            fence_agent: Some(FenceAgentView { state: FencingState::WrongMachine, answered: None }),
             proof: None,
             timeline: vec![
                 (Milestone::LastBeat, Duration::from_secs(10)),
@@ -344,6 +358,7 @@ mod tests {
         assert!(text.contains("somersault_node_declared_after_seconds_count 1\n"), "{text}");
         assert!(text.contains("somersault_node_declared_after_seconds_sum 1.0\n"), "{text}");
         assert!(text.contains(r#"somersault_node_state{node="n1",state="AwaitingProof"} 1"#), "{text}");
+        assert!(text.contains(r#"somersault_fence_agent{node="n1",state="WrongMachine"} 1"#), "{text}");
         metrics.view(&incident(12));
         assert!(metrics.text().unwrap().contains("somersault_node_declared_after_seconds_count 2\n"));
     }

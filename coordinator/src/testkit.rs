@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use somersault_coordinator_core::fencing::agents::{FenceAnswer, FenceRoster};
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage};
 use somersault_coordinator_core::fleet::{Fleet, Node};
 use somersault_coordinator_core::io::{FenceResult, Reachability, Record};
@@ -19,7 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::clock::Clock;
 use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};
-use crate::fence::Fencer;
+use crate::fence::{Answer, FenceOrder, Fencer};
 use crate::probe::Prober;
 
 /// What happened, in order.
@@ -159,7 +160,8 @@ impl Cluster for FakeCluster {
 
 /// A fence record of a node.
 pub fn fence_record(node: &str, stage: FenceStage) -> Record {
-    Record::Fence(FenceRecord { node: node.into(), boot_id: None, epoch: 1, stage })
+    let record = FenceRecord { node: node.into(), boot_id: None, epoch: 1, stage, agent_distrusted: false };
+    Record::Fence(record)
 }
 
 /// A fence agent that takes a while and then says this.
@@ -173,13 +175,22 @@ pub struct FakeFencer {
 }
 
 impl Fencer for FakeFencer {
-    fn fence(&self, node: NodeName) -> Pin<Box<dyn Future<Output = FenceResult> + Send>> {
-        self.log.push(format!("fence {node}"));
+    fn fence(&self, order: FenceOrder) -> Answer<FenceResult> {
+        self.log.push(format!("fence {}", order.node));
         let (takes, result) = (self.takes, self.result.clone());
         Box::pin(async move {
             sleep(takes).await;
             result
         })
+    }
+
+    fn status(&self, node: NodeName, _: Duration) -> Answer<FenceAnswer> {
+        self.log.push(format!("status {node}"));
+        Box::pin(async { FenceAnswer::On })
+    }
+
+    fn roster(&self) -> watch::Receiver<FenceRoster> {
+        watch::channel(FenceRoster::default()).1
     }
 }
 

@@ -12,6 +12,7 @@ use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator::cluster::{Cluster, ClusterError, Snapshot};
 use somersault_coordinator_core::decision::{self, DecisionKind, Question};
 use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState, Planned};
+use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage, ProofKind};
 use somersault_coordinator_core::fleet::{
     DiskHealth, Grade, Host, NodeReport, Owner, SavedStart, StorageRoot, Usage, VolumeMode,
@@ -85,7 +86,8 @@ fn migration_id() -> ObjectId {
 }
 
 fn fence(epoch: u64, stage: FenceStage) -> Record {
-    Record::Fence(FenceRecord { node: "n1".into(), boot_id: Some("b1".into()), epoch, stage })
+    let (node, boot_id) = ("n1".into(), Some("b1".into()));
+    Record::Fence(FenceRecord { node, boot_id, epoch, stage, agent_distrusted: true })
 }
 
 fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
@@ -427,6 +429,10 @@ fn view_of(state: NodeState) -> View {
         message: "as it is".into(),
         boot_id: Some("b1".into()),
         proofs_possible: vec![ProofKind::PowerOffConfirmed, ProofKind::HumanAttested],
+        fence_agent: Some(FenceAgentView {
+            state: FencingState::Answers,
+            answered: Some(Duration::from_secs(1)),
+        }),
         proof: None,
         timeline: vec![
             (Milestone::LastBeat, Duration::from_millis(1_500)),
@@ -468,6 +474,7 @@ async fn a_nodes_state_is_shown_and_its_record_stays() {
     };
     assert_eq!((condition("Reachable"), condition("DisksHealthy")), (json!("False"), json!("False")));
     assert_eq!(condition("ProofPossible"), "True");
+    assert_eq!(condition("FencingAnswers"), "True");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! ```
 
 mod enroll;
+mod fence;
 mod fleet;
 mod names;
 mod order;
@@ -14,6 +15,7 @@ mod report;
 mod transfer;
 
 pub use enroll::{EnrollReply, EnrollRequest};
+pub use fence::{FenceEnded, FenceEvent, FenceList, FencePower, FenceRun, FenceStatus, FencedNode};
 pub use fleet::{Beat, FromAgent, FromCoordinator, Grant, Hello, PingReply, Welcome};
 pub use names::{AbsolutePath, Address, BootId, Malformed, NodeName};
 pub use order::{FailureReason, Order, OrderKind, ProbeAnswer, Progress, ProgressState, Pull, Reachability};
@@ -59,6 +61,8 @@ pub mod limits {
     pub const FILES_MAX: usize = 65_536;
     /// Data ranges of one message: 16 bytes each, so that they fit the message limit.
     pub const RANGES_MAX: usize = 500_000;
+    /// Nodes with a fence agent: twice as many as Kubernetes supports in a cluster.
+    pub const FENCED_NODES_MAX: usize = 10_000;
     /// Bytes of a transfer token: claims with the longest path, in base64.
     pub const TOKEN_BYTES_MAX: usize = 4096;
     /// Bytes of a request for a certificate; one for an elliptic curve has about 250, one for RSA 1,000.

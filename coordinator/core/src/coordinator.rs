@@ -9,6 +9,7 @@
 //! Only a leader judges and acts; a follower notes beats, so that it knows the fleet when it takes over. Each
 //! step first takes the input in, then lets everything draw its conclusions from what is known now.
 
+mod agents;
 mod shown;
 #[cfg(test)]
 pub(crate) mod testkit;
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::BootTime;
 use crate::evacuation::Evacuations;
+use crate::fencing::agents::{PowerOff, Rounds};
 use crate::fencing::lease::LeaseWatch;
 use crate::fencing::{Around, Case, FenceStage, PowerTaints, given_by_others, words};
 use crate::fleet::{FENCING_TAINT, Fleet, NodeReport};
@@ -35,6 +37,7 @@ pub struct Coordinator {
     facts: Facts,
     liveness: Liveness,
     power_taints: PowerTaints,
+    rounds: Rounds,
     leases: LeaseWatch,
     cases: BTreeMap<NodeName, Case>,
     recovery: Recovery,
@@ -60,10 +63,12 @@ impl Coordinator {
                 fleet: Fleet::default(),
                 fleet_read: false,
                 requests: Requests::default(),
+                power_off: PowerOff::default(),
                 epoch: None,
             },
             liveness: Liveness::default(),
             power_taints: PowerTaints::default(),
+            rounds: Rounds::default(),
             leases: LeaseWatch::default(),
             cases: BTreeMap::new(),
             recovery: Recovery::default(),
@@ -97,6 +102,7 @@ impl Coordinator {
         }
         let was_leading = self.facts.epoch;
         let input = self.take(input, &mut fx);
+        self.ask_fence_agents(&mut fx);
         if self.facts.epoch.is_some() {
             self.judge(&mut fx);
         }
@@ -120,15 +126,23 @@ impl Coordinator {
             return true;
         }
         self.power_taints.beats(node);
+        let lies = self.rounds.beat(&scene, node, boot);
+        if lies {
+            self.facts.power_off.distrust(node);
+        }
+        let scene = Scene { now: self.now, facts: &self.facts };
         let Some(case) = self.cases.get_mut(node) else {
             self.grant(node, sequence, fx);
-            return was_healthy && beat == BeatOf::Known;
+            return was_healthy && beat == BeatOf::Known && !lies;
         };
         if case.beat(&scene, boot, beat, fx) {
             let pods = self.recovery.superseded(node);
             let id = OrderId(format!("stop-launchers-{node}-{}", self.facts.epoch.unwrap_or_default()));
             let order = Order::StopLaunchers { pods };
             fx.push(Effect::Order { node: node.clone(), id, order });
+        }
+        if case.agent_lied() {
+            self.facts.power_off.distrust(node);
         }
         let quarantined = case.may_grant(boot);
         if quarantined {
@@ -159,6 +173,14 @@ impl Coordinator {
                 self.facts.fleet.reports.insert(node.clone(), (*report).clone());
                 self.reports.insert(node, *report);
                 self.undecided = true;
+                return Input::Tick;
+            }
+            Input::FenceAgents(roster) => {
+                self.take_roster(*roster, fx);
+                return Input::Tick;
+            }
+            Input::FenceAnswered { node, answer } => {
+                self.take_answer(&node, &answer, fx);
                 return Input::Tick;
             }
             Input::Leading { epoch, ref records } => self.begin_leading(epoch, records),
@@ -217,6 +239,7 @@ impl Coordinator {
     fn begin_leading(&mut self, epoch: u64, records: &[Record]) {
         self.stop_leading();
         self.facts.epoch = Some(epoch);
+        self.facts.power_off.begin_leading();
         let scene = Scene { now: self.now, facts: &self.facts };
         self.leases.begin_leading(self.now);
         self.liveness.begin_leading(&scene);
@@ -279,6 +302,7 @@ impl Coordinator {
 
     fn judge(&mut self, fx: &mut Vec<Effect>) {
         self.leases.tick(self.now);
+        self.facts.power_off.tell(fx);
         self.forget_removed();
         let scene = Scene { now: self.now, facts: &self.facts };
         let taints = &self.power_taints;
@@ -326,6 +350,7 @@ impl Coordinator {
         for node in gone {
             self.liveness.forget(&node);
             self.past_timelines.remove(&node);
+            self.facts.power_off.forget(&node);
             self.reports.remove(&node);
         }
     }
@@ -421,6 +446,7 @@ impl Coordinator {
         let taints = self.tainting.values().map(|(_, at)| *at + retry);
         [
             self.liveness.next_deadline(&scene),
+            self.rounds.next_deadline(),
             self.recovery.next_deadline(&scene),
             self.migrations.next_deadline(),
             self.evacuations.next_deadline(),

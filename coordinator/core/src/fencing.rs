@@ -24,8 +24,10 @@
 //!   declaration.
 //! - `LeaseExpired`: see `lease`; only for enrolled nodes, and only the simulation enrols any.
 //!
-//! All but `NewBootId` are believed only of a node that is silent: a proof that beats contradict is none.
+//! All but `NewBootId` are believed only of a node that is silent: a proof that beats contradict is none. A fence agent
+//! that looks at another machine proves nothing and is not run: see `agents`, which asks them while all is well.
 
+pub mod agents;
 mod case;
 pub mod lease;
 #[cfg(test)]
@@ -98,6 +100,9 @@ pub struct FenceRecord {
     pub epoch: u64,
     /// How far.
     pub stage: FenceStage,
+    /// The node's fence agent looks at another machine: in this incident its word proves nothing, whoever leads.
+    #[serde(default)]
+    pub agent_distrusted: bool,
 }
 
 /// How far the fencing of a node has come.
@@ -124,7 +129,7 @@ pub enum FenceStage {
 /// Which proofs a node could offer if it died now, in the order in which they are tried.
 pub(crate) fn proofs_possible(scene: &Scene<'_>, node: &NodeName) -> Vec<ProofKind> {
     let policy = &scene.facts.policy;
-    let power = policy.fencing.nodes.contains(node).then_some(ProofKind::PowerOffConfirmed);
+    let power = scene.can_power_off(node).then_some(ProofKind::PowerOffConfirmed);
     let lease = policy.watchdog_fencing.contains(node).then_some(ProofKind::LeaseExpired);
     let always = [ProofKind::OutOfServiceByOthers, ProofKind::NewBootId, ProofKind::HumanAttested];
     power.into_iter().chain(always).chain(lease).collect()

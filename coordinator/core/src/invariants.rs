@@ -116,12 +116,15 @@ impl Watch {
         enrolled: impl Fn(&NodeName) -> bool,
     ) -> Result<(), Violation> {
         for effect in effects {
+            if matches!(effect, Effect::AskFence { .. }) {
+                continue;
+            }
             let Some(current) = self.leading else {
                 return Err(Violation::ActedAsFollower(format!("{effect:?}")));
             };
             match effect {
                 Effect::Commit(Record::Fence(record)) => self.commit(record, current, &enrolled)?,
-                Effect::RunFence { node, epoch } => {
+                Effect::RunFence { node, epoch, .. } => {
                     let ordered = |record: &&FenceRecord| record.stage == FenceStage::PowerOrdered;
                     self.stored_in(node, *epoch)
                         .filter(ordered)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::evacuation::{EvacuationRecord, EvacuationSpec};
+use crate::fencing::agents::{FenceAnswer, FenceRoster};
 use crate::fencing::{FenceProof, FenceRecord};
 use crate::fleet::{Fleet, NodeReport, Owner, SavedStart, VolumeMode};
 use crate::migration::{MigrationRecord, MigrationSpec};
@@ -79,6 +80,15 @@ pub enum Input {
         epoch: u64,
         /// How it ended.
         result: FenceResult,
+    },
+    /// Which nodes have a fence agent was read anew.
+    FenceAgents(Box<FenceRoster>),
+    /// A fence agent answered [`Effect::AskFence`].
+    FenceAnswered {
+        /// The node.
+        node: NodeName,
+        /// What it said.
+        answer: FenceAnswer,
     },
     /// We lead now. The records were listed after the lease was acquired.
     Leading {
@@ -255,6 +265,16 @@ pub enum Effect {
         node: NodeName,
         /// Our epoch.
         epoch: u64,
+        /// How long `off` and `status` may take together.
+        timeout: Duration,
+    },
+    /// Ask the node's fence agent for its status, which switches nothing; what it says comes back as
+    /// [`Input::FenceAnswered`]. The one effect that followers have too.
+    AskFence {
+        /// The node.
+        node: NodeName,
+        /// How long it may take.
+        timeout: Duration,
     },
     /// Change the cluster.
     Act(Action),

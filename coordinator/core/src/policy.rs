@@ -160,6 +160,8 @@ pub struct Fencing {
     pub retry_max: Duration,
     /// How often people are reminded of a node that waits for a proof.
     pub reminder: Duration,
+    /// How often each fence agent is asked for its status while all is well.
+    pub status: Duration,
 }
 
 /// What happens after a proof.
@@ -309,6 +311,7 @@ fn limits(spec: PolicySpec) -> Limits {
             retry_first: ms(spec.fencing.retry_first_ms),
             retry_max: ms(spec.fencing.retry_max_ms),
             reminder: ms(spec.fencing.reminder_ms),
+            status: ms(spec.fencing.status_ms),
         },
         recovery: Recovery {
             concurrent_max: spec.recovery.concurrent_max as usize,
@@ -354,6 +357,7 @@ fn check_ranges(spec: &PolicySpec) -> Result<(), PolicyError> {
         ("fencing.retryFirstMs", spec.fencing.retry_first_ms),
         ("fencing.retryMaxMs", spec.fencing.retry_max_ms),
         ("fencing.reminderMs", spec.fencing.reminder_ms),
+        ("fencing.statusMs", spec.fencing.status_ms),
         ("recovery.retryMs", spec.recovery.retry_ms),
         ("recovery.restartTimeoutMs", spec.recovery.restart_timeout_ms),
         ("recovery.quarantineMs", spec.recovery.quarantine_ms),

@@ -1,6 +1,7 @@
 //! What the node machinery may look at while it judges, and how it speaks.
 
 use crate::BootTime;
+use crate::fencing::agents::PowerOff;
 use crate::fleet::Fleet;
 use crate::io::{Effect, Notice, Requests, Severity, Subject};
 use crate::names::{Key, NodeName};
@@ -17,6 +18,8 @@ pub(crate) struct Facts {
     pub fleet_read: bool,
     /// What people ask for.
     pub requests: Requests,
+    /// Whose power can be cut.
+    pub power_off: PowerOff,
     /// Our epoch, while we lead.
     pub epoch: Option<u64>,
 }

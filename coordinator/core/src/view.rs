@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::BootTime;
 use crate::decision::Decision;
 use crate::evacuation::EvacuationRecord;
+use crate::fencing::agents::FenceAgentView;
 use crate::fencing::{FenceRecord, ProofKind};
 use crate::fleet::NodeReport;
 use crate::migration::MigrationRecord;
@@ -41,6 +42,8 @@ pub struct NodeView {
     pub boot_id: Option<BootId>,
     /// Proofs that this node could offer if it died now.
     pub proofs_possible: Vec<ProofKind>,
+    /// What its fence agent said when it was last asked, where it has one.
+    pub fence_agent: Option<FenceAgentView>,
     /// The proof at hand.
     pub proof: Option<ProofKind>,
     /// The running or last incident: what happened when, in order.

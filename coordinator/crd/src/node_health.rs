@@ -105,7 +105,8 @@ pub struct NodeHealthStatus {
     #[serde(default)]
     pub volumes: Vec<VolumeInfo>,
     /// `Reachable`: beats arrive. `DisksHealthy`: no disk fails; its reason is the worst grade. `ProofPossible`:
-    /// if the node died now, something could prove it; its message names the proofs.
+    /// if the node died now, something could prove it; its message names the proofs. `FencingAnswers`, where the
+    /// node has a fence agent: it answers, for a machine that is on.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -159,6 +160,9 @@ pub struct FenceRecord {
     /// The boot in which the node came back, in stage `Quarantine`.
     #[serde(rename = "returnedBootID", default, skip_serializing_if = "Option::is_none")]
     pub returned_boot_id: Option<String>,
+    /// The node's fence agent looks at another machine: in this incident its word proves nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agent_distrusted: bool,
 }
 
 /// Stage of a fence record.

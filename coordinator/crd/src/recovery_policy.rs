@@ -255,6 +255,10 @@ pub struct FencingPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400_000))]
     pub reminder_ms: Option<u64>,
+    /// How often each fence agent is asked for its status while all is well, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400_000))]
+    pub status_ms: Option<u64>,
 }
 
 /// What happens after a proof.

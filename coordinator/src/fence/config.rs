@@ -7,6 +7,7 @@
 //!     agent: fence_redfish          # on PATH, or an absolute path
 //!     options: { ip: 10.0.9.1, username: fence, password_script: /etc/fence/worker-1, ssl_insecure: true }
 //!     deadlineMs: 30000             # for off and status together
+//!     passwordFile: worker-1        # beside this file, or an absolute path; instead of password_script
 //! ```
 
 use std::collections::BTreeMap;
@@ -19,8 +20,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use somersault_coordinator_core::fencing::agents::AgentRevision;
 use somersault_coordinator_core::names::NodeName;
+use somersault_proto::model::Malformed;
 
+use super::run::is_secret;
 use super::{FenceAgent, FenceAgents};
 
 /// A file for a thousand nodes with twenty options each is below this.
@@ -29,7 +33,7 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// and whoever waits for a VM should not wait longer than that.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// The longest option of any known agent is a path or a password.
-const VALUE_BYTES_MAX: usize = 4096;
+pub(super) const VALUE_BYTES_MAX: usize = 4096;
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -51,6 +55,9 @@ pub struct AgentSpec {
     /// For `off` and `status` together; absent: the policy's `fencing.timeoutMs`.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// A file with the option `password`: beside the configuration, or an absolute path.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for AgentSpec {
@@ -111,7 +118,7 @@ pub enum FenceConfigError {
 }
 
 impl FenceAgents {
-    /// Reads and checks the file. No agent may take longer than `timeout`, for which the core waits.
+    /// Reads and checks the file. No agent may take longer than `timeout`, for which whoever asked waits.
     pub fn read(file: &Path, timeout: Duration) -> Result<Self, FenceConfigError> {
         let unreadable = |source| FenceConfigError::Unreadable { file: file.to_owned(), source };
         let bytes = fs::metadata(file).map_err(unreadable)?.len();
@@ -123,16 +130,19 @@ impl FenceAgents {
             file: file.to_owned(),
             why: without_snippet(&error),
         })?;
-        Self::checked(spec, timeout)
+        Self::checked(spec, file.parent().unwrap_or(Path::new("")), timeout)
     }
 
-    /// Checks what the file says.
-    pub fn checked(spec: FenceSpec, timeout: Duration) -> Result<Self, FenceConfigError> {
+    /// Checks what the file in this folder says.
+    pub fn checked(spec: FenceSpec, folder: &Path, timeout: Duration) -> Result<Self, FenceConfigError> {
         let mut agents = BTreeMap::new();
         for (node, spec) in spec.nodes {
-            let agent =
-                checked(spec, timeout).map_err(|why| FenceConfigError::Agent { node: node.clone(), why })?;
-            agents.insert(NodeName(node), agent);
+            let wrong = |why| FenceConfigError::Agent { node: node.clone(), why };
+            // As in certificates and on the wire: a name that no Node can have is a mistake.
+            let name: somersault_proto::model::NodeName =
+                node.parse().map_err(|error: Malformed| wrong(error.to_string()))?;
+            let agent = checked(spec, folder, timeout).map_err(wrong)?;
+            agents.insert(NodeName(name.into()), agent);
         }
         Ok(Self { agents })
     }
@@ -143,11 +153,11 @@ fn without_snippet(error: &serde_saphyr::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-fn checked(spec: AgentSpec, timeout: Duration) -> Result<FenceAgent, String> {
+fn checked(spec: AgentSpec, folder: &Path, timeout: Duration) -> Result<FenceAgent, String> {
     let deadline = spec.deadline_ms.map_or(timeout, Duration::from_millis);
     if deadline.is_zero() || deadline > timeout {
         return Err(format!(
-            "deadlineMs is {}, but must be from 1 to the policy's fencing.timeoutMs, {}",
+            "deadlineMs is {}, but must be from 1 to {}, the policy's fencing.timeoutMs or the runner's limit",
             deadline.as_millis(),
             timeout.as_millis()
         ));
@@ -157,7 +167,25 @@ fn checked(spec: AgentSpec, timeout: Duration) -> Result<FenceAgent, String> {
     for (name, value) in spec.options {
         options.push((name.clone(), checked_option(&name, value)?));
     }
-    Ok(FenceAgent { program, options, deadline, retry_wait: RETRY_WAIT })
+    let password_file = spec.password_file.map(|file| folder.join(file));
+    if let Some(file) = &password_file
+        && !file.is_file()
+    {
+        return Err(format!("passwordFile is {}, which is no file", file.display()));
+    }
+    let revision = revision(&program, &options);
+    Ok(FenceAgent { program, options, password_file, deadline, retry_wait: RETRY_WAIT, revision })
+}
+
+/// Which machine the agent switches, as far as its options tell. Passwords are left out: they change by themselves,
+/// and nobody shall guess them from this.
+fn revision(program: &Path, options: &[(String, String)]) -> AgentRevision {
+    let mut hash = blake3::Hasher::new();
+    hash.update(program.as_os_str().as_encoded_bytes());
+    for (name, value) in options.iter().filter(|(name, _)| !is_secret(name)) {
+        hash.update(format!("\n{name}={value}").as_bytes());
+    }
+    AgentRevision(hash.finalize().to_hex()[..16].to_owned())
 }
 
 /// Options travel as `name=value` lines: a line break in a value would be a second option, `action=on` say.

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// What is kept of the output, to tell people what went wrong. The rest is read and dropped, so that the program
-/// does not block.
+/// What is kept of the end of the output, where programs say what went wrong. The rest is read and dropped, so that
+/// the program does not block.
 const KEPT_BYTES_MAX: usize = 8 * 1024;
 /// Between TERM and KILL: time to log out of a management controller, which allows few sessions.
 const GRACE: Duration = Duration::from_millis(500);
@@ -24,8 +24,10 @@ const LATE_OUTPUT: Duration = Duration::from_millis(100);
 pub struct Ended {
     /// The exit status; `None`: killed at the deadline.
     pub status: Option<ExitStatus>,
-    /// The start of stderr, or of stdout where stderr is empty.
+    /// The end of stderr, or of stdout where stderr is empty.
     pub output: String,
+    /// Something before that was dropped.
+    pub cut: bool,
 }
 
 /// Runs the program once. The process group is gone when this returns, or when it is dropped.
@@ -41,8 +43,8 @@ pub async fn run(program: &Path, stdin: &str, deadline: Instant) -> std::io::Res
         .kill_on_drop(true)
         .spawn()?;
     let group = Group::of(&child);
-    let stdout = child.stdout.take().map(|pipe| tokio::spawn(keep_start(pipe)));
-    let stderr = child.stderr.take().map(|pipe| tokio::spawn(keep_start(pipe)));
+    let stdout = child.stdout.take().map(|pipe| tokio::spawn(keep_end(pipe)));
+    let stderr = child.stderr.take().map(|pipe| tokio::spawn(keep_end(pipe)));
 
     if let Some(mut pipe) = child.stdin.take() {
         // A program that ends without reading closes the pipe: its exit code tells more than that error.
@@ -56,17 +58,21 @@ pub async fn run(program: &Path, stdin: &str, deadline: Instant) -> std::io::Res
     };
     drop(group);
 
-    let mut kept = [String::new(), String::new()];
-    for (text, reader) in kept.iter_mut().zip([stderr, stdout]) {
+    let mut kept = [(String::new(), false), (String::new(), false)];
+    for ((text, cut), reader) in kept.iter_mut().zip([stderr, stdout]) {
         let Some(mut reader) = reader else { continue };
         match timeout(LATE_OUTPUT, &mut reader).await {
-            Ok(Ok(bytes)) => String::from_utf8_lossy(&bytes).trim().clone_into(text),
+            Ok(Ok(end)) => {
+                String::from_utf8_lossy(&end.bytes).trim().clone_into(text);
+                *cut = end.cut;
+            }
             // Somebody outside the group holds the pipe open: what it may still say is not worth waiting for.
             _ => reader.abort(),
         }
     }
     let [stderr, stdout] = kept;
-    Ok(Ended { status, output: if stderr.is_empty() { stdout } else { stderr } })
+    let (output, cut) = if stderr.0.is_empty() { stdout } else { stderr };
+    Ok(Ended { status, output, cut })
 }
 
 /// The child's process group, killed when dropped: a fence agent starts helpers (ipmitool, ssh), and none of them
@@ -100,16 +106,24 @@ impl Drop for Group {
     }
 }
 
-/// Reads to the end, and keeps the start.
-async fn keep_start(mut pipe: impl AsyncRead + Unpin) -> Vec<u8> {
-    let mut kept = Vec::new();
+/// The end of what a pipe gave.
+struct End {
+    bytes: Vec<u8>,
+    cut: bool,
+}
+
+/// Reads to the end, and keeps that.
+async fn keep_end(mut pipe: impl AsyncRead + Unpin) -> End {
+    let mut end = End { bytes: Vec::new(), cut: false };
     let mut buffer = [0; 4096];
     loop {
         match pipe.read(&mut buffer).await {
-            Ok(0) | Err(_) => return kept,
+            Ok(0) | Err(_) => return end,
             Ok(count) => {
-                let room = KEPT_BYTES_MAX - kept.len();
-                kept.extend_from_slice(&buffer[..count.min(room)]);
+                end.bytes.extend_from_slice(&buffer[..count]);
+                let excess = end.bytes.len().saturating_sub(KEPT_BYTES_MAX);
+                end.bytes.drain(..excess);
+                end.cut |= excess > 0;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `off`, then `status` read back. Only both together are a proof.
+//! `off`, then `status` read back: only both together are a proof. And `status` alone, which switches nothing.
 //!
 //! ```text
 //!   off ── exit 0 ──► status ── 2 (off) ──► ConfirmedOff
@@ -13,14 +13,18 @@
 //! knows what happened in between.
 
 use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Read};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use somersault_coordinator_core::fencing::agents::FenceAnswer;
 use somersault_coordinator_core::io::FenceResult;
 use somersault_coordinator_core::names::NodeName;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::FenceAgent;
+use super::config::VALUE_BYTES_MAX;
 use super::process::{self, Ended};
 
 /// A management controller that was busy answers the second time; what fails twice is for the core's own retries.
@@ -31,11 +35,14 @@ const STATUS_TRIES: u32 = 8;
 const CLEANUP: Duration = Duration::from_secs(1);
 /// What is shown of a program's output.
 const SHOWN_CHARS_MAX: usize = 300;
+/// A password is far shorter; a file that is longer is another one.
+const PASSWORD_BYTES_MAX: u64 = VALUE_BYTES_MAX as u64;
 
 /// Powers the node off and reads it back, all within the agent's deadline.
 pub async fn fence(node: &NodeName, agent: &FenceAgent) -> FenceResult {
     let deadline = Instant::now() + agent.deadline;
     let all = async {
+        let agent = &with_password(agent)?;
         off(node, agent, deadline).await?;
         confirm(node, agent, deadline).await
     };
@@ -44,6 +51,48 @@ pub async fn fence(node: &NodeName, agent: &FenceAgent) -> FenceResult {
         Ok(Err(why)) => FenceResult::Failed(why),
         Err(_) => FenceResult::Failed(format!("no end within {:?}", agent.deadline)),
     }
+}
+
+/// Asks for the status, within the agent's deadline.
+pub async fn status(node: &NodeName, agent: &FenceAgent) -> FenceAnswer {
+    let deadline = Instant::now() + agent.deadline;
+    let all = async {
+        let agent = &with_password(agent)?;
+        let ended = action(node, agent, "status", deadline).await?;
+        match ended.status.and_then(|status| status.code()) {
+            Some(0) => Ok(FenceAnswer::On),
+            Some(2) => Ok(FenceAnswer::Off),
+            _ => Err(told("status", agent, &ended)),
+        }
+    };
+    match timeout_at(deadline + CLEANUP, all).await {
+        Ok(answer) => answer.unwrap_or_else(FenceAnswer::Failed),
+        Err(_) => FenceAnswer::Failed(format!("no end within {:?}", agent.deadline)),
+    }
+}
+
+/// The password is read for each run, so that it can be changed while nobody looks.
+fn with_password(agent: &FenceAgent) -> Result<FenceAgent, String> {
+    let mut agent = agent.clone();
+    if let Some(file) = &agent.password_file {
+        let password = read_password(file)
+            .map_err(|why| format!("cannot use the password in {}: {why}", file.display()))?;
+        agent.options.push(("password".to_owned(), password));
+    }
+    Ok(agent)
+}
+
+fn read_password(file: &std::path::Path) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(file)?.take(PASSWORD_BYTES_MAX + 1).read_to_string(&mut text)?;
+    // Editors end a file with a line break; no password does.
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() || text.len() as u64 > PASSWORD_BYTES_MAX || password.chars().any(char::is_control)
+    {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not one short line"));
+    }
+    Ok(password.to_owned())
 }
 
 async fn off(node: &NodeName, agent: &FenceAgent, deadline: Instant) -> Result<(), String> {
@@ -112,7 +161,7 @@ fn stdin(node: &NodeName, agent: &FenceAgent, action: &str) -> String {
 
 fn told(action: &str, agent: &FenceAgent, ended: &Ended) -> String {
     let how = ended.status.map_or_else(|| format!("did not end within {:?}", agent.deadline), of_status);
-    let output = shown(agent, &ended.output);
+    let output = shown(agent, ended);
     if output.is_empty() { format!("{action} {how}") } else { format!("{action} {how}: {output}") }
 }
 
@@ -122,9 +171,9 @@ fn of_status(status: ExitStatus) -> String {
         .map_or_else(|| "was killed by a signal".to_owned(), |code| format!("ended with exit code {code}"))
 }
 
-/// The start of the output on one line, without any configured value that may be secret. Verbose agents print what
+/// The end of the output on one line, without any configured value that may be secret. Verbose agents print what
 /// they send, encoded in ways that cannot be foreseen: of those nothing is shown.
-fn shown(agent: &FenceAgent, output: &str) -> String {
+fn shown(agent: &FenceAgent, ended: &Ended) -> String {
     let is_verbose = |(name, value): &(String, String)| {
         matches!(name.as_str(), "verbose" | "verbose_level" | "debug" | "debug_file") && value != "0"
     };
@@ -139,12 +188,16 @@ fn shown(agent: &FenceAgent, output: &str) -> String {
         .collect();
     // Longest first: a secret that contains another one must not leave its tail behind.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    let clean = secrets.iter().fold(output.to_owned(), |text, secret| text.replace(secret, "<redacted>"));
-    clean.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN_CHARS_MAX).collect()
+    let clean = secrets.iter().fold(ended.output.clone(), |text, secret| text.replace(secret, "<redacted>"));
+    // What was dropped may have taken the start of a secret with it, and left its end here.
+    let skipped = if ended.cut { VALUE_BYTES_MAX } else { 0 };
+    let shown: Vec<char> = clean.chars().skip(skipped).collect();
+    let shown = &shown[shown.len().saturating_sub(SHOWN_CHARS_MAX)..];
+    shown.iter().map(|c| if c.is_control() { ' ' } else { *c }).collect()
 }
 
 /// By the names that fence agents use.
-fn is_secret(option: &str) -> bool {
+pub(super) fn is_secret(option: &str) -> bool {
     let option = option.to_ascii_lowercase();
     ["passw", "secret", "token", "key", "community", "identity", "cookie"]
         .iter()

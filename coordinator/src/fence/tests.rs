@@ -43,15 +43,24 @@ impl Device {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    async fn fence(&self, options: &[(&str, &str)], deadline_ms: u64) -> FenceResult {
+    fn agents(&self, options: &[(&str, &str)], deadline_ms: u64) -> FenceAgents {
         let agent = FenceAgent {
             program: self.path("agent"),
             options: options.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            password_file: self.path("password").exists().then(|| self.path("password")),
             deadline: Duration::from_millis(deadline_ms),
             retry_wait: Duration::from_millis(10),
+            revision: AgentRevision::default(),
         };
-        let agents = FenceAgents { agents: BTreeMap::from([("n1".into(), agent)]) };
-        agents.fence("n1".into()).await
+        FenceAgents { agents: BTreeMap::from([("n1".into(), agent)]) }
+    }
+
+    async fn fence(&self, options: &[(&str, &str)], deadline_ms: u64) -> FenceResult {
+        self.agents(options, deadline_ms).fence(&"n1".into(), Duration::from_mins(1)).await
+    }
+
+    async fn status(&self, deadline_ms: u64) -> FenceAnswer {
+        self.agents(&[], deadline_ms).status(&"n1".into(), Duration::from_mins(1)).await
     }
 
     async fn fails(&self, options: &[(&str, &str)], deadline_ms: u64) -> String {
@@ -78,7 +87,10 @@ async fn off_and_status_together_are_a_proof() {
 
 #[tokio::test]
 async fn a_node_without_an_agent_is_no_proof() {
-    assert!(matches!(FenceAgents::default().fence("n1".into()).await, FenceResult::Failed(_)));
+    assert!(matches!(
+        FenceAgents::default().fence(&"n1".into(), Duration::from_mins(1)).await,
+        FenceResult::Failed(_)
+    ));
 }
 
 #[tokio::test]
@@ -177,9 +189,134 @@ async fn passwords_are_never_told() {
     assert!(!why.contains("login"), "{why}");
     let printed = format!(
         "{:?}",
-        AgentSpec { agent: "a".into(), options: text("passwd", "hunter2"), deadline_ms: None }
+        AgentSpec {
+            agent: "a".into(),
+            options: text("passwd", "hunter2"),
+            deadline_ms: None,
+            password_file: None
+        }
     );
     assert!(!printed.contains("hunter2"), "{printed}");
+}
+
+#[tokio::test]
+async fn what_an_agent_says_last_is_shown_and_no_half_of_a_secret() {
+    let loud =
+        Device::new("head -c 200000 /dev/zero | tr '\\0' x >&2; echo ' Connection refused' >&2; exit 1");
+    let why = loud.fails(&[], AMPLE_MS).await;
+    assert!(why.ends_with("Connection refused") && why.len() < 1000, "{why}");
+    // 8192 bytes are kept: the first of the three is cut in the middle.
+    let secret = "s".repeat(3_000);
+    let options = [("passwd", secret.as_str())];
+    let why = Device::new(&format!("printf '%s\\n' {secret} {secret} {secret} >&2; exit 1"))
+        .fails(&options, AMPLE_MS)
+        .await;
+    assert!(!why.contains("sss"), "{why}");
+}
+
+#[tokio::test]
+async fn a_status_says_on_off_or_why_not_and_switches_nothing() {
+    for (code, answer) in [(0, FenceAnswer::On), (2, FenceAnswer::Off)] {
+        let device = Device::new(&format!("exit {code}"));
+        assert_eq!(device.status(AMPLE_MS).await, answer);
+        assert_eq!(device.read("log"), "status\n");
+    }
+    for body in ["echo no route >&2; exit 1", "echo no route >&2; kill -9 $$"] {
+        let FenceAnswer::Failed(why) = Device::new(body).status(AMPLE_MS).await else { panic!("{body}") };
+        assert!(why.contains("no route"), "{why}");
+    }
+    let FenceAnswer::Failed(why) = Device::new("sleep 600").status(300).await else { panic!("hangs") };
+    assert!(why.contains("did not end within"), "{why}");
+}
+
+#[tokio::test]
+async fn a_password_in_a_file_is_read_for_each_run_and_never_told() {
+    let device = Device::new("[ $action = off ] && exit 0; exit 2");
+    fs::write(device.path("password"), "hunter2\n").unwrap();
+    assert_eq!(device.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
+    assert!(
+        device.read("off").contains("\npassword=hunter2\n")
+            || device.read("off").starts_with("password=hunter2\n")
+    );
+    fs::write(device.path("password"), "changed").unwrap();
+    assert_eq!(device.fence(&[], AMPLE_MS).await, FenceResult::ConfirmedOff);
+    assert!(device.read("off").contains("password=changed\n"));
+
+    let leaks = Device::new("echo login with hunter2 failed >&2; exit 1");
+    fs::write(leaks.path("password"), "hunter2\n").unwrap();
+    let why = leaks.fails(&[], AMPLE_MS).await;
+    assert!(why.contains("login with <redacted> failed"), "{why}");
+    for bad in ["", "\n", "two\naction=on\n"] {
+        fs::write(leaks.path("password"), bad).unwrap();
+        let why = leaks.fails(&[], AMPLE_MS).await;
+        assert!(why.contains("cannot use the password"), "{bad:?}: {why}");
+    }
+}
+
+#[test]
+fn the_revision_tells_another_machine_and_not_another_password() {
+    let revision = |options: &[(&str, &str)]| {
+        let options =
+            options.iter().map(|(name, value)| ((*name).to_owned(), OptionValue::Text((*value).to_owned())));
+        let agents =
+            FenceAgents::checked(spec("sh", options.collect(), None), Path::new(""), Duration::from_mins(1));
+        agents.unwrap().revisions()[&NodeName::from("n1")].clone()
+    };
+    let one = revision(&[("ip", "10.0.9.1"), ("passwd", "a")]);
+    assert_eq!(one, revision(&[("ip", "10.0.9.1"), ("passwd", "b")]));
+    assert_ne!(one, revision(&[("ip", "10.0.9.2"), ("passwd", "a")]));
+}
+
+#[test]
+fn a_password_file_stands_beside_the_configuration_and_must_be_there() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("fence.yaml");
+    fs::write(&file, "nodes:\n  n1:\n    agent: sh\n    passwordFile: n1-password\n").unwrap();
+    let missing = FenceAgents::read(&file, Duration::from_mins(1)).unwrap_err().to_string();
+    assert!(missing.contains("n1-password"), "{missing}");
+    fs::write(folder.path().join("n1-password"), "x").unwrap();
+    let agents = FenceAgents::read(&file, Duration::from_mins(1)).unwrap();
+    assert_eq!(agents.agents[&NodeName::from("n1")].password_file, Some(folder.path().join("n1-password")));
+}
+
+/// As the kubelet swaps a mounted Secret: a link to another folder.
+#[tokio::test(start_paused = true)]
+async fn a_changed_configuration_is_taken_and_a_broken_one_is_not() {
+    let folder = TempDir::new().unwrap();
+    let swap = |generation: &str, yaml: Option<&str>| {
+        let place = folder.path().join(generation);
+        fs::create_dir(&place).unwrap();
+        yaml.map(|yaml| fs::write(place.join("fence.yaml"), yaml).unwrap());
+        std::os::unix::fs::symlink(generation, folder.path().join("..data_tmp")).unwrap();
+        fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
+    };
+    std::os::unix::fs::symlink("..data/fence.yaml", folder.path().join("fence.yaml")).unwrap();
+    let live = LiveAgents::read_or_wait(&folder.path().join("fence.yaml"), Duration::from_mins(1));
+    let mut roster = live.roster();
+    assert!(roster.borrow().agents.is_empty() && roster.borrow().problem.is_some());
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (follow, stopped) = (live.clone(), stop.clone());
+    let following = tokio::spawn(async move { follow.follow(stopped).await });
+    let mut next = async |wanted: &dyn Fn(&FenceRoster) -> bool| {
+        let found =
+            tokio::time::timeout(Duration::from_secs(60), roster.wait_for(|roster| wanted(roster))).await;
+        found.expect("in time").expect("alive").clone()
+    };
+
+    swap("1", Some("nodes: {n1: {agent: sh}}\n"));
+    let first = next(&|roster| roster.agents.len() == 1 && roster.problem.is_none()).await;
+    swap("2", Some("nodes: {n1: {agent: no-such-agent}, n2: {agent: sh}}\n"));
+    let broken = next(&|roster| roster.problem.is_some()).await;
+    assert_eq!(broken.agents, first.agents);
+    assert!(broken.problem.unwrap().contains("no-such-agent"));
+    assert_eq!(live.agents().nodes().count(), 1);
+    swap("3", None);
+    let gone = next(&|roster| roster.problem.as_ref().is_some_and(|why| why.contains("cannot read"))).await;
+    assert_eq!(gone.agents, first.agents);
+    swap("4", Some("nodes: {n1: {agent: sh}, n2: {agent: sh}}\n"));
+    next(&|roster| roster.agents.len() == 2 && roster.problem.is_none()).await;
+    stop.cancel();
+    following.await.unwrap();
 }
 
 #[tokio::test]
@@ -212,13 +349,13 @@ fn spec(agent: &str, options: BTreeMap<String, OptionValue>, deadline_ms: Option
     FenceSpec {
         nodes: BTreeMap::from([(
             "n1".to_owned(),
-            AgentSpec { agent: agent.to_owned(), options, deadline_ms },
+            AgentSpec { agent: agent.to_owned(), options, deadline_ms, password_file: None },
         )]),
     }
 }
 
 fn refused(spec: FenceSpec) -> String {
-    FenceAgents::checked(spec, Duration::from_mins(1)).unwrap_err().to_string()
+    FenceAgents::checked(spec, Path::new(""), Duration::from_mins(1)).unwrap_err().to_string()
 }
 
 #[test]

@@ -4,6 +4,8 @@ pub use somersault_test_support::world::network::{GATEWAY, address as node_addre
 
 /// Where the apiserver listens, seen from the nodes and their pods.
 pub const API_PORT: u16 = 6443;
+/// Where the nodes' management controller listens.
+pub const BMC_PORT: u16 = 8443;
 /// What `kubernetes.default` resolves to: the first address of [`SERVICES`].
 pub const API_SERVICE: &str = "10.79.0.1";
 /// What pods ask for names.

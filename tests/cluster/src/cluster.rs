@@ -10,13 +10,13 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::addresses::{NODES_MAX, node_name};
+use crate::bmc::Fault;
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::parts::{self, Parts};
-use crate::processes::kill_namespace;
 use crate::supervisor::{Control, Program};
 use crate::wait::{Log, until};
-use crate::{cgroups, control_plane, node, pki, requirements, world};
+use crate::{cgroups, control_plane, node, pki, power, requirements, world};
 
 /// Image with the programs that pods of tests need: `pause`, `append FILE`.
 pub const TOOLBOX_IMAGE: &str = "docker.io/somersault/toolbox:1";
@@ -126,7 +126,7 @@ impl Cluster {
     /// Kills every process of a node at once; returns when none is left.
     pub fn power_off(&self, node: &str) -> Result<()> {
         self.check_node(node)?;
-        world::node_init(&self.layout, node)?.map_or(Ok(()), kill_namespace)
+        power::off(&self.layout, node)
     }
 
     /// Boots a node; returns at once. Nothing happens when it is on.
@@ -135,15 +135,21 @@ impl Cluster {
         if self.is_on(node)? {
             return Ok(());
         }
-        cgroups::remove_node(self.layout.name(), node)?;
-        cgroups::create_node(self.layout.name(), node)?;
+        power::prepare(&self.layout, node)?;
         self.in_world(&["power-on", self.layout.name(), node])
     }
 
     /// Whether a node has power.
     pub fn is_on(&self, node: &str) -> Result<bool> {
         self.check_node(node)?;
-        Ok(world::node_init(&self.layout, node)?.is_some())
+        power::is_on(&self.layout, node)
+    }
+
+    /// From now on the node's management controller misbehaves so; with `None` it behaves. One that cannot be reached at
+    /// all is `stop_program(None, "bmc")`.
+    pub fn bmc_fault(&self, node: &str, fault: Option<Fault>) -> Result<()> {
+        self.check_node(node)?;
+        Fault::set(&self.layout, node, fault)
     }
 
     /// Pulls a node's network plug: packets vanish, and no connection is told.

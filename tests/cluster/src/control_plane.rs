@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::addresses::{API_PORT, GATEWAY, SERVICES};
+use crate::bmc;
 use crate::layout::Layout;
 use crate::parts::Parts;
 use crate::supervisor::Program;
@@ -31,6 +32,9 @@ pub fn prepare(layout: &Layout, parts: &Parts) -> Result<Vec<Program>> {
         let command = [text(&parts.controlplane), name.to_owned()].into_iter().chain(flags).collect();
         Program::new(name, command, layout.log(name))
     };
+    std::fs::create_dir_all(layout.control_plane("bmc-faults")).context("creating a folder of faults")?;
+    let bmc = ["inside", bmc::PROGRAM, layout.name()].map(str::to_owned);
+    let bmc = std::iter::once(text(&layout.program())).chain(bmc).collect();
     let mut provisioner = vec![text(&parts.provisioner)];
     provisioner.extend(self::provisioner(layout, &config, &helper));
     Ok(vec![
@@ -40,6 +44,7 @@ pub fn prepare(layout: &Layout, parts: &Parts) -> Result<Vec<Program>> {
         part("kube-scheduler", scheduler(layout)),
         part("coredns", vec!["-conf".to_owned(), text(&corefile)]),
         Program::new("local-path-provisioner", provisioner, layout.log("local-path-provisioner")),
+        Program::new(bmc::PROGRAM, bmc, layout.log(bmc::PROGRAM)),
     ])
 }
 

@@ -13,7 +13,7 @@ use somersault_test_support::world::{network, power};
 use crate::addresses::{node_address, node_pods};
 use crate::layout::Layout;
 use crate::supervisor::{Control, Program, supervise};
-use crate::{forward, node, world};
+use crate::{bmc, forward, node, world};
 
 /// Commands of the hidden `inside`; the program calls itself with them.
 #[derive(Debug, clap::Subcommand)]
@@ -34,6 +34,11 @@ pub enum InsideCommand {
         cluster: String,
         /// The node.
         node: String,
+    },
+    /// Be the nodes' management controller.
+    Bmc {
+        /// The cluster.
+        cluster: String,
     },
     /// Pull a node's network plug.
     Cut {
@@ -68,6 +73,7 @@ pub fn run(command: InsideCommand) -> Result<()> {
         InsideCommand::PowerOn { cluster, node } => {
             power::on(&node::spec_file(&Layout::of(&cluster)?, &node))
         }
+        InsideCommand::Bmc { cluster } => bmc::serve(&Layout::of(&cluster)?),
         InsideCommand::Cut { node } => network::pull_plug(&node),
         InsideCommand::Mend { node } => network::push_plug(&node),
         InsideCommand::Freeze { thaw } => {

@@ -81,6 +81,11 @@ impl Layout {
         self.root.join("control-plane").join(file)
     }
 
+    /// How the management controller misbehaves for a node.
+    pub fn bmc_fault(&self, node: &str) -> PathBuf {
+        self.control_plane("bmc-faults").join(node)
+    }
+
     /// A node's own files: disks, configuration.
     pub fn node(&self, node: &str) -> PathBuf {
         self.root.join("nodes").join(node)

@@ -5,6 +5,7 @@
 //!   127.0.0.1:PORT ──┐  the only thing that this machine's other programs see
 //!   ┌────────────────┴────── world: network, mounts, pids; ends with its pid 1 ──────────────────────┐
 //!   │ etcd  kube-apiserver  kube-controller-manager  kube-scheduler  coredns  local-path-provisioner │
+//!   │ bmc: the nodes' power cords by Redfish, for fence agents                                       │
 //!   │ 10.77.0.1 ── bridge ──┬─────────────────────────┬─────────────────────────┐                    │
 //!   │               plug-n1 │                 plug-n2 │                 plug-n3 │  (cut, mend)       │
 //!   │  ┌────────────────────┴─┐  ┌────────────────────┴─┐  ┌────────────────────┴─┐                  │
@@ -23,6 +24,7 @@
 //! the files and the (empty) control groups, which `down`, or the next `up`, removes.
 
 mod addresses;
+mod bmc;
 mod cgroups;
 mod cluster;
 mod control_plane;
@@ -33,13 +35,15 @@ mod layout;
 mod node;
 mod parts;
 mod pki;
+mod power;
 mod processes;
 mod requirements;
 mod supervisor;
 mod wait;
 mod world;
 
-pub use addresses::{GATEWAY, node_address};
+pub use addresses::{BMC_PORT, GATEWAY, node_address};
+pub use bmc::{BMC_PASSWORD, BMC_USER, Fault as BmcFault};
 pub use cluster::{Cluster, Options, TOOLBOX_IMAGE, condition};
 pub use image::Image;
 pub use inside::{InsideCommand, run as run_inside};

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use somersault_test_cluster::{Cluster, InsideCommand, Missing, Options, run_inside};
+use somersault_test_cluster::{BmcFault, Cluster, InsideCommand, Missing, Options, run_inside};
 
 /// By convention of test harnesses: skipped, because something is missing here.
 const EXIT_SKIPPED: u8 = 77;
@@ -43,6 +43,14 @@ enum Subcommands {
     PowerOn {
         /// The node.
         node: String,
+    },
+    /// Make a node's management controller lie, hang or fail; or behave again.
+    Bmc {
+        /// The node.
+        node: String,
+        /// lies (says off, switches nothing), hangs, fails, or well.
+        #[arg(value_parser = parse_fault)]
+        behaves: Behaviour,
     },
     /// Pull a node's network plug.
     Cut {
@@ -103,6 +111,15 @@ enum Subcommands {
     },
 }
 
+/// How a management controller is to behave.
+#[derive(Clone, Copy)]
+struct Behaviour(Option<BmcFault>);
+
+fn parse_fault(text: &str) -> Result<Behaviour> {
+    let fault = if text == "well" { None } else { Some(text.parse()?) };
+    Ok(Behaviour(fault))
+}
+
 fn main() -> ExitCode {
     let Arguments { name, command } = Arguments::parse();
     match run(&name, command) {
@@ -130,6 +147,7 @@ fn run(name: &str, command: Subcommands) -> Result<()> {
         Subcommands::Down => Cluster::down(name),
         Subcommands::PowerOff { node } => attach()?.power_off(&node),
         Subcommands::PowerOn { node } => attach()?.power_on(&node),
+        Subcommands::Bmc { node, behaves: Behaviour(fault) } => attach()?.bmc_fault(&node, fault),
         Subcommands::Cut { node } => attach()?.cut(&node),
         Subcommands::Mend { node } => attach()?.mend(&node),
         Subcommands::Freeze { node } => attach()?.freeze(&node),

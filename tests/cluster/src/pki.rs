@@ -34,6 +34,7 @@ pub fn create(layout: &Layout, nodes: &[String]) -> Result<()> {
     let authority = Authority::new()?;
     write(&layout.pki("ca.crt"), &authority.issuer.pem())?;
     authority.issue_apiserver(layout)?;
+    authority.issue_bmc(layout)?;
     // Tokens of service accounts are signed by a key of their own.
     let accounts = KeyPair::generate()?;
     write(&layout.pki("accounts.key"), &accounts.serialize_pem())?;
@@ -99,6 +100,14 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(layout, "apiserver", params)
+    }
+
+    fn issue_bmc(&self, layout: &Layout) -> Result<()> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names.push(SanType::IpAddress(GATEWAY.parse::<IpAddr>()?));
+        params.distinguished_name.push(DnType::CommonName, "bmc");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.issue(layout, "bmc", params)
     }
 
     fn issue_user(&self, layout: &Layout, file: &str, name: &str, group: Option<&str>) -> Result<()> {

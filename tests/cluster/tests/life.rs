@@ -1,18 +1,24 @@
-//! A cluster's life: up, a volume written, power off and on, a plug pulled and put back, down.
+//! A cluster's life: up, a volume written, power off and on by hand and by a real fence agent, a plug pulled and put
+//! back, down.
 //!
 //! One test, since one cluster costs ten seconds and a gigabyte.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use somersault_test_cluster::{Cluster, Log, Options, until, usable_or_skip};
+use somersault_test_cluster::{
+    BMC_PASSWORD, BMC_PORT, BMC_USER, BmcFault, Cluster, GATEWAY, Log, Options, until, usable_or_skip,
+};
 
 const WRITER: &str = include_str!("writer.yaml");
 /// Provisioning, scheduling and starting take about 5 s on an idle machine.
 const POD_DEADLINE: Duration = Duration::from_mins(1);
+/// A program that was killed starts again within a second or two.
+const PROGRAM_DEADLINE: Duration = Duration::from_secs(20);
 /// A kubelet renews its Lease every 10 s
 /// (<https://kubernetes.io/docs/concepts/architecture/leases/#node-heart-beats>).
 const TWO_RENEWALS: Duration = Duration::from_secs(25);
@@ -36,6 +42,7 @@ fn a_cluster_lives_loses_power_and_leaves_nothing() -> Result<()> {
     lose_power(&cluster, &file)?;
     pull_the_plug(&cluster)?;
     stop_the_clock(&cluster, &file)?;
+    fence(&cluster)?;
 
     ensure!(!traces(&root, name)?.is_empty(), "a cluster without a trace: this test would see nothing");
     drop(cluster);
@@ -118,6 +125,68 @@ fn stop_the_clock(cluster: &Cluster, file: &str) -> Result<()> {
     until("the writer goes on", POD_DEADLINE, &[], || {
         Ok((numbers(cluster, file)?.len() > frozen + 3).then_some(()))
     })
+}
+
+/// The real `fence_redfish` of ClusterLabs, on n1, at the management controller of n2. Exit codes: 0 on or done, 2 off,
+/// 1 it cannot tell.
+fn fence(cluster: &Cluster) -> Result<()> {
+    let Some(agent) = ["/usr/sbin", "/usr/bin"]
+        .map(|folder| format!("{folder}/fence_redfish"))
+        .into_iter()
+        .find(|file| Path::new(file).exists())
+    else {
+        ensure!(std::env::var_os("CI").is_none(), "fence_redfish (Debian: fence-agents) must be there in CI");
+        eprintln!("SKIPPED fencing by fence_redfish: it is not installed (Debian: fence-agents)");
+        return Ok(());
+    };
+    let password = |password: &str, action: &str| ask_agent(cluster, &agent, password, action);
+    let ask = |action: &str| password(BMC_PASSWORD, action);
+    let codes = |expected: i32, (code, said): (i32, String)| {
+        ensure!(code == expected, "fence_redfish ended with {code}, not {expected}: {said}");
+        Ok(())
+    };
+    codes(0, ask("status")?)?;
+    codes(1, password("wrong", "status")?)?;
+    cluster.bmc_fault("n2", Some(BmcFault::Fails))?;
+    codes(1, ask("status")?)?;
+    cluster.bmc_fault("n2", Some(BmcFault::Lies))?;
+    codes(2, ask("status")?)?;
+    codes(0, ask("off")?)?;
+    ensure!(cluster.is_on("n2")?, "a controller that lies has switched n2 off");
+    cluster.bmc_fault("n2", None)?;
+    cluster.stop_program(None, "bmc")?;
+    codes(1, ask("status")?)?;
+    cluster.start_program(None, "bmc")?;
+    until(
+        "the management controller is back",
+        PROGRAM_DEADLINE,
+        &[Log(cluster.layout().log("bmc"))],
+        || Ok((ask("status")?.0 == 0).then_some(())),
+    )?;
+
+    codes(0, ask("off")?)?;
+    ensure!(!cluster.is_on("n2")?, "n2 is still on");
+    let alive = processes("append\0/data/life-numbers")?;
+    ensure!(alive.is_empty(), "the writer outlived its node: {alive:?}");
+    codes(2, ask("status")?)?;
+    codes(0, ask("off")?)?;
+    codes(0, ask("on")?)?;
+    cluster.wait_ready("n2")?;
+    codes(0, ask("status")?)
+}
+
+fn ask_agent(cluster: &Cluster, agent: &str, password: &str, action: &str) -> Result<(i32, String)> {
+    let mut command = cluster.command_on("n1")?;
+    command.arg(agent).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("starting {agent}"))?;
+    let options = format!(
+        "ip={GATEWAY}\nipport={BMC_PORT}\nusername={BMC_USER}\npassword={password}\nssl_insecure=1\n\
+         systems_uri=/redfish/v1/Systems/n2\naction={action}\n"
+    );
+    child.stdin.take().context("no stdin")?.write_all(options.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok((output.status.code().context("fence_redfish was killed")?, said))
 }
 
 /// The file's numbers, one per line.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rand::Rng;
+use somersault_coordinator_core::fencing::agents::FenceAnswer;
 use somersault_coordinator_core::io::{FenceResult, Input, Prober, Reachability};
 use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 
@@ -100,6 +101,22 @@ impl World {
             (Some(self.processes[by].session), Input::FenceEnded { node: node.clone(), epoch, result });
         let delay = self.within_ms(500);
         self.at(delay, Event::Arrives { to: by, session, input: Box::new(input) });
+    }
+
+    pub(crate) fn fence_status(&mut self, by: usize, node: NodeName) {
+        use crate::machine::FenceMode::{FailsAfter, FailsBefore, Hangs, LiesLate, Works};
+        let answer = match (self.machines[&node].fence, self.machines[&node].power) {
+            (Hangs, _) => return,
+            (FailsBefore, _) => FenceAnswer::Failed("no answer from the controller".to_owned()),
+            (Works | FailsAfter | LiesLate, Power::Off) => FenceAnswer::Off,
+            (Works | FailsAfter | LiesLate, _) => FenceAnswer::On,
+        };
+        let session = Some(self.processes[by].session);
+        let delay = self.within_ms(500);
+        self.at(
+            delay,
+            Event::Arrives { to: by, session, input: Box::new(Input::FenceAnswered { node, answer }) },
+        );
     }
 
     /// The controller of the machine obeys at last, whatever boot it is in by now.

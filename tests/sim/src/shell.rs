@@ -130,7 +130,11 @@ impl World {
                 let to = End::Node(peer.clone());
                 self.send(&here, &to, &Event::PeerProbes { to: index, peer, node, timeout });
             }
-            Effect::RunFence { node, epoch } => {
+            Effect::AskFence { node, .. } => {
+                let delay = Duration::from_millis(100) + self.within_ms(2_000);
+                self.at(delay, Event::FenceStatus { by: index, node });
+            }
+            Effect::RunFence { node, epoch, .. } => {
                 let delay = Duration::from_millis(100) + self.within_ms(2_000);
                 self.at(delay, Event::Fence { by: index, node, epoch });
             }

@@ -54,6 +54,8 @@ pub(crate) enum Event {
     Api { from: usize, session: u64, effect: Box<Effect>, tries: u32 },
     /// A fence agent does what it does.
     Fence { by: usize, node: NodeName, epoch: u64 },
+    /// A fence agent is asked for its status.
+    FenceStatus { by: usize, node: NodeName },
     /// The power goes off late, after the fence agent said that it failed.
     LateOff { node: NodeName, boot: BootId },
     /// A coordinator goes on.
@@ -259,6 +261,7 @@ impl World {
             Event::Read(index) => self.read(index),
             Event::Api { from, session, effect, tries } => self.api_call(from, session, *effect, tries),
             Event::Fence { by, node, epoch } => self.fence(by, &node, epoch),
+            Event::FenceStatus { by, node } => self.fence_status(by, node),
             Event::LateOff { node, boot } => self.late_off(&node, &boot),
             Event::Resume(index) => self.resume(index),
             Event::KubeVirt => self.kubevirt(),

@@ -17,6 +17,9 @@ use rcgen::{
 /// The DNS name in a coordinator's certificate.
 pub const COORDINATOR_NAME: &str = "coordinator.somersault";
 
+/// The DNS name in a fence runner's certificate.
+pub const FENCE_RUNNER_NAME: &str = "fence-runner.somersault";
+
 /// The DNS name in the certificate of `node`'s agent.
 pub fn node_name(node: &str) -> String {
     format!("{node}.node.somersault")
@@ -47,6 +50,11 @@ impl CertAuthority {
     /// Writes `ca.crt`, `tls.crt` and `tls.key` for a coordinator into `dir`, which is created.
     pub fn issue_coordinator(&self, dir: &Path) -> Result<()> {
         self.issue(COORDINATOR_NAME, dir)
+    }
+
+    /// Writes `ca.crt`, `tls.crt` and `tls.key` for a fence runner into `dir`, which is created.
+    pub fn issue_fence_runner(&self, dir: &Path) -> Result<()> {
+        self.issue(FENCE_RUNNER_NAME, dir)
     }
 
     fn issue(&self, dns_name: &str, dir: &Path) -> Result<()> {

@@ -12,8 +12,7 @@ use anyhow::{Context, Result, ensure};
 use somersault_coordinator::app::App;
 use somersault_coordinator::certificates::Certificates;
 use somersault_coordinator::cluster::directory::Directory;
-use somersault_coordinator::config::Config;
-use somersault_coordinator::fence::FenceAgents;
+use somersault_coordinator::config::{Config, FenceSource};
 use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_client::FleetClient;
@@ -74,7 +73,7 @@ impl Fleet {
             listen: "127.0.0.1:0".parse()?,
             admin_listen: "127.0.0.1:0".parse()?,
             policy: somersault_coordinator_core::policy::Policy::default(),
-            fence_agents: FenceAgents::default(),
+            fence: FenceSource::None,
         };
         let app = App::bind(Arc::new(Directory::open(&cluster)?), config, certificates).await?;
         let (address, operators) = (app.agents_address()?, app.operators_address()?);
@@ -261,6 +260,13 @@ impl Wire {
         // Ended by the abort, as it should.
         drop((&mut self.carrying).await);
         self.carrying = carry(Arc::clone(&self.listener), self.to);
+    }
+
+    /// Cuts every connection, for good.
+    pub async fn sever(self) {
+        let Self { listener, carrying, .. } = self;
+        carrying.abort();
+        drop((carrying.await, listener));
     }
 }
 

@@ -43,6 +43,7 @@ impl Coordinator {
             message,
             boot_id: pulse.and_then(|pulse: &Pulse| pulse.boot.clone()),
             proofs_possible: proofs_possible(&scene, node),
+            fence_agent: self.rounds.view(&scene, node),
             proof: case.and_then(Case::proven_by),
             timeline: case.map_or_else(past, |case| case.timeline().to_vec()),
             report: self.reports.get(node).cloned(),

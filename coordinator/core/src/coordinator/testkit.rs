@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::BootTime;
 use crate::coordinator::Coordinator;
 use crate::decision::testkit::{World, key, nfs, node, on_host, running_vm};
+use crate::fencing::agents::FenceAnswer;
 use crate::fleet::{FENCING_TAINT, Fleet, Taint};
 use crate::invariants::Watch;
 use crate::io::{
@@ -31,6 +32,8 @@ pub(crate) struct Bench {
     pub reach: BTreeMap<NodeName, (Reachability, Reachability)>,
     /// What the fence agents answer; one without an answer hangs.
     pub fence: BTreeMap<NodeName, FenceResult>,
+    /// What they answer when they are asked for the status; one without an answer hangs.
+    pub status: BTreeMap<NodeName, FenceAnswer>,
     /// The store answers, and the cluster does what it is told.
     pub store_answers: bool,
     pub cluster_answers: bool,
@@ -78,6 +81,7 @@ impl Bench {
             store: BTreeMap::new(),
             reach: BTreeMap::new(),
             fence: BTreeMap::new(),
+            status: BTreeMap::new(),
             store_answers: true,
             cluster_answers: true,
             effects: Vec::new(),
@@ -185,7 +189,12 @@ impl Bench {
                 let answer = if *by == Prober::Coordinator { ours } else { theirs };
                 vec![Input::Probed { node: node.clone(), by: by.clone(), answer }]
             }
-            Effect::RunFence { node, epoch } => {
+            Effect::AskFence { node, .. } => {
+                let answer = self.status.get(node).cloned();
+                let said = |answer| Input::FenceAnswered { node: node.clone(), answer };
+                answer.map(said).into_iter().collect()
+            }
+            Effect::RunFence { node, epoch, .. } => {
                 let result = self.fence.get(node).cloned();
                 let ended = |result| Input::FenceEnded { node: node.clone(), epoch: *epoch, result };
                 result.map(ended).into_iter().collect()

@@ -46,6 +46,8 @@ pub(crate) struct Case {
     power: Power,
     proven_at: Option<BootTime>,
     contradicted: Option<Contradiction>,
+    /// Its fence agent said off, and the node went on beating.
+    agent_lied: bool,
     /// Since when the returned node has been beating without a gap.
     trusted_since: Option<BootTime>,
     missing_since: Option<BootTime>,
@@ -144,6 +146,7 @@ impl Case {
             power: Power::default(),
             proven_at: None,
             contradicted: None,
+            agent_lied: false,
             trusted_since: None,
             missing_since: None,
             remind_at: scene.now + scene.facts.policy.fencing.reminder,
@@ -266,6 +269,7 @@ impl Case {
         if self.power.confirmed_at.is_some_and(|at| scene.now > at + in_flight) && self.proof_kind().is_none()
         {
             self.power.confirmed_at = None;
+            self.agent_lied = true;
             self.run_failed(
                 scene,
                 "it said off, but the node still beats: does it switch another machine?",
@@ -279,8 +283,21 @@ impl Case {
         }
         let attestation = scene.facts.requests.attestations.get(&self.node).cloned();
         self.contradicted = Some(Contradiction { attestation });
+        self.agent_lied |= self.proof_kind() == Some(ProofKind::PowerOffConfirmed);
         words::contradicted(fx, &self.node, self.proof_kind());
         true
+    }
+
+    /// Its fence agent said off, and the node went on beating: it switches another machine.
+    pub fn agent_lied(&self) -> bool {
+        self.agent_lied
+    }
+
+    /// Its fence agent can be run again: what failed before says nothing about now.
+    pub fn agent_is_back(&mut self, scene: &Scene<'_>) {
+        if self.power.running_until.is_none() {
+            (self.power.attempts, self.power.next_at) = (0, scene.now);
+        }
     }
 
     /// The cluster was read anew.
@@ -393,17 +410,19 @@ impl Case {
         let Some(epoch) = scene.facts.epoch else { return };
         if let Some(stage) = self.next_stage(scene, around, epoch) {
             let boot_id = self.boot.clone();
-            let record = FenceRecord { node: self.node.clone(), boot_id, epoch, stage };
+            let agent_distrusted = self.distrusts_agent(scene);
+            let record = FenceRecord { node: self.node.clone(), boot_id, epoch, stage, agent_distrusted };
             self.pending = Some(record.clone());
             fx.push(Effect::Commit(Record::Fence(record)));
         } else if self.may_order(scene, around) && self.is_at(&FenceStage::PowerOrdered) {
             self.power.ordered = true;
             self.power.attempts += 1;
             // The shell has the same deadline; the second half is for what it needs around the run.
-            self.power.running_until = Some(scene.now + scene.facts.policy.fencing.timeout.mul_f64(1.5));
+            let timeout = scene.facts.policy.fencing.timeout;
+            self.power.running_until = Some(scene.now + timeout.mul_f64(1.5));
             self.mark(Milestone::FencingStarted, scene.now);
             words::fencing_started(fx, &self.node);
-            fx.push(Effect::RunFence { node: self.node.clone(), epoch });
+            fx.push(Effect::RunFence { node: self.node.clone(), epoch, timeout });
         }
     }
 
@@ -462,17 +481,25 @@ impl Case {
         }
         let others = || given_by_others(scene, around.taints, &self.node, self.boot.as_ref());
         let lease = || around.leases.expired(&self.node, scene.now, &scene.facts.policy);
-        let power = self.power.confirmed_at.map(|_| ProofKind::PowerOffConfirmed);
+        let confirmed = self.power.confirmed_at.is_some() && !self.distrusts_agent(scene);
+        let power = confirmed.then_some(ProofKind::PowerOffConfirmed);
         power.or_else(others).or(returned).or_else(|| lease().then_some(ProofKind::LeaseExpired))
     }
 
     fn may_order(&self, scene: &Scene<'_>, around: &Around<'_>) -> bool {
         let power = &self.power;
-        scene.facts.policy.fencing.nodes.contains(&self.node)
+        scene.can_power_off(&self.node)
+            && !self.distrusts_agent(scene)
             && !around.hold
             && power.running_until.is_none()
             && power.confirmed_at.is_none()
             && scene.now >= power.next_at
+    }
+
+    /// In one incident that does not end: a silent node can show nothing of its agent.
+    fn distrusts_agent(&self, scene: &Scene<'_>) -> bool {
+        let stored = self.stored.as_ref().filter(|_| !self.declare);
+        scene.facts.power_off.is_wrong(&self.node) || stored.is_some_and(|record| record.agent_distrusted)
     }
 
     /// A returned node is trusted after it beat without a gap.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::agents::FenceRoster;
 use super::{FenceStage, ProofKind, proofs_possible};
-use crate::io::{Effect, Severity};
+use crate::io::{Effect, Notice, Severity, Subject};
 use crate::names::{BootId, NodeName};
 use crate::scene::{Scene, tell_node};
 
@@ -144,13 +145,16 @@ pub(crate) fn declared(
     vms: (usize, usize),
 ) {
     let (automatic, by_hand) = vms;
-    let next = if scene.facts.policy.fencing.nodes.contains(node) {
+    let otherwise =
+        format!("make sure that the machine is off, then run `kubectl somersault attest {node}`.");
+    let next = if scene.can_power_off(node) {
         "Its fence agent switches it off now.".to_owned()
+    } else if scene.facts.power_off.is_wrong(node) {
+        format!("Its fence agent switches another machine and is not run: {otherwise}")
+    } else if scene.has_fence_agent(node) {
+        format!("Its fence agent cannot be run now, and is as soon as it can; or {otherwise}")
     } else {
-        format!(
-            "No fence agent is configured for it: make sure that the machine is off, then run `kubectl somersault \
-             attest {node}`."
-        )
+        format!("No fence agent is configured for it: {otherwise}")
     };
     let message = format!(
         "{node} is unreachable: {why}. {automatic} of its VMs are started elsewhere once it is proven dead, {by_hand} \
@@ -168,4 +172,66 @@ pub(crate) fn quarantined(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeNa
 pub(crate) fn closed(fx: &mut Vec<Effect>, node: &NodeName) {
     let message = format!("{node} is healthy and takes VMs again; its incident is over.");
     tell_node(fx, Severity::Info, node, "NodeHealthy", message);
+}
+
+pub(crate) fn wrong_machine(fx: &mut Vec<Effect>, node: &NodeName) {
+    let message = format!(
+        "The fence agent of {node} said off while {node} was beating: it looks at another machine, and would switch \
+         that one off. It is not run, and what it says proves nothing, until its entry in the fence configuration is \
+         changed and it says on."
+    );
+    tell_node(fx, Severity::Critical, node, "FenceWrongMachine", message);
+}
+
+pub(crate) fn mended(fx: &mut Vec<Effect>, node: &NodeName) {
+    let message =
+        format!("The entry of {node} in the fence configuration was changed, and its fence agent says on.");
+    tell_node(fx, Severity::Info, node, "FenceAgentMended", message);
+}
+
+pub(super) fn answers_not(fx: &mut Vec<Effect>, node: &NodeName, why: &str, before: bool) {
+    let (reason, what) = if before {
+        ("FenceAnswersNot", "answers no more")
+    } else {
+        ("FenceUntested", "has not answered yet")
+    };
+    let message = format!(
+        "The fence agent of {node} {what}: {why}. If {node} died now, its VMs would wait for a person. Check the agent's \
+         options and the management controller."
+    );
+    tell_node(fx, Severity::Warning, node, reason, message);
+}
+
+pub(super) fn answers_again(fx: &mut Vec<Effect>, node: &NodeName) {
+    tell_node(fx, Severity::Info, node, "FenceAnswers", format!("The fence agent of {node} answers."));
+}
+
+/// Only what has changed is told.
+pub(super) fn roster_changed(fx: &mut Vec<Effect>, before: &FenceRoster, now: &FenceRoster) {
+    match (&before.away, &now.away) {
+        (None, Some(why)) => {
+            let message =
+                format!("No fence agent can be run: {why}. If a node died now, its VMs would wait.");
+            tell(fx, Severity::Warning, "FenceRunnerAway", message);
+        }
+        (Some(_), None) => {
+            tell(fx, Severity::Info, "FenceRunnerBack", "Fence agents can be run again.".to_owned())
+        }
+        _ => {}
+    }
+    match (&before.problem, &now.problem) {
+        (old, Some(why)) if old.as_ref() != Some(why) => {
+            let message =
+                format!("The fence configuration was changed, but cannot be used: {why}. The old one stays.");
+            tell(fx, Severity::Warning, "FenceConfigRefused", message);
+        }
+        (Some(_), None) => {
+            tell(fx, Severity::Info, "FenceConfigMended", "The fence configuration is in use.".to_owned());
+        }
+        _ => {}
+    }
+}
+
+fn tell(fx: &mut Vec<Effect>, severity: Severity, reason: &'static str, message: String) {
+    fx.push(Effect::Notify(Notice { severity, subject: Subject::Coordinator, reason, message }));
 }

@@ -148,6 +148,8 @@ pub struct FencingSpec {
     pub retry_max_ms: u64,
     /// How often people are reminded of a node that waits for a proof.
     pub reminder_ms: u64,
+    /// How often each fence agent is asked for its status while all is well.
+    pub status_ms: u64,
 }
 
 impl Default for FencingSpec {
@@ -159,6 +161,7 @@ impl Default for FencingSpec {
             retry_first_ms: 2_000,
             retry_max_ms: 60_000,
             reminder_ms: 300_000,
+            status_ms: 600_000,
         }
     }
 }

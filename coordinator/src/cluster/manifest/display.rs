@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use somersault_coordinator_core::BootTime;
 use somersault_coordinator_core::decision::{DiskFinding, Locality};
 use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState};
+use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
 use somersault_coordinator_core::fleet::{Fleet, Grade, NodeReport, Volume, VolumeMode};
 use somersault_coordinator_core::names::{NodeName, VolumeName};
 use somersault_coordinator_core::view::{MigrationView, NodeState, NodeView, RecoveryProgress, RecoveryView};
@@ -72,7 +73,7 @@ pub fn node(
     if let Some(report) = &view.report {
         add_report(&mut status, name, report, places)?;
     }
-    let verdicts = node_verdicts(view);
+    let verdicts = node_verdicts(view, clock);
     Ok((status, verdicts))
 }
 
@@ -166,7 +167,7 @@ impl<'a> Places<'a> {
     }
 }
 
-fn node_verdicts(view: &NodeView) -> Vec<Verdict> {
+fn node_verdicts(view: &NodeView, clock: WallClock) -> Vec<Verdict> {
     let reachable = matches!(view.state, NodeState::Healthy | NodeState::Quarantine);
     let mut verdicts = vec![Verdict::new("Reachable", reachable, format!("{:?}", view.state), &view.message)];
     let disks = view.report.iter().flat_map(|report| &report.disks);
@@ -178,7 +179,28 @@ fn node_verdicts(view: &NodeView) -> Vec<Verdict> {
     let proofs: Vec<String> = view.proofs_possible.iter().map(|proof| format!("{proof:?}")).collect();
     let reason = if proofs.is_empty() { "NoProofPossible" } else { "ProofPossible" };
     verdicts.push(Verdict::new("ProofPossible", !proofs.is_empty(), reason, proofs.join(", ")));
+    verdicts.extend(view.fence_agent.as_ref().and_then(|agent| fencing_answers(agent, clock)));
     verdicts
+}
+
+/// Nothing is said before the agent was asked for the first time.
+fn fencing_answers(agent: &FenceAgentView, clock: WallClock) -> Option<Verdict> {
+    let what = match &agent.state {
+        FencingState::Untested => return None,
+        FencingState::Answers => "its fence agent says that the machine is on".to_owned(),
+        FencingState::AnswersNot { why } => format!("its fence agent does not answer: {why}"),
+        FencingState::RunnerAway { why } => format!("no fence agent can be run: {why}"),
+        FencingState::WrongMachine => {
+            "its fence agent said off while the node was beating: it looks at another machine, and is not run"
+                .to_owned()
+        }
+    };
+    let answered = agent.answered.map_or_else(
+        || "it never answered".to_owned(),
+        |at| format!("last answered {}", clock.at(at).strftime("%Y-%m-%dT%H:%M:%SZ")),
+    );
+    let holds = agent.state == FencingState::Answers;
+    Some(Verdict::new("FencingAnswers", holds, agent.state.name(), format!("{what}; {answered}")))
 }
 
 /// Condition of a Recovery whose incident is over.

@@ -56,6 +56,7 @@ pub fn fence_status(record: &FenceRecord) -> Result<node_health::FenceRecord, Fi
         stage,
         proof,
         returned_boot_id: returned,
+        agent_distrusted: record.agent_distrusted,
     })
 }
 
@@ -77,7 +78,13 @@ pub fn fence_record(node: &NodeName, stored: &node_health::FenceRecord) -> Resul
         Stored::Closed => FenceStage::Closed,
     };
     let boot_id = stored.boot_id.clone().map(BootId);
-    Ok(FenceRecord { node: node.clone(), boot_id, epoch: stored.epoch, stage })
+    Ok(FenceRecord {
+        node: node.clone(),
+        boot_id,
+        epoch: stored.epoch,
+        stage,
+        agent_distrusted: stored.agent_distrusted,
+    })
 }
 
 /// Writes a migration's record into its status; the display part stays.

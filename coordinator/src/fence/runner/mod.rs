@@ -1,0 +1,217 @@
+//! The fence runner: `somersault-coordinator fence-runner`. It has the fence agents and the secrets of the management
+//! controllers, and does with them what a coordinator says.
+//!
+//! ```text
+//!   coordinator ── mTLS ──► service ──► runs ──► fence agents ──► management controllers
+//!                              │          one a node, newest epoch
+//!                              └──► the configuration, read again when it changes
+//! ```
+//!
+//! Several runners may serve side by side, so that one is left when a node dies with its runner: `off` of a machine
+//! that is off does nothing, and a coordinator counts only the answer to its own order.
+
+mod metrics;
+mod runs;
+mod service;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use clap::Args;
+use somersault_proto::model::FLEET_MESSAGE_BYTES_MAX;
+use somersault_proto::tls::{Identity, TlsError, TlsFiles};
+use somersault_proto::v1::fence_server::FenceServer;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use self::metrics::RunnerMetrics;
+use self::runs::Runs;
+use self::service::FenceService;
+use super::{Fencer, LiveAgents};
+use crate::config::LogFormat;
+
+/// The longest run: the slowest controllers need about a minute, and whoever waits longer has given up.
+const RUN_MAX: Duration = Duration::from_mins(10);
+/// Calls on one connection: a few coordinators poll, run and ask.
+const CALLS_PER_CONNECTION: u32 = 64;
+/// A caller that vanished is noticed after these two together.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// See [`KEEPALIVE_EVERY`].
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the fence agents of the nodes for coordinators.
+#[derive(Debug, Args)]
+pub struct RunnerArgs {
+    /// Where coordinators connect (mutual TLS).
+    #[arg(long, env = "SOMERSAULT_FENCE_LISTEN", default_value = "0.0.0.0:7446")]
+    pub listen: SocketAddr,
+
+    /// Where /healthz, /readyz and /metrics are served (plain HTTP).
+    #[arg(long, env = "SOMERSAULT_FENCE_ADMIN_LISTEN", default_value = "127.0.0.1:9446")]
+    pub admin_listen: SocketAddr,
+
+    /// Folder with ca.crt, tls.crt and tls.key; the certificate's DNS name must be fence-runner.somersault.
+    #[arg(long, env = "SOMERSAULT_CERTS", value_name = "DIR")]
+    pub certs: PathBuf,
+
+    /// Fence agents of the nodes (YAML), usually of a mounted Secret; read again when it changes.
+    #[arg(
+        long,
+        env = "SOMERSAULT_FENCE_CONFIG",
+        value_name = "FILE",
+        default_value = "/etc/somersault/fence/fence.yaml"
+    )]
+    pub fence_config: PathBuf,
+
+    /// How to log; the levels are taken from `RUST_LOG`.
+    #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Why a fence runner cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// The certificate files.
+    #[error("the certificates in --certs cannot be used")]
+    Tls(#[from] TlsError),
+    /// The certificate is somebody else's.
+    #[error("the certificate in {} is of {found}, not of fence-runner.somersault: coordinators would refuse it", folder.display())]
+    WrongIdentity {
+        /// The folder.
+        folder: PathBuf,
+        /// Whose it is.
+        found: String,
+    },
+    /// A port cannot be had.
+    #[error("cannot listen on {address}; is another fence runner running?")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The server for coordinators ended.
+    #[error("the server for coordinators ended")]
+    Serve(#[from] tonic::transport::Error),
+    /// The server for operators ended.
+    #[error("the server for operators ended")]
+    Admin(#[source] std::io::Error),
+}
+
+/// A fence runner that listens but does nothing yet.
+pub struct Runner {
+    tls: TlsFiles,
+    agents: LiveAgents,
+    coordinators: TcpListener,
+    operators: TcpListener,
+}
+
+impl Runner {
+    /// Checks everything that the flags name, and takes the ports. A configuration that cannot be used is waited for.
+    pub async fn bind(args: &RunnerArgs) -> Result<Self, RunnerError> {
+        let tls = TlsFiles::read(&args.certs)?;
+        if *tls.identity() != Identity::FenceRunner {
+            return Err(RunnerError::WrongIdentity {
+                folder: args.certs.clone(),
+                found: tls.identity().san(),
+            });
+        }
+        let agents = LiveAgents::read_or_wait(&args.fence_config, RUN_MAX);
+        let (coordinators, operators) = (listen(args.listen).await?, listen(args.admin_listen).await?);
+        Ok(Self { tls, agents, coordinators, operators })
+    }
+
+    /// Where coordinators connect; useful when port 0 was asked for.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.coordinators.local_addr()
+    }
+
+    /// Where operators look.
+    pub fn operators_address(&self) -> std::io::Result<SocketAddr> {
+        self.operators.local_addr()
+    }
+
+    /// Serves until told to stop; then every fence agent is ended.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RunnerError> {
+        let Self { tls, agents, coordinators, operators } = self;
+        let metrics = Arc::new(RunnerMetrics::default());
+        let runs = Runs::new(Arc::clone(&metrics), stop.clone());
+        let service = FenceServer::new(FenceService::new(agents.clone(), runs.clone(), Arc::clone(&metrics)))
+            .max_decoding_message_size(FLEET_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(FLEET_MESSAGE_BYTES_MAX);
+        let serve = async {
+            let served = Server::builder()
+                .tls_config(tls.server())?
+                .tcp_nodelay(true)
+                .max_concurrent_streams(CALLS_PER_CONNECTION)
+                .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .serve_with_incoming_shutdown(
+                    service,
+                    TcpListenerStream::new(coordinators),
+                    stop.clone().cancelled_owned(),
+                )
+                .await;
+            served.map_err(RunnerError::Serve)
+        };
+        let show = serve_operators(operators, agents.clone(), Arc::clone(&metrics), stop.clone());
+        let follow = async {
+            agents.follow(stop.clone()).await;
+            Ok(())
+        };
+        let ended = tokio::try_join!(serve, show, follow).map(drop);
+        stop.cancel();
+        runs.finish().await;
+        ended
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, RunnerError> {
+    TcpListener::bind(address).await.map_err(|source| RunnerError::Listen { address, source })
+}
+
+type Shown = State<(LiveAgents, Arc<RunnerMetrics>)>;
+
+async fn serve_operators(
+    listener: TcpListener,
+    agents: LiveAgents,
+    metrics: Arc<RunnerMetrics>,
+    stop: CancellationToken,
+) -> Result<(), RunnerError> {
+    let routes = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .with_state((agents, metrics));
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+        .map_err(RunnerError::Admin)
+}
+
+/// Ready even where its configuration cannot be used: coordinators must hear that.
+async fn readyz(State((agents, _)): Shown) -> String {
+    let roster = agents.roster();
+    let roster = roster.borrow();
+    let problem = roster.problem.as_deref().map_or_else(String::new, |why| format!("; {why}"));
+    format!("{} nodes have a fence agent{problem}\n", roster.agents.len())
+}
+
+async fn show_metrics(State((agents, metrics)): Shown) -> Response {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    metrics.roster(&agents.roster().borrow());
+    match metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
