@@ -24,7 +24,7 @@ use somersault_coordinator_core::names::NodeName;
 use somersault_proto::model::{
     self, FLEET_MESSAGE_BYTES_MAX, FenceEvent, FenceList, FencePower, FenceRun, FenceStatus,
 };
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fence_client::FenceClient;
 use tokio::sync::watch;
@@ -63,7 +63,7 @@ pub struct RemoteFencer(Arc<Shared>);
 struct Shared {
     /// Each `HOST:PORT`; a host may stand for several runners.
     addresses: Vec<String>,
-    tls: TlsFiles,
+    tls: TlsSource,
     epoch: Epoch,
     roster: watch::Sender<FenceRoster>,
 }
@@ -96,7 +96,7 @@ impl CallError {
 
 impl RemoteFencer {
     /// Asks the runners at each `HOST:PORT`.
-    pub fn new(addresses: Vec<String>, tls: TlsFiles, epoch: Epoch) -> Self {
+    pub fn new(addresses: Vec<String>, tls: TlsSource, epoch: Epoch) -> Self {
         let away = Some("it was not asked yet which nodes have a fence agent".to_owned());
         let roster = watch::channel(FenceRoster { away, ..FenceRoster::default() }).0;
         Self(Arc::new(Shared { addresses, tls, epoch, roster }))

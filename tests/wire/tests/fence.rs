@@ -14,7 +14,7 @@ use somersault_coordinator::fence::{FenceOrder, Fencer, RemoteFencer};
 use somersault_coordinator::leader::Epoch;
 use somersault_coordinator_core::fencing::agents::{FenceAnswer, FenceRoster};
 use somersault_coordinator_core::io::FenceResult;
-use somersault_proto::tls::{Identity, TlsFiles};
+use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fence_client::FenceClient;
 use somersault_test_support::certs::CertAuthority;
@@ -122,7 +122,7 @@ impl Place {
         let epoch = Epoch::default();
         epoch.set(Some(1));
         let addresses = addresses.iter().map(ToString::to_string).collect();
-        Ok(RemoteFencer::new(addresses, TlsFiles::read(&certs)?, epoch))
+        Ok(RemoteFencer::new(addresses, TlsSource::read(&certs)?, epoch))
     }
 
     /// A bare caller with a coordinator's certificate.
@@ -175,7 +175,7 @@ impl Caller {
 }
 
 async fn connect(address: SocketAddr, certs: &Path) -> Result<FenceClient<Channel>> {
-    let tls = TlsFiles::read(certs)?.client(&Identity::FenceRunner);
+    let tls = TlsSource::read(certs)?.client(&Identity::FenceRunner);
     let channel = Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?.connect().await?;
     Ok(FenceClient::new(channel))
 }

@@ -25,11 +25,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use clap::Args;
-use somersault_proto::model::FLEET_MESSAGE_BYTES_MAX;
-use somersault_proto::tls::{Identity, TlsError, TlsFiles};
+use somersault_proto::enroll::{self, Enrolment};
+use somersault_proto::model::{Address, FLEET_MESSAGE_BYTES_MAX};
+use somersault_proto::tls::{ConnectionLimits, Identity, TlsError, TlsSource, follow};
 use somersault_proto::v1::fence_server::FenceServer;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
@@ -48,6 +48,9 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// See [`KEEPALIVE_EVERY`].
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A few coordinators, each with a connection or two; and strangers, who have no certificate.
+const CONNECTIONS: ConnectionLimits = ConnectionLimits { total: 256, strangers_per_host: 32 };
+
 /// Runs the fence agents of the nodes for coordinators.
 #[derive(Debug, Args)]
 pub struct RunnerArgs {
@@ -60,8 +63,21 @@ pub struct RunnerArgs {
     pub admin_listen: SocketAddr,
 
     /// Folder with ca.crt, tls.crt and tls.key; the certificate's DNS name must be fence-runner.somersault.
-    #[arg(long, env = "SOMERSAULT_CERTS", value_name = "DIR")]
-    pub certs: PathBuf,
+    #[arg(long, env = "SOMERSAULT_CERTS", value_name = "DIR", required_unless_present = "enroll")]
+    pub certs: Option<PathBuf>,
+
+    /// Instead of --certs: get a certificate from a coordinator that listens here, by this pod's token. Repeat it for
+    /// each replica, or give a name that stands for all of them.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "certs")]
+    pub enroll: Vec<Address>,
+
+    /// The pod's ServiceAccount token with audience somersault.novasphere.dev, for --enroll.
+    #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/somersault/token")]
+    pub token_file: PathBuf,
+
+    /// The authorities to trust (key ca.crt of ConfigMap somersault-ca-bundle), for --enroll.
+    #[arg(long, value_name = "FILE", default_value = "/etc/somersault/ca/ca.crt")]
+    pub ca_bundle: PathBuf,
 
     /// Fence agents of the nodes (YAML), usually of a mounted Secret; read again when it changes.
     #[arg(
@@ -110,7 +126,8 @@ pub enum RunnerError {
 
 /// A fence runner that listens but does nothing yet.
 pub struct Runner {
-    tls: TlsFiles,
+    tls: TlsSource,
+    origin: Origin,
     agents: LiveAgents,
     coordinators: TcpListener,
     operators: TcpListener,
@@ -119,16 +136,11 @@ pub struct Runner {
 impl Runner {
     /// Checks everything that the flags name, and takes the ports. A configuration that cannot be used is waited for.
     pub async fn bind(args: &RunnerArgs) -> Result<Self, RunnerError> {
-        let tls = TlsFiles::read(&args.certs)?;
-        if *tls.identity() != Identity::FenceRunner {
-            return Err(RunnerError::WrongIdentity {
-                folder: args.certs.clone(),
-                found: tls.identity().san(),
-            });
-        }
+        let origin = Origin::of(args);
+        let tls = origin.first().await?;
         let agents = LiveAgents::read_or_wait(&args.fence_config, RUN_MAX);
         let (coordinators, operators) = (listen(args.listen).await?, listen(args.admin_listen).await?);
-        Ok(Self { tls, agents, coordinators, operators })
+        Ok(Self { tls, origin, agents, coordinators, operators })
     }
 
     /// Where coordinators connect; useful when port 0 was asked for.
@@ -143,7 +155,7 @@ impl Runner {
 
     /// Serves until told to stop; then every fence agent is ended.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunnerError> {
-        let Self { tls, agents, coordinators, operators } = self;
+        let Self { tls, origin, agents, coordinators, operators } = self;
         let metrics = Arc::new(RunnerMetrics::default());
         let runs = Runs::new(Arc::clone(&metrics), stop.clone());
         let service = FenceServer::new(FenceService::new(agents.clone(), runs.clone(), Arc::clone(&metrics)))
@@ -151,14 +163,12 @@ impl Runner {
             .max_encoding_message_size(FLEET_MESSAGE_BYTES_MAX);
         let serve = async {
             let served = Server::builder()
-                .tls_config(tls.server())?
-                .tcp_nodelay(true)
                 .max_concurrent_streams(CALLS_PER_CONNECTION)
                 .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .serve_with_incoming_shutdown(
                     service,
-                    TcpListenerStream::new(coordinators),
+                    tls.accept(coordinators, CONNECTIONS),
                     stop.clone().cancelled_owned(),
                 )
                 .await;
@@ -169,10 +179,57 @@ impl Runner {
             agents.follow(stop.clone()).await;
             Ok(())
         };
+        let renewing = tokio::spawn(origin.keep(tls.clone()));
         let ended = tokio::try_join!(serve, show, follow).map(drop);
+        renewing.abort();
         stop.cancel();
         runs.finish().await;
         ended
+    }
+}
+
+/// Where the runner's certificate comes from.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// Files, read again when they change.
+    Folder(PathBuf),
+    /// A coordinator, asked again before it ends.
+    Enrolment(Enrolment),
+}
+
+impl Origin {
+    fn of(args: &RunnerArgs) -> Self {
+        match &args.certs {
+            Some(folder) => Self::Folder(folder.clone()),
+            None => Self::Enrolment(Enrolment {
+                identity: Identity::FenceRunner,
+                coordinators: args.enroll.clone(),
+                token_file: args.token_file.clone(),
+                bundle_file: args.ca_bundle.clone(),
+            }),
+        }
+    }
+
+    /// The first certificate. Files must be there; an enrolment waits until it is granted.
+    async fn first(&self) -> Result<TlsSource, RunnerError> {
+        match self {
+            Self::Folder(folder) => {
+                let tls = TlsSource::read(folder)?;
+                if tls.identity() == Identity::FenceRunner {
+                    return Ok(tls);
+                }
+                Err(RunnerError::WrongIdentity { folder: folder.clone(), found: tls.identity().san() })
+            }
+            Self::Enrolment(enrolment) => Ok(TlsSource::new(enroll::first(enrolment).await)),
+        }
+    }
+
+    /// Keeps it new, for ever.
+    async fn keep(self, tls: TlsSource) {
+        match self {
+            Self::Folder(folder) => follow(tls, folder).await,
+            Self::Enrolment(enrolment) => enroll::keep(enrolment, tls).await,
+        }
     }
 }
 
