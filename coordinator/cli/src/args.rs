@@ -28,10 +28,16 @@ pub struct Cli {
 /// What every command knows.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The cluster: `dir:PATH` is a folder of manifests, as the coordinator's own `--cluster dir:PATH`
+    /// A folder of manifests (`dir:PATH`) instead of an API server, as the coordinator's own `--cluster dir:PATH`
     #[arg(long, env = "SOMERSAULT_CLUSTER", global = true, value_name = "dir:PATH")]
     pub cluster: Option<ClusterAddress>,
-    /// Namespace; commands that list look into every namespace without it, the others into `default`
+    /// The kubeconfig; without it KUBECONFIG, then `~/.kube/config`, then, in a pod, its account
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "cluster")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Its context; without it the current one
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "cluster")]
+    pub context: Option<String>,
+    /// Namespace; commands that list look into every namespace without it, the others into the context's
     #[arg(short, long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
     /// How to print the answer
@@ -94,6 +100,10 @@ pub enum Command {
     Recoveries(SourceArgs),
     /// What a person has to do to bring a VM back, step by step
     Runbook(RunbookArgs),
+    /// Is everything there, of one version, allowed to do what it must, and awake? Each failure with what to do
+    Check(CheckArgs),
+    /// Give back what was taken (start fields, taints, policies), then remove Somersault; volumes are never touched
+    Uninstall(UninstallArgs),
 }
 
 const FROM_HELP: &str = "\
@@ -118,7 +128,7 @@ pub struct SourceArgs {
 pub struct StatusArgs {
     #[command(flatten)]
     pub source: SourceArgs,
-    /// Draw it again every second until interrupted
+    /// Draw it again every second until interrupted; large clusters less often
     #[arg(short, long, conflicts_with = "from")]
     pub watch: bool,
 }
@@ -256,14 +266,14 @@ pub struct AttestArgs {
     /// Do not ask; for scripts whose author has read what attesting implies
     #[arg(long)]
     pub yes: bool,
-    /// Who gives the word; your login name where absent
+    /// Who gives the word; without it your user name in the cluster, or your login name for a folder
     #[arg(long, value_name = "NAME")]
     pub by: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct ReleaseHoldArgs {
-    /// Who releases it; your login name where absent
+    /// Who releases it; without it your user name in the cluster, or your login name for a folder
     #[arg(long, value_name = "NAME")]
     pub by: Option<String>,
 }
@@ -274,6 +284,32 @@ pub struct RunbookArgs {
     pub vm: String,
     #[command(flatten)]
     pub source: SourceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Look again until nothing is wrong, for this time at most (5m where none is given)
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "5m",
+          value_parser = duration)]
+    pub wait: Option<Duration>,
+}
+
+// Each is a word of its own on the command line, and any may go with any.
+#[allow(clippy::struct_excessive_bools)]
+#[derive(Debug, Args)]
+pub struct UninstallArgs {
+    /// Only show what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Go on although an incident or a migration is under way: its VMs are then left as they are
+    #[arg(long)]
+    pub force: bool,
+    /// Remove the definitions too, and with them every Recovery, fence record and migration
+    #[arg(long)]
+    pub delete_crds: bool,
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use somersault_coordinator::cluster::ClusterError;
 pub const HELP: &str = "\
 Exit codes:
   0  done
-  1  failed: a file or the cluster could not be read or written, or what was waited for failed
+  1  failed: a file or the cluster could not be read or written, or what was waited for or checked failed
   2  bad usage: an unknown flag, a contradiction, no cluster named
   3  not found: no such VM, node, claim, class or object
   4  refused: it would be unsafe, or makes no sense in the present state; nothing was changed
@@ -56,6 +56,9 @@ pub enum Failure {
     /// Something failed.
     #[error("{0}")]
     Failed(String),
+    /// The API server does not answer; what was asked may be asked again.
+    #[error("{0}")]
+    Unreachable(String),
     /// The wait was limited, and the limit is reached.
     #[error("{0}")]
     TimedOut(String),
@@ -71,7 +74,7 @@ impl Failure {
             Self::Usage(_) => Exit::Usage,
             Self::NotFound(_) => Exit::NotFound,
             Self::Refused(_) => Exit::Refused,
-            Self::Failed(_) => Exit::Failed,
+            Self::Failed(_) | Self::Unreachable(_) => Exit::Failed,
             Self::TimedOut(_) => Exit::TimedOut,
             Self::PipeClosed => Exit::Ok,
         }

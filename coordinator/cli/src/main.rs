@@ -6,7 +6,7 @@
 //!                                                                            └──► an object written to the cluster
 //! ```
 //!
-//! It never talks to the coordinator: both read and write the cluster's objects. Each command first builds rows that
+//! It never talks to the coordinator: both read and write the cluster's objects, in a folder or in an API server. Each command first builds rows that
 //! serialize, so that a table never shows more than `-o json` does.
 
 mod args;
@@ -14,6 +14,7 @@ mod commands;
 mod exit;
 mod output;
 mod requests;
+mod source;
 mod units;
 mod wait;
 mod world;

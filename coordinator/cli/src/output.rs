@@ -5,14 +5,17 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, Write as _};
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
 use somersault_coordinator::cluster::Problem;
 
 use crate::args::Format;
 use crate::exit::{Exit, Failure};
+
+mod sheet;
+
+pub use sheet::{cell, mood_cell, render, table};
 
 /// Problems named one by one; whoever has more of them has one cause.
 const PROBLEMS_SHOWN_MAX: usize = 20;
@@ -40,6 +43,16 @@ pub fn write_out(text: &str) -> Result<(), Failure> {
 /// Says on standard error what went wrong. Nobody may be listening there; that is no failure.
 pub fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "error: {}", clean_lines(message));
+}
+
+/// Whether nobody wants colours (<https://no-color.org>).
+pub fn is_colourless() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Says on standard error what people should know besides the answer.
+pub fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "note: {}", clean_lines(message));
 }
 
 /// Names the manifests that could not be read, and says how the command then ends.
@@ -74,35 +87,6 @@ pub fn describe(problem: &Problem) -> String {
     format!("{text}: {}", problem.message)
 }
 
-/// A table without lines, which `grep` and `awk` can read; wrapped to the width of a terminal, never in a pipe.
-pub fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || !io::stdout().is_terminal() {
-        table.force_no_tty().set_content_arrangement(ContentArrangement::Disabled);
-    }
-    table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
-    table
-}
-
-/// The table's text, its columns two blanks apart as kubectl's, and no blanks at line ends.
-pub fn render(table: &mut Table) -> String {
-    table.column_iter_mut().for_each(|column| {
-        column.set_padding((0, 2));
-    });
-    let mut text = String::new();
-    for line in table.lines() {
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// A cell; `-` where there is nothing to say.
-pub fn cell(text: &str) -> Cell {
-    Cell::new(if text.is_empty() { Cow::Borrowed("-") } else { clean(text) })
-}
-
 /// How a cell is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
@@ -114,16 +98,6 @@ pub enum Mood {
     Bad,
     /// Neither.
     Plain,
-}
-
-/// A cell with a colour, on terminals.
-pub fn mood_cell(text: &str, mood: Mood) -> Cell {
-    match mood {
-        Mood::Good => cell(text).fg(Color::Green),
-        Mood::Doubtful => cell(text).fg(Color::Yellow),
-        Mood::Bad => cell(text).fg(Color::Red),
-        Mood::Plain => cell(text),
-    }
 }
 
 /// Text without control characters, and without those that change the direction of writing: in one line.
@@ -167,12 +141,5 @@ mod tests {
             describe(&problem),
             "vms.yaml, document 2 (VirtualMachine default/db): spec.runStrategy: must be a string"
         );
-    }
-
-    #[test]
-    fn tables_leave_no_blanks_at_line_ends() {
-        let mut table = table(&["NAME", "STATE"]);
-        table.add_row([cell("n1"), cell("")]);
-        assert!(render(&mut table).lines().all(|line| !line.ends_with(' ')), "{}", render(&mut table));
     }
 }

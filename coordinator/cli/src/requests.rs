@@ -3,15 +3,14 @@
 use std::env;
 
 use serde::Serialize;
-use somersault_coordinator::cluster::directory::Transaction;
+use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
-use somersault_coordinator_core::names::Key;
 
-use crate::args::Global;
 use crate::exit::Failure;
+use crate::source::Source;
 
-/// Namespace of commands that are about one object, as with kubectl.
-const DEFAULT_NAMESPACE: &str = "default";
+/// The longest name of a person: our objects take texts of 253 characters, and some say besides when it was.
+const PERSON_BYTES_MAX: usize = 200;
 /// The longest name that Kubernetes accepts.
 const NAME_BYTES_MAX: usize = 253;
 /// Objects of one subject and destination that may lie around before somebody should clean up.
@@ -29,38 +28,39 @@ pub struct Written {
     pub name: String,
 }
 
-/// The namespace of the one object that a command is about.
-pub fn namespace(global: &Global) -> &str {
-    global.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)
+/// Whose word this is: the user of the API server, with the name that is given besides; else the login name.
+pub fn whose_word(source: &Source, by: Option<&str>) -> Result<String, Failure> {
+    let by = by.map(str::trim).filter(|name| !name.is_empty());
+    let word = match (source.who()?, by) {
+        (Some(user), Some(name)) => format!("{name} ({user})"),
+        (Some(user), None) => user,
+        (None, Some(name)) => name.to_owned(),
+        (None, None) => login_name()?,
+    };
+    if word.len() > PERSON_BYTES_MAX {
+        return Err(Failure::Usage(format!(
+            "--by NAME: longer than {PERSON_BYTES_MAX} bytes with your user name"
+        )));
+    }
+    Ok(word)
 }
 
-/// The key of the one object that a command is about.
-pub fn key(global: &Global, name: &str) -> Key {
-    Key::new(namespace(global), name)
-}
-
-/// Whose word this is: as named, else the login name.
-pub fn whose_word(by: Option<&str>) -> Result<String, Failure> {
-    let named = by.map(str::to_owned).or_else(|| env::var("USER").ok()).or_else(|| env::var("LOGNAME").ok());
+fn login_name() -> Result<String, Failure> {
+    let named = env::var("USER").ok().or_else(|| env::var("LOGNAME").ok());
     named.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).ok_or_else(|| {
         Failure::Usage("nobody knows who you are (USER and LOGNAME are not set): use --by NAME".to_owned())
     })
 }
 
 /// The first of `stem`, `stem-2`, `stem-3`, … that no object of this kind has.
-pub fn free_name(
-    transaction: &Transaction<'_>,
-    kind: &str,
-    namespace: &str,
-    stem: &str,
-) -> Result<String, Failure> {
+pub fn free_name(objects: &Objects, kind: &str, namespace: &str, stem: &str) -> Result<String, Failure> {
     let room = NAME_BYTES_MAX - "-1000".len();
     let end = (0..=stem.len().min(room)).rev().find(|end| stem.is_char_boundary(*end)).unwrap_or(0);
     let stem = stem[..end].trim_end_matches(['-', '.']);
     for number in 1..=SAME_NAMES_MAX {
         let name = if number == 1 { stem.to_owned() } else { format!("{stem}-{number}") };
         let id = ObjectId { kind: kind.to_owned(), namespace: namespace.to_owned(), name };
-        if transaction.get(&id)?.is_none() {
+        if objects.get(&id).is_none() {
             return Ok(id.name);
         }
     }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
-use somersault_coordinator::cluster::directory::Store;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::Key;
 use somersault_crd::evacuation::{EvacuationStatus, PlanState};
@@ -19,10 +18,9 @@ use crate::args::Global;
 use crate::commands::{evacuate, migrate};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, cell, clean, render, table};
+use crate::source::Source;
 use crate::units;
 
-/// Fast enough for a bar that moves, slow enough not to be felt.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A coordinator takes up what it is asked within a second; after this, people should know that none does.
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(10);
 /// Lines of progress, where there is no terminal, come at every step of this many percent.
@@ -32,11 +30,11 @@ const LINE_STEP_PERCENT: u64 = 10;
 const UNKNOWN_LENGTH: u64 = 1;
 
 /// Waits until a migration has ended, or has copied ahead and waits for a word.
-pub fn migration(global: &Global, store: &Store, key: &Key, timeout: Duration) -> Result<Exit, Failure> {
+pub fn migration(global: &Global, source: &Source, key: &Key, timeout: Duration) -> Result<Exit, Failure> {
     let mut bars = Bars::new();
-    let mut patience = Patience::new(timeout);
+    let mut patience = Patience::new(source, timeout);
     loop {
-        let object: VolumeMigration = read(store, &migrate::id(key))?;
+        let object: VolumeMigration = patience.look(source, &migrate::id(key))?;
         let status = object.status.unwrap_or_default();
         bars.show(key, &status);
         let copied_ahead = object.spec.pre_copy_only
@@ -57,16 +55,16 @@ pub fn migration(global: &Global, store: &Store, key: &Key, timeout: Duration) -
 }
 
 /// Waits until an evacuation has ended, or waits for a word; a dry run until its plan is there.
-pub fn evacuation(global: &Global, store: &Store, name: &str, timeout: Duration) -> Result<Exit, Failure> {
+pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duration) -> Result<Exit, Failure> {
     let mut bars = Bars::new();
-    let mut patience = Patience::new(timeout);
+    let mut patience = Patience::new(source, timeout);
     loop {
-        let object: Evacuation = read(store, &evacuate::id(name))?;
+        let object: Evacuation = patience.look(source, &evacuate::id(name))?;
         let status = object.status.unwrap_or_default();
         for planned in status.plan.iter().filter(|planned| planned.state != PlanState::Waiting) {
             let key = Key::new(planned.migration.namespace.clone(), planned.migration.name.clone());
             // It may be made only in a moment.
-            if let Ok(migration) = read::<VolumeMigration>(store, &migrate::id(&key)) {
+            if let Ok(migration) = read::<VolumeMigration>(source, &migrate::id(&key)) {
                 bars.show(&key, &migration.status.unwrap_or_default());
             }
         }
@@ -88,8 +86,8 @@ fn waits_for_word(status: &EvacuationStatus) -> bool {
     is(PlanState::PreCopied) && !is(PlanState::Running) && !is(PlanState::Waiting)
 }
 
-fn read<T: DeserializeOwned>(store: &Store, id: &ObjectId) -> Result<T, Failure> {
-    let value = store.get(id)?.ok_or_else(|| Failure::NotFound(format!("{id} was deleted meanwhile")))?;
+fn read<T: DeserializeOwned>(source: &Source, id: &ObjectId) -> Result<T, Failure> {
+    let value = source.get(id)?.ok_or_else(|| Failure::NotFound(format!("{id} was deleted meanwhile")))?;
     serde_json::from_value(value).map_err(|error| Failure::Failed(format!("{id} cannot be read: {error}")))
 }
 
@@ -132,7 +130,7 @@ fn migration_text(key: &Key, status: &VolumeMigrationStatus, copied_ahead: bool)
 fn evacuation_text(name: &str, status: &EvacuationStatus, waits: bool) -> String {
     let mut text = format!("Evacuation {name}: {}\n", clean(&status.message));
     if !status.plan.is_empty() {
-        let mut plan = table(&["VM OR CLAIM", "BYTES", "MIGRATION", "STATE", "MESSAGE"]);
+        let mut plan = table(&["VM OR CLAIM", "BYTES", "MIGRATION", "STATE", "MESSAGE"]).below(&["MESSAGE"]);
         for planned in &status.plan {
             plan.add_row([
                 cell(&format!("{}/{}", planned.subject.namespace, planned.subject.name)),
@@ -142,7 +140,7 @@ fn evacuation_text(name: &str, status: &EvacuationStatus, waits: bool) -> String
                 cell(&planned.message),
             ]);
         }
-        text.push_str(&render(&mut plan));
+        text.push_str(&render(&plan));
     }
     if waits {
         let _ =
@@ -153,14 +151,31 @@ fn evacuation_text(name: &str, status: &EvacuationStatus, waits: bool) -> String
 
 /// How long we wait, and whether anybody does anything.
 struct Patience {
+    look_every: Duration,
     begun: Instant,
     timeout: Duration,
     told: bool,
 }
 
 impl Patience {
-    fn new(timeout: Duration) -> Self {
-        Self { begun: Instant::now(), timeout, told: false }
+    fn new(source: &Source, timeout: Duration) -> Self {
+        Self { look_every: source.look_every(), begun: Instant::now(), timeout, told: false }
+    }
+
+    /// The object as it is now. A server that is away for a while ends no wait: what was asked goes on without us.
+    fn look<T: DeserializeOwned>(&mut self, source: &Source, id: &ObjectId) -> Result<T, Failure> {
+        loop {
+            match read(source, id) {
+                Err(Failure::Unreachable(why)) => {
+                    if !self.told {
+                        self.told = true;
+                        let _ = writeln!(io::stderr(), "{}; still waiting", clean(&why));
+                    }
+                    self.rest(&id.to_string(), true)?;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn rest(&mut self, what: &str, taken_up: bool) -> Result<(), Failure> {
@@ -177,7 +192,7 @@ impl Patience {
                 "{what}: no coordinator has taken it up yet; is one running on this cluster?"
             );
         }
-        thread::sleep(LOOK_EVERY.min(left));
+        thread::sleep(self.look_every.min(left));
         Ok(())
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use somersault_coordinator::cluster::directory::{self, Objects, Store};
-use somersault_coordinator::cluster::{ClusterError, Problem};
+use somersault_coordinator::cluster::Problem;
+use somersault_coordinator::cluster::directory::{self, Objects};
 use somersault_coordinator_core::decision::ExpectedTimes;
 use somersault_coordinator_core::fencing::ProofKind;
 use somersault_coordinator_core::fleet::Fleet;
@@ -15,9 +15,10 @@ use somersault_coordinator_core::policy::{Policy, PolicySpec};
 use somersault_crd::recovery_policy::POLICY_NAME;
 use somersault_crd::{Evacuation, NodeHealth, Recovery, VolumeMigration};
 
-use crate::args::{ClusterAddress, Global, SourceArgs};
+use crate::args::{Global, SourceArgs};
 use crate::exit::Failure;
 use crate::output;
+use crate::source::{Source, unreadable};
 
 mod reports;
 
@@ -48,13 +49,19 @@ pub struct World {
 impl World {
     /// Reads what the arguments name: a dump, else the cluster.
     pub fn read(global: &Global, source: &SourceArgs) -> Result<Self, Failure> {
-        let policy = source.policy.as_deref();
-        let Some(path) = &source.from else {
-            let store = store(global)?;
-            let world = Self::of(&store.objects()?, policy)?;
-            return Ok(Self { led: Some(directory::is_led(store.root())), ..world });
-        };
-        Self::of(&directory::read_objects(path).map_err(|error| unreadable(path, error))?, policy)
+        match &source.from {
+            None => Self::of_cluster(&Source::open(global)?, source.policy.as_deref()),
+            Some(path) => {
+                let objects = directory::read_objects(path).map_err(|error| unreadable(path, error))?;
+                Self::of(&objects, source.policy.as_deref())
+            }
+        }
+    }
+
+    /// What a cluster says now.
+    pub fn of_cluster(source: &Source, policy_file: Option<&Path>) -> Result<Self, Failure> {
+        let world = Self::of(&source.objects()?, policy_file)?;
+        Ok(Self { led: source.led()?, ..world })
     }
 
     /// Everything that these objects say.
@@ -136,30 +143,6 @@ impl World {
     }
 }
 
-/// Opens the cluster that the arguments name.
-pub fn store(global: &Global) -> Result<Store, Failure> {
-    let Some(ClusterAddress::Directory(path)) = &global.cluster else {
-        return Err(Failure::Usage(
-            "no cluster named: use --cluster dir:PATH or the environment variable SOMERSAULT_CLUSTER \
-             (report, explain, status and runbook also read a dump: --from FILE)"
-                .to_owned(),
-        ));
-    };
-    Store::open(path).map_err(|error| unreadable(path, error))
-}
-
-fn unreadable(path: &Path, error: ClusterError) -> Failure {
-    match error {
-        ClusterError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            Failure::NotFound(format!("{} does not exist", path.display()))
-        }
-        ClusterError::Io { source, .. } => {
-            Failure::Failed(format!("cannot read {}: {source}", path.display()))
-        }
-        other => other.into(),
-    }
-}
-
 /// Objects of one of our kinds. One that does not fit its type is a problem, not the end.
 fn typed<'a, T: DeserializeOwned>(
     objects: &'a Objects,
@@ -209,7 +192,8 @@ fn policy_of_cluster(objects: &Objects, problems: &mut Vec<Problem>) -> Policy {
     })
 }
 
-fn read_policy(spec: &Value) -> Result<Policy, String> {
+/// The policy that this spec makes, or what is wrong with it.
+pub fn read_policy(spec: &Value) -> Result<Policy, String> {
     let mut spec = spec.clone();
     if let Some(fields) = spec.as_object_mut() {
         // A request of people, not a limit.

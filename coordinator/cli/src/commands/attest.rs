@@ -10,7 +10,6 @@
 use std::io::{self, BufRead, Write};
 
 use serde_json::json;
-use somersault_coordinator::cluster::ClusterError;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::node_health::{Attestation, NodeState};
@@ -19,7 +18,8 @@ use crate::args::{AttestArgs, Global};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, clean};
 use crate::requests::{self, Written};
-use crate::world::{self, World};
+use crate::source::Source;
+use crate::world::World;
 
 const KIND: &str = "NodeHealth";
 /// A node's name is shorter than this; whatever is longer is no answer.
@@ -27,25 +27,23 @@ const ANSWER_BYTES_MAX: u64 = 1_024;
 
 /// Runs the command.
 pub fn run(global: &Global, args: &AttestArgs) -> Result<Exit, Failure> {
-    let store = world::store(global)?;
-    let world = World::of(&store.objects()?, None)?;
+    let source = Source::open(global)?;
+    let world = World::of(&source.objects()?, None)?;
     let node = NodeName(args.node.clone());
     let attestation = Attestation {
         boot_id: boot_to_attest(&world, &node)?,
-        by: requests::whose_word(args.by.as_deref())?,
+        by: requests::whose_word(&source, args.by.as_deref())?,
     };
     if !args.yes {
         ask(&world, &node, &attestation)?;
     }
     let id = ObjectId::cluster(KIND, &node.0);
-    store.patch(&id, |health| {
+    source.set_spec(&id, |health| {
         // People think for a while before they answer; the node may have come back meanwhile.
         if health["status"]["state"] == json!(NodeState::Healthy) {
-            let why = "the node is Healthy again; nothing was written".to_owned();
-            return Err(ClusterError::Refused { object: id.to_string(), why });
+            return Err("the node is Healthy again; nothing was written".to_owned());
         }
-        health["spec"]["attestation"] = json!(attestation);
-        Ok(())
+        Ok(("attestation", json!(attestation)))
     })?;
     let written = Written { kind: KIND, namespace: None, name: node.0.clone() };
     output::print(global.output, &written, || {

@@ -1,8 +1,8 @@
 //! `cancel` and `proceed`: a word about a migration or an evacuation that is under way.
 
 use serde_json::{Value, json};
-use somersault_coordinator::cluster::ClusterError;
 use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::names::Key;
 use somersault_crd::evacuation::Disruption;
 use somersault_crd::volume_migration::Phase;
 use somersault_crd::{Evacuation, VolumeMigration};
@@ -11,8 +11,8 @@ use super::{evacuate, migrate};
 use crate::args::{Global, ObjectArgs, ObjectRef};
 use crate::exit::{Exit, Failure};
 use crate::output;
-use crate::requests::{self, Written};
-use crate::world;
+use crate::requests::Written;
+use crate::source::Source;
 
 /// Ends a migration or an evacuation.
 pub fn cancel(global: &Global, args: &ObjectArgs) -> Result<Exit, Failure> {
@@ -82,19 +82,14 @@ fn change(
     global: &Global,
     object: &ObjectRef,
     done: &str,
-    decide: impl FnOnce(&Object) -> Result<(&'static str, Value), String>,
+    decide: impl Fn(&Object) -> Result<(&'static str, Value), String>,
 ) -> Result<Exit, Failure> {
-    let store = world::store(global)?;
+    let source = Source::open(global)?;
     let id = match object {
-        ObjectRef::Migration(name) => migrate::id(&requests::key(global, name)),
+        ObjectRef::Migration(name) => migrate::id(&Key::new(source.namespace(global), name.as_str())),
         ObjectRef::Evacuation(name) => evacuate::id(name),
     };
-    store.patch(&id, |value| {
-        let refused = |why: String| ClusterError::Refused { object: id.to_string(), why };
-        let (field, word) = read(&id, value.clone()).and_then(|object| decide(&object)).map_err(refused)?;
-        value["spec"][field] = word;
-        Ok(())
-    })?;
+    source.set_spec(&id, |value| decide(&read(&id, value.clone())?))?;
     let kind = if id.namespace.is_empty() { evacuate::KIND } else { migrate::KIND };
     let namespace = (!id.namespace.is_empty()).then(|| id.namespace.clone());
     output::print(global.output, &Written { kind, namespace, name: id.name.clone() }, || {

@@ -1,7 +1,8 @@
 //! `evacuate`: asks for every local volume of a node, or of one of its disks, to be moved.
 
 use kube::core::ObjectMeta;
-use somersault_coordinator::cluster::directory::Transaction;
+use serde_json::Value;
+use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::common::Destination;
@@ -13,6 +14,7 @@ use crate::args::{EvacuateArgs, Global};
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::requests::{self, Written};
+use crate::source::Source;
 use crate::wait;
 use crate::world::{self, World};
 
@@ -21,11 +23,11 @@ pub const KIND: &str = "Evacuation";
 
 /// Runs the command.
 pub fn run(global: &Global, args: &EvacuateArgs) -> Result<Exit, Failure> {
-    let store = world::store(global)?;
+    let source = Source::open(global)?;
     let destination = destination(args.to_node.as_deref(), args.to_class.as_deref());
-    let name = store.transaction(|transaction| Ok(ask(transaction, args, destination)))??;
+    let name = source.create(|objects| ask(objects, args, &destination))?.name;
     if args.wait.wait || args.dry_run {
-        return wait::evacuation(global, &store, &name, args.wait.timeout);
+        return wait::evacuation(global, &source, &name, args.wait.timeout);
     }
     let written = Written { kind: KIND, namespace: None, name: name.clone() };
     output::print(global.output, &written, || {
@@ -42,32 +44,27 @@ pub fn run(global: &Global, args: &EvacuateArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Looks, and writes the object.
-fn ask(
-    transaction: &Transaction<'_>,
-    args: &EvacuateArgs,
-    destination: Destination,
-) -> Result<String, Failure> {
-    let world = World::of(&transaction.objects()?, None)?;
-    check(&world, args, &destination).inspect_err(|_| {
+/// Looks, and makes the object.
+fn ask(objects: &Objects, args: &EvacuateArgs, destination: &Destination) -> Result<Value, Failure> {
+    let world = World::of(objects, None)?;
+    check(&world, args, destination).inspect_err(|_| {
         world::end(&world);
     })?;
     let disk = args.disk.as_ref().map_or_else(String::new, |disk| format!("-{disk}"));
     let dry_run = if args.dry_run { "-dry-run" } else { "" };
     let stem = object_name(&format!("{}{disk}{dry_run}", args.node));
-    let name = requests::free_name(transaction, KIND, "", &stem)?;
-    let has_destination = destination != Destination::default();
+    let name = requests::free_name(objects, KIND, "", &stem)?;
+    let has_destination = *destination != Destination::default();
     let spec = EvacuationSpec {
         node: args.node.clone(),
         disk: args.disk.clone(),
-        destination: has_destination.then_some(destination),
+        destination: has_destination.then(|| destination.clone()),
         disruption: if args.now { Disruption::Now } else { Disruption::PreCopyOnly },
         dry_run: args.dry_run,
         cancelled: false,
     };
-    let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
-    transaction.create(serde_json::to_value(Evacuation { metadata, spec, status: None })?)?;
-    Ok(name)
+    let metadata = ObjectMeta { name: Some(name), ..ObjectMeta::default() };
+    Ok(serde_json::to_value(Evacuation { metadata, spec, status: None })?)
 }
 
 fn check(world: &World, args: &EvacuateArgs, destination: &Destination) -> Result<(), Failure> {

@@ -12,14 +12,15 @@ use crate::args::{Global, ReleaseHoldArgs};
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::requests::{self, Written};
-use crate::world::{self, World};
+use crate::source::Source;
+use crate::world::World;
 
 const KIND: &str = "RecoveryPolicy";
 
 /// Runs the command.
 pub fn run(global: &Global, args: &ReleaseHoldArgs) -> Result<Exit, Failure> {
-    let store = world::store(global)?;
-    let world = World::of(&store.objects()?, None)?;
+    let source = Source::open(global)?;
+    let world = World::of(&source.objects()?, None)?;
     let held: Vec<&str> = world
         .healths
         .iter()
@@ -32,19 +33,16 @@ pub fn run(global: &Global, args: &ReleaseHoldArgs) -> Result<Exit, Failure> {
         return Err(Failure::Refused("no node is in a storm hold".to_owned()));
     }
     // Any change of the text releases the hold once; a later storm holds again.
-    let text = format!("{} by {}", Timestamp::now(), requests::whose_word(args.by.as_deref())?);
+    let text = format!("{} by {}", Timestamp::now(), requests::whose_word(&source, args.by.as_deref())?);
     let id = ObjectId::cluster(KIND, POLICY_NAME);
-    store.transaction(|transaction| {
-        if transaction.get(&id)?.is_some() {
-            return transaction.patch(&id, |policy| {
-                policy["spec"]["holdRelease"] = json!(text);
-                Ok(())
-            });
-        }
+    if source.get(&id)?.is_some() {
+        source.set_spec(&id, |_| Ok(("holdRelease", json!(text))))?;
+    } else {
         let spec = RecoveryPolicySpec { hold_release: Some(text.clone()), ..RecoveryPolicySpec::default() };
         let metadata = ObjectMeta { name: Some(POLICY_NAME.to_owned()), ..ObjectMeta::default() };
-        transaction.create(json!(RecoveryPolicy { metadata, spec, status: None }))
-    })?;
+        let policy = RecoveryPolicy { metadata, spec, status: None };
+        source.create(|_| Ok(json!(policy)))?;
+    }
     let written = Written { kind: KIND, namespace: None, name: POLICY_NAME.to_owned() };
     output::print(global.output, &written, || {
         format!(

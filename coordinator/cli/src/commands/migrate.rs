@@ -1,7 +1,8 @@
 //! `migrate`: asks for the disks of a VM, or for one claim, to be moved.
 
 use kube::core::ObjectMeta;
-use somersault_coordinator::cluster::directory::Transaction;
+use serde_json::Value;
+use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::fleet::{DiskSource, Fleet};
 use somersault_coordinator_core::names::{Key, NodeName};
@@ -13,6 +14,7 @@ use crate::args::{Global, MigrateArgs};
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::requests::{self, Written};
+use crate::source::Source;
 use crate::wait;
 use crate::world::{self, World};
 
@@ -21,14 +23,14 @@ pub const KIND: &str = "VolumeMigration";
 
 /// Runs the command.
 pub fn run(global: &Global, args: &MigrateArgs) -> Result<Exit, Failure> {
-    let store = world::store(global)?;
+    let source = Source::open(global)?;
     let subject = args.vm.as_deref().or(args.claim.as_deref()).unwrap_or_default();
-    let subject = requests::key(global, subject);
+    let subject = Key::new(source.namespace(global), subject);
     let destination = destination(args.to_node.as_deref(), args.to_class.as_deref());
-    // One lock around looking and writing, so that two people cannot ask for the same VM at once.
-    let key = store.transaction(|transaction| Ok(ask(transaction, args, &subject, destination)))??;
+    // Looked at again when somebody is faster, so that two people cannot ask for the same VM at once.
+    let key = source.create(|objects| ask(objects, args, &subject, &destination))?.key();
     if args.wait.wait {
-        return wait::migration(global, &store, &key, args.wait.timeout);
+        return wait::migration(global, &source, &key, args.wait.timeout);
     }
     let written = Written { kind: KIND, namespace: Some(key.namespace.clone()), name: key.name.clone() };
     output::print(global.output, &written, || {
@@ -41,32 +43,28 @@ pub fn run(global: &Global, args: &MigrateArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Looks, and writes the object.
+/// Looks, and makes the object.
 fn ask(
-    transaction: &Transaction<'_>,
+    objects: &Objects,
     args: &MigrateArgs,
     subject: &Key,
-    destination: Destination,
-) -> Result<Key, Failure> {
-    let world = World::of(&transaction.objects()?, None)?;
-    check(&world, subject, args.vm.is_some(), &destination).inspect_err(|_| {
+    destination: &Destination,
+) -> Result<Value, Failure> {
+    let world = World::of(objects, None)?;
+    check(&world, subject, args.vm.is_some(), destination).inspect_err(|_| {
         world::end(&world);
     })?;
-    let name = requests::free_name(transaction, KIND, &subject.namespace, &stem(subject, &destination))?;
+    let name = requests::free_name(objects, KIND, &subject.namespace, &stem(subject, destination))?;
     let spec = VolumeMigrationSpec {
         vm: args.vm.clone(),
         claim: args.claim.clone(),
-        destination,
+        destination: destination.clone(),
         pre_copy_only: args.pre_copy_only,
         ..VolumeMigrationSpec::default()
     };
-    let metadata = ObjectMeta {
-        name: Some(name.clone()),
-        namespace: Some(subject.namespace.clone()),
-        ..ObjectMeta::default()
-    };
-    transaction.create(serde_json::to_value(VolumeMigration { metadata, spec, status: None })?)?;
-    Ok(Key::new(subject.namespace.clone(), name))
+    let metadata =
+        ObjectMeta { name: Some(name), namespace: Some(subject.namespace.clone()), ..ObjectMeta::default() };
+    Ok(serde_json::to_value(VolumeMigration { metadata, spec, status: None })?)
 }
 
 /// A destination as the object has it.

@@ -2,6 +2,7 @@
 
 mod attest;
 mod cancel;
+mod check;
 pub mod evacuate;
 mod explain;
 mod hold;
@@ -10,6 +11,7 @@ mod recoveries;
 mod report;
 mod runbook;
 mod status;
+mod uninstall;
 pub mod verdict;
 
 use crate::args::{Cli, Command};
@@ -30,5 +32,7 @@ pub fn run(cli: &Cli) -> Result<Exit, Failure> {
         Command::ReleaseHold(args) => hold::run(global, args),
         Command::Recoveries(args) => recoveries::run(global, args),
         Command::Runbook(args) => runbook::run(global, args),
+        Command::Check(args) => check::run(global, args),
+        Command::Uninstall(args) => uninstall::run(global, args),
     }
 }

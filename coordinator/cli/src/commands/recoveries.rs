@@ -78,7 +78,8 @@ fn text(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "No node's VMs had to be recovered.".to_owned();
     }
-    let mut table = table(&["VM", "NODE", "DECISION", "PROGRESS", "PROOF", "REASONS", "RUNBOOK"]);
+    let mut table = table(&["VM", "NODE", "DECISION", "PROGRESS", "PROOF", "REASONS", "RUNBOOK"])
+        .below(&["REASONS", "RUNBOOK"]);
     for row in rows {
         let (progress, mood) = row.progress_words();
         let runbook = format!("kubectl somersault runbook {} -n {}", row.name, row.namespace);
@@ -92,5 +93,5 @@ fn text(rows: &[Row]) -> String {
             cell(if row.has_runbook { &runbook } else { "" }),
         ]);
     }
-    render(&mut table)
+    render(&table)
 }

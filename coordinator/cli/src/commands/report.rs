@@ -113,7 +113,8 @@ fn text(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "There is no VirtualMachine here.".to_owned();
     }
-    let mut table = table(&["VM", "NODE", "SURVIVES", "HOW", "HOW LONG", "WHAT IS MISSING", "WHAT TO DO"]);
+    let mut table = table(&["VM", "NODE", "SURVIVES", "HOW", "HOW LONG", "WHAT IS MISSING", "WHAT TO DO"])
+        .below(&["WHAT IS MISSING", "WHAT TO DO"]);
     for row in rows {
         let (survives, mood) = row.survives.words();
         let verdict = &row.verdict;
@@ -132,7 +133,7 @@ fn text(rows: &[Row]) -> String {
         ]);
     }
     let count = |wanted: Survives| rows.iter().filter(|row| row.survives == wanted).count();
-    let mut text = render(&mut table);
+    let mut text = render(&table);
     let _ = write!(
         text,
         "\nIf its node died now: {} of {} VMs would be back without a person, {} after somebody attests the death, \

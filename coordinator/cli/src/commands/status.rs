@@ -2,26 +2,27 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::Instant;
 
-use crate::args::{Format, Global, SourceArgs, StatusArgs};
+use crate::args::{Format, Global, StatusArgs};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Mood, cell, mood_cell, render, table};
+use crate::output::{self, Mood, cell, clean_lines, mood_cell, render, table};
+use crate::source::Source;
 use crate::units;
 use crate::world::{self, World};
 
 mod rows;
 
-use rows::{NodeRow, Status, VmRow, VolumeRow};
+pub use rows::volumes;
 
-/// Between two drawings.
-const REDRAW_EVERY: Duration = Duration::from_secs(1);
+use rows::{NodeRow, Status, VmRow, VolumeRow};
 
 /// Runs the command.
 pub fn run(global: &Global, args: &StatusArgs) -> Result<Exit, Failure> {
     if args.watch {
-        return watch(global, &args.source);
+        return watch(global, args.source.policy.as_deref());
     }
     let world = World::read(global, &args.source)?;
     let status = Status::of(&world, global.namespace.as_deref());
@@ -29,18 +30,31 @@ pub fn run(global: &Global, args: &StatusArgs) -> Result<Exit, Failure> {
     Ok(world::end(&world))
 }
 
-/// Draws until interrupted, or until nobody reads any more.
-fn watch(global: &Global, source: &SourceArgs) -> Result<Exit, Failure> {
+/// Draws until interrupted, or until nobody reads any more. A server that goes away is told, and waited for.
+fn watch(global: &Global, policy: Option<&Path>) -> Result<Exit, Failure> {
     let terminal = io::stdout().is_terminal() && global.output == Format::Table;
+    let source = Source::open(global)?;
+    let mut last: Option<String> = None;
     loop {
-        let world = World::read(global, source)?;
-        let status = Status::of(&world, global.namespace.as_deref());
-        if terminal {
-            output::write_out(&screen(&text(&status)))?;
-        } else {
-            output::print(global.output, &status, || text(&status))?;
+        let begun = Instant::now();
+        match (World::of_cluster(&source, policy), &last) {
+            (Ok(world), _) => {
+                let status = Status::of(&world, global.namespace.as_deref());
+                let drawn = text(&status);
+                if terminal {
+                    output::write_out(&screen(&drawn))?;
+                } else {
+                    output::print(global.output, &status, || drawn.clone())?;
+                }
+                last = Some(drawn);
+            }
+            (Err(Failure::Unreachable(why)), Some(drawn)) if terminal => {
+                output::write_out(&screen(&format!("{drawn}\nOUT OF DATE: {}\n", clean_lines(&why))))?;
+            }
+            (Err(Failure::Unreachable(why)), Some(_)) => output::complain(&why),
+            (Err(failure), _) => return Err(failure),
         }
-        thread::sleep(REDRAW_EVERY);
+        thread::sleep(source.redraw_after(begun.elapsed()));
     }
 }
 
@@ -88,7 +102,8 @@ fn text(status: &Status) -> String {
 }
 
 fn nodes(rows: &[NodeRow]) -> String {
-    let mut table = table(&["NODE", "STATE", "SINCE", "ZONE", "PROOF", "DISKS", "MESSAGE"]);
+    let mut table = table(&["NODE", "STATE", "SINCE", "ZONE", "PROOF", "DISKS", "MESSAGE"])
+        .below(&["PROOF", "DISKS", "MESSAGE"]);
     for row in rows {
         let (disks, mood) = row.disks_words();
         table.add_row([
@@ -101,14 +116,15 @@ fn nodes(rows: &[NodeRow]) -> String {
             cell(&row.message),
         ]);
     }
-    render(&mut table)
+    render(&table)
 }
 
 fn vms(rows: &[VmRow]) -> String {
     if rows.is_empty() {
         return "There is no VirtualMachine here.\n".to_owned();
     }
-    let mut table = table(&["VM", "NODE", "RUNNING", "IF ITS NODE DIES", "RECOVERY", "DISKS"]);
+    let mut table =
+        table(&["VM", "NODE", "RUNNING", "IF ITS NODE DIES", "RECOVERY", "DISKS"]).below(&["DISKS"]);
     for row in rows {
         let disks: Vec<String> =
             row.verdict.disks.iter().map(|disk| format!("{}: {}", disk.disk, disk.place())).collect();
@@ -121,14 +137,15 @@ fn vms(rows: &[VmRow]) -> String {
             cell(&disks.join(", ")),
         ]);
     }
-    render(&mut table)
+    render(&table)
 }
 
 fn volumes(rows: &[VolumeRow]) -> String {
     if rows.is_empty() {
         return "There is no PersistentVolume here.\n".to_owned();
     }
-    let mut table = table(&["CLAIM", "VOLUME", "CLASS", "WHERE", "USED", "REQUESTED", "HEALTH"]);
+    let mut table =
+        table(&["CLAIM", "VOLUME", "CLASS", "WHERE", "USED", "REQUESTED", "HEALTH"]).below(&["VOLUME"]);
     for row in rows {
         table.add_row([
             cell(&row.claim_words()),
@@ -140,11 +157,12 @@ fn volumes(rows: &[VolumeRow]) -> String {
             mood_cell(&row.health, row.health_mood()),
         ]);
     }
-    render(&mut table)
+    render(&table)
 }
 
 fn migrations(status: &Status) -> String {
-    let mut table = table(&["MIGRATION", "MOVES", "TO", "PHASE", "PROGRESS", "MESSAGE"]);
+    let mut table =
+        table(&["MIGRATION", "MOVES", "TO", "PHASE", "PROGRESS", "MESSAGE"]).below(&["PROGRESS", "MESSAGE"]);
     for row in &status.migrations {
         let progress = units::percent(row.done_bytes, row.total_bytes).map_or_else(String::new, |percent| {
             format!(
@@ -162,11 +180,11 @@ fn migrations(status: &Status) -> String {
             cell(&row.message),
         ]);
     }
-    render(&mut table)
+    render(&table)
 }
 
 fn evacuations(status: &Status) -> String {
-    let mut table = table(&["EVACUATION", "EMPTIES", "DONE", "STATE", "MESSAGE"]);
+    let mut table = table(&["EVACUATION", "EMPTIES", "DONE", "STATE", "MESSAGE"]).below(&["MESSAGE"]);
     for row in &status.evacuations {
         let mood = if row.failed > 0 { Mood::Bad } else { Mood::Plain };
         table.add_row([
@@ -177,5 +195,5 @@ fn evacuations(status: &Status) -> String {
             cell(&row.message),
         ]);
     }
-    render(&mut table)
+    render(&table)
 }

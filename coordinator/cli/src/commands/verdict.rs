@@ -67,7 +67,8 @@ impl Verdict {
 
     /// The disks as a table.
     pub fn disk_table(&self) -> String {
-        let mut table = table(&["DISK", "CLAIM", "VOLUME", "CLASS", "WHERE", "BECAUSE"]);
+        let mut table =
+            table(&["DISK", "CLAIM", "VOLUME", "CLASS", "WHERE", "BECAUSE"]).below(&["VOLUME", "BECAUSE"]);
         for disk in &self.disks {
             table.add_row([
                 cell(&disk.disk),
@@ -78,7 +79,7 @@ impl Verdict {
                 cell(&disk.because),
             ]);
         }
-        render(&mut table)
+        render(&table)
     }
 }
 

@@ -36,7 +36,10 @@ impl Ran {
 /// The program, without anything of this machine in its environment.
 pub fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-somersault"));
-    command.args(args).env_remove("SOMERSAULT_CLUSTER").env("USER", "tester").stdin(Stdio::null());
+    command.args(args).env("USER", "tester").env("HOME", "/nonexistent").stdin(Stdio::null());
+    for name in ["SOMERSAULT_CLUSTER", "KUBECONFIG", "KUBERNETES_SERVICE_HOST"] {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -18,7 +18,7 @@ use crate::output::{self, Mood};
 use crate::units;
 use crate::world::World;
 
-mod volumes;
+pub mod volumes;
 
 pub use volumes::VolumeRow;
 

@@ -1,5 +1,7 @@
 //! Claims with their volumes, and volumes that no claim has: where they are, how full, how well.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use somersault_coordinator_core::decision::Locality;
 use somersault_coordinator_core::fleet::{
@@ -66,13 +68,15 @@ impl VolumeRow {
 
 /// Every claim, and every volume that no claim has; of one namespace where one is given.
 pub fn rows(world: &World, namespace: Option<&str>) -> Vec<VolumeRow> {
+    let shared = Shared::of(world);
     let claims =
         world.fleet.claims.iter().filter(|(key, _)| namespace.is_none_or(|want| key.namespace == want));
     let mut rows: Vec<VolumeRow> = claims
         .map(|(key, claim)| {
             let (place, because) = place_of(world, key);
             let volume = claim.volume.as_ref().and_then(|name| Some((name, world.fleet.volumes.get(name)?)));
-            let seen = volume.map(|(name, volume)| look(world, &place, name, volume)).unwrap_or_default();
+            let seen =
+                volume.map(|(name, volume)| look(world, &shared, &place, name, volume)).unwrap_or_default();
             let (locality, node) = verdict::locality(&place);
             VolumeRow {
                 namespace: Some(key.namespace.clone()),
@@ -89,21 +93,21 @@ pub fn rows(world: &World, namespace: Option<&str>) -> Vec<VolumeRow> {
             }
         })
         .collect();
-    let is_claimed =
-        |name: &VolumeName| world.fleet.claims.values().any(|claim| claim.volume.as_ref() == Some(name));
+    let claimed: BTreeSet<&VolumeName> =
+        world.fleet.claims.values().filter_map(|claim| claim.volume.as_ref()).collect();
     let free = world.fleet.volumes.iter().filter(|(name, volume)| {
         let home = volume.claim.as_ref().map(|claim| claim.key.namespace.as_str());
-        !is_claimed(name) && namespace.is_none_or(|want| home == Some(want))
+        !claimed.contains(name) && namespace.is_none_or(|want| home == Some(want))
     });
-    rows.extend(free.map(|(name, volume)| unclaimed(world, name, volume)));
+    rows.extend(free.map(|(name, volume)| unclaimed(world, &shared, name, volume)));
     rows
 }
 
 /// A volume that no claim has: kept after a move, released, or waiting.
-fn unclaimed(world: &World, name: &VolumeName, volume: &Volume) -> VolumeRow {
+fn unclaimed(world: &World, shared: &Shared<'_>, name: &VolumeName, volume: &Volume) -> VolumeRow {
     let home = single_node(world, volume);
     let place = home.map_or(Locality::Unknown, |node| Locality::Local { node });
-    let seen = look(world, &place, name, volume);
+    let seen = look(world, shared, &place, name, volume);
     let (locality, node) = verdict::locality(&place);
     VolumeRow {
         namespace: None,
@@ -147,18 +151,17 @@ struct Seen {
     health: String,
 }
 
-fn look(world: &World, place: &Locality, name: &VolumeName, volume: &Volume) -> Seen {
+fn look(world: &World, shared: &Shared<'_>, place: &Locality, name: &VolumeName, volume: &Volume) -> Seen {
     let here = match place {
         Locality::Local { node } => world.fleet.reports.get(node),
         _ => None,
     };
     let found = match (here, volume.source.path()) {
         (Some(report), Some(path)) => Some((report, path.to_owned())),
-        (None, Some(path)) => shared(world, |_, seen| seen == path),
+        (None, Some(path)) => shared.find(|_, seen| seen == path),
         // A network volume has no path of its own; below a shared root its folder has the volume's name.
-        (_, None) => shared(world, |root, seen| {
-            root.class == volume.class && seen.rsplit('/').next() == Some(name.as_str())
-        }),
+        (_, None) => shared
+            .find(|root, seen| root.class == volume.class && seen.rsplit('/').next() == Some(name.as_str())),
     };
     let Some((report, path)) = found else { return Seen::default() };
     let root = report.root_of(&path);
@@ -171,13 +174,21 @@ fn look(world: &World, place: &Locality, name: &VolumeName, volume: &Volume) -> 
     Seen { usage: report.usage.get(&path).copied(), health }
 }
 
-/// The first agent that sees such a folder below a shared root.
-fn shared(world: &World, fits: impl Fn(&StorageRoot, &str) -> bool) -> Option<(&NodeReport, String)> {
-    world.fleet.reports.values().find_map(|report| {
-        let path = report
-            .usage
-            .keys()
-            .find(|path| report.root_of(path).is_some_and(|root| root.shared && fits(root, path)))?;
-        Some((report, path.clone()))
-    })
+/// Folders below shared roots, which every agent there sees; few, and looked through for each network volume.
+struct Shared<'a>(Vec<(&'a NodeReport, &'a StorageRoot, &'a str)>);
+
+impl<'a> Shared<'a> {
+    fn of(world: &'a World) -> Self {
+        let of_report = |report: &'a NodeReport| {
+            let below = move |path: &'a String| Some((report, report.root_of(path)?, path.as_str()));
+            report.usage.keys().filter_map(below).filter(|(_, root, _)| root.shared)
+        };
+        Self(world.fleet.reports.values().flat_map(of_report).collect())
+    }
+
+    /// The first agent that sees such a folder.
+    fn find(&self, fits: impl Fn(&StorageRoot, &str) -> bool) -> Option<(&'a NodeReport, String)> {
+        let found = self.0.iter().find(|(_, root, path)| fits(root, path))?;
+        Some((found.0, found.2.to_owned()))
+    }
 }

@@ -1,0 +1,76 @@
+//! `check`: is everything there, of one version, allowed to do what it must, and awake?
+//!
+//! ```text
+//!   API server ──► gather: facts ──► rules: findings ──► text or JSON, exit code
+//!                     ▲                    │
+//!                     └── --wait: again ◄──┘ while something is wrong
+//! ```
+
+use std::io::{self, IsTerminal as _};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::args::{CheckArgs, Global};
+use crate::exit::{Exit, Failure};
+use crate::output;
+use crate::source::{ApiServer, Source};
+
+mod facts;
+mod finding;
+mod gather;
+mod needs;
+mod rights;
+mod rules;
+
+use finding::{Finding, Grade, Section, worst};
+
+/// Between two looks of `--wait`: a check is about a hundred small questions.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
+/// The answer for machines.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    result: Grade,
+    sections: &'a [Section],
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &CheckArgs) -> Result<Exit, Failure> {
+    let Source::Api(server) = Source::open(global)? else {
+        return Err(Failure::Usage("check is about an API server; a folder has nothing to check".to_owned()));
+    };
+    let begun = Instant::now();
+    let sections = loop {
+        let sections = look(&server)?;
+        let left = args.wait.unwrap_or_default().saturating_sub(begun.elapsed());
+        if worst(&sections) < Grade::Failed || left.is_zero() {
+            break sections;
+        }
+        thread::sleep(LOOK_EVERY.min(left));
+    };
+    let result = worst(&sections);
+    let colour = io::stdout().is_terminal() && !output::is_colourless();
+    output::print(global.output, &Answer { result, sections: &sections }, || {
+        finding::text(&sections, colour)
+    })?;
+    // Who could not look cannot vouch.
+    Ok(if result < Grade::Unseen { Exit::Ok } else { Exit::Failed })
+}
+
+/// One look. A server that does not answer is a finding too: the first, and the only one.
+fn look(server: &ApiServer) -> Result<Vec<Section>, Failure> {
+    match gather::gather(server) {
+        Ok(facts) => Ok(rules::sections(&facts)),
+        Err(Failure::Unreachable(why)) => {
+            let finding = Finding::failed(
+                format!("the API server {} answers", server.address()),
+                vec![why],
+                "everything else was not looked at",
+            );
+            Ok(vec![Section { name: "kubernetes", findings: vec![finding] }])
+        }
+        Err(failure) => Err(failure),
+    }
+}

@@ -1,0 +1,299 @@
+//! Looks at everything that `check` concludes from. What cannot be looked at is told, and the rest goes on.
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::ListParams;
+use kube::core::Request;
+use kube::{Api, Client, ResourceExt};
+use serde_json::Value;
+use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_crd::recovery_policy::POLICY_NAME;
+
+use super::facts::{
+    Cluster, Definition, DefinitionState, Facts, KubeVirt, NodeSeen, PodSeen, PolicySeen, Seen, Server,
+    Unplaced, Workload,
+};
+use super::rights;
+use super::rules::number;
+use crate::commands::status::volumes;
+use crate::exit::Failure;
+use crate::output;
+use crate::source::api::limited;
+use crate::source::trouble::Trouble;
+use crate::source::{ApiServer, install};
+use crate::world::{self, World};
+
+/// Pods of one part: one on each node.
+const PODS_MAX: u32 = 10_000;
+/// Where `KubeVirt` says what it is.
+const KUBEVIRTS: &str = "/apis/kubevirt.io/v1/kubevirts";
+
+/// Looks at everything. An error only where the server does not answer at all.
+pub fn gather(server: &ApiServer) -> Result<Facts, Failure> {
+    let client = server.client();
+    let version = server
+        .wait(limited(client.apiserver_version()))
+        .map_err(|trouble| trouble.failure(server.address(), "its version"))?;
+    server.be_quiet();
+    let seen = |trouble: Trouble| trouble.words();
+    let (definitions, namespace, coordinator, agents, authority_until, kubevirt) = server.wait(async {
+        futures::join!(
+            definitions(client),
+            namespace(client),
+            coordinator(client),
+            agents(client),
+            authority(client),
+            kubevirt(client),
+        )
+    });
+    let (coordinator_rights, own_rights) = server.wait(async {
+        let needed = super::needs::of_coordinator();
+        futures::join!(
+            async {
+                rights::ask_of(client, install::NAMESPACE, install::COORDINATOR, needed?).await.map_err(seen)
+            },
+            async { rights::ask_own(client, rights::of_commands()).await.map_err(seen) },
+        )
+    });
+    Ok(Facts {
+        now: Timestamp::now(),
+        version: env!("CARGO_PKG_VERSION"),
+        server: Server {
+            address: server.address().to_owned(),
+            number: number(&version.git_version),
+            version: version.git_version,
+            user: server.who().map_err(|failure| failure.to_string()),
+        },
+        definitions: definitions.map_err(seen),
+        namespace: namespace.map_err(seen),
+        coordinator_rights,
+        own_rights,
+        coordinator: coordinator.map_err(seen),
+        led: server.led().map_err(|failure| failure.to_string()),
+        agents: agents.map_err(seen),
+        authority_until: authority_until
+            .map_err(seen)
+            .and_then(|bundle| bundle.as_deref().map(ends_at).transpose()),
+        cluster: cluster(server).map_err(|failure| failure.to_string()),
+        kubevirt: kubevirt.map_err(seen),
+    })
+}
+
+/// The definitions that this program was built with, as `deploy/crds` has them.
+fn own_definitions() -> Vec<CustomResourceDefinition> {
+    let files = somersault_crd::generate::files().expect("our own definitions are generated in every build");
+    let parse = |content: &str| serde_saphyr::from_str(content).expect("and are read back by a test");
+    files.iter().map(|file| parse(&file.content)).collect()
+}
+
+/// Our definitions as they are, beside those of this program.
+async fn definitions(client: &Client) -> Result<Vec<Definition>, Trouble> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let mut found = Vec::new();
+    for own in own_definitions() {
+        let name = own.name_any();
+        let state = match limited(api.get_opt(&name)).await? {
+            None => DefinitionState::Missing,
+            Some(installed) if !is_established(&installed) => DefinitionState::NotEstablished,
+            Some(installed) if installed.spec.versions == own.spec.versions => DefinitionState::Same,
+            Some(_) => DefinitionState::Differs,
+        };
+        found.push(Definition { name, state });
+    }
+    Ok(found)
+}
+
+fn is_established(definition: &CustomResourceDefinition) -> bool {
+    let conditions = definition.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Established" && condition.status == "True")
+}
+
+async fn namespace(client: &Client) -> Result<bool, Trouble> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    Ok(limited(api.get_opt(install::NAMESPACE)).await?.is_some())
+}
+
+async fn coordinator(client: &Client) -> Result<Option<Workload>, Trouble> {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), install::NAMESPACE);
+    let Some(deployment) = limited(api.get_opt(install::COORDINATOR)).await? else { return Ok(None) };
+    let status = deployment.status.unwrap_or_default();
+    Ok(Some(Workload {
+        // One where it is absent, as the API says.
+        wanted: deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1),
+        ready: status.ready_replicas.unwrap_or(0),
+        pods: pods(client, "coordinator").await?,
+    }))
+}
+
+async fn agents(client: &Client) -> Result<Option<Workload>, Trouble> {
+    let api: Api<DaemonSet> = Api::namespaced(client.clone(), install::NAMESPACE);
+    let Some(set) = limited(api.get_opt(install::AGENT)).await? else { return Ok(None) };
+    let status = set.status.unwrap_or_default();
+    Ok(Some(Workload {
+        wanted: status.desired_number_scheduled,
+        ready: status.number_ready,
+        pods: pods(client, "agent").await?,
+    }))
+}
+
+async fn pods(client: &Client, component: &str) -> Result<Vec<PodSeen>, Trouble> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), install::NAMESPACE);
+    let (label, value) = install::NAME_LABEL;
+    let ours = format!("{label}={value},{}={component}", install::COMPONENT_LABEL);
+    let list = limited(api.list(&ListParams::default().labels(&ours).limit(PODS_MAX))).await?;
+    Ok(list.items.iter().map(pod).collect())
+}
+
+fn pod(pod: &Pod) -> PodSeen {
+    let spec = pod.spec.as_ref();
+    let status = pod.status.as_ref();
+    let condition =
+        |kind: &str| status?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind);
+    let image =
+        spec.and_then(|spec| spec.containers.first()).and_then(|container| container.image.as_deref());
+    let label = pod.labels().get("app.kubernetes.io/version").cloned();
+    PodSeen {
+        name: pod.name_any(),
+        node: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
+        trouble: trouble_of(pod).unwrap_or_default(),
+        version: label.or_else(|| image.and_then(tag)),
+    }
+}
+
+/// Why a pod is not ready: what its containers wait for, else why it is not placed.
+fn trouble_of(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let words = [waiting.reason.as_deref(), waiting.message.as_deref()];
+        Some(words.into_iter().flatten().collect::<Vec<_>>().join(": "))
+    });
+    waiting.or_else(|| {
+        let conditions = status.conditions.as_ref()?;
+        conditions
+            .iter()
+            .find(|condition| condition.status == "False")
+            .and_then(|condition| condition.message.clone())
+    })
+}
+
+/// The tag of an image; none where it is named by its digest or not at all.
+fn tag(image: &str) -> Option<String> {
+    let (_, last) = image.rsplit_once('/').unwrap_or(("", image));
+    if last.contains('@') {
+        return None;
+    }
+    last.split_once(':').map(|(_, tag)| tag.to_owned())
+}
+
+/// Our authority's public certificates.
+async fn authority(client: &Client) -> Result<Option<String>, Trouble> {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), install::NAMESPACE);
+    let map = limited(api.get_opt(install::CA_BUNDLE)).await?;
+    Ok(map.and_then(|map| map.data?.remove(install::CA_BUNDLE_KEY)).filter(|text| !text.trim().is_empty()))
+}
+
+/// When the last of these certificates ends: beside it there may be one that is being replaced.
+fn ends_at(bundle: &str) -> Seen<Timestamp> {
+    let broken = |what: String| format!("ConfigMap {}: {what}", install::CA_BUNDLE);
+    let mut ends = Vec::new();
+    for pem in x509_parser::pem::Pem::iter_from_buffer(bundle.as_bytes()) {
+        let pem = pem.map_err(|error| broken(error.to_string()))?;
+        let certificate = pem.parse_x509().map_err(|error| broken(error.to_string()))?;
+        ends.push(certificate.validity().not_after.timestamp());
+    }
+    let last = ends.into_iter().max().ok_or_else(|| broken("it holds no certificate".to_owned()))?;
+    Timestamp::from_second(last).map_err(|error| broken(error.to_string()))
+}
+
+async fn kubevirt(client: &Client) -> Result<Option<KubeVirt>, Trouble> {
+    let call = Request::new(KUBEVIRTS).list(&ListParams::default().limit(1));
+    let call = call.map_err(|error| Trouble::Kube(kube::Error::BuildRequest(error)))?;
+    let list: Value = match limited(client.request(call)).await {
+        Err(trouble) if trouble.is_not_found() => return Ok(None),
+        answer => answer?,
+    };
+    let Some(found) = list["items"].get(0) else { return Ok(None) };
+    let text = |field: &str| found["status"][field].as_str().unwrap_or_default().to_owned();
+    Ok(Some(KubeVirt { phase: text("phase"), version: text("observedKubeVirtVersion") }))
+}
+
+/// What is made of the policy: by us, and by the coordinator where it has looked at it.
+fn policy(object: &Value) -> PolicySeen {
+    let profile = object["spec"]["profile"].as_str().unwrap_or("Safe").to_lowercase();
+    if let Err(why) = world::read_policy(&object["spec"]) {
+        return PolicySeen { profile, accepted: Some(Err(why)) };
+    }
+    let status = &object["status"];
+    let generation = &object["metadata"]["generation"];
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    let mut of_now = conditions
+        .filter(|condition| condition["type"] == "Accepted" && status["observedGeneration"] == *generation);
+    let accepted = of_now.next().map(|condition| match condition["status"].as_str() {
+        Some("True") => Ok(()),
+        _ => Err(condition["message"].as_str().unwrap_or("the coordinator does not say why").to_owned()),
+    });
+    PolicySeen { profile, accepted }
+}
+
+/// The objects that decisions are made from, and what is made of them.
+fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
+    let objects = server.objects()?;
+    let world = World::of(&objects, None)?;
+    let policy = objects.get(&ObjectId::cluster("RecoveryPolicy", POLICY_NAME)).map(policy);
+    let nodes = world.fleet.nodes.iter().map(|(name, node)| NodeSeen {
+        name: name.clone(),
+        ready: node.ready,
+        health: world.healths.get(name).and_then(|health| health.status.clone()),
+        certificate_until: objects
+            .get(&ObjectId::cluster("NodeHealth", name.as_str()))
+            .and_then(|health| health["status"]["agent"]["certificateNotAfter"].as_str()?.parse().ok()),
+    });
+    let unplaced = volumes::rows(&world, None).into_iter().filter(|row| row.locality == "Unknown");
+    let unplaced = unplaced.filter_map(|row| {
+        (row.phase == "Bound").then_some(())?;
+        Some(Unplaced {
+            class: row.class,
+            claim: format!("{}/{}", row.namespace?, row.claim?),
+            volume: row.volume.unwrap_or_default(),
+            because: row.because,
+        })
+    });
+    Ok(Cluster {
+        nodes: nodes.collect(),
+        unplaced: unplaced.collect(),
+        problems: world.problems.iter().map(output::describe).collect(),
+        policy,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_the_tag_of_an_image() {
+        assert_eq!(tag("docker.io/somersault/somersault:0.1.0").as_deref(), Some("0.1.0"));
+        assert_eq!(tag("localhost:5000/somersault"), None);
+        assert_eq!(tag("registry:5000/somersault@sha256:00"), None);
+        assert_eq!(tag("somersault"), None);
+    }
+
+    #[test]
+    fn our_own_definitions_can_be_read() {
+        let names: Vec<_> = own_definitions().iter().map(ResourceExt::name_any).collect();
+        assert!(names.contains(&"nodehealths.somersault.novasphere.dev".to_owned()), "{names:?}");
+    }
+
+    #[test]
+    fn a_bundle_without_a_certificate_is_told() {
+        assert!(ends_at("").unwrap_err().contains("holds no certificate"));
+        assert!(ends_at("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
+    }
+}

@@ -1,0 +1,338 @@
+//! What follows from what was seen. Pure: no clock, no network.
+//!
+//! ```text
+//!   Facts ──► kubernetes ─ definitions ─ rights ─ coordinator ─ agents ─ certificates ─ policy ─ fencing ─ storage
+//!             ─ kubevirt ──► sections of findings, each with what to do
+//! ```
+
+use super::facts::{Definition, DefinitionState, Facts, KubeVirt, PolicySeen, Seen, Verdict, Workload};
+use super::finding::{Finding, Section};
+use crate::source::install;
+
+mod nodes;
+#[cfg(test)]
+mod tests;
+
+/// Taint-based removal of pods from lost nodes is stable since 1.28, and so is the question who one is.
+const KUBERNETES_MIN: (u32, u32) = (1, 28);
+/// Admission policies are stable since 1.30; without them nobody can lock a claim.
+const KUBERNETES_LOCKS: (u32, u32) = (1, 30);
+/// Since 1.2 `KubeVirt` fails an instance at once whose launcher is gone (kubevirt/kubevirt,
+/// pkg/virt-controller/watch/vmi); before, it waits for its own heartbeat of five minutes.
+const KUBEVIRT_MIN: (u32, u32) = (1, 2);
+
+/// Everything that follows.
+pub fn sections(facts: &Facts) -> Vec<Section> {
+    vec![
+        Section { name: "kubernetes", findings: kubernetes(facts) },
+        Section { name: "definitions", findings: definitions(&facts.definitions) },
+        Section { name: "rights", findings: rights(facts) },
+        Section { name: "coordinator", findings: coordinator(facts) },
+        Section { name: "agents", findings: nodes::agents(facts) },
+        Section { name: "certificates", findings: nodes::certificates(facts) },
+        Section { name: "policy", findings: policy(facts) },
+        Section { name: "fencing", findings: nodes::fencing(facts) },
+        Section { name: "storage", findings: storage(facts) },
+        Section { name: "kubevirt", findings: kubevirt(facts) },
+    ]
+}
+
+fn kubernetes(facts: &Facts) -> Vec<Finding> {
+    let server = &facts.server;
+    let answers = match &server.user {
+        Ok(user) => Finding::ok(format!("the API server {} answers, to {user}", server.address)),
+        Err(why) => Finding::unseen(format!("the API server {} answers, to whom", server.address), why),
+    };
+    let version = &server.version;
+    let (major, minor) = KUBERNETES_MIN;
+    let age = match server.number {
+        Some(number) if number < KUBERNETES_MIN => Finding::failed(
+            format!("Kubernetes {version} is new enough"),
+            vec![format!("{major}.{minor} is the oldest that Somersault works with")],
+            "upgrade Kubernetes",
+        ),
+        Some(number) if number < KUBERNETES_LOCKS => Finding::warning(
+            format!("Kubernetes {version} is new enough"),
+            vec![format!(
+                "before {}.{} it has no ValidatingAdmissionPolicy: a VM that somebody starts while its disks move is \
+                 noticed, and its last copy is made again",
+                KUBERNETES_LOCKS.0, KUBERNETES_LOCKS.1
+            )],
+            "upgrade Kubernetes when you can; nothing is unsafe",
+        ),
+        Some(_) => Finding::ok(format!("Kubernetes {version} is new enough")),
+        None => Finding::warning(
+            format!("Kubernetes {version} is new enough"),
+            vec!["its version is no number".to_owned()],
+            format!("make sure that it is {major}.{minor} or newer"),
+        ),
+    };
+    vec![answers, age]
+}
+
+fn definitions(seen: &Seen<Vec<Definition>>) -> Vec<Finding> {
+    let definitions = match seen {
+        Ok(definitions) => definitions,
+        Err(why) => return vec![Finding::unseen("the definitions are installed", why)],
+    };
+    let of = |state: DefinitionState| -> Vec<String> {
+        definitions.iter().filter(|d| d.state == state).map(|d| d.name.clone()).collect()
+    };
+    let mut findings = vec![Finding::failed_for(
+        "the definitions are installed",
+        of(DefinitionState::Missing).into_iter().map(|name| format!("{name} is missing")).collect(),
+        install::HOW,
+    )];
+    let pending = of(DefinitionState::NotEstablished);
+    if !pending.is_empty() {
+        findings.push(Finding::failed(
+            "the definitions are served",
+            pending.into_iter().map(|name| format!("{name} is not Established")).collect(),
+            "kubectl describe crd NAME tells why; just after an installation: wait (--wait)",
+        ));
+    }
+    if definitions.iter().all(|definition| definition.state == DefinitionState::Missing) {
+        return findings;
+    }
+    findings.push(Finding::warning_for(
+        "the definitions are those of this program",
+        of(DefinitionState::Differs).into_iter().map(|name| format!("{name} has another schema")).collect(),
+        format!(
+            "install one version of all: {}, or use the plugin of the version that is installed",
+            install::HOW
+        ),
+    ));
+    findings
+}
+
+fn rights(facts: &Facts) -> Vec<Finding> {
+    let account = format!("system:serviceaccount:{}:{}", install::NAMESPACE, install::COORDINATOR);
+    let namespace = match &facts.namespace {
+        Ok(true) => Finding::ok(format!("the namespace {} exists", install::NAMESPACE)),
+        Ok(false) => Finding::failed(
+            format!("the namespace {} exists", install::NAMESPACE),
+            vec!["it does not".to_owned()],
+            install::HOW,
+        ),
+        Err(why) => Finding::unseen(format!("the namespace {} exists", install::NAMESPACE), why),
+    };
+
+    let coordinator = match &facts.coordinator_rights {
+        Ok(verdicts) => Finding::failed_for(
+            format!("the coordinator may do what it must ({} rights)", verdicts.len()),
+            missing(&account, verdicts),
+            format!("its roles come with the installation: {}", install::HOW),
+        ),
+        Err(why) => Finding::unseen("the coordinator may do what it must", why),
+    };
+    let own = match &facts.own_rights {
+        Ok(verdicts) => Finding::warning_for(
+            format!("you may do what the commands need ({} rights)", verdicts.len()),
+            missing("you", verdicts),
+            "only if you are meant to use those commands: ask whoever administrates the cluster",
+        ),
+        Err(why) => Finding::unseen("you may do what the commands need", why),
+    };
+    vec![namespace, coordinator, own]
+}
+
+/// What is not allowed; whoever may do nothing at all lacks a role, not rights.
+fn missing(who: &str, verdicts: &[Verdict]) -> Vec<String> {
+    if verdicts.len() > 1 && verdicts.iter().all(|verdict| !verdict.allowed) {
+        return vec![format!("{who} may do none of it")];
+    }
+    let missing = verdicts.iter().filter(|verdict| !verdict.allowed);
+    missing.map(|verdict| format!("{who} may not {}", verdict.right)).collect()
+}
+
+fn coordinator(facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match &facts.coordinator {
+        Err(why) => findings.push(Finding::unseen("the coordinator runs", why)),
+        Ok(None) => findings.push(Finding::failed(
+            "the coordinator runs",
+            vec![format!("there is no Deployment {} in {}", install::COORDINATOR, install::NAMESPACE)],
+            install::HOW,
+        )),
+        Ok(Some(workload)) => {
+            findings.push(replicas("the coordinator runs", workload, "coordinator"));
+            findings.push(versions("coordinator", facts.version, workload));
+        }
+    }
+    findings.push(match &facts.led {
+        Err(why) => Finding::unseen("a coordinator leads", why),
+        Ok(None) => Finding::unseen("a coordinator leads", "you may not read its Lease"),
+        Ok(Some(true)) => Finding::ok("a coordinator leads"),
+        Ok(Some(false)) => Finding::failed(
+            "a coordinator leads",
+            vec![format!("the Lease {} is held by nobody, or is not renewed", install::COORDINATOR)],
+            format!("kubectl logs -n {} deployment/{} tells why", install::NAMESPACE, install::COORDINATOR),
+        ),
+    });
+    findings
+}
+
+/// As many pods are ready as there should be.
+fn replicas(what: &str, workload: &Workload, component: &str) -> Finding {
+    let what = format!("{what} ({} of {} ready)", workload.ready, workload.wanted);
+    if workload.wanted > 0 && workload.ready >= workload.wanted {
+        return Finding::ok(what);
+    }
+    let mut why: Vec<String> = workload
+        .pods
+        .iter()
+        .filter(|pod| !pod.ready)
+        .map(|pod| match pod.trouble.as_str() {
+            "" => format!("pod {} is not ready", pod.name),
+            trouble => format!("pod {} is not ready: {trouble}", pod.name),
+        })
+        .collect();
+    if why.is_empty() {
+        why.push("there are too few pods".to_owned());
+    }
+    let what_to_do = format!(
+        "kubectl describe pods -n {} -l {}={},{}={component} tells why",
+        install::NAMESPACE,
+        install::NAME_LABEL.0,
+        install::NAME_LABEL.1,
+        install::COMPONENT_LABEL
+    );
+    // With one of two the work goes on.
+    if workload.ready > 0 && component == "coordinator" {
+        Finding::warning(what, why, what_to_do)
+    } else {
+        Finding::failed(what, why, what_to_do)
+    }
+}
+
+/// Pods of another version than ours.
+fn versions(component: &str, own: &str, workload: &Workload) -> Finding {
+    let others = workload.pods.iter().filter_map(|pod| {
+        let version = pod.version.as_deref().filter(|version| *version != own)?;
+        Some(format!("pod {} is {version}, this program is {own}", pod.name))
+    });
+    Finding::warning_for(
+        format!("the {component} is of this program's version ({own})"),
+        others.collect(),
+        "install one version of all; during an upgrade: wait",
+    )
+}
+
+fn policy(facts: &Facts) -> Vec<Finding> {
+    let cluster = match &facts.cluster {
+        Ok(cluster) => cluster,
+        Err(why) => return vec![Finding::unseen("the policy is accepted", why)],
+    };
+    vec![match &cluster.policy {
+        None => Finding::ok("there is no RecoveryPolicy: the defaults count (safe profile)"),
+        Some(PolicySeen { profile, accepted: Some(Ok(())) }) => {
+            Finding::ok(format!("the RecoveryPolicy is accepted ({profile} profile)"))
+        }
+        Some(PolicySeen { accepted: Some(Err(why)), .. }) => Finding::failed(
+            "the RecoveryPolicy is accepted",
+            vec![format!(
+                "{why}; the coordinator goes on with the last one that it accepted, or its defaults"
+            )],
+            "kubectl edit recoverypolicy default",
+        ),
+        Some(PolicySeen { accepted: None, .. }) => Finding::warning(
+            "the RecoveryPolicy is accepted",
+            vec!["no coordinator has looked at it since it was changed".to_owned()],
+            "wait a moment; if a coordinator leads, its log tells why it does not",
+        ),
+    }]
+}
+
+fn storage(facts: &Facts) -> Vec<Finding> {
+    let cluster = match &facts.cluster {
+        Ok(cluster) => cluster,
+        Err(why) => return vec![Finding::unseen("each volume's place is known", why)],
+    };
+    let mut findings = vec![Finding::warning_for(
+        "every object could be read",
+        cluster.problems.clone(),
+        "decisions are made without these; mend them, or tell us why they are right",
+    )];
+    let mut classes: Vec<&str> = cluster.unplaced.iter().map(|claim| claim.class.as_str()).collect();
+    classes.sort_unstable();
+    classes.dedup();
+    if classes.is_empty() {
+        findings.push(Finding::ok("each volume's place is known"));
+    }
+    for class in classes {
+        let of_class = cluster.unplaced.iter().filter(|claim| claim.class == class);
+        let why: Vec<_> = of_class
+            .map(|claim| format!("{} (volume {}): {}", claim.claim, claim.volume, claim.because))
+            .collect();
+        let (what, what_to_do) = if class.is_empty() {
+            (
+                "the place of volumes without a class is known".to_owned(),
+                "give them a storage class and say where it is: RecoveryPolicy default, \
+                 spec.storageClasses.CLASS: Network or Local"
+                    .to_owned(),
+            )
+        } else {
+            (
+                format!("the place of volumes of class {class} is known"),
+                format!(
+                    "if you know it: kubectl patch recoverypolicy default --type merge -p \
+                     '{{\"spec\":{{\"storageClasses\":{{\"{class}\":\"Network\"}}}}}}' (or Local); until then their VMs \
+                     wait for a person"
+                ),
+            )
+        };
+        findings.push(Finding::warning(what, why, what_to_do));
+    }
+    findings
+}
+
+fn kubevirt(facts: &Facts) -> Vec<Finding> {
+    let what = "KubeVirt is there, and new enough";
+    vec![match &facts.kubevirt {
+        Err(why) => Finding::unseen(what, why),
+        Ok(None) => Finding::warning(
+            what,
+            vec!["there is no KubeVirt object".to_owned()],
+            "install KubeVirt; until then there are no VMs to look after",
+        ),
+        Ok(Some(seen)) => kubevirt_version(seen),
+    }]
+}
+
+fn kubevirt_version(seen: &KubeVirt) -> Finding {
+    let what = format!("KubeVirt {} is there, and new enough", seen.version);
+    let number = number(&seen.version);
+    let (major, minor) = KUBEVIRT_MIN;
+    if seen.phase != "Deployed" {
+        return Finding::warning(
+            what,
+            vec![format!(
+                "it is {}, not Deployed",
+                if seen.phase.is_empty() { "unknown" } else { &seen.phase }
+            )],
+            "kubectl get kubevirt -A -o yaml tells why",
+        );
+    }
+    match number {
+        Some(number) if number < KUBEVIRT_MIN => Finding::warning(
+            what,
+            vec![format!(
+                "before {major}.{minor} it does not notice at once that a launcher is gone: a VM is back minutes, not \
+                 seconds, after the proof"
+            )],
+            format!("upgrade KubeVirt to {major}.{minor} or newer"),
+        ),
+        Some(_) => Finding::ok(what),
+        None => Finding::warning(
+            what,
+            vec!["its version is no number".to_owned()],
+            format!("make sure that it is {major}.{minor} or newer"),
+        ),
+    }
+}
+
+/// `v1.36.3+x` as (1, 36).
+pub fn number(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.trim_start_matches('v').split(['.', '-', '+']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}

@@ -1,0 +1,173 @@
+//! `uninstall`: gives back what was taken, removes what was installed, and says what stays.
+//!
+//! Nothing is done before it was shown, and each step may be done twice: what a broken uninstallation left is found
+//! and finished by the next.
+
+use std::io::{self, BufRead as _, Write as _};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::args::{Format, Global, UninstallArgs};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, clean};
+use crate::source::api::{FIELD_MANAGER, limited};
+use crate::source::{ApiServer, Source, install};
+use crate::world::World;
+
+mod owned;
+mod plan;
+
+use plan::{Plan, Step};
+
+/// A leader that was told to stop gives its Lease back at once; one that died loses it after 15 s.
+const STOP_MAX: Duration = Duration::from_mins(1);
+/// Between two looks at the Lease.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Whoever types more than this has not typed yes.
+const ANSWER_BYTES_MAX: u64 = 64;
+
+/// The answer for machines.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    done: bool,
+    under_way: Vec<String>,
+    steps: Vec<String>,
+    stays: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &UninstallArgs) -> Result<Exit, Failure> {
+    let Source::Api(server) = Source::open(global)? else {
+        return Err(Failure::Usage(
+            "uninstall is about an API server; from a folder nothing has to be removed".to_owned(),
+        ));
+    };
+    let plan = look(&server, args.delete_crds)?;
+    let mut answer = Answer {
+        done: false,
+        under_way: plan.under_way.clone(),
+        steps: plan.steps.iter().map(Step::words).collect(),
+        stays: plan.stays.clone(),
+    };
+    if args.dry_run {
+        output::print(global.output, &answer, || text(&answer))?;
+        return Ok(Exit::Ok);
+    }
+    if !plan.under_way.is_empty() && !args.force {
+        return Err(Failure::Refused(format!(
+            "these are under way, and nobody would end them:\n  {}\nWait for them, or go on in spite of it with \
+             --force: VMs of a dead node then stay as they are, and one whose disks are being moved may stay stopped",
+            plan.under_way.join("\n  ")
+        )));
+    }
+    if !args.yes && !plan.steps.is_empty() {
+        ask(&answer)?;
+    }
+    for step in &plan.steps {
+        perform(&server, step)?;
+        if global.output == Format::Table {
+            output::write_out(&format!("done: {}\n", clean(&step.words())))?;
+        }
+    }
+    answer.done = true;
+    output::print(global.output, &answer, || stays_text(&answer.stays))?;
+    Ok(Exit::Ok)
+}
+
+/// Looks at everything, and plans.
+fn look(server: &ApiServer, delete_crds: bool) -> Result<Plan, Failure> {
+    let world = World::of(&server.objects()?, None)?;
+    let trouble =
+        |trouble: crate::source::trouble::Trouble| trouble.failure(server.address(), "what is installed");
+    let client = server.client();
+    let owned = server.wait(owned::find(client)).map_err(trouble)?;
+    let definitions =
+        if delete_crds { Some(server.wait(owned::definitions(client)).map_err(trouble)?) } else { None };
+    let deployment =
+        server.wait(limited(deployments(server).get_opt(install::COORDINATOR))).map_err(trouble)?;
+    Ok(plan::plan(&world, deployment.is_some(), owned, definitions))
+}
+
+fn deployments(server: &ApiServer) -> Api<Deployment> {
+    Api::namespaced(server.client().clone(), install::NAMESPACE)
+}
+
+fn perform(server: &ApiServer, step: &Step) -> Result<(), Failure> {
+    match step {
+        Step::StopCoordinator => stop_coordinator(server),
+        Step::GiveBack(action) => server.act(action),
+        Step::Delete(owned) => server
+            .wait(owned::delete(server.client(), owned))
+            .map_err(|trouble| trouble.failure(server.address(), &owned.words())),
+    }
+}
+
+/// Takes the coordinator's replicas away, and waits until nobody leads.
+fn stop_coordinator(server: &ApiServer) -> Result<(), Failure> {
+    let patch = Patch::Merge(json!({ "spec": { "replicas": 0 } }));
+    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let object = format!("Deployment {}/{}", install::NAMESPACE, install::COORDINATOR);
+    match server.wait(limited(deployments(server).patch(install::COORDINATOR, &parameters, &patch))) {
+        Err(trouble) if trouble.is_not_found() => {}
+        answer => drop(answer.map_err(|trouble| trouble.failure(server.address(), &object))?),
+    }
+    let begun = Instant::now();
+    while server.led()?.unwrap_or(true) {
+        if begun.elapsed() > STOP_MAX {
+            return Err(Failure::Failed(format!(
+                "a coordinator still leads {} s after it was told to stop; see its pods, then go on with the same \
+                 command: kubectl get pods -n {} -l {}=coordinator",
+                STOP_MAX.as_secs(),
+                install::NAMESPACE,
+                install::COMPONENT_LABEL
+            )));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// Shows what would be done, and wants a yes.
+fn ask(answer: &Answer) -> Result<(), Failure> {
+    let mut err = io::stderr().lock();
+    write!(err, "{}\nDo this? Type yes: ", text(answer))?;
+    err.flush()?;
+    let mut typed = String::new();
+    io::Read::take(io::stdin().lock(), ANSWER_BYTES_MAX)
+        .read_line(&mut typed)
+        .map_err(|error| Failure::Failed(format!("cannot read the answer: {error}")))?;
+    if typed.trim() == "yes" {
+        return Ok(());
+    }
+    Err(Failure::Refused("yes was not typed; nothing was changed".to_owned()))
+}
+
+fn text(answer: &Answer) -> String {
+    let list = |title: &str, lines: &[String]| {
+        if lines.is_empty() {
+            return String::new();
+        }
+        format!("{title}\n{}", lines_of(lines))
+    };
+    let steps = if answer.steps.is_empty() {
+        "Nothing of Somersault is here any more.\n".to_owned()
+    } else {
+        list("This would be done, in this order:", &answer.steps)
+    };
+    format!("{}{steps}{}", list("Under way:", &answer.under_way), stays_text(&answer.stays))
+}
+
+fn stays_text(stays: &[String]) -> String {
+    format!("This stays:\n{}", lines_of(stays))
+}
+
+fn lines_of(texts: &[String]) -> String {
+    texts.iter().flat_map(|text| ["  ".into(), clean(text), "\n".into()]).collect()
+}

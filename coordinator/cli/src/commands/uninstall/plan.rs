@@ -1,0 +1,280 @@
+//! What an uninstallation does, in which order, and what it leaves. Pure.
+//!
+//! ```text
+//!   incident or migration under way? ── yes, and not forced ──► refused, with what to do first
+//!        │ no, or forced
+//!        ▼
+//!   stop the coordinator ──► give back start fields ──► take our taints away ──► delete what is ours ──► definitions
+//! ```
+//!
+//! The coordinator stops first: it would set again what is taken away here. A VM whose claims are just being swapped
+//! is never started: its disks may be blank.
+
+use somersault_coordinator::cluster::manifest::records::migration_record;
+use somersault_coordinator_core::fleet::FENCING_TAINT;
+use somersault_coordinator_core::io::Action;
+use somersault_coordinator_core::migration::{MigrationRecord, Phase};
+use somersault_coordinator_core::names::Key;
+use somersault_crd::VolumeMigration;
+use somersault_crd::node_health::FenceStage;
+
+use super::owned::Owned;
+use crate::commands::migrate::has_ended;
+use crate::source::install;
+use crate::world::World;
+
+/// What is done and what is left.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// What is under way: a reason not to begin, unless forced.
+    pub under_way: Vec<String>,
+    /// What is done, in this order.
+    pub steps: Vec<Step>,
+    /// What stays, and how to remove it.
+    pub stays: Vec<String>,
+}
+
+/// One step. Each may be done twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// No coordinator may undo the rest.
+    StopCoordinator,
+    /// What the coordinator itself would do to a node or a VM.
+    GiveBack(Action),
+    /// Delete an object.
+    Delete(Owned),
+}
+
+impl Step {
+    /// What it does, in words.
+    pub fn words(&self) -> String {
+        match self {
+            Self::StopCoordinator => "stop the coordinator (no replicas)".to_owned(),
+            Self::GiveBack(Action::Untaint { node }) => format!("take our taint off node {node}"),
+            Self::GiveBack(Action::RestoreStart { vm, .. }) => {
+                format!("give VM {vm} its start field back: it may start")
+            }
+            Self::GiveBack(action) => format!("{action:?}"),
+            Self::Delete(owned) => format!("delete {}", owned.words()),
+        }
+    }
+}
+
+/// The plan. `owned` and `definitions` are in the order in which they go; `coordinator` is whether there is one to
+/// stop.
+pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Option<Vec<Owned>>) -> Plan {
+    let mut plan = Plan { under_way: under_way(world), ..Plan::default() };
+    if coordinator {
+        plan.steps.push(Step::StopCoordinator);
+    }
+    for (key, migration) in &world.migrations {
+        give_back_start(key, migration, &mut plan);
+    }
+    for (name, node) in &world.fleet.nodes {
+        if node.has_taint(FENCING_TAINT) {
+            plan.steps.push(Step::GiveBack(Action::Untaint { node: name.clone() }));
+        }
+    }
+    plan.steps.extend(owned.into_iter().map(Step::Delete));
+    match definitions {
+        Some(definitions) => plan.steps.extend(definitions.into_iter().map(Step::Delete)),
+        None => plan.stays.push(
+            "the definitions, and with them every NodeHealth, Recovery, RecoveryPolicy, VolumeMigration and Evacuation: \
+             kubectl somersault uninstall --delete-crds"
+                .to_owned(),
+        ),
+    }
+    plan.stays.extend(old_volumes(world));
+    plan.stays.push(format!(
+        "the namespace {0} with what you have put there (such as Secret {1}): kubectl delete namespace {0}",
+        install::NAMESPACE,
+        install::FENCE_SECRET
+    ));
+    plan
+}
+
+/// Incidents and moves that only the coordinator can bring to an end.
+fn under_way(world: &World) -> Vec<String> {
+    let incidents = world.healths.iter().filter_map(|(node, health)| {
+        let fence = health.status.as_ref()?.fence.as_ref()?;
+        (fence.stage != FenceStage::Closed).then(|| {
+            format!(
+                "the incident of node {node} ({:?}): its VMs are being recovered, and its taint keeps it from starting \
+                 old ones; kubectl somersault recoveries",
+                fence.stage
+            )
+        })
+    });
+    let migrations = world.migrations.iter().filter_map(|(key, migration)| {
+        let phase = migration.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        (!has_ended(phase)).then(|| {
+            format!(
+                "VolumeMigration {key} ({phase:?}): kubectl somersault cancel migration/{} -n {}, or wait",
+                key.name, key.namespace
+            )
+        })
+    });
+    let evacuations = world.evacuations.iter().filter_map(|(name, evacuation)| {
+        let complete = evacuation.status.as_ref().is_some_and(|status| status.complete);
+        (!complete && !evacuation.spec.dry_run)
+            .then(|| format!("Evacuation {name}: kubectl somersault cancel evacuation/{name}, or wait"))
+    });
+    incidents.chain(migrations).chain(evacuations).collect()
+}
+
+/// A VM that a migration has stopped gets its start field back, where its disks are whole.
+fn give_back_start(key: &Key, migration: &VolumeMigration, plan: &mut Plan) {
+    let record = match migration_record(key, migration.status.as_ref()) {
+        Ok(Some(record)) => record,
+        Ok(None) => return,
+        Err(error) => {
+            plan.stays.push(format!(
+                "VolumeMigration {key} cannot be read ({error}): see whether its VM is stopped"
+            ));
+            return;
+        }
+    };
+    let Some(vm) = &migration.spec.vm else { return };
+    let MigrationRecord { phase, stopped: Some((owner, start)), .. } = record else { return };
+    let vm = Key::new(key.namespace.clone(), vm.clone());
+    match phase {
+        // Copied or not, it still has the old disks; or the new ones, all of them, verified.
+        Phase::Stopping | Phase::FinalCopying | Phase::Verifying | Phase::Starting => {
+            plan.steps.push(Step::GiveBack(Action::RestoreStart { vm, owner, start }));
+        }
+        Phase::Swapping | Phase::RollingBack => plan.stays.push(format!(
+            "VM {vm} stays stopped: VolumeMigration {key} was exchanging its volumes ({phase:?}), and a disk that is \
+             missing would boot blank. See that each of its claims is bound to the volume that the migration's status \
+             names, then start it"
+        )),
+        _ => {}
+    }
+}
+
+/// Volumes that migrations left behind, on Retain.
+fn old_volumes(world: &World) -> Vec<String> {
+    let mut volumes: Vec<String> = world
+        .migrations
+        .values()
+        .filter_map(|migration| migration.status.as_ref())
+        .flat_map(|status| &status.disks)
+        .flat_map(|disk| [(&disk.old_volume, &disk.claim), (&disk.new_volume.name, &disk.claim)])
+        .filter_map(|(volume, claim)| {
+            let (name, kept) = world.fleet.volumes.iter().find(|(name, _)| name.as_str() == volume)?;
+            let claim = Key::new(claim.namespace.clone(), claim.name.clone());
+            let in_use = world.fleet.claims.get(&claim).is_some_and(|claim| claim.volume.as_ref() == Some(name));
+            (!in_use).then(|| {
+                format!(
+                    "volume {name} ({}), once of claim {claim}: its data is kept; delete it by hand when you are sure",
+                    if kept.phase.is_empty() { "phase unknown" } else { &kept.phase }
+                )
+            })
+        })
+        .collect();
+    volumes.sort();
+    volumes.dedup();
+    volumes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use somersault_coordinator::cluster::directory::Objects;
+    use somersault_coordinator::cluster::directory::files;
+
+    use super::*;
+
+    fn world(objects: &[Value]) -> World {
+        let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+        let contents = files::parse(&list.to_string(), true);
+        let objects = Objects::from_files(vec![("test.json".into(), contents.into())]);
+        let world = World::of(&objects, None).expect("it can be read");
+        assert_eq!(world.problems, vec![]);
+        world
+    }
+
+    fn node(name: &str, taints: &Value) -> Value {
+        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name }, "spec": { "taints": taints } })
+    }
+
+    fn migration(phase: &str) -> Value {
+        json!({
+            "apiVersion": somersault_crd::API_VERSION,
+            "kind": "VolumeMigration",
+            "metadata": { "name": "db-to-n2", "namespace": "shop" },
+            "spec": { "vm": "db", "destination": { "node": "n2" } },
+            "status": {
+                "phase": phase,
+                "epoch": 3,
+                "stopped": {
+                    "owner": { "kind": "VirtualMachine", "name": "" },
+                    "start": { "running": true },
+                },
+            },
+        })
+    }
+
+    fn words(plan: &Plan) -> Vec<String> {
+        plan.steps.iter().map(Step::words).collect()
+    }
+
+    #[test]
+    fn our_taints_go_and_those_of_others_stay() {
+        let world = world(&[
+            node(
+                "n1",
+                &json!([
+                    { "key": FENCING_TAINT, "effect": "NoSchedule" },
+                    { "key": "node.kubernetes.io/out-of-service", "value": "somersault", "effect": "NoExecute" },
+                ]),
+            ),
+            node(
+                "n2",
+                &json!([{ "key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute" }]),
+            ),
+        ]);
+        let plan = plan(&world, true, Vec::new(), None);
+        assert_eq!(words(&plan), ["stop the coordinator (no replicas)", "take our taint off node n1",]);
+        assert!(plan.under_way.is_empty());
+        assert!(plan.stays[0].contains("--delete-crds"), "{:?}", plan.stays);
+    }
+
+    #[test]
+    fn a_vm_that_was_stopped_is_given_back_unless_its_disks_are_in_between() {
+        for (phase, given_back) in [
+            ("Stopping", true),
+            ("Verifying", true),
+            ("Swapping", false),
+            ("RollingBack", false),
+            ("Starting", true),
+        ] {
+            let plan = plan(&world(&[migration(phase)]), false, Vec::new(), None);
+            assert_eq!(words(&plan).len(), usize::from(given_back), "{phase}: {plan:?}");
+            assert_eq!(
+                plan.stays.iter().any(|text| text.contains("shop/db stays stopped")),
+                !given_back,
+                "{phase}"
+            );
+            assert_eq!(plan.under_way.len(), 1, "{phase}");
+        }
+        let plan = plan(&world(&[migration("Succeeded")]), false, Vec::new(), None);
+        assert!(plan.steps.is_empty() && plan.under_way.is_empty(), "{plan:?}");
+    }
+
+    #[test]
+    fn an_incident_is_a_reason_not_to_begin() {
+        let health = |stage: &str| {
+            json!({
+                "apiVersion": somersault_crd::API_VERSION,
+                "kind": "NodeHealth",
+                "metadata": { "name": "n1" },
+                "spec": {},
+                "status": { "state": "AwaitingProof", "fence": { "epoch": 1, "stage": stage } },
+            })
+        };
+        let blocked = |stage| plan(&world(&[health(stage)]), true, Vec::new(), None).under_way;
+        assert!(blocked("Declared")[0].contains("incident of node n1 (Declared)"));
+        assert!(blocked("Quarantine")[0].contains("node n1"));
+        assert!(blocked("Closed").is_empty());
+    }
+}

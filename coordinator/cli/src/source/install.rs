@@ -1,0 +1,22 @@
+//! Names of what `deploy/` installs.
+
+/// Where the coordinator and the agents live.
+pub const NAMESPACE: &str = "somersault-system";
+/// The coordinator's Deployment, `ServiceAccount` and Service; its Lease bears the same name.
+pub const COORDINATOR: &str = somersault_coordinator::cluster::kube::LEASE_NAME;
+/// The agents' `DaemonSet` and `ServiceAccount`.
+pub const AGENT: &str = "somersault-agent";
+/// Secret with our own certificate authority; the coordinator makes it.
+pub const CA_SECRET: &str = "somersault-ca";
+/// `ConfigMap` with the public certificate of our own authority.
+pub const CA_BUNDLE: &str = "somersault-ca-bundle";
+/// Key in it.
+pub const CA_BUNDLE_KEY: &str = "ca.crt";
+/// Secret with the fence agents' configuration; people write it.
+pub const FENCE_SECRET: &str = "somersault-fence";
+/// Label that everything of ours bears, and its value.
+pub const NAME_LABEL: (&str, &str) = ("app.kubernetes.io/name", "somersault");
+/// Label that tells the parts apart: `agent`, `coordinator`, `fence-runner`.
+pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
+/// How to install.
+pub const HOW: &str = "kubectl apply -k deploy/overlays/… of Somersault";

@@ -1,0 +1,284 @@
+//! `kubectl somersault` on a real API server: what it reads, what it writes and in whose name, what it says to whom may
+//! not, and that it takes itself away. No image is needed: a coordinator's words are written by hand.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use somersault_crd::VolumeMigrationStatus;
+use somersault_crd::common::ObjectKey;
+use somersault_crd::volume_migration::{DiskMove, NewVolume, Phase};
+use somersault_test_cluster::{Cluster, Options, until, usable_or_skip};
+
+const NAME: &str = "test-cli";
+/// Custom resources go with their definitions within a second or two.
+const DELETED_WITHIN: Duration = Duration::from_secs(30);
+const KUBEVIRT: &str = include_str!("../../kubevirt/manifests/crds.yaml");
+const OBJECTS: &str = include_str!("cli.yaml");
+
+#[test]
+fn the_command_line_serves_a_real_api_server() -> Result<()> {
+    if !usable_or_skip("the_command_line_serves_a_real_api_server") {
+        return Ok(());
+    }
+    let bed = Bed::up()?;
+    bed.asks_before_anything_is_installed()?;
+    bed.install()?;
+    bed.tells_what_the_objects_say()?;
+    bed.asks_for_a_migration_once()?;
+    bed.gives_a_word_in_the_name_of_its_user()?;
+    bed.tells_who_may_not()?;
+    bed.checks()?;
+    bed.goes_away()
+}
+
+struct Bed {
+    cluster: Cluster,
+    plugin: PathBuf,
+}
+
+/// What the program did.
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn says(&self, words: &str) -> Result<()> {
+        ensure!(self.out.contains(words) || self.err.contains(words), "it does not say {words:?}: {self:#?}");
+        Ok(())
+    }
+
+    fn ends_with(&self, code: i32) -> Result<()> {
+        ensure!(self.code == Some(code), "it does not end with {code}: {self:#?}");
+        Ok(())
+    }
+}
+
+impl Bed {
+    fn up() -> Result<Self> {
+        Cluster::down(NAME).context("removing what an earlier run has left")?;
+        let program = built("somersault-cluster", "somersault-test-cluster")?;
+        let plugin = built("kubectl-somersault", "kubectl-somersault")?;
+        let cluster = Cluster::up(&Options { name: NAME.to_owned(), nodes: 1, tied: true, program })?;
+        Ok(Self { cluster, plugin })
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Ran> {
+        let mut command = Command::new(&self.plugin);
+        command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig()).env_remove("SOMERSAULT_CLUSTER");
+        let output = command.output().context("starting kubectl-somersault")?;
+        Ok(Ran {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout)?,
+            err: String::from_utf8(output.stderr)?,
+        })
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let ran = self.run(&[arguments, &["-o", "json"]].concat())?;
+        serde_json::from_str(&ran.out).with_context(|| format!("no JSON: {ran:#?}"))
+    }
+
+    fn asks_before_anything_is_installed(&self) -> Result<()> {
+        let ran = self.run(&["status"])?;
+        ran.ends_with(0)?;
+        ran.says("NoAgent (Ready)")?;
+        ran.says("this cluster has no KubeVirt")?;
+        ran.says("Somersault's definitions are not in this cluster")?;
+        let ran = self.run(&["check"])?;
+        ran.ends_with(1)?;
+        ran.says("✗ the definitions are installed")
+    }
+
+    fn install(&self) -> Result<()> {
+        let definitions = [env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds"].concat();
+        for entry in std::fs::read_dir(&definitions).with_context(|| definitions.clone())? {
+            let text = std::fs::read_to_string(entry?.path())?;
+            if text.contains("kind: CustomResourceDefinition") {
+                self.cluster.apply(&text)?;
+            }
+        }
+        self.cluster.apply(KUBEVIRT)?;
+        self.cluster.ask(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
+        self.cluster.apply(OBJECTS)?;
+        let health = json!({
+            "state": "AwaitingProof",
+            "bootID": "boot-1",
+            "proofsPossible": ["HumanAttested"],
+            "fence": { "epoch": 3, "stage": "Declared", "bootID": "boot-1" },
+        });
+        self.patch_status(&["nodehealth", "n1"], &health)?;
+        self.patch_status(&["nodehealth", "ghost"], &json!({ "state": "StormHold" }))?;
+        self.patch_status(&["vmi", "db"], &json!({ "phase": "Running", "nodeName": "n1" }))?;
+        let moved = DiskMove {
+            claim: ObjectKey { namespace: "default".to_owned(), name: "db".to_owned() },
+            old_volume: "pv-old".to_owned(),
+            new_volume: NewVolume { name: "pv-db".to_owned(), ..NewVolume::default() },
+            ..DiskMove::default()
+        };
+        let done = VolumeMigrationStatus {
+            phase: Phase::Succeeded,
+            epoch: 2,
+            disks: vec![moved],
+            ..VolumeMigrationStatus::default()
+        };
+        self.patch_status(&["volumemigration", "done"], &json!(done))
+    }
+
+    fn patch_status(&self, object: &[&str], status: &Value) -> Result<()> {
+        let patch = json!({ "status": status }).to_string();
+        let patch = ["--subresource=status", "--type=merge", "-p", &patch];
+        self.cluster.ask(&[&["patch"], object, &patch].concat()).map(drop)
+    }
+
+    fn tells_what_the_objects_say(&self) -> Result<()> {
+        let status = self.json(&["status"])?;
+        ensure!(status["coordinatorLeads"] == false, "{status:#}");
+        ensure!(status["stormHold"] == "ghost", "{status:#}");
+        ensure!(status["nodes"][1]["state"] == "AwaitingProof", "{status:#}");
+        ensure!(status["vms"][0]["running"] == "in doubt (was Running)", "{status:#}");
+        let explained = self.json(&["explain", "db"])?;
+        ensure!(explained[0]["decision"] == "ManualRecovery", "{explained:#}");
+        let report = self.json(&["report"])?;
+        ensure!(report["vms"][0]["survives"] == "ByHand", "{report:#}");
+        self.run(&["runbook", "db"])?.says("# Runbook: VM `default/db`")?;
+        self.run(&["recoveries"])?.says("No node's VMs had to be recovered")
+    }
+
+    fn asks_for_a_migration_once(&self) -> Result<()> {
+        let ask = ["migrate", "db", "--to-class", "elsewhere"];
+        self.run(&ask)?.says("there is no StorageClass elsewhere")?;
+        let ask = ["migrate", "db", "--to-node", "n1"];
+        self.run(&ask)?.ends_with(0)?;
+        self.run(&ask)?.ends_with(4)?;
+        let ended = self.run(&["cancel", "migration/db-to-n1"])?;
+        ended.ends_with(0)?;
+        let object = self.cluster.get(&["volumemigration", "db-to-n1", "--show-managed-fields"])?;
+        ensure!(object["spec"]["cancelled"] == true, "{object:#}");
+        ensure!(object["metadata"]["managedFields"][0]["manager"] == "kubectl-somersault", "{object:#}");
+        self.run(&["cancel", "migration/none"])?.ends_with(3)
+    }
+
+    fn gives_a_word_in_the_name_of_its_user(&self) -> Result<()> {
+        self.run(&["attest", "n1"])?.ends_with(4)?;
+        self.run(&["attest", "n1", "--yes"])?.ends_with(0)?;
+        let health = self.cluster.get(&["nodehealth", "n1"])?;
+        ensure!(health["spec"]["attestation"] == json!({ "bootID": "boot-1", "by": "admin" }), "{health:#}");
+        self.run(&["release-hold", "--by", "on-call"])?.ends_with(0)?;
+        let policy = self.cluster.get(&["recoverypolicy", "default"])?;
+        let word = policy["spec"]["holdRelease"].as_str().unwrap_or_default().to_owned();
+        ensure!(word.ends_with(" by on-call (admin)"), "{policy:#}");
+        self.run(&["release-hold"])?.ends_with(0)
+    }
+
+    /// A user of whom no role speaks: told what is missing, and that nothing was seen.
+    fn tells_who_may_not(&self) -> Result<()> {
+        let token = self.cluster.ask(&["create", "token", "nobody"])?;
+        let file = self.cluster.layout().root().join("nobody.kubeconfig");
+        std::fs::copy(self.cluster.kubeconfig(), &file)?;
+        let file = file.display().to_string();
+        let configured = ["--kubeconfig", file.as_str(), "config"];
+        let token = format!("--token={}", token.trim());
+        self.cluster.ask(&[&configured[..], &["set-credentials", "nobody", &token]].concat())?;
+        self.cluster.ask(&[&configured[..], &["set-context", "--current", "--user=nobody"]].concat())?;
+        let run = |arguments: &[&str]| self.run(&[&["--kubeconfig", &file], arguments].concat());
+        let ran = run(&["status"])?;
+        ran.ends_with(1)?;
+        ran.says("you may not list nodes, persistentvolumes")?;
+        run(&["cancel", "migration/db-to-n1"])?.says("cannot get resource \"volumemigrations\"")?;
+        let ran = run(&["check"])?;
+        ran.ends_with(1)?;
+        ran.says("? the coordinator may do what it must")?;
+        ran.says("you may do none of it")
+    }
+
+    fn checks(&self) -> Result<()> {
+        let answer = self.json(&["check"])?;
+        let sections = answer["sections"].as_array().context("no sections")?;
+        let findings: Vec<_> =
+            sections.iter().filter_map(|section| section["findings"].as_array()).flatten().collect();
+        let grade = |what: &str| {
+            let finding = findings
+                .iter()
+                .find(|finding| finding["what"].as_str().is_some_and(|text| text.contains(what)));
+            finding.and_then(|finding| finding["grade"].as_str()).map(str::to_owned).unwrap_or_default()
+        };
+        for (what, wanted) in [
+            ("the definitions are installed", "Ok"),
+            // What the API server has stored is what this program was built with.
+            ("the definitions are those of this program", "Ok"),
+            ("you may do what the commands need", "Ok"),
+            ("the coordinator may do what it must", "Failed"),
+            ("a coordinator leads", "Failed"),
+            ("the agents run", "Failed"),
+        ] {
+            ensure!(grade(what) == wanted, "{what}: {answer:#}");
+        }
+        Ok(())
+    }
+
+    /// What is under way keeps it from going; forced, it leaves nothing that is in anybody's way.
+    fn goes_away(&self) -> Result<()> {
+        let taint = json!({ "spec": { "taints": [
+            { "key": "somersault.novasphere.dev/unreachable", "effect": "NoSchedule" },
+            { "key": "example.org/mine", "effect": "PreferNoSchedule" },
+        ] } });
+        self.cluster.ask(&["patch", "node", "n1", "--type=merge", "-p", &taint.to_string()])?;
+        let ran = self.run(&["uninstall", "--yes"])?;
+        ran.ends_with(4)?;
+        ran.says("the incident of node n1 (Declared)")?;
+        ran.says("VolumeMigration default/db-to-n1 (Pending)")?;
+        let planned = self.json(&["uninstall", "--dry-run", "--delete-crds"])?;
+        ensure!(
+            planned["done"] == false && planned["steps"].to_string().contains("taint off node n1"),
+            "{planned:#}"
+        );
+        ensure!(planned["stays"].to_string().contains("pv-old"), "{planned:#}");
+        self.run(&["uninstall", "--force", "--delete-crds"])?.ends_with(4)?;
+        let node = self.cluster.get(&["node", "n1"])?;
+        ensure!(
+            node["spec"]["taints"].as_array().map(Vec::len) == Some(2),
+            "nothing was confirmed: {node:#}"
+        );
+
+        let ran = self.run(&["uninstall", "--force", "--yes", "--delete-crds"])?;
+        ran.ends_with(0)?;
+        let node = self.cluster.get(&["node", "n1"])?;
+        ensure!(
+            node["spec"]["taints"] == json!([{ "key": "example.org/mine", "effect": "PreferNoSchedule" }]),
+            "{node:#}"
+        );
+        let left = self.cluster.ask(&[
+            "get",
+            "clusterrole,configmap,service",
+            "-A",
+            "-l",
+            "app.kubernetes.io/name=somersault",
+            "-o",
+            "name",
+        ])?;
+        ensure!(left.trim().is_empty(), "left behind: {left}");
+        until("our definitions are gone", DELETED_WITHIN, &[], || {
+            let left = self.cluster.ask(&["get", "crd", "-o", "name"])?;
+            Ok((!left.contains("somersault.novasphere.dev")).then_some(()))
+        })?;
+        self.cluster.ask(&["get", "secret", "-n", "somersault-system", "somersault-fence"])?;
+        self.cluster.ask(&["get", "pv", "pv-old"])?;
+        let ran = self.run(&["uninstall", "--yes", "--delete-crds"])?;
+        ran.ends_with(0)
+    }
+}
+
+/// A program of this workspace, beside this test's.
+fn built(name: &str, package: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    let path = folder.context("a program without a folder")?.join(name);
+    ensure!(path.is_file(), "{} is missing; it is built by `cargo build -p {package}`", path.display());
+    Ok(path)
+}
