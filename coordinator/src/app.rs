@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use somersault_coordinator_core::Coordinator;
+use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use somersault_proto::tls::TlsFiles;
 use somersault_proto::token::{TokenError, TokenSigner};
@@ -37,6 +38,7 @@ pub struct App<C> {
     agents: TcpListener,
     operators: TcpListener,
     signer: TokenSigner,
+    policy: watch::Sender<Arc<Policy>>,
 }
 
 /// Why a coordinator cannot run.
@@ -75,7 +77,13 @@ impl<C: Cluster> App<C> {
     pub async fn bind(cluster: Arc<C>, config: Config) -> Result<Self, AppError> {
         let agents = listen(config.listen, "agents").await?;
         let operators = listen(config.admin_listen, "operators").await?;
-        Ok(Self { cluster, config, agents, operators, signer: TokenSigner::generate()? })
+        let (policy, _) = watch::channel(Arc::new(config.policy.clone()));
+        Ok(Self { cluster, config, agents, operators, signer: TokenSigner::generate()?, policy })
+    }
+
+    /// Where a changed policy goes, for whoever watches one. What may change while we run does at once.
+    pub fn policy(&self) -> watch::Sender<Arc<Policy>> {
+        self.policy.clone()
     }
 
     /// Where agents connect; useful when port 0 was asked for.
@@ -109,8 +117,8 @@ impl<C: Cluster> App<C> {
     }
 
     fn start(self, stop: &CancellationToken) -> JoinSet<PartEnded> {
-        let Self { cluster, config, agents, operators, signer } = self;
-        let Config { tls, policy, fence_agents, .. } = config;
+        let Self { cluster, config, agents, operators, signer, policy } = self;
+        let Config { tls, policy: at_start, fence_agents, .. } = config;
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (inbox, events) = Inbox::new(Arc::clone(&clock));
         let (views, seen) = watch::channel(Arc::new(View::default()));
@@ -126,10 +134,11 @@ impl<C: Cluster> App<C> {
             metrics: Arc::clone(&metrics),
         };
         let driver = Driver::new(Parts {
-            core: Coordinator::new(policy.clone()),
+            core: Coordinator::new(at_start),
             clock: Arc::clone(&clock),
             events,
             snapshots: cluster.snapshots(),
+            policies: policy.subscribe(),
             effects: Effects::new(tools),
             orders: Orders::new(signer),
             views,
@@ -151,8 +160,13 @@ impl<C: Cluster> App<C> {
         parts.spawn(quiet("leader election", lead));
         let show = publish::run(Arc::clone(&cluster), seen.clone(), Arc::clone(&metrics), stop.clone());
         parts.spawn(quiet("publisher", show));
-        let watch_fleet =
-            publish::watch_fleet(cluster.snapshots(), seen, policy, Arc::clone(&metrics), stop.clone());
+        let watch_fleet = publish::watch_fleet(
+            cluster.snapshots(),
+            seen,
+            policy.subscribe(),
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
         parts.spawn(quiet("fleet watch", watch_fleet));
         parts.spawn(serve_agents(agents, tls, inbox, Arc::clone(&metrics), stop.clone()));
         let is_warm = Arc::new(move || cluster.is_warm());

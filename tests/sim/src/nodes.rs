@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use rand::Rng;
+use somersault_coordinator_core::fleet::RunStrategy;
 use somersault_coordinator_core::io::{FenceResult, Input, Prober, Reachability};
-use somersault_coordinator_core::names::{BootId, NodeName, Uid};
+use somersault_coordinator_core::names::{BootId, Key, NodeName, Uid};
 
+use crate::check::Broken;
 use crate::guard::Peers;
 use crate::machine::Power;
 use crate::net::End;
@@ -128,6 +130,7 @@ impl World {
         if machine.power != Power::On || !machine.kubelet || !reaches {
             return;
         }
+        let halted = |vm: &Key| self.api.fleet.vms.get(vm).is_some_and(|vm| vm.run == RunStrategy::Halted);
         let renewed_at = machine.kubelet_seen;
         machine.kubelet_seen = now;
         let pods = self.api.pods_of(node);
@@ -144,13 +147,21 @@ impl World {
                 }
             }
         }
+        let mut stopped = Vec::new();
         for (vm, pod) in &pods {
             let runs = machine.guests.contains_key(&pod.uid);
-            if !runs && pod.phase == "Running" {
+            if halted(vm) {
+                machine.guests.remove(&pod.uid);
+                machine.unreported.retain(|uid| *uid != pod.uid);
+                stopped.push(pod.uid.clone());
+            } else if !runs && pod.phase == "Running" {
                 if let Some((pod, _)) = self.api.pod(&pod.uid) {
                     "Failed".clone_into(&mut pod.phase);
                 }
             } else if !runs && pod.phase == "Pending" {
+                if !self.api.is_filled(vm) {
+                    self.broken = Some(Broken::StartedUnfilled { vm: vm.clone(), node: node.clone() });
+                }
                 machine.guests.insert(pod.uid.clone(), vm.clone());
                 machine.unreported.push(pod.uid.clone());
             }
@@ -162,6 +173,9 @@ impl World {
             machine.guests.remove(uid);
         }
         machine.orphans = orphans;
+        for uid in &stopped {
+            self.api.delete_pod(uid);
+        }
         // The lease, some ten seconds apart.
         if now.as_secs() / 10 != renewed_at.as_secs() / 10 {
             for to in 0..self.processes.len() {

@@ -59,6 +59,19 @@ impl Bench {
     }
 
     pub fn with_policy(policy: Policy) -> Self {
+        let mut bench = Self::cold_with(policy);
+        bench.show_fleet();
+        bench.lead(1);
+        bench.run_ms(2_000);
+        bench
+    }
+
+    /// The same, but we have neither read the cluster nor led yet, and have heard nobody.
+    pub fn cold(spec: PolicySpec) -> Self {
+        Self::cold_with(Policy::try_from(spec).expect("the policy holds"))
+    }
+
+    fn cold_with(policy: Policy) -> Self {
         let mut world = World::bare();
         for (name, zone) in [("n3", "b"), ("n4", "b"), ("n5", "c"), ("n6", "c")] {
             world.fleet.nodes.insert(name.into(), node(name, zone));
@@ -88,9 +101,6 @@ impl Bench {
         for (name, node) in &mut bench.fleet.nodes {
             node.boot_id = Some(boot(name.as_str(), 1));
         }
-        bench.show_fleet();
-        bench.lead(1);
-        bench.run_ms(2_000);
         bench
     }
 
