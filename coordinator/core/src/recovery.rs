@@ -196,6 +196,9 @@ impl Recovery {
 
     /// An action was performed. Returns the node whose VM it concerned, where it was one of ours.
     pub fn acted(&mut self, scene: &Scene<'_>, action: &Action, fx: &mut Vec<Effect>) -> Option<NodeName> {
+        if let Some(rebuild) = self.rebuilds.values_mut().find(|rebuild| rebuild.has_asked(action)) {
+            rebuild.acted(action);
+        }
         match action {
             Action::Taint { node } => {
                 self.incidents.get_mut(node)?.tainted = true;

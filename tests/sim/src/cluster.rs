@@ -73,14 +73,12 @@ impl Api {
         api.add_vm("local1", Some("n1"));
         api.add_vm("image1", Some("n1"));
         api.make_rebuildable("image1");
-        for name in ["local-path", "any"] {
-            let class = StorageClass {
-                provisioner: "rancher.io/local-path".to_owned(),
-                waits_for_consumer: true,
-                ..StorageClass::default()
-            };
-            api.fleet.classes.insert(name.to_owned(), class);
-        }
+        let class = StorageClass {
+            provisioner: "rancher.io/local-path".to_owned(),
+            waits_for_consumer: true,
+            ..StorageClass::default()
+        };
+        api.fleet.classes.insert("local-path".to_owned(), class);
         api
     }
 
@@ -205,6 +203,11 @@ impl Api {
             told.push(format!("cdi: {key} is {next}"));
         }
         told
+    }
+
+    /// Whether the VM is meant to be stopped.
+    pub fn is_halted(&self, vm: &Key) -> bool {
+        self.fleet.vms.get(vm).is_some_and(|vm| vm.run == RunStrategy::Halted)
     }
 
     /// Whether everything that the VM's disk is to hold is there.

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use rand::Rng;
-use somersault_coordinator_core::fleet::RunStrategy;
 use somersault_coordinator_core::io::{FenceResult, Input, Prober, Reachability};
-use somersault_coordinator_core::names::{BootId, Key, NodeName, Uid};
+use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 
 use crate::check::Broken;
 use crate::guard::Peers;
@@ -130,7 +129,6 @@ impl World {
         if machine.power != Power::On || !machine.kubelet || !reaches {
             return;
         }
-        let halted = |vm: &Key| self.api.fleet.vms.get(vm).is_some_and(|vm| vm.run == RunStrategy::Halted);
         let renewed_at = machine.kubelet_seen;
         machine.kubelet_seen = now;
         let pods = self.api.pods_of(node);
@@ -150,7 +148,7 @@ impl World {
         let mut stopped = Vec::new();
         for (vm, pod) in &pods {
             let runs = machine.guests.contains_key(&pod.uid);
-            if halted(vm) {
+            if self.api.is_halted(vm) {
                 machine.guests.remove(&pod.uid);
                 machine.unreported.retain(|uid| *uid != pod.uid);
                 stopped.push(pod.uid.clone());

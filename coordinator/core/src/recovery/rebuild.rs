@@ -1,8 +1,15 @@
 //! Drives one rebuild from stage to stage: commits first, then acts, and repeats what got lost. The stages are drawn
 //! in [`crate::rebuild`].
 //!
-//! Nothing is remembered of what was done: the newest fleet says what is still missing. The proof of the node's death
-//! is needed for the launchers only; once they are gone the VM is stopped, and nobody runs on its disks.
+//! Nothing is remembered of what was done: the newest fleet says what is still missing. There is one exception: a
+//! reading from before our stop shows the start field as we want it back, so giving it back ends with the answer to
+//! the action, which the shell performs after every earlier one of the VM.
+//!
+//! The proof of the node's death is needed for the launchers only; once they are gone the VM is stopped, and nobody
+//! runs on its disks.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,6 +49,8 @@ pub(super) struct Rebuild {
     entered: BootTime,
     /// What was asked for in this stage, and when it may be asked for again.
     asked: BTreeMap<Action, BootTime>,
+    /// The start field was given back in this stage.
+    started: bool,
     failures: u32,
     told_slow: bool,
 }
@@ -110,6 +119,7 @@ impl Rebuild {
             commit_after: BootTime::ZERO,
             entered: scene.now,
             asked: BTreeMap::new(),
+            started: false,
             failures: 0,
             told_slow: false,
         }
@@ -143,10 +153,10 @@ impl Rebuild {
             || (self.record.stage == RebuildStage::Importing && scene.now < self.entered + limit)
     }
 
-    /// What to show.
-    pub fn view(&self, scene_limit: u32) -> RecoveryView {
+    /// What to show; after `attempts_max` failures a person is asked for.
+    pub fn view(&self, attempts_max: u32) -> RecoveryView {
         let progress = match self.record.stage {
-            _ if self.failures >= scene_limit && !self.is_over() => RecoveryProgress::NeedsPerson,
+            _ if self.failures >= attempts_max && !self.is_over() => RecoveryProgress::NeedsPerson,
             RebuildStage::Retaining
             | RebuildStage::Stopping
             | RebuildStage::Replacing
@@ -320,11 +330,13 @@ impl Rebuild {
 
     fn give_back(&self, vm: &Vm, then: RebuildStage) -> Next {
         match &self.record.stopped {
-            Some((owner, start)) if vm.start != *start => Next::Need(vec![Action::RestoreStart {
-                vm: self.record.vm.clone(),
-                owner: owner.clone(),
-                start: start.clone(),
-            }]),
+            Some((owner, start)) if !self.started || vm.start != *start => {
+                Next::Need(vec![Action::RestoreStart {
+                    vm: self.record.vm.clone(),
+                    owner: owner.clone(),
+                    start: start.clone(),
+                }])
+            }
             _ => Next::Enter(then),
         }
     }
@@ -377,6 +389,7 @@ impl Rebuild {
         if moved {
             self.entered = scene.now;
             self.asked.clear();
+            self.started = false;
             self.failures = 0;
             self.told_slow = false;
             self.tell_stage(fx);
@@ -392,6 +405,11 @@ impl Rebuild {
     /// Whether it asked for this.
     pub fn has_asked(&self, action: &Action) -> bool {
         self.asked.contains_key(action)
+    }
+
+    /// An action was performed.
+    pub fn acted(&mut self, action: &Action) {
+        self.started |= matches!(action, Action::RestoreStart { vm, .. } if *vm == self.record.vm);
     }
 
     /// An action failed for good.
