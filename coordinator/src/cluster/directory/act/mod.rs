@@ -16,8 +16,8 @@ use somersault_coordinator_core::names::{Key, NodeName, Uid};
 
 use super::store::Transaction;
 use crate::cluster::ClusterError;
-use crate::cluster::change::request::Request;
 use crate::cluster::change::check_attached_to;
+use crate::cluster::change::request::Request;
 use crate::cluster::change::taint::{OUT_OF_SERVICE, OurTaint, UNREACHABLE};
 use crate::cluster::error::refused;
 use crate::cluster::manifest::ObjectId;
