@@ -11,7 +11,7 @@ use clap::Parser;
 use somersault_coordinator::app::App;
 use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::directory::Directory;
-use somersault_coordinator::cluster::kube::{Access, Kube};
+use somersault_coordinator::cluster::kube::{Access, Kube, policy};
 use somersault_coordinator::config::{Args, ClusterPlace, Config, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,13 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         ClusterPlace::Kube => {
             let cluster = Arc::new(Kube::open(&access(args)).await?);
             let app = App::bind(Arc::clone(&cluster), config).await?;
-            let served = serve(app, stop).await;
+            let follow = policy::follow(Arc::clone(&cluster), app.policy(), stop.clone());
+            let serve = async {
+                let served = serve(app, stop.clone()).await;
+                stop.cancel();
+                served
+            };
+            let (served, ()) = tokio::join!(serve, follow);
             // Nothing is in hand any more: the next leader need not wait for the lease to run out.
             cluster.step_down().await;
             served

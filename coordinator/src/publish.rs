@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use somersault_coordinator_core::decision::{ExpectedTimes, report};
+use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch;
@@ -88,7 +89,7 @@ pub async fn watch_fleet(
         let view = Arc::clone(&views.borrow());
         let proofs =
             view.nodes.iter().map(|(node, seen)| (node.clone(), seen.proofs_possible.clone())).collect();
-        let mut fleet = snapshot.fleet.clone();
+        let mut fleet = Fleet::clone(&snapshot.fleet);
         let reports = view.nodes.iter().filter_map(|(node, seen)| Some((node.clone(), seen.report.clone()?)));
         fleet.reports.extend(reports);
         let expected = ExpectedTimes { declare: policy.detection.declare, ..ExpectedTimes::default() };

@@ -119,6 +119,7 @@ impl Inventory {
             "PersistentVolume" => drop(self.volumes.remove(&VolumeName(id.name.clone()))),
             "PersistentVolumeClaim" => drop(self.claims.remove(&id.key())),
             "StorageClass" => drop(self.classes.remove(&id.name)),
+            "VolumeAttachment" => drop(self.attachments.remove(&id.name)),
             "Pod" => drop(self.pods.remove(&id.key())),
             "Lease" => drop(self.leases.remove(&name)),
             "VirtualMachine" => drop(self.vms.remove(&id.key())),
