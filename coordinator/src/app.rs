@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use somersault_coordinator_core::{Coordinator, Input};
 use somersault_proto::tls::TlsSource;
@@ -41,6 +42,7 @@ pub struct App<C> {
     operators: TcpListener,
     signer: TokenSigner,
     certificates: Certificates,
+    policy: watch::Sender<Arc<Policy>>,
 }
 
 /// A part that runs beside the deciding loop, until told to stop.
@@ -102,7 +104,13 @@ impl<C: Cluster> App<C> {
         let agents = listen(config.listen, "agents").await?;
         let operators = listen(config.admin_listen, "operators").await?;
         let signer = TokenSigner::generate()?;
-        Ok(Self { cluster, config, agents, operators, signer, certificates })
+        let (policy, _) = watch::channel(Arc::new(config.policy.clone()));
+        Ok(Self { cluster, config, agents, operators, signer, certificates, policy })
+    }
+
+    /// Where a changed policy goes, for whoever watches one. What may change while we run does at once.
+    pub fn policy(&self) -> watch::Sender<Arc<Policy>> {
+        self.policy.clone()
     }
 
     /// Where agents connect; useful when port 0 was asked for.
@@ -136,8 +144,8 @@ impl<C: Cluster> App<C> {
     }
 
     fn start(self, stop: &CancellationToken) -> JoinSet<PartEnded> {
-        let Self { cluster, config, agents, operators, signer, certificates } = self;
-        let Config { policy, fence, .. } = config;
+        let Self { cluster, config, agents, operators, signer, certificates, policy } = self;
+        let Config { policy: at_start, fence, .. } = config;
         let tls = certificates.tls;
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (inbox, events) = Inbox::new(Arc::clone(&clock));
@@ -156,10 +164,11 @@ impl<C: Cluster> App<C> {
             metrics: Arc::clone(&metrics),
         };
         let driver = Driver::new(Parts {
-            core: Coordinator::new(policy.clone()),
+            core: Coordinator::new(at_start),
             clock: Arc::clone(&clock),
             events,
             snapshots: cluster.snapshots(),
+            policies: policy.subscribe(),
             effects: Effects::new(tools),
             orders: Orders::new(signer),
             views,
@@ -184,8 +193,13 @@ impl<C: Cluster> App<C> {
         parts.spawn(quiet("leader election", lead));
         let show = publish::run(Arc::clone(&cluster), seen.clone(), Arc::clone(&metrics), stop.clone());
         parts.spawn(quiet("publisher", show));
-        let watch_fleet =
-            publish::watch_fleet(cluster.snapshots(), seen, policy, Arc::clone(&metrics), stop.clone());
+        let watch_fleet = publish::watch_fleet(
+            cluster.snapshots(),
+            seen,
+            policy.subscribe(),
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
         parts.spawn(quiet("fleet watch", watch_fleet));
         parts.spawn(serve_agents(agents, tls, inbox, Arc::clone(&metrics), stop.clone()));
         let is_warm = Arc::new(move || cluster.is_warm());

@@ -19,6 +19,7 @@ use std::time::Duration;
 use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::io::{Prober as AskedBy, Requests};
 use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use somersault_coordinator_core::{BootTime, Coordinator, Effect, Input};
 use somersault_proto::model::{self, FromCoordinator, Grant, Welcome};
@@ -54,6 +55,8 @@ pub struct Parts<C> {
     pub events: mpsc::Receiver<Stamped>,
     /// The cluster's objects.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The policy.
+    pub policies: watch::Receiver<Arc<Policy>>,
     /// Performs.
     pub effects: Effects<C>,
     /// Orders that are out.
@@ -72,6 +75,7 @@ pub struct Driver<C> {
     agents: Agents,
     peers: PeerProbes,
     epoch: Option<u64>,
+    policy_may_change: bool,
     /// The fleet that the core knows.
     fleet: Option<Arc<Fleet>>,
     /// The kubelets' Leases as last read.
@@ -89,6 +93,7 @@ impl<C: Cluster> Driver<C> {
             agents: Agents::default(),
             peers: PeerProbes::default(),
             epoch: None,
+            policy_may_change: true,
             fleet: None,
             renewals: BTreeMap::new(),
             view_due: BootTime::ZERO,
@@ -99,6 +104,7 @@ impl<C: Cluster> Driver<C> {
 
     /// Runs until told to stop; then ends the streams, and lets what is in hand end.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.take_policy();
         self.take_snapshot();
         loop {
             let wait = self.wait(self.parts.clock.now());
@@ -114,6 +120,13 @@ impl<C: Cluster> Driver<C> {
                         tracing::error!("the cluster's objects are no longer read; stopping");
                         stop.cancel();
                     }
+                    continue;
+                }
+                changed = self.parts.policies.changed(), if self.policy_may_change => {
+                    self.turn(wake_at, None);
+                    // Whoever could change it is gone: it stays.
+                    self.policy_may_change = changed.is_ok();
+                    self.take_policy();
                     continue;
                 }
                 stamped = self.parts.events.recv() => stamped,
@@ -185,6 +198,11 @@ impl<C: Cluster> Driver<C> {
                 }
             }
         }
+    }
+
+    fn take_policy(&mut self) {
+        let policy = Policy::clone(&self.parts.policies.borrow_and_update());
+        self.step(Input::Policy(Box::new(policy)));
     }
 
     fn take_snapshot(&mut self) {
@@ -311,18 +329,18 @@ impl<C: Cluster> Driver<C> {
     fn probe(&mut self, node: &NodeName, by: AskedBy, timeout: Duration) {
         let Ok(name) = wire_name(node) else { return };
         let now = self.parts.clock.now();
-        let agents_address = self.agents.address(&name).cloned();
+        // Without an address of the agent the kubelet's port must do: whatever answers there, the kernel lives.
+        let address = self.agents.address(&name).cloned().or_else(|| self.kubelet_address(node));
         match by {
             AskedBy::Coordinator => {
-                if let Some(address) = agents_address.or_else(|| self.kubelet_address(node)) {
+                if let Some(address) = address {
                     self.parts.effects.probe(name, address, timeout);
                 } else {
                     tracing::warn!(%node, "no address to probe this node at");
                 }
             }
             AskedBy::Peer(peer) => {
-                let (Ok(peer), Some(address), Some(epoch)) = (wire_name(&peer), agents_address, self.epoch)
-                else {
+                let (Ok(peer), Some(address), Some(epoch)) = (wire_name(&peer), address, self.epoch) else {
                     return;
                 };
                 let order = self.peers.ask(now, peer.clone(), name, address, timeout, epoch);

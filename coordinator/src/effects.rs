@@ -103,7 +103,8 @@ impl<C: Cluster> Effects<C> {
         let (object, refused) = (object_of(&action), action.clone());
         let job = async move {
             let answer = if under.is_some() && epoch.current() == under {
-                match perform(cluster.as_ref(), &action).await {
+                let leads = || epoch.current() == under;
+                match perform(cluster.as_ref(), &action, leads).await {
                     Ok(()) => Input::Acted(action),
                     Err(error) => Input::ActionFailed { why: with_causes(&error), action },
                 }
@@ -211,14 +212,23 @@ impl<C: Cluster> Effects<C> {
     }
 }
 
-async fn perform<C: Cluster>(cluster: &C, action: &Action) -> Result<(), ClusterError> {
-    (|| cluster.act(action)).retry(retries()).when(is_passing).await
+/// Tries for as long as we lead: a change that arrives late would undo what the next leader does.
+async fn perform<C: Cluster>(
+    cluster: &C,
+    action: &Action,
+    leads: impl Fn() -> bool,
+) -> Result<(), ClusterError> {
+    (|| cluster.act(action)).retry(retries()).when(|error| is_passing(error) && leads()).await
 }
 
 /// The object that an action changes: actions on one object keep their order.
 fn object_of(action: &Action) -> String {
     match action {
-        Action::Taint { node } | Action::Untaint { node } => format!("node {node}"),
+        Action::Taint { node } | Action::Untaint { node } | Action::InService { node } => {
+            format!("node {node}")
+        }
+        Action::OutOfService { proof } => format!("node {}", proof.node()),
+        Action::DeleteAttachment { attachment, .. } => format!("attachment {attachment}"),
         Action::DeletePod { pod, .. } => format!("pod {pod}"),
         Action::CreateMigration { key, .. } | Action::CancelMigration { key } => format!("migration {key}"),
         Action::CreateEvacuation { name, .. } => format!("evacuation {name}"),
@@ -227,7 +237,9 @@ fn object_of(action: &Action) -> String {
         | Action::ForgetVolume { volume }
         | Action::PrebindVolume { volume, .. } => format!("volume {volume}"),
         Action::StopVm { vm, .. } | Action::RestoreStart { vm, .. } => format!("vm {vm}"),
-        Action::DeleteClaim { claim, .. } | Action::CreateClaim { claim, .. } => format!("claim {claim}"),
+        Action::DeleteClaim { claim, .. }
+        | Action::CreateClaim { claim, .. }
+        | Action::ReimportClaim { claim, .. } => format!("claim {claim}"),
     }
 }
 

@@ -15,7 +15,7 @@ use somersault_coordinator::ca::{CaPolicy, KubeStore};
 use somersault_coordinator::certificates::{Certificates, EnrolmentPlan};
 use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::directory::Directory;
-use somersault_coordinator::cluster::kube::{Access, Kube};
+use somersault_coordinator::cluster::kube::{Access, Kube, policy};
 use somersault_coordinator::config::{Args, Cli, ClusterPlace, Command, Config, LogFormat};
 use somersault_coordinator::enroll::{Accounts, KubeReviewer};
 use somersault_coordinator::fence::runner::{Runner, RunnerArgs};
@@ -71,7 +71,13 @@ async fn run(args: &Args) -> anyhow::Result<()> {
                 },
             };
             let app = App::bind(Arc::clone(&cluster), config, certificates).await?;
-            let served = serve(app, stop).await;
+            let follow = policy::follow(Arc::clone(&cluster), app.policy(), stop.clone());
+            let serve = async {
+                let served = serve(app, stop.clone()).await;
+                stop.cancel();
+                served
+            };
+            let (served, ()) = tokio::join!(serve, follow);
             // Nothing is in hand any more: the next leader need not wait for the lease to run out.
             cluster.step_down().await;
             served

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use somersault_coordinator_core::decision::{ExpectedTimes, report};
+use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch;
@@ -22,6 +23,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Between two looks at what would become of every VM.
 const RECOVERABILITY_EVERY: Duration = Duration::from_secs(5);
+/// The agents' reports tell of disks, and no object of the cluster changes with them.
+const RECOVERABILITY_AT_LEAST_EVERY: Duration = Duration::from_mins(1);
 
 /// Publishes each view that is still the newest when its turn comes, and the last one again and again: what was not
 /// due in it may be now.
@@ -57,15 +60,25 @@ pub async fn run<C: Cluster>(
 pub async fn watch_fleet(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     views: watch::Receiver<Arc<View>>,
-    policy: Policy,
+    mut policies: watch::Receiver<Arc<Policy>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let expected = ExpectedTimes { declare: policy.detection.declare, ..ExpectedTimes::default() };
     let mut known: Vec<Problem> = Vec::new();
     snapshots.mark_changed();
-    while let Some(Ok(())) = stop.run_until_cancelled(snapshots.changed()).await {
+    loop {
+        let due = async {
+            tokio::select! {
+                changed = snapshots.changed() => changed.is_ok(),
+                Ok(()) = policies.changed() => true,
+                () = tokio::time::sleep(RECOVERABILITY_AT_LEAST_EVERY) => true,
+            }
+        };
+        if stop.run_until_cancelled(due).await != Some(true) {
+            break;
+        }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let policy = Arc::clone(&policies.borrow_and_update());
         for problem in snapshot.problems.iter().filter(|problem| !known.contains(problem)) {
             let Problem { file, document, object, message } = problem;
             tracing::warn!(file, document, object, "manifest left out: {message}");
@@ -76,7 +89,11 @@ pub async fn watch_fleet(
         let view = Arc::clone(&views.borrow());
         let proofs =
             view.nodes.iter().map(|(node, seen)| (node.clone(), seen.proofs_possible.clone())).collect();
-        let rows = report(&snapshot.fleet, &policy.class_overrides, &proofs, &expected);
+        let mut fleet = Fleet::clone(&snapshot.fleet);
+        let reports = view.nodes.iter().filter_map(|(node, seen)| Some((node.clone(), seen.report.clone()?)));
+        fleet.reports.extend(reports);
+        let expected = ExpectedTimes { declare: policy.detection.declare, ..ExpectedTimes::default() };
+        let rows = report(&fleet, &policy.class_overrides, &proofs, &expected);
         metrics.recoverability(rows.iter().map(|row| &row.decision));
         if stop.run_until_cancelled(tokio::time::sleep(RECOVERABILITY_EVERY)).await.is_none() {
             break;

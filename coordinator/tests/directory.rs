@@ -21,6 +21,7 @@ use somersault_coordinator_core::io::{Action, ClaimTemplate, NewVolume, Notice, 
 use somersault_coordinator_core::locality::ClassOverrides;
 use somersault_coordinator_core::migration::{Check, Copied, DiskMove, MigrationRecord, Phase};
 use somersault_coordinator_core::names::Key;
+use somersault_coordinator_core::rebuild::{DeadPod, RebuildRecord, RebuildStage, RebuiltDisk};
 use somersault_coordinator_core::view::{
     MigrationView, Milestone, NodeState, NodeView, RecoveryProgress, RecoveryView, View,
 };
@@ -131,6 +132,26 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
             copied: Some(Copied { root_hash: "ab".into(), total_bytes: 3, sent_bytes: 2, elapsed_ms: 1 }),
         }],
         checks: vec![Check { name: "Fits".into(), passed: true, message: "it does".into() }],
+    }
+}
+
+fn rebuild(epoch: u64, stage: RebuildStage) -> RebuildRecord {
+    RebuildRecord {
+        vm: shop("web"),
+        vm_uid: "v-web".into(),
+        node: "n2".into(),
+        epoch,
+        stage,
+        stopped: Some((Owner::Itself, SavedStart::RunStrategy("Always".into()))),
+        pods: vec![DeadPod { name: "virt-launcher-web-abcde".into(), uid: "p-web".into() }],
+        disks: vec![RebuiltDisk {
+            disk: "root".into(),
+            claim: "web-root".into(),
+            claim_uid: "c-web-root".into(),
+            data_volume: "web-root".into(),
+            old_volume: "pv-web".into(),
+            class: "local-path".into(),
+        }],
     }
 }
 
@@ -271,6 +292,7 @@ async fn records_come_back_as_they_were_stored() {
         fence(epoch, FenceStage::Closed),
         Record::Migration(Box::new(migration(epoch, Phase::Swapping))),
         evacuation(epoch),
+        Record::Rebuild(Box::new(rebuild(epoch, RebuildStage::Stopping))),
     ];
     for record in &records {
         world.directory.commit(record, epoch).await.unwrap();
@@ -281,6 +303,33 @@ async fn records_come_back_as_they_were_stored() {
     // A restarted coordinator finds the same.
     let restarted = Directory::open(world.folder.path()).unwrap();
     assert_eq!(restarted.records().await.unwrap().len(), records.len());
+}
+
+#[tokio::test]
+async fn a_rebuild_is_stored_beside_what_is_shown_of_the_vm() {
+    let (world, epoch) = World::leading().await;
+    let stages = [
+        RebuildStage::Retaining,
+        RebuildStage::Stopping,
+        RebuildStage::Replacing,
+        RebuildStage::Starting,
+        RebuildStage::Importing,
+        RebuildStage::Rebuilt,
+        RebuildStage::GivingBack,
+        RebuildStage::GivenBack,
+    ];
+    for stage in stages {
+        let record = Record::Rebuild(Box::new(rebuild(epoch, stage)));
+        world.directory.commit(&record, epoch).await.unwrap();
+        assert_eq!(world.directory.records().await.unwrap(), vec![record]);
+    }
+    let id = ObjectId::namespaced("Recovery", &shop("web"));
+    let shown = world.get(&id);
+    assert_eq!(
+        (&shown["spec"]["vm"], &shown["status"]["rebuild"]["stage"]),
+        (&json!("web"), &json!("GivenBack"))
+    );
+    assert_eq!(shown["status"]["rebuild"]["disks"][0]["oldVolume"], "pv-web");
 }
 
 #[tokio::test]

@@ -151,6 +151,85 @@ fn unknown_owners_and_sources_stay_unknown() {
 }
 
 #[test]
+fn data_volumes_say_whether_they_would_import_again() {
+    let volume = |name: &str, annotations: &str, spec: &str| {
+        format!(
+            "apiVersion: cdi.kubevirt.io/v1beta1\nkind: DataVolume\nmetadata: {{namespace: shop, name: {name}, \
+             annotations: {annotations}}}\nspec: {spec}\nstatus: {{phase: Succeeded}}\n---\n"
+        )
+    };
+    let text = [
+        volume("http", "{}", "{source: {http: {url: 'https://images.example/a'}}}"),
+        volume("blank", "{}", "{source: {blank: {}}}"),
+        volume("cloned", "{}", "{source: {pvc: {namespace: golden, name: debian}}}"),
+        volume("named", "{}", "{sourceRef: {kind: DataSource, name: debian}}"),
+        volume("vddk", "{}", "{source: {vddk: {url: 'https://vcenter.example'}}}"),
+        volume(
+            "moved",
+            "{cdi.kubevirt.io/storage.prePopulated: moved}",
+            "{source: {registry: {url: 'docker://images.example/a'}}}",
+        ),
+    ];
+    let snapshot = read_text(&text.concat());
+    assert_eq!(snapshot.problems, vec![]);
+    let images: Vec<_> = snapshot
+        .fleet
+        .data_volumes
+        .iter()
+        .map(|(key, found)| (key.name.as_str(), found.image.is_some(), found.pre_populated))
+        .collect();
+    assert_eq!(
+        images,
+        [
+            ("blank", false, false),
+            ("cloned", false, false),
+            ("http", true, false),
+            ("moved", true, true),
+            ("named", false, false),
+            ("vddk", false, false),
+        ]
+    );
+    assert!(snapshot.fleet.data_volumes.values().all(|found| found.phase == "Succeeded"));
+}
+
+#[test]
+fn a_node_whose_agent_was_heard_once_is_known_by_its_node_health() {
+    let health = |name: &str, status: &str| {
+        format!(
+            "apiVersion: somersault.novasphere.dev/v1alpha1\nkind: NodeHealth\nmetadata: {{name: {name}}}\nspec: {{}}\n{status}---\n"
+        )
+    };
+    let text = [
+        health("n1", "status: {state: Healthy, message: '', bootID: boot-7, proofsPossible: []}\n"),
+        health("n2", "status: {state: NoAgent, message: '', proofsPossible: []}\n"),
+        health("n3", ""),
+    ];
+    let snapshot = read_text(&text.concat());
+    assert_eq!(snapshot.problems, vec![]);
+    let seen: Vec<_> =
+        snapshot.fleet.agents_seen.iter().map(|(node, boot)| (node.as_str(), boot.0.as_str())).collect();
+    assert_eq!(seen, [("n1", "boot-7")]);
+}
+
+#[test]
+fn launchers_that_no_vm_owns_are_strays_and_topologies_bound_a_class() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: stray, labels: {kubevirt.io: virt-launcher}}\n\
+                spec: {nodeName: n1, containers: []}\nstatus: {phase: Running}\n---\n\
+                apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: ended, labels: {kubevirt.io: virt-launcher}}\n\
+                spec: {nodeName: n2, containers: []}\nstatus: {phase: Succeeded}\n---\n\
+                apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: other}\n\
+                spec: {nodeName: n3, containers: []}\nstatus: {phase: Running}\n---\n\
+                apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: east}\nprovisioner: p\n\
+                allowedTopologies: [{matchLabelExpressions: [{key: zone, values: [east]}]}]\n";
+    let snapshot = read_text(text);
+    assert_eq!(snapshot.problems, vec![]);
+    let strays: Vec<_> = snapshot.fleet.stray_launchers.iter().map(NodeName::as_str).collect();
+    assert_eq!(strays, ["n1"]);
+    let allowed = snapshot.fleet.classes["east"].allowed_topologies.as_ref().unwrap();
+    assert_eq!((allowed.terms[0][0].key.as_str(), allowed.terms[0][0].operator.as_str()), ("zone", "In"));
+}
+
+#[test]
 fn pods_that_no_vm_owns_use_their_claims() {
     let fleet = read_dump(&fixtures()).unwrap().fleet;
     let others: Vec<_> = fleet.claims_used_by_others.iter().map(|key| key.name.as_str()).collect();

@@ -20,13 +20,13 @@ use crate::BootTime;
 use crate::evacuation::Evacuations;
 use crate::fencing::agents::{PowerOff, Rounds};
 use crate::fencing::lease::LeaseWatch;
-use crate::fencing::{Around, Case, FenceStage, PowerTaints, given_by_others, words};
-use crate::fleet::{FENCING_TAINT, Fleet, NodeReport};
-use crate::io::{Action, Effect, Input, Order, Record, RecordKey, Requests};
+use crate::fencing::{Around, Case, FenceProof, FenceStage, PowerTaints, given_by_others, words};
+use crate::fleet::{FENCING_TAINT, Fleet, NodeReport, OUT_OF_SERVICE_TAINT};
+use crate::io::{Action, Effect, Input, Notice, Order, Record, RecordKey, Requests, Severity, Subject};
 use crate::liveness::{BeatOf, Liveness, Phase};
 use crate::migration::{Context, Migrations};
 use crate::names::{BootId, NodeName, OrderId};
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyError};
 use crate::recovery::{Recovery, Trouble};
 use crate::scene::{Facts, Scene};
 use crate::view::Milestone;
@@ -35,6 +35,8 @@ use crate::view::Milestone;
 #[derive(Debug)]
 pub struct Coordinator {
     facts: Facts,
+    /// The policy as it was last given, of which `facts` hold what may change while we run.
+    given_policy: Policy,
     liveness: Liveness,
     power_taints: PowerTaints,
     rounds: Rounds,
@@ -47,6 +49,8 @@ pub struct Coordinator {
     reports: BTreeMap<NodeName, NodeReport>,
     /// Taints that were asked for and not seen yet, with the moment.
     tainting: BTreeMap<NodeName, (bool, BootTime)>,
+    /// The same for out-of-service taints.
+    calling: BTreeMap<NodeName, (Action, BootTime)>,
     past_timelines: BTreeMap<NodeName, Vec<(Milestone, BootTime)>>,
     migrations: Migrations,
     evacuations: Evacuations,
@@ -58,6 +62,7 @@ impl Coordinator {
     /// A coordinator that has seen nothing yet and does not lead.
     pub fn new(policy: Policy) -> Self {
         Self {
+            given_policy: policy.clone(),
             facts: Facts {
                 policy,
                 fleet: Fleet::default(),
@@ -76,6 +81,7 @@ impl Coordinator {
             undecided: true,
             reports: BTreeMap::new(),
             tainting: BTreeMap::new(),
+            calling: BTreeMap::new(),
             past_timelines: BTreeMap::new(),
             migrations: Migrations::default(),
             evacuations: Evacuations::default(),
@@ -84,7 +90,7 @@ impl Coordinator {
         }
     }
 
-    /// The policy that it was made with.
+    /// The policy that it goes by.
     pub fn policy(&self) -> &Policy {
         &self.facts.policy
     }
@@ -169,6 +175,10 @@ impl Coordinator {
                 self.facts.requests = *requests;
                 return Input::Tick;
             }
+            Input::Policy(policy) => {
+                self.take_policy(*policy, fx);
+                return Input::Tick;
+            }
             Input::Report { node, report } => {
                 self.facts.fleet.reports.insert(node.clone(), (*report).clone());
                 self.reports.insert(node, *report);
@@ -202,8 +212,10 @@ impl Coordinator {
                     case.fence_ended(&scene, *epoch, result, fx);
                 }
             }
-            Input::Stalled(_) => self.liveness.restart_timers(&scene),
+            Input::Stalled(_) => self.liveness.restart_timers(&scene, self.now, "our own loop stood still"),
             Input::Committed(RecordKey::Fence(node)) => self.fence_committed(node, fx),
+            Input::Committed(RecordKey::Rebuild(vm)) => self.recovery.rebuild_committed(&scene, vm, fx),
+            Input::CommitRefused(RecordKey::Rebuild(vm)) => self.recovery.rebuild_refused(&scene, vm),
             Input::CommitRefused(RecordKey::Fence(node)) => {
                 if let Some(case) = self.cases.get_mut(node) {
                     case.refused(&scene, fx);
@@ -236,6 +248,46 @@ impl Coordinator {
         }
     }
 
+    fn take_policy(&mut self, given: Policy, fx: &mut Vec<Effect>) {
+        if given == self.given_policy {
+            return;
+        }
+        let adopted = self.facts.policy.adopt(&given);
+        self.given_policy = given;
+        let (policy, kept) = match adopted {
+            Ok(adopted) => adopted,
+            Err(error) => return self.tell(fx, Severity::Warning, "PolicyRefused", policy_refused(&error)),
+        };
+        let before = std::mem::replace(&mut self.facts.policy, policy);
+        let detection = &self.facts.policy.detection;
+        if *detection != before.detection {
+            // Agents learn the new interval with the answer to the next beat, which is due by the old one.
+            let from = self.now + detection.beat.max(before.detection.beat);
+            let scene = Scene { now: self.now, facts: &self.facts };
+            self.liveness.restart_timers(&scene, from, "the policy changed");
+        }
+        self.undecided = true;
+        if self.facts.policy != before {
+            let message = "The policy changed, and counts from now on.".to_owned();
+            self.tell(fx, Severity::Info, "PolicyChanged", message);
+        }
+        if !kept.is_empty() {
+            let message = format!(
+                "The policy changed in {}, which counts only once every coordinator was started anew: \
+                 `kubectl rollout restart`.",
+                kept.join(" and ")
+            );
+            self.tell(fx, Severity::Warning, "PolicyNeedsRestart", message);
+        }
+    }
+
+    /// A notice about ourselves; a follower says nothing.
+    fn tell(&self, fx: &mut Vec<Effect>, severity: Severity, reason: &'static str, message: String) {
+        if self.facts.epoch.is_some() {
+            fx.push(Effect::Notify(Notice { severity, subject: Subject::Coordinator, reason, message }));
+        }
+    }
+
     fn begin_leading(&mut self, epoch: u64, records: &[Record]) {
         self.stop_leading();
         self.facts.epoch = Some(epoch);
@@ -262,6 +314,13 @@ impl Coordinator {
             self.recovery.begin(&node);
             self.cases.insert(node, case);
         }
+        for record in records {
+            if let Record::Rebuild(record) = record
+                && !record.stage.is_final()
+            {
+                self.recovery.inherit_rebuild(&scene, (**record).clone());
+            }
+        }
         self.undecided = true;
     }
 
@@ -270,6 +329,7 @@ impl Coordinator {
         self.cases.clear();
         self.recovery.clear();
         self.tainting.clear();
+        self.calling.clear();
         self.trouble = Trouble::default();
     }
 
@@ -334,6 +394,7 @@ impl Coordinator {
         }
         self.recover(&declared, fx);
         self.taint(fx);
+        self.call_out_of_service(fx);
     }
 
     /// Nodes that are gone while nothing was wrong with them are simply forgotten.
@@ -388,7 +449,7 @@ impl Coordinator {
             trouble.proven.extend(case.proof(&scene).map(|proof| (node.clone(), proof)));
         }
         // A node that was never heard from is left to the scheduler's judgement.
-        let fit = |phase| matches!(phase, Phase::Healthy | Phase::NoAgent);
+        let fit = |phase| matches!(phase, Phase::Healthy | Phase::NoAgent | Phase::Expected);
         let unusable = self.liveness.pulses().filter(|(_, pulse)| !fit(pulse.phase)).map(|(node, _)| node);
         trouble.unusable = unusable.chain(&trouble.returned).cloned().collect();
         trouble
@@ -418,6 +479,37 @@ impl Coordinator {
         }
     }
 
+    /// Sets and removes the out-of-service taint, where people want it, again and again until the cluster shows it.
+    fn call_out_of_service(&mut self, fx: &mut Vec<Effect>) {
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let wanted: BTreeMap<&NodeName, &FenceProof> = if self.facts.policy.recovery.out_of_service {
+            self.recovery.out_of_service(&scene, &self.trouble).collect()
+        } else {
+            BTreeMap::new()
+        };
+        for (name, node) in &self.facts.fleet.nodes {
+            let action = match wanted.get(name) {
+                // Somebody else's does the same.
+                Some(&proof) if !node.has_taint(OUT_OF_SERVICE_TAINT) => {
+                    Action::OutOfService { proof: proof.clone() }
+                }
+                None if node.is_out_of_service_by_us() => Action::InService { node: name.clone() },
+                _ => {
+                    self.calling.remove(name);
+                    continue;
+                }
+            };
+            let asked = self.calling.get(name);
+            if asked.is_some_and(|(what, at)| {
+                *what == action && self.now < *at + self.facts.policy.recovery.retry
+            }) {
+                continue;
+            }
+            self.calling.insert(name.clone(), (action.clone(), self.now));
+            fx.push(Effect::Act(action));
+        }
+    }
+
     fn move_disks(&mut self, input: &Input, was_leading: Option<u64>, fx: &mut Vec<Effect>) {
         let Some(epoch) = self.facts.epoch.or(was_leading) else { return };
         let usable = self.usable();
@@ -443,7 +535,8 @@ impl Coordinator {
         let scene = Scene { now: self.now, facts: &self.facts };
         let retry = self.facts.policy.recovery.retry;
         let cases = self.cases.values().filter_map(|case| case.next_deadline(&scene, &self.leases));
-        let taints = self.tainting.values().map(|(_, at)| *at + retry);
+        let called = self.calling.values().map(|(_, at)| *at + retry);
+        let taints = self.tainting.values().map(|(_, at)| *at + retry).chain(called);
         [
             self.liveness.next_deadline(&scene),
             self.rounds.next_deadline(),
@@ -457,4 +550,11 @@ impl Coordinator {
         .chain(taints)
         .min()
     }
+}
+
+fn policy_refused(error: &PolicyError) -> String {
+    format!(
+        "The changed policy contradicts what stays as it is until the coordinators start anew, and is not taken: \
+         {error}."
+    )
 }

@@ -6,7 +6,8 @@
 //! meant to be stopped ────────────────────────────────────────────► NothingToDo
 //! any blocker: a local or unknown disk, a shared claim, a live
 //!   migration, paused, never ran, run strategy Manual or Once ────► ManualRecovery
-//!   … only system disks, with an image, and the owner agrees ─────► Rebuild, if a node fits
+//!   … only system disks that CDI would import anew, from an image,
+//!     on another node, and the owner agrees ──────────────────────► Rebuild, if a node fits
 //! no blocker ─────────────────────────────────────────────────────► Recreate, if a node fits, else ManualRecovery
 //! ```
 //!
@@ -196,7 +197,7 @@ fn decide_with(
     let (kind, success) = if findings.is_empty() {
         (DecisionKind::Recreate, recreate_reason(&examined))
     } else {
-        match disks::rebuild(vm, &findings, &examined) {
+        match disks::rebuild(fleet, vm, &findings, &examined) {
             Ok(reason) => (DecisionKind::Rebuild, reason),
             Err(refusal) => {
                 findings.extend(refusal);

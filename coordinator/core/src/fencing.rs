@@ -161,8 +161,11 @@ impl PowerTaints {
             let before = node.boot_id.clone().and_then(|boot| self.boots.insert(name.clone(), boot));
             let booted = before.is_some() && before != node.boot_id;
             for (taint, kind) in POWER_TAINTS {
+                // What we have set ourselves follows from a proof and is none.
+                let set =
+                    node.taints.iter().any(|other| other.key == taint && !other.is_our_out_of_service());
                 let seen = self.seen.entry((name.clone(), kind)).or_insert(Seen::LeftOver);
-                *seen = match (node.has_taint(taint), *seen) {
+                *seen = match (set, *seen) {
                     (false, _) => Seen::Absent,
                     (true, _) if booted => Seen::LeftOver,
                     (true, Seen::Absent) => Seen::Appeared,

@@ -23,6 +23,14 @@ pub struct Fleet {
     pub vms: BTreeMap<Key, Vm>,
     /// Claims that a pod other than a VM's own launcher or hotplug pod uses.
     pub claims_used_by_others: BTreeSet<Key>,
+    /// Nodes with a launcher or hotplug pod that belongs to no VM of ours.
+    pub stray_launchers: BTreeSet<NodeName>,
+    /// Every CDI `DataVolume`.
+    pub data_volumes: BTreeMap<Key, DataVolume>,
+    /// Every `VolumeAttachment`, by name.
+    pub attachments: BTreeMap<String, Attachment>,
+    /// Nodes whose agent has beaten some time, with the boot of its last beat, as our own objects tell.
+    pub agents_seen: BTreeMap<NodeName, BootId>,
     /// Last report of each agent, whether it is alive now or not.
     pub reports: BTreeMap<NodeName, NodeReport>,
 }
@@ -52,6 +60,8 @@ pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 pub const CLOUD_SHUTDOWN_TAINT: &str = "node.cloudprovider.kubernetes.io/shutdown";
 /// Taint of a person or another remediator: the machine is out of service.
 pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
+/// Value of the out-of-service taint where we have set it ourselves.
+pub const OUT_OF_SERVICE_OURS: &str = "somersault";
 /// Our own `NoSchedule` taint, from the declaration until Quarantine ends.
 pub const FENCING_TAINT: &str = "somersault.novasphere.dev/unreachable";
 
@@ -65,6 +75,11 @@ impl Node {
     pub fn has_taint(&self, key: &str) -> bool {
         self.taints.iter().any(|taint| taint.key == key)
     }
+
+    /// Whether the out-of-service taint is set by us.
+    pub fn is_out_of_service_by_us(&self) -> bool {
+        self.taints.iter().any(Taint::is_our_out_of_service)
+    }
 }
 
 /// One taint.
@@ -76,6 +91,13 @@ pub struct Taint {
     pub value: String,
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     pub effect: String,
+}
+
+impl Taint {
+    /// The out-of-service taint, with our value.
+    pub fn is_our_out_of_service(&self) -> bool {
+        self.key == OUT_OF_SERVICE_TAINT && self.value == OUT_OF_SERVICE_OURS
+    }
 }
 
 /// One toleration, as Kubernetes writes it; absent fields are empty.
@@ -286,6 +308,35 @@ pub struct StorageClass {
     pub waits_for_consumer: bool,
     /// `parameters`.
     pub parameters: BTreeMap<String, String>,
+    /// `allowedTopologies`; `None` where volumes may be made anywhere.
+    pub allowed_topologies: Option<NodeSelector>,
+}
+
+/// A CDI `DataVolume`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DataVolume {
+    /// `status.phase`.
+    pub phase: String,
+    /// Annotation `cdi.kubevirt.io/storage.prePopulated`: CDI never fills its claim again.
+    pub pre_populated: bool,
+    /// The image that CDI would import again, as it would the first time; `None` where the content came from an
+    /// upload, a clone, a snapshot, another hypervisor, or is blank.
+    pub image: Option<String>,
+}
+
+/// A `VolumeAttachment`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.nodeName`.
+    pub node: NodeName,
+    /// `spec.source.persistentVolumeName`.
+    pub volume: Option<VolumeName>,
+    /// `status.attached`.
+    pub attached: bool,
+    /// It is being deleted already.
+    pub deleting: bool,
 }
 
 /// A `VirtualMachine` with what belongs to it.

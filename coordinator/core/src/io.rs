@@ -9,6 +9,8 @@ use crate::fencing::{FenceProof, FenceRecord};
 use crate::fleet::{Fleet, NodeReport, Owner, SavedStart, VolumeMode};
 use crate::migration::{MigrationRecord, MigrationSpec};
 use crate::names::{BootId, Key, NodeName, OrderId, Uid, VolumeName};
+use crate::policy::Policy;
+use crate::rebuild::RebuildRecord;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +74,8 @@ pub enum Input {
     Fleet(Box<Fleet>),
     /// What people ask for was read anew.
     Requests(Box<Requests>),
+    /// The policy changed. What may change while we run does, from now on: see [`Policy::adopt`].
+    Policy(Box<Policy>),
     /// The fence agent's run ended.
     FenceEnded {
         /// The node.
@@ -213,6 +217,8 @@ pub enum Record {
     Migration(Box<MigrationRecord>),
     /// How far an evacuation has come.
     Evacuation(EvacuationRecord),
+    /// How far the rebuilding of a VM has come.
+    Rebuild(Box<RebuildRecord>),
 }
 
 /// Which record.
@@ -224,6 +230,8 @@ pub enum RecordKey {
     Migration(Key),
     /// Of an evacuation.
     Evacuation(String),
+    /// Of a VM that is rebuilt.
+    Rebuild(Key),
 }
 
 impl Record {
@@ -233,6 +241,7 @@ impl Record {
             Self::Fence(record) => RecordKey::Fence(record.node.clone()),
             Self::Migration(record) => RecordKey::Migration(record.key.clone()),
             Self::Evacuation(record) => RecordKey::Evacuation(record.name.clone()),
+            Self::Rebuild(record) => RecordKey::Rebuild(record.vm.clone()),
         }
     }
 }
@@ -344,6 +353,27 @@ pub enum Action {
         /// Why this is safe.
         proof: FenceProof,
     },
+    /// Delete a `VolumeAttachment` of a fenced node, so that its volume can be attached elsewhere at once. Only of a
+    /// volume whose VM's launcher there is gone.
+    DeleteAttachment {
+        /// Its name.
+        attachment: String,
+        /// Precondition.
+        uid: Uid,
+        /// Why this is safe.
+        proof: FenceProof,
+    },
+    /// Set the out-of-service taint with our value: PodGC then deletes every pod of the node, and the attach-detach
+    /// controller detaches its volumes at once.
+    OutOfService {
+        /// Why this is safe, and which node.
+        proof: FenceProof,
+    },
+    /// Remove the out-of-service taint where its value is ours.
+    InService {
+        /// The node.
+        node: NodeName,
+    },
     /// Create a `VolumeMigration` for an evacuation.
     CreateMigration {
         /// Its key; derived from the evacuation, so that a second creation is noticed.
@@ -397,6 +427,19 @@ pub enum Action {
         claim: Key,
         /// Precondition.
         uid: Uid,
+    },
+    /// Delete a claim so that its `DataVolume` makes it anew and imports its image once more. Refused where that
+    /// would not happen (no controlling `DataVolume`, or one that is pre-populated), where the volume is not on
+    /// reclaim policy Retain, and where a scheduled pod uses the claim.
+    ReimportClaim {
+        /// Which.
+        claim: Key,
+        /// Precondition.
+        uid: Uid,
+        /// The `DataVolume` that must control it.
+        data_volume: String,
+        /// The volume that it is bound to, and that must be kept.
+        volume: VolumeName,
     },
     /// Point a volume to a claim by `claimRef{namespace,name}`, in one patch, never through null.
     PrebindVolume {

@@ -24,6 +24,7 @@ pub mod locality;
 pub mod migration;
 pub mod names;
 pub mod policy;
+pub mod rebuild;
 mod recovery;
 pub mod runbook;
 mod scene;

@@ -13,6 +13,10 @@
 //!                          └── incident closed, or Quarantine begun ◄────────────────────────────────────────┘
 //! ```
 //!
+//! A node whose agent beat in the time of an earlier coordinator, as its `NodeHealth` tells, and which we have not heard
+//! ourselves yet, is `Expected`: its silence counts from our start or leadership, and 30 s more for agents that start
+//! together with us. It leads to `Healthy` by a beat, and to `Suspect` without one.
+//!
 //! A node in `StormHold` for which somebody else gives a proof is declared at once. A goodbye makes silence
 //! unsuspicious for a while. A leader change and a stall of our own loop start every timer anew. A Node object
 //! that is gone takes its node out of the diagram; a node without one is never judged. Declaring needs
@@ -37,6 +41,9 @@ const PEERS_ASKED: usize = 3;
 const KUBELET_FRESH: Duration = Duration::from_secs(15);
 /// How long a node without a Node object is remembered after its last beat: its object may just be late.
 const FORGET_AFTER: Duration = Duration::from_mins(10);
+/// How long an agent that beat for an earlier coordinator has to find us. One that lives tries twice a second; one
+/// whose pod is being replaced together with ours takes half a minute.
+const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
 /// How late a beat of an ended boot may arrive: its stream dies with it, and what was under way arrives at once.
 const LATE_BEAT_MAX: Duration = Duration::from_secs(10);
 /// Earlier boots that are remembered, so that a late beat of one is not taken for a new boot.
@@ -54,6 +61,8 @@ pub(crate) struct Liveness {
 pub(crate) enum Phase {
     /// Never heard from.
     NoAgent,
+    /// Not heard from since we started, but by a coordinator before us.
+    Expected,
     /// Beats arrive.
     Healthy,
     /// Beats are missing.
@@ -153,7 +162,7 @@ impl Liveness {
         let (before, silent_for) = (pulse.phase, scene.now.saturating_sub(pulse.since));
         pulse.enter(Phase::Healthy, scene.now, "beats arrive".to_owned());
         self.storm.cleared(node);
-        if scene.facts.epoch.is_some() && before != Phase::NoAgent {
+        if scene.facts.epoch.is_some() && !matches!(before, Phase::NoAgent | Phase::Expected) {
             let message =
                 format!("{node} beats again after {silent_for:.1?} of suspicion; nothing was done.");
             tell_node(fx, Severity::Info, node, "NodeHealthy", message);
@@ -192,6 +201,13 @@ impl Liveness {
 
     /// The cluster was read anew. A boot id in Node.status that changes is a kubelet at work.
     pub fn fleet_read(&mut self, scene: &Scene<'_>) {
+        for (node, boot) in scene.facts.fleet.agents_seen.iter().filter(|(node, _)| scene.exists(node)) {
+            let pulse = self.nodes.entry(node.clone()).or_insert_with(|| Pulse::new(scene.now));
+            if pulse.phase == Phase::NoAgent {
+                pulse.boot = Some(boot.clone());
+                pulse.expect(scene.now);
+            }
+        }
         for (name, pulse) in &mut self.nodes {
             let Some(node) = scene.facts.fleet.nodes.get(name) else { continue };
             if node.boot_id.is_some() && pulse.status_boot != node.boot_id {
@@ -203,14 +219,14 @@ impl Liveness {
         }
     }
 
-    /// Our own loop stood still: whatever did not arrive meanwhile says nothing.
-    pub fn restart_timers(&mut self, scene: &Scene<'_>) {
+    /// Silence counts from `from` only: our own loop stood still, or beats are due at other times now.
+    pub fn restart_timers(&mut self, scene: &Scene<'_>, from: BootTime, why: &str) {
         self.storm.restart();
         for (node, pulse) in &mut self.nodes {
-            pulse.quiet_since = pulse.quiet_since.max(scene.now);
+            pulse.quiet_since = pulse.quiet_since.max(from);
             match pulse.phase {
                 Phase::Suspect => {
-                    pulse.enter(Phase::Healthy, scene.now, "our own loop stood still".to_owned());
+                    pulse.enter(Phase::Healthy, scene.now, why.to_owned());
                     self.storm.cleared(node);
                 }
                 Phase::AgentSilent | Phase::Partitioned => pulse.round = Round::over(scene.now),
@@ -224,8 +240,13 @@ impl Liveness {
         self.storm.reset();
         for pulse in self.nodes.values_mut() {
             pulse.quiet_since = pulse.quiet_since.max(scene.now);
-            if pulse.phase != Phase::NoAgent {
+            if pulse.phase == Phase::NoAgent {
+                continue;
+            }
+            if pulse.last_beat.is_some() {
                 pulse.enter(Phase::Healthy, scene.now, "timers start anew with a new leader".to_owned());
+            } else {
+                pulse.expect(scene.now);
             }
         }
     }
@@ -319,7 +340,8 @@ impl Liveness {
         let suspect_after = scene.facts.policy.detection.suspect();
         let quiet = |node: &&NodeName| {
             let pulse = &self.nodes[*node];
-            pulse.phase == Phase::Healthy && scene.now >= pulse.quiet_since + suspect_after
+            matches!(pulse.phase, Phase::Healthy | Phase::Expected)
+                && scene.now >= pulse.quiet_since + suspect_after
         };
         let quiet: Vec<NodeName> = known.iter().filter(quiet).cloned().collect();
         // All of them first, so that none of them is asked about another.
@@ -400,6 +422,14 @@ impl Pulse {
     /// Nothing was heard of it for a while, or ever.
     pub fn is_quiet(&self, now: BootTime) -> bool {
         self.last_beat.is_none_or(|at| now.saturating_sub(at) > FORGET_AFTER)
+    }
+
+    /// Beats are to arrive soon, of an agent that we have not heard ourselves.
+    fn expect(&mut self, now: BootTime) {
+        self.quiet_since = now + EXPECTED_WITHIN;
+        let why =
+            format!("its agent beat before this coordinator started; silence counts in {EXPECTED_WITHIN:?}");
+        self.enter(Phase::Expected, now, why);
     }
 
     /// Whether this boot has ended, as far as we know.
@@ -493,8 +523,12 @@ impl Pulse {
             self.enter(phase, scene.now, format!("no beats, but {how}"));
             self.tell_alive(node, how, fx);
         } else if scene.now >= self.quiet_since + scene.facts.policy.detection.declare {
-            let silent = scene.now.saturating_sub(self.last_beat.unwrap_or(self.quiet_since));
-            let why = format!("no beat for {silent:.1?}, and every probe is silent");
+            let why = match self.last_beat {
+                Some(at) => {
+                    format!("no beat for {:.1?}, and every probe is silent", scene.now.saturating_sub(at))
+                }
+                None => "no beat since this coordinator started, and every probe is silent".to_owned(),
+            };
             self.enter(Phase::Declared, scene.now, why);
         }
     }
@@ -540,7 +574,7 @@ impl Pulse {
         let detection = &scene.facts.policy.detection;
         let over = self.round.is_over(scene.now);
         match self.phase {
-            Phase::Healthy => Some(self.quiet_since + detection.suspect()),
+            Phase::Healthy | Phase::Expected => Some(self.quiet_since + detection.suspect()),
             Phase::Suspect if over => Some(self.quiet_since + detection.declare),
             Phase::AgentSilent | Phase::Partitioned if over => Some(self.round.started + detection.declare),
             Phase::Suspect | Phase::AgentSilent | Phase::Partitioned => Some(self.round.deadline),

@@ -177,6 +177,8 @@ pub struct Recovery {
     pub restart_timeout: Duration,
     /// How long a node that came back must beat before it is trusted.
     pub quarantine: Duration,
+    /// Set the out-of-service taint too, where every launcher of a proven node is to be recreated.
+    pub out_of_service: bool,
 }
 
 /// Evacuation without a person's order, when a disk starts to fail.
@@ -257,6 +259,32 @@ impl Policy {
         self
     }
 
+    /// This policy, changed to `newer` as far as it may change while we run; and the names of what stays as it is
+    /// until the coordinator starts anew:
+    /// - `lease`: hosts still hold grants of the old length, and waiting shorter than they hold would be fatal;
+    /// - `leader`: who may lead is agreed between coordinators that count with the same times;
+    /// - `watchdogFencing`, which no policy file can fill.
+    ///
+    /// Everything else takes effect with the next look at it; what is under way (a run of a fence agent, a deletion)
+    /// ends by the rules under which it began.
+    pub fn adopt(&self, newer: &Self) -> Result<(Self, Vec<&'static str>), PolicyError> {
+        let mut limits = newer.0.clone();
+        let mut kept = Vec::new();
+        if limits.lease != self.lease {
+            limits.lease = self.lease.clone();
+            kept.push("lease");
+        }
+        if limits.leader != self.leader {
+            limits.leader = self.leader.clone();
+            kept.push("leader");
+        }
+        limits.watchdog_fencing.clone_from(&self.watchdog_fencing);
+        // What held of the new values together need not hold of new ones beside old ones.
+        check_detection(&limits)?;
+        check_waits(&limits)?;
+        Ok((Self(limits), kept))
+    }
+
     /// Differs when the values differ that every host must share (FNV-1a over them).
     pub fn lease_hash(&self) -> u64 {
         let Lease { lease, watchdog, io, drift, margin } = &self.0.lease;
@@ -319,6 +347,7 @@ fn limits(spec: PolicySpec) -> Limits {
             attempts_max: spec.recovery.attempts_max,
             restart_timeout: ms(spec.recovery.restart_timeout_ms),
             quarantine: ms(spec.recovery.quarantine_ms),
+            out_of_service: spec.recovery.out_of_service,
         },
         evacuation: AutomaticEvacuation {
             automatic: spec.evacuation.automatic,

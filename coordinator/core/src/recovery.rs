@@ -9,26 +9,35 @@
 //!                                              └──────────────── started elsewhere by a person ─────────────► Recovered
 //! ```
 //!
+//! A VM that is decided `Rebuild` goes the same way; instead of `Acting` begins what [`crate::rebuild`] draws.
+//!
 //! Deleting a launcher is the permission to run its VM elsewhere, so a pod is deleted only when
 //! - the proof of its node's death is stored under our epoch, and the node has not come back;
 //! - its instance had run on that node when the proof was stored: such a launcher died with that boot, while one
 //!   that was still waiting may start the moment the machine is switched on;
-//! - the VM is decided `Recreate` at that very moment, with every node on which it may run proven;
+//! - the VM is decided `Recreate` (or `Rebuild`, and stopped) at that very moment, with every node on which it may run
+//!   proven;
 //! - the node has our taint, or the scheduler would put the new launcher back on it.
+//!
+//! Once a VM's launcher is gone, the `VolumeAttachment`s of its volumes to that node are deleted under the same proof:
+//! otherwise Kubernetes waits six minutes before it attaches them elsewhere.
 
 mod incident;
+mod rebuild;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::incident::{Incident, VmCase};
+use self::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decider, DecisionKind, Question};
 use crate::fencing::{FenceProof, Settled};
 use crate::fleet::FENCING_TAINT;
 use crate::io::{Action, Effect};
 use crate::names::{Key, NodeName, Uid};
+use crate::rebuild::RebuildRecord;
 use crate::runbook::runbook;
 use crate::scene::Scene;
 use crate::view::{RecoveryProgress, RecoveryView};
@@ -40,6 +49,8 @@ const ENDED_MAX: usize = 1_000;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recovery {
     incidents: BTreeMap<NodeName, Incident>,
+    /// They outlive the incident that they began in.
+    rebuilds: BTreeMap<Key, Rebuild>,
     ended: BTreeMap<Key, RecoveryView>,
 }
 
@@ -81,6 +92,32 @@ impl Recovery {
     /// We lead no more: whoever does starts from the records.
     pub fn clear(&mut self) {
         self.incidents.clear();
+        self.rebuilds.clear();
+    }
+
+    /// A leader before us left this record, of a rebuild that is not over.
+    pub fn inherit_rebuild(&mut self, scene: &Scene<'_>, record: RebuildRecord) {
+        self.rebuilds.insert(record.vm.clone(), Rebuild::inherited(scene, record));
+    }
+
+    /// The record of a rebuild is stored.
+    pub fn rebuild_committed(&mut self, scene: &Scene<'_>, vm: &Key, fx: &mut Vec<Effect>) {
+        let Some(rebuild) = self.rebuilds.get_mut(vm) else { return };
+        rebuild.committed(scene, fx);
+        if rebuild.is_over() {
+            let view = rebuild.view(scene.facts.policy.recovery.attempts_max);
+            self.rebuilds.remove(vm);
+            if self.ended.len() < ENDED_MAX {
+                self.ended.insert(vm.clone(), view);
+            }
+        }
+    }
+
+    /// The record of a rebuild was refused.
+    pub fn rebuild_refused(&mut self, scene: &Scene<'_>, vm: &Key) {
+        if let Some(rebuild) = self.rebuilds.get_mut(vm) {
+            rebuild.refused(scene);
+        }
     }
 
     /// The cluster was read anew, or a node changed its state: decide again what is not yet acted upon.
@@ -93,7 +130,7 @@ impl Recovery {
         let decider = Decider::new(fleet, &scene.facts.policy.class_overrides);
         for (node, incident) in &mut self.incidents {
             let returned = trouble.returned.contains(node);
-            incident.look(scene, node, !returned, fx);
+            incident.look(scene, node, !returned, &self.rebuilds, fx);
             if returned {
                 incident.node_returned(scene, node, fx);
                 continue;
@@ -120,21 +157,48 @@ impl Recovery {
 
     /// Acts on what is decided and proven, within the limit.
     pub fn act(&mut self, scene: &Scene<'_>, trouble: &Trouble, fx: &mut Vec<Effect>) {
-        let busy = self.incidents.values().map(|incident| incident.places_taken(scene)).sum();
-        let mut places = scene.facts.policy.recovery.concurrent_max.saturating_sub(busy);
+        for rebuild in self.rebuilds.values_mut() {
+            rebuild.advance(scene, trouble, fx);
+        }
+        let busy: usize = self.incidents.values().map(|incident| incident.places_taken(scene)).sum();
+        let rebuilt = self.rebuilds.values().filter(|rebuild| rebuild.takes_place(scene)).count();
+        let mut places = scene.facts.policy.recovery.concurrent_max.saturating_sub(busy + rebuilt);
+        let mut begun = Vec::new();
         for (node, incident) in &mut self.incidents {
             let (Some(proof), Some(object)) = (trouble.proven.get(node), scene.facts.fleet.nodes.get(node))
             else {
                 continue;
             };
             if object.has_taint(FENCING_TAINT) || incident.tainted {
-                incident.act(scene, proof, trouble, &mut places, fx);
+                incident.act(scene, proof, trouble, &mut places, &mut begun, fx);
             }
         }
+        for (key, mut rebuild) in begun {
+            rebuild.advance(scene, trouble, fx);
+            self.ended.remove(&key);
+            self.rebuilds.insert(key, rebuild);
+        }
+    }
+
+    /// Nodes that may be called out of service: proven, and every launcher on them, of whomever, is to be recreated.
+    pub fn out_of_service<'a>(
+        &'a self,
+        scene: &'a Scene<'_>,
+        trouble: &'a Trouble,
+    ) -> impl Iterator<Item = (&'a NodeName, &'a FenceProof)> {
+        let rebuilt = |node: &NodeName| self.rebuilds.values().any(|rebuild| rebuild.node() == node);
+        trouble.proven.iter().filter(move |(node, _)| {
+            !scene.facts.fleet.stray_launchers.contains(*node)
+                && !rebuilt(node)
+                && self.incidents.get(*node).is_some_and(Incident::is_all_recreated)
+        })
     }
 
     /// An action was performed. Returns the node whose VM it concerned, where it was one of ours.
     pub fn acted(&mut self, scene: &Scene<'_>, action: &Action, fx: &mut Vec<Effect>) -> Option<NodeName> {
+        if let Some(rebuild) = self.rebuilds.values_mut().find(|rebuild| rebuild.has_asked(action)) {
+            rebuild.acted(action);
+        }
         match action {
             Action::Taint { node } => {
                 self.incidents.get_mut(node)?.tainted = true;
@@ -142,7 +206,10 @@ impl Recovery {
             }
             Action::DeletePod { proof, .. } => {
                 let node = proof.node().clone();
-                self.incidents.get_mut(&node)?.deleted(scene, action, fx);
+                let rebuilt = self.rebuilds.values().any(|rebuild| rebuild.has_asked(action));
+                if !rebuilt {
+                    self.incidents.get_mut(&node)?.deleted(scene, action, fx);
+                }
                 Some(node)
             }
             _ => None,
@@ -151,7 +218,12 @@ impl Recovery {
 
     /// An action failed for good.
     pub fn failed(&mut self, scene: &Scene<'_>, action: &Action, why: &str, fx: &mut Vec<Effect>) {
-        let Action::DeletePod { proof, .. } = action else { return };
+        if let Some(rebuild) = self.rebuilds.values_mut().find(|rebuild| rebuild.has_asked(action)) {
+            return rebuild.failed(scene, action, why, fx);
+        }
+        let (Action::DeletePod { proof, .. } | Action::DeleteAttachment { proof, .. }) = action else {
+            return;
+        };
         if let Some(incident) = self.incidents.get_mut(proof.node()) {
             incident.delete_failed(scene, action, why, fx);
         }
@@ -159,21 +231,30 @@ impl Recovery {
 
     /// How far the VMs of a node are.
     pub fn settled(&self, scene: &Scene<'_>, node: &NodeName) -> Settled {
+        let mut rebuilds = self.rebuilds.values().filter(|rebuild| rebuild.node() == node);
+        let deleting = rebuilds.clone().any(Rebuild::is_deleting);
+        let rebuilding = rebuilds.clone().filter(|rebuild| rebuild.takes_place(scene)).count();
+        let rebuilt = rebuilds.next().is_some();
         let Some(incident) = self.incidents.get(node) else {
-            return Settled { idle: true, open: 0, acted: false };
+            return Settled { idle: !deleting, open: rebuilding, acted: rebuilt };
         };
         let is = |progress| move |case: &&VmCase| case.progress == progress;
         let acting = incident.vms.values().filter(is(RecoveryProgress::Acting)).count();
         let waiting = incident.vms.values().filter(is(RecoveryProgress::AwaitingProof)).count();
-        Settled { idle: acting == 0, open: waiting + incident.places_taken(scene), acted: incident.acted }
+        Settled {
+            idle: acting == 0 && !deleting,
+            open: waiting + incident.places_taken(scene) + rebuilding,
+            acted: incident.acted || rebuilt,
+        }
     }
 
     /// Launchers of a node that were deleted, and whose VMs may run elsewhere by now.
     pub fn superseded(&self, node: &NodeName) -> Vec<Uid> {
-        self.incidents
-            .get(node)
-            .map(|incident| incident.superseded.iter().cloned().collect())
-            .unwrap_or_default()
+        let incident = self.incidents.get(node).into_iter().flat_map(|incident| &incident.superseded);
+        let rebuilds = self.rebuilds.values().filter(|rebuild| rebuild.node() == node);
+        let pods: BTreeSet<&Uid> =
+            incident.chain(rebuilds.flat_map(Rebuild::pods).map(|pod| &pod.uid)).collect();
+        pods.into_iter().cloned().collect()
     }
 
     /// How many VMs of a node a person must see to, and how many not.
@@ -185,16 +266,22 @@ impl Recovery {
 
     /// When time alone changes something.
     pub fn next_deadline(&self, scene: &Scene<'_>) -> Option<BootTime> {
-        self.incidents.values().filter_map(|incident| incident.next_deadline(scene)).min()
+        let rebuilds = self.rebuilds.values().filter_map(|rebuild| rebuild.next_deadline(scene));
+        self.incidents.values().filter_map(|incident| incident.next_deadline(scene)).chain(rebuilds).min()
     }
 
     /// What to show. A VM that was caught by two incidents is shown in the one in which something happened last.
-    pub fn views(&self) -> BTreeMap<Key, RecoveryView> {
+    pub fn views(&self, scene: &Scene<'_>) -> BTreeMap<Key, RecoveryView> {
+        let attempts_max = scene.facts.policy.recovery.attempts_max;
+        let rebuilds = self
+            .rebuilds
+            .iter()
+            .map(|(key, rebuild)| (rebuild.since(), key.clone(), rebuild.view(attempts_max)));
         let running = self.incidents.iter().flat_map(|(node, incident)| {
             let view = move |(key, case): (&Key, &VmCase)| Some((case.since, key.clone(), case.view(node)?));
             incident.vms.iter().filter_map(view)
         });
-        let mut running: Vec<(BootTime, Key, RecoveryView)> = running.collect();
+        let mut running: Vec<(BootTime, Key, RecoveryView)> = running.chain(rebuilds).collect();
         running.sort_by_key(|(since, _, _)| *since);
         let mut views = self.ended.clone();
         views.extend(running.into_iter().map(|(_, key, view)| (key, view)));

@@ -28,6 +28,9 @@ pub fn runbook(fleet: &Fleet, decision: &Decision) -> String {
     }
     let _ = write!(text, "\n{}\n\n", where_it_ran(decision));
     text.push_str(&disks_chapter(fleet, decision));
+    if decision.kind == DecisionKind::Rebuild {
+        text.push_str(&rebuild_chapter(decision));
+    }
     text.push_str("## Options\n\n");
     let swaps = swap::local_claims(fleet, decision);
     let options = options(fleet, decision, vm, !swaps.is_empty());
@@ -47,7 +50,7 @@ fn headline(decision: &Decision) -> String {
             "It can be started elsewhere without a person, once its node is proven dead"
         }
         DecisionKind::Rebuild => {
-            "It can be rebuilt elsewhere: its system disk anew from the image, its data disks attached"
+            "It is rebuilt elsewhere once its node is proven dead: its system disk anew from the image, its data disks attached"
         }
         DecisionKind::ManualRecovery => {
             "It needs a person. Nothing of it has been touched, and nothing will be"
@@ -143,6 +146,32 @@ fn disks_chapter(fleet: &Fleet, decision: &Decision) -> String {
     }
     text.push_str("\nSizes and health are those of the last report of the node's agent.\n\n");
     text.push_str(&copies_chapter(decision));
+    text
+}
+
+/// What a rebuild does and does not bring back.
+pub(crate) fn rebuild_chapter(decision: &Decision) -> String {
+    let mut text = String::from(
+        "## What the rebuild does\n\nOnce the node is proven dead, the coordinator stops the VM, deletes the claim of each system disk \
+         below so that its DataVolume imports the image once more, and starts the VM on another node. Its other disks are attached as \
+         they are.\n\n",
+    );
+    for disk in decision.disks.iter().filter(|disk| matches!(disk.locality, Locality::Local { .. })) {
+        let or_unknown = |name: &Option<String>| name.as_deref().map_or_else(|| "unknown".to_owned(), code);
+        let _ = writeln!(
+            text,
+            "- {}: claim {} is made anew; the old volume {} is kept, on reclaim policy Retain",
+            code(&disk.disk),
+            or_unknown(&disk.claim),
+            or_unknown(&disk.volume),
+        );
+    }
+    text.push_str(
+        "\nWhat was written to the system disk is not on the new one: packages, settings, logs. To cloud-init the guest is a new \
+         instance: it makes new SSH host keys, and users and networks are set up as at the first start. What is needed of the old \
+         disk can be copied from the old volume once its node is back; remove that volume and its folder yourself when nothing of it is \
+         needed any more.\n\n",
+    );
     text
 }
 

@@ -57,7 +57,7 @@ pub struct NodeView {
 /// State of a node; see `liveness` for the diagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum NodeState {
-    /// No agent was ever heard from: nothing can be said, and nothing is done.
+    /// No agent was heard from, ever or since this coordinator started: nothing can be said yet, and nothing is done.
     NoAgent,
     /// Beats arrive.
     Healthy,

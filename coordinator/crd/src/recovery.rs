@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::{DiskFinding, NAME_LENGTH_MAX, Proof};
+use crate::volume_migration::Stopped;
 
 /// One VM of an incident. Named like the VM, in its namespace; made by the coordinator when the node is
 /// declared unreachable, before anything is done.
@@ -68,6 +69,10 @@ pub struct RecoveryStatus {
     /// What a person has to do, as Markdown, where one is needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runbook: Option<String>,
+    /// How far a rebuild is: the coordinator's own record, from which it goes on after a crash. Its old volumes are
+    /// kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<RebuildRecord>,
     /// `Decided`: what becomes of the VM is known. `Recovered`: it was seen running again; its reason is how far
     /// the recovery is.
     #[serde(default)]
@@ -106,4 +111,77 @@ pub enum Progress {
     NeedsPerson,
     /// The node came back with the VM untouched.
     NodeReturned,
+}
+
+/// How far the rebuilding of a VM is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RebuildRecord {
+    /// `metadata.uid` of the VM.
+    #[serde(rename = "vmUID")]
+    pub vm_uid: String,
+    /// The node that died.
+    pub node: String,
+    /// Epoch of the leader that wrote it.
+    pub epoch: u64,
+    /// How far.
+    pub stage: RebuildStage,
+    /// The VM's owner and start field before the coordinator stopped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
+    /// Launcher and hotplug pods that died with the node.
+    #[serde(default)]
+    pub pods: Vec<DeadPod>,
+    /// The disks that are imported anew.
+    #[serde(default)]
+    pub disks: Vec<RebuiltDisk>,
+}
+
+/// A pod that died with its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeadPod {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+/// A disk that is imported anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RebuiltDisk {
+    /// Volume name in the VM.
+    pub disk: String,
+    /// Its claim.
+    pub claim: String,
+    /// The claim's uid before it was deleted.
+    #[serde(rename = "claimUID")]
+    pub claim_uid: String,
+    /// The DataVolume that makes the claim anew.
+    pub data_volume: String,
+    /// The PersistentVolume with the old content. It is kept, on reclaim policy Retain.
+    pub old_volume: String,
+    /// The claim's storage class.
+    pub class: String,
+}
+
+/// How far a rebuild is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum RebuildStage {
+    /// The old volumes are set on reclaim policy Retain.
+    Retaining,
+    /// The owner stops the VM, and its dead launchers are deleted.
+    Stopping,
+    /// Its claims are deleted, and made anew by their DataVolumes.
+    Replacing,
+    /// The owner's start field is given back.
+    Starting,
+    /// The image is imported, and the VM starts.
+    Importing,
+    /// The VM runs on its new disks.
+    Rebuilt,
+    /// The node is back before a claim was deleted: the start field is given back.
+    GivingBack,
+    /// Everything is as it was.
+    GivenBack,
 }

@@ -285,6 +285,10 @@ pub struct RecoveryLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400_000))]
     pub quarantine_ms: Option<u64>,
+    /// Also set the out-of-service taint on a proven node, where every launcher on it is to be recreated. It empties
+    /// the whole node, pods that are no VM's included. Off where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_service: Option<bool>,
 }
 
 /// Evacuation without a person's order, when a disk starts to fail.

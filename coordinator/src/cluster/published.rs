@@ -25,7 +25,7 @@ use super::Snapshot;
 use super::manifest::display::{self, Places, Verdict, WallClock};
 use super::manifest::{FieldError, ObjectId};
 use super::stamp::now_seconds;
-use super::stored::{new_node_health, set_fields};
+use super::stored::{new_node_health, new_recovery, set_fields};
 
 /// At rest, a node's numbers (load, usage) are written at most once a minute.
 const NODE_INTERVAL: Duration = Duration::from_mins(1);
@@ -289,15 +289,6 @@ fn node_change(
         generation,
         prompt: Value::Object(prompt),
         interval: NODE_INTERVAL,
-    })
-}
-
-fn new_recovery(id: &ObjectId) -> Value {
-    json!({
-        "apiVersion": crd::API_VERSION,
-        "kind": "Recovery",
-        "metadata": { "namespace": id.namespace, "name": id.name },
-        "spec": { "vm": id.name },
     })
 }
 

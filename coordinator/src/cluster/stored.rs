@@ -27,9 +27,10 @@ use super::{ClusterError, change};
 const FENCE_FIELDS: [&str; 1] = ["fence"];
 const MIGRATION_FIELDS: [&str; 7] = ["phase", "reason", "message", "epoch", "stopped", "disks", "checks"];
 const EVACUATION_FIELDS: [&str; 4] = ["epoch", "plan", "complete", "message"];
+const REBUILD_FIELDS: [&str; 1] = ["rebuild"];
 
 /// Kinds that hold records.
-pub(super) const KINDS: [&str; 3] = ["NodeHealth", "VolumeMigration", "Evacuation"];
+pub(super) const KINDS: [&str; 4] = ["NodeHealth", "VolumeMigration", "Evacuation", "Recovery"];
 
 /// Records as they were when we last read or wrote them.
 #[derive(Debug, Default)]
@@ -117,6 +118,7 @@ fn epoch_of(record: &Record) -> u64 {
         Record::Fence(record) => record.epoch,
         Record::Migration(record) => record.epoch,
         Record::Evacuation(record) => record.epoch,
+        Record::Rebuild(record) => record.epoch,
     }
 }
 
@@ -126,6 +128,7 @@ pub(super) fn object_of(key: &RecordKey) -> ObjectId {
         RecordKey::Fence(node) => ObjectId::cluster("NodeHealth", node.as_str()),
         RecordKey::Migration(key) => ObjectId::namespaced("VolumeMigration", key),
         RecordKey::Evacuation(name) => ObjectId::cluster("Evacuation", name),
+        RecordKey::Rebuild(vm) => ObjectId::namespaced("Recovery", vm),
     }
 }
 
@@ -135,6 +138,7 @@ fn key_of(id: &ObjectId) -> Option<RecordKey> {
         "NodeHealth" => Some(RecordKey::Fence(id.name.as_str().into())),
         "VolumeMigration" => Some(RecordKey::Migration(id.key())),
         "Evacuation" => Some(RecordKey::Evacuation(id.name.clone())),
+        "Recovery" => Some(RecordKey::Rebuild(id.key())),
         _ => None,
     }
 }
@@ -143,6 +147,7 @@ fn key_of(id: &ObjectId) -> Option<RecordKey> {
 pub(super) fn new_object(record: &Record) -> Option<Value> {
     match record {
         Record::Fence(record) => Some(new_node_health(record.node.as_str())),
+        Record::Rebuild(record) => Some(new_recovery(&ObjectId::namespaced("Recovery", &record.vm))),
         Record::Migration(_) | Record::Evacuation(_) => None,
     }
 }
@@ -154,6 +159,16 @@ pub(super) fn new_node_health(node: &str) -> Value {
         "kind": "NodeHealth",
         "metadata": { "name": node },
         "spec": {},
+    })
+}
+
+/// The `Recovery` of a VM that nobody has said anything about yet.
+pub(super) fn new_recovery(id: &ObjectId) -> Value {
+    json!({
+        "apiVersion": crd::API_VERSION,
+        "kind": "Recovery",
+        "metadata": { "namespace": id.namespace, "name": id.name },
+        "spec": { "vm": id.name },
     })
 }
 
@@ -181,6 +196,11 @@ fn read(object: &Value, key: &RecordKey) -> Result<Option<Record>, FieldError> {
             let status: crd::EvacuationStatus = status(object)?;
             records::evacuation_record(name, Some(&status))?.map(Record::Evacuation)
         }
+        RecordKey::Rebuild(vm) => {
+            let status: crd::RecoveryStatus = status(object)?;
+            let rebuild = status.rebuild.as_ref().map(|rebuild| records::rebuild_record(vm, rebuild));
+            rebuild.transpose()?.map(Box::new).map(Record::Rebuild)
+        }
     })
 }
 
@@ -199,6 +219,10 @@ fn write(object: &mut Value, record: &Record) -> Result<(), FieldError> {
             let mut status = crd::EvacuationStatus::default();
             records::set_evacuation(record, &mut status)?;
             (&EVACUATION_FIELDS[..], fields(&status)?)
+        }
+        Record::Rebuild(record) => {
+            let rebuild = Some(records::rebuild_status(record)?);
+            (&REBUILD_FIELDS[..], fields(&crd::RecoveryStatus { rebuild, ..Default::default() })?)
         }
     };
     set_fields(object, fields, &values);

@@ -28,6 +28,7 @@ struct World {
     cluster: Arc<FakeCluster>,
     inbox: Inbox,
     views: watch::Receiver<Arc<View>>,
+    policies: watch::Sender<Arc<Policy>>,
     stop: CancellationToken,
     driver: JoinHandle<()>,
     beating: Vec<JoinHandle<()>>,
@@ -56,11 +57,14 @@ impl World {
         let mut spec = PolicySpec { profile: Profile::Fast, ..PolicySpec::default() };
         spec.fencing.nodes = NODES.iter().map(|name| CoreName::from(*name)).collect();
         let (views, seen) = watch::channel(Arc::new(View::default()));
+        let policy = Policy::try_from(spec).unwrap();
+        let (policies, policy_changes) = watch::channel(Arc::new(policy.clone()));
         let driver = Driver::new(Parts {
-            core: Coordinator::new(Policy::try_from(spec).unwrap()),
+            core: Coordinator::new(policy),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             events,
             snapshots: cluster.snapshots(),
+            policies: policy_changes,
             effects: Effects::new(tools),
             orders: Orders::new(TokenSigner::generate().unwrap()),
             views,
@@ -76,7 +80,8 @@ impl World {
             metrics,
             stop.clone(),
         ));
-        let mut world = Self { clock, cluster, inbox, views: seen, stop, driver, beating: Vec::new() };
+        let mut world =
+            Self { clock, cluster, inbox, views: seen, policies, stop, driver, beating: Vec::new() };
         for name in NODES {
             world.beat_on(name);
         }
@@ -185,6 +190,23 @@ async fn beats_that_lay_in_the_queue_are_no_silence() {
     assert_eq!(world.log().of("event NodeSuspect"), Vec::<String>::new(), "suspicion starts anew");
     sleep(Duration::from_millis(300)).await;
     assert_eq!(world.log().of("event NodeSuspect").len(), 1, "and does not end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_policy_counts_at_once_and_suspects_nobody() {
+    let world = World::start(Duration::ZERO).await;
+    let (grants, mut received) = mpsc::channel(64);
+    let stream = BeatStream { id: 1, grants, end: CancellationToken::new() };
+    world.inbox.send(Event::BeatsOpened { node: "n2".parse().unwrap(), stream }).await.unwrap();
+    assert_eq!(next(&mut received).await.unwrap().beat_interval, Duration::from_millis(200));
+    let safe = Policy::try_from(PolicySpec::default()).unwrap();
+    world.policies.send_replace(Arc::new(safe));
+    sleep(Duration::from_millis(50)).await;
+    while received.try_recv().is_ok() {}
+    assert_eq!(next(&mut received).await.unwrap().beat_interval, Duration::from_secs(1));
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.log().of("event NodeSuspect"), Vec::<String>::new());
+    assert_eq!(world.log().of("event PolicyChanged").len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

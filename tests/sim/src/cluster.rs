@@ -7,9 +7,10 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use somersault_coordinator_core::fleet::{
-    CLOUD_SHUTDOWN_TAINT, Claim, ClaimRef, ClaimUse, Disk, DiskSource, FENCING_TAINT, Fleet, Instance, Node,
-    NodeSelector, OUT_OF_SERVICE_TAINT, Owner, Pod, Requirement, Resources, RunStrategy, SavedStart, Taint,
-    Vm, Volume, VolumeMode, VolumeSource, ZONE_LABEL,
+    CLOUD_SHUTDOWN_TAINT, Claim, ClaimRef, ClaimUse, DataVolume, Disk, DiskSource, FENCING_TAINT, Fleet,
+    Instance, Node, NodeSelector, OUT_OF_SERVICE_OURS, OUT_OF_SERVICE_TAINT, Owner, Pod, Requirement,
+    Resources, RunStrategy, SavedStart, StorageClass, Taint, Vm, Volume, VolumeMode, VolumeSource,
+    ZONE_LABEL,
 };
 use somersault_coordinator_core::io::{Record, RecordKey, Requests};
 use somersault_coordinator_core::names::{Key, NodeName, Uid, VolumeName};
@@ -70,7 +71,34 @@ impl Api {
             api.add_vm(&format!("net{index}"), None);
         }
         api.add_vm("local1", Some("n1"));
+        api.add_vm("image1", Some("n1"));
+        api.make_rebuildable("image1");
+        let class = StorageClass {
+            provisioner: "rancher.io/local-path".to_owned(),
+            waits_for_consumer: true,
+            ..StorageClass::default()
+        };
+        api.fleet.classes.insert("local-path".to_owned(), class);
         api
+    }
+
+    /// The VM's disk is a system disk, imported from an image, and its owner agrees to a rebuild.
+    fn make_rebuildable(&mut self, name: &str) {
+        let (key, claim) = (Key::new("sim", name), Key::new("sim", format!("{name}-data")));
+        let image = Some("https://images.example/system.img".to_owned());
+        if let Some(vm) = self.fleet.vms.get_mut(&key) {
+            vm.rebuild_allowed = true;
+            vm.disks[0].image.clone_from(&image);
+        }
+        if let Some(claim) = self.fleet.claims.get_mut(&claim) {
+            claim.data_volume = Some(format!("{name}-data"));
+            "local-path".clone_into(&mut claim.class);
+        }
+        if let Some(volume) = self.fleet.volumes.get_mut(&VolumeName(format!("pv-{name}"))) {
+            volume.retained = false;
+        }
+        let data_volume = DataVolume { phase: "Succeeded".to_owned(), pre_populated: false, image };
+        self.fleet.data_volumes.insert(claim, data_volume);
     }
 
     fn add_vm(&mut self, name: &str, local: Option<&str>) {
@@ -128,6 +156,85 @@ impl Api {
         self.next_version
     }
 
+    /// Changes the start field of a VM.
+    pub fn set_running(&mut self, vm: &Key, running: bool) {
+        if let Some(vm) = self.fleet.vms.get_mut(vm) {
+            vm.run = if running { RunStrategy::Always } else { RunStrategy::Halted };
+            vm.start = SavedStart::Running(running);
+        }
+    }
+
+    /// Deletes a claim, if it is still this one. Says whether its old content was kept.
+    pub fn delete_claim(&mut self, claim: &Key, uid: &Uid) -> bool {
+        let Some(found) = self.fleet.claims.get(claim).filter(|found| found.uid == *uid) else { return true };
+        let volume = found.volume.as_ref().and_then(|name| self.fleet.volumes.get_mut(name));
+        let kept = volume.is_none_or(|volume| {
+            "Released".clone_into(&mut volume.phase);
+            volume.retained
+        });
+        self.fleet.claims.remove(claim);
+        kept
+    }
+
+    /// One round of CDI's controller: a claim that is missing is made anew, one that is bound is filled.
+    fn cdi(&mut self) -> Vec<String> {
+        let mut told = Vec::new();
+        let keys: Vec<Key> = self.fleet.data_volumes.keys().cloned().collect();
+        for key in keys {
+            let uid = self.uid("claim");
+            let Some(data_volume) = self.fleet.data_volumes.get_mut(&key) else { continue };
+            let Some(claim) = self.fleet.claims.get(&key) else {
+                let mut claim = bound_claim(uid, VolumeName(String::new()));
+                (claim.volume, claim.data_volume) = (None, Some(key.name.clone()));
+                "Pending".clone_into(&mut claim.phase);
+                "local-path".clone_into(&mut claim.class);
+                self.fleet.claims.insert(key.clone(), claim);
+                "WaitForFirstConsumer".clone_into(&mut data_volume.phase);
+                told.push(format!("cdi: claim {key} is made anew"));
+                continue;
+            };
+            let next = match (data_volume.phase.as_str(), claim.volume.is_some()) {
+                ("WaitForFirstConsumer", true) => "ImportScheduled",
+                ("ImportScheduled", true) => "ImportInProgress",
+                ("ImportInProgress", true) => "Succeeded",
+                _ => continue,
+            };
+            next.clone_into(&mut data_volume.phase);
+            told.push(format!("cdi: {key} is {next}"));
+        }
+        told
+    }
+
+    /// Whether the VM is meant to be stopped.
+    pub fn is_halted(&self, vm: &Key) -> bool {
+        self.fleet.vms.get(vm).is_some_and(|vm| vm.run == RunStrategy::Halted)
+    }
+
+    /// Whether everything that the VM's disk is to hold is there.
+    pub fn is_filled(&self, vm: &Key) -> bool {
+        let data_volume = self.fleet.data_volumes.get(&Key::new("sim", format!("{}-data", vm.name)));
+        data_volume.is_none_or(|found| found.phase == "Succeeded")
+    }
+
+    /// Makes a volume for a claim that waited for its first consumer.
+    fn provision(&mut self, claim: &Key, node: &NodeName) {
+        let Some(uid) =
+            self.fleet.claims.get(claim).filter(|claim| claim.volume.is_none()).map(|c| c.uid.clone())
+        else {
+            return;
+        };
+        let name = VolumeName(format!("pvc-{}", uid.0));
+        let path = format!("/data/{}", name.0);
+        let mut volume =
+            bound_volume(claim, &uid, VolumeSource::Local { path }, Some(only_on(node.as_str())));
+        volume.retained = false;
+        self.fleet.volumes.insert(name.clone(), volume);
+        if let Some(claim) = self.fleet.claims.get_mut(claim) {
+            claim.volume = Some(name);
+            "Bound".clone_into(&mut claim.phase);
+        }
+    }
+
     /// Deletes a pod, if it is still this one.
     pub fn delete_pod(&mut self, uid: &Uid) {
         for vm in self.fleet.vms.values_mut() {
@@ -138,22 +245,57 @@ impl Api {
     /// Sets or removes a taint.
     pub fn taint(&mut self, node: &NodeName, key: &str, on: bool) {
         let Some(node) = self.fleet.nodes.get_mut(node) else { return };
-        node.taints.retain(|taint| taint.key != key);
-        if on {
+        node.taints.retain(|taint| taint.key != key || taint.is_our_out_of_service());
+        if on && !node.has_taint(key) {
             let effect = if key == OUT_OF_SERVICE_TAINT { "NoExecute" } else { "NoSchedule" };
             node.taints.push(Taint { key: key.to_owned(), value: String::new(), effect: effect.to_owned() });
+        }
+    }
+
+    /// Sets or removes the out-of-service taint with the coordinator's value.
+    pub fn call_out_of_service(&mut self, node: &NodeName, on: bool) {
+        let Some(node) = self.fleet.nodes.get_mut(node) else { return };
+        node.taints.retain(|taint| !taint.is_our_out_of_service());
+        if on && !node.has_taint(OUT_OF_SERVICE_TAINT) {
+            node.taints.push(Taint {
+                key: OUT_OF_SERVICE_TAINT.to_owned(),
+                value: OUT_OF_SERVICE_OURS.to_owned(),
+                effect: "NoExecute".to_owned(),
+            });
         }
     }
 
     /// One round of KubeVirt's controllers and of the scheduler.
     pub fn kubevirt(&mut self, rng: &mut StdRng) -> Vec<String> {
         let keys: Vec<Key> = self.fleet.vms.keys().cloned().collect();
-        keys.into_iter().filter_map(|key| self.start(rng, &key)).collect()
+        let mut told = self.cdi();
+        told.extend(keys.into_iter().filter_map(|key| self.start(rng, &key)));
+        told
+    }
+
+    /// A VM that is to stop: what waits goes at once, what runs is stopped by its kubelet.
+    fn stop(&mut self, key: &Key) -> Option<String> {
+        let vm = self.fleet.vms.get_mut(key)?;
+        vm.pods.retain(|pod| pod.node.is_some() && pod.phase != "Failed");
+        if vm.pods.is_empty() && vm.instance.take().is_some() {
+            return Some(format!("kubevirt: {key} is stopped"));
+        }
+        None
     }
 
     fn start(&mut self, rng: &mut StdRng, key: &Key) -> Option<String> {
         let vm = self.fleet.vms.get_mut(key)?;
+        if vm.run == RunStrategy::Halted {
+            return self.stop(key);
+        }
         vm.pods.retain(|pod| pod.phase != "Failed");
+        if vm.pods.is_empty() && !self.is_filled(key) {
+            // A pod that only waits for the volume stands in for the launcher until the import is done.
+            let node = self.place(rng, key)?;
+            self.provision(&Key::new("sim", format!("{}-data", key.name)), &node);
+            return None;
+        }
+        let vm = self.fleet.vms.get_mut(key)?;
         if vm.pods.is_empty() {
             let (instance, pod) = (self.uid("vmi"), self.uid("pod"));
             let vm = self.fleet.vms.get_mut(key)?;
@@ -169,7 +311,9 @@ impl Api {
             let phase = "Pending".to_owned();
             vm.pods.push(Pod { name, uid: pod, node: None, phase, instance: Some(instance) });
         }
+        self.fleet.vms.get(key)?.pods.first().filter(|pod| pod.node.is_none())?;
         let node = self.place(rng, key)?;
+        self.provision(&Key::new("sim", format!("{}-data", key.name)), &node);
         let vm = self.fleet.vms.get_mut(key)?;
         let (pod, instance) = (vm.pods.first_mut()?, vm.instance.as_mut()?);
         pod.node = Some(node.clone());
@@ -180,16 +324,14 @@ impl Api {
     /// Where a waiting launcher goes. The scheduler knows taints and readiness, and nothing of dead nodes that are
     /// still called ready.
     fn place(&self, rng: &mut StdRng, key: &Key) -> Option<NodeName> {
-        let vm = self.fleet.vms.get(key)?;
-        vm.pods.first().filter(|pod| pod.node.is_none())?;
-        let volume = self.fleet.volumes.get(&VolumeName(format!("pv-{}", key.name)))?;
+        let claim = self.fleet.claims.get(&Key::new("sim", format!("{}-data", key.name)))?;
+        let volume = claim.volume.as_ref().and_then(|name| self.fleet.volumes.get(name));
+        let affinity = volume.and_then(|volume| volume.node_affinity.as_ref());
         let takes = |(name, node): &(&NodeName, &Node)| {
             let tainted = [FENCING_TAINT, CLOUD_SHUTDOWN_TAINT, OUT_OF_SERVICE_TAINT]
                 .iter()
                 .any(|key| node.has_taint(key));
-            node.ready
-                && !tainted
-                && volume.node_affinity.as_ref().is_none_or(|affinity| affinity.matches(name, node))
+            node.ready && !tainted && affinity.is_none_or(|affinity| affinity.matches(name, node))
         };
         let fit: Vec<&NodeName> = self.fleet.nodes.iter().filter(takes).map(|(name, _)| name).collect();
         fit.choose(rng).map(|name| (*name).clone())
@@ -220,7 +362,7 @@ impl Api {
     }
 }
 
-/// Whether the VM's data is on one node only.
+/// Whether the VM's data is on one node only, and nowhere else to be had.
 pub fn is_local(key: &Key) -> bool {
     key.name.starts_with("local")
 }
@@ -231,6 +373,7 @@ pub fn epoch_of(record: &Record) -> u64 {
         Record::Fence(record) => record.epoch,
         Record::Migration(record) => record.epoch,
         Record::Evacuation(record) => record.epoch,
+        Record::Rebuild(record) => record.epoch,
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Summary {
     pub elapsed: Duration,
     /// Launchers that were deleted with proof.
     pub deletions: u32,
+    /// Claims that were made anew.
+    pub reimports: u32,
     /// Incidents that were closed.
     pub closed: u32,
     /// Leaders after the first.
@@ -82,6 +84,7 @@ impl std::ops::AddAssign for Summary {
         self.events += other.events;
         self.elapsed += other.elapsed;
         self.deletions += other.deletions;
+        self.reimports += other.reimports;
         self.closed += other.closed;
         self.handovers += other.handovers;
     }

@@ -8,6 +8,7 @@ use somersault_coordinator_core::fencing::agents::FenceAnswer;
 use somersault_coordinator_core::io::{FenceResult, Input, Prober, Reachability};
 use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 
+use crate::check::Broken;
 use crate::guard::Peers;
 use crate::machine::Power;
 use crate::net::End;
@@ -161,13 +162,21 @@ impl World {
                 }
             }
         }
+        let mut stopped = Vec::new();
         for (vm, pod) in &pods {
             let runs = machine.guests.contains_key(&pod.uid);
-            if !runs && pod.phase == "Running" {
+            if self.api.is_halted(vm) {
+                machine.guests.remove(&pod.uid);
+                machine.unreported.retain(|uid| *uid != pod.uid);
+                stopped.push(pod.uid.clone());
+            } else if !runs && pod.phase == "Running" {
                 if let Some((pod, _)) = self.api.pod(&pod.uid) {
                     "Failed".clone_into(&mut pod.phase);
                 }
             } else if !runs && pod.phase == "Pending" {
+                if !self.api.is_filled(vm) {
+                    self.broken = Some(Broken::StartedUnfilled { vm: vm.clone(), node: node.clone() });
+                }
                 machine.guests.insert(pod.uid.clone(), vm.clone());
                 machine.unreported.push(pod.uid.clone());
             }
@@ -179,6 +188,9 @@ impl World {
             machine.guests.remove(uid);
         }
         machine.orphans = orphans;
+        for uid in &stopped {
+            self.api.delete_pod(uid);
+        }
         // The lease, some ten seconds apart.
         if now.as_secs() / 10 != renewed_at.as_secs() / 10 {
             for to in 0..self.processes.len() {

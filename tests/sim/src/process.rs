@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use somersault_coordinator_core::Coordinator;
 use somersault_coordinator_core::invariants::Watch;
-use somersault_coordinator_core::io::{Input, RecordKey};
+use somersault_coordinator_core::io::{Action, Input, RecordKey};
+use somersault_coordinator_core::names::Key;
 use somersault_coordinator_core::policy::Policy;
 
 use crate::clock::Clock;
@@ -26,6 +27,8 @@ pub struct Process {
     pub seen: Option<(u64, Duration)>,
     /// Versions of the records that we read or wrote.
     pub known: BTreeMap<RecordKey, u64>,
+    /// The newest change of each VM's start field that was asked for.
+    pub start_asked: BTreeMap<Key, Action>,
     /// Changes with every leadership and every restart: answers to earlier questions are dropped.
     pub session: u64,
     /// The next wake-up that was asked for.
@@ -55,6 +58,7 @@ impl Process {
             lead: None,
             seen: None,
             known: BTreeMap::new(),
+            start_asked: BTreeMap::new(),
             session: 0,
             wake: None,
             wake_id: 0,

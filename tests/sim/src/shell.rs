@@ -146,6 +146,11 @@ impl World {
                 self.note(|| format!("c{index} says {}: {}", notice.reason, notice.message));
             }
             Effect::Commit(_) | Effect::Act(_) => {
+                if let Effect::Act(action @ (Action::StopVm { vm, .. } | Action::RestoreStart { vm, .. })) =
+                    &effect
+                {
+                    self.processes[index].start_asked.insert(vm.clone(), action.clone());
+                }
                 self.note(|| format!("c{index} wants {}", shortly(&effect)));
                 let session = self.processes[index].session;
                 let delay = self.within_ms(20);
@@ -185,7 +190,13 @@ impl World {
         }
         let retry = Duration::from_secs(2) + self.within_ms(1_000);
         match effect {
-            Effect::Act(_) if tries < TRIES_MAX => {
+            // As in the shell: a leader that leads no more tries nothing again.
+            Effect::Act(action)
+                if tries < TRIES_MAX
+                    && session == self.processes[from].session
+                    && self.is_newest(from, &action) =>
+            {
+                let effect = Effect::Act(action);
                 self.at(retry, Event::Api { from, session, effect: Box::new(effect), tries: tries + 1 });
             }
             Effect::Commit(record) => {
@@ -198,6 +209,16 @@ impl World {
                 self.at(retry, Event::Arrives { to: from, session: Some(session), input });
             }
             _ => {}
+        }
+    }
+
+    /// Changes of one object keep their order: an older one of a VM's start field is not tried after a newer one.
+    fn is_newest(&self, from: usize, action: &Action) -> bool {
+        match action {
+            Action::StopVm { vm, .. } | Action::RestoreStart { vm, .. } => {
+                self.processes[from].start_asked.get(vm) == Some(action)
+            }
+            _ => true,
         }
     }
 
@@ -294,6 +315,7 @@ impl World {
         if !self.net.both(&End::Coordinator(index), &End::Api) {
             return;
         }
+        self.publish(index);
         // In order, as a watch delivers them: each reading arrives before the next one is made.
         let delay = self.within_ms(300);
         for input in [
@@ -301,6 +323,16 @@ impl World {
             Input::Fleet(Box::new(self.api.fleet.clone())),
         ] {
             self.at(delay, Event::Arrives { to: index, session: None, input: Box::new(input) });
+        }
+    }
+
+    /// A leader shows in which boot it heard each agent, and a coordinator that starts later reads it there.
+    fn publish(&mut self, index: usize) {
+        let process = &self.processes[index];
+        if process.works() && process.lead.is_some() {
+            let seen =
+                process.core.view().nodes.into_iter().filter_map(|(node, view)| Some((node, view.boot_id?)));
+            self.api.fleet.agents_seen.extend(seen);
         }
     }
 

@@ -291,12 +291,38 @@ impl World {
 
     /// Performs an action at the API server.
     pub(crate) fn perform(&mut self, action: &Action) {
-        use somersault_coordinator_core::fleet::FENCING_TAINT;
+        use somersault_coordinator_core::fleet::{FENCING_TAINT, SavedStart};
         match action {
             Action::Taint { node } => self.api.taint(node, FENCING_TAINT, true),
             Action::Untaint { node } => self.api.taint(node, FENCING_TAINT, false),
+            Action::OutOfService { proof } => {
+                self.check(check::may_call_out_of_service(&self.machines, proof.node()));
+                self.api.call_out_of_service(proof.node(), true);
+            }
+            Action::InService { node } => self.api.call_out_of_service(node, false),
             Action::DeletePod { uid, .. } => self.delete_pod(uid),
+            Action::StopVm { vm, .. } => self.api.set_running(vm, false),
+            Action::RestoreStart { vm, start, .. } => {
+                self.api.set_running(vm, *start == SavedStart::Running(true));
+            }
+            Action::RetainVolume { volume } => {
+                if let Some(volume) = self.api.fleet.volumes.get_mut(volume) {
+                    volume.retained = true;
+                }
+            }
+            Action::ReimportClaim { claim, uid, .. } => {
+                self.check(check::may_reimport(&self.machines, &self.api, claim, uid));
+                let kept = self.api.delete_claim(claim, uid);
+                self.check(kept.then_some(()).ok_or_else(|| Broken::DiskLost { claim: claim.clone() }));
+                self.summary.reimports += 1;
+            }
             other => unreachable!("nobody asked for a migration here: {other:?}"),
+        }
+    }
+
+    fn check(&mut self, kept: Result<(), Broken>) {
+        if let Err(broken) = kept {
+            self.broken = Some(broken);
         }
     }
 }
@@ -315,6 +341,7 @@ fn policies(
     // Faults come often here, and a lab does not wait an hour for its people.
     spec.fencing.timeout_ms = 20_000;
     spec.fencing.reminder_ms = 60_000;
+    spec.recovery.out_of_service = rng.random_bool(0.3);
     let build = |spec: PolicySpec| {
         Policy::try_from(spec).expect("the simulation's policy holds").with_watchdog_fencing(enrolled.clone())
     };

@@ -13,6 +13,7 @@ fn half(odd: u64) {
     // Worlds in which nothing is ever recovered would hold as well.
     let seeds = u32::try_from(SEEDS / 2).expect("few");
     assert!(total.deletions > seeds && total.closed > seeds && total.handovers > seeds / 4, "{total:?}");
+    assert!(total.reimports > seeds / 8, "{total:?}");
 }
 
 #[test]

@@ -67,10 +67,9 @@ impl Row {
     fn of(row: ReportRow) -> Self {
         let survives = match row.decision.kind {
             DecisionKind::NothingToDo => Survives::NotConcerned,
-            // A rebuild is decided and told, and a person makes it.
-            DecisionKind::ManualRecovery | DecisionKind::Rebuild => Survives::ByHand,
-            DecisionKind::Recreate if row.proof_missing => Survives::AfterAttest,
-            DecisionKind::Recreate => Survives::Yes,
+            DecisionKind::ManualRecovery => Survives::ByHand,
+            DecisionKind::Recreate | DecisionKind::Rebuild if row.proof_missing => Survives::AfterAttest,
+            DecisionKind::Recreate | DecisionKind::Rebuild => Survives::Yes,
         };
         let missing = match survives {
             Survives::Yes | Survives::NotConcerned => Vec::new(),

@@ -134,7 +134,7 @@ pub fn decision_meaning(kind: DecisionKind) -> &'static str {
             "once the node is proven dead, it is started elsewhere from its disks on network storage"
         }
         DecisionKind::Rebuild => {
-            "its system disk can be imported anew elsewhere and its data disks attached: a person does that, by the runbook"
+            "once the node is proven dead, its system disk is imported anew elsewhere and its data disks are attached; the old system disk is kept"
         }
         DecisionKind::ManualRecovery => "nothing is touched; a person follows the runbook",
         DecisionKind::NothingToDo => "nothing is done",

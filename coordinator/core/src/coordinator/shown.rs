@@ -10,11 +10,12 @@ use crate::view::{NodeState, NodeView, View};
 impl Coordinator {
     /// What to show.
     pub fn view(&self) -> View {
+        let scene = Scene { now: self.now, facts: &self.facts };
         let objects = self.facts.fleet.nodes.keys();
         let names = objects.chain(self.liveness.pulses().map(|(node, _)| node)).chain(self.cases.keys());
         View {
             nodes: names.map(|node| (node.clone(), self.node_view(node))).collect(),
-            recoveries: self.recovery.views(),
+            recoveries: self.recovery.views(&scene),
             migrations: self.migrations.views(),
             evacuations: self.evacuations.views(),
             storm_hold: self.liveness.hold().map(str::to_owned),
@@ -28,7 +29,10 @@ impl Coordinator {
         let (state, since, message) = match (case, pulse) {
             // A node in quarantine that falls silent again is first of all that.
             (Some(case), Some(pulse))
-                if !matches!(pulse.phase, Phase::Healthy | Phase::Declared | Phase::NoAgent) =>
+                if !matches!(
+                    pulse.phase,
+                    Phase::Healthy | Phase::Declared | Phase::NoAgent | Phase::Expected
+                ) =>
             {
                 (state_of(pulse.phase), pulse.since, format!("{}; before that, {}", pulse.why, case.words()))
             }
@@ -54,7 +58,7 @@ impl Coordinator {
 
 fn state_of(phase: Phase) -> NodeState {
     match phase {
-        Phase::NoAgent => NodeState::NoAgent,
+        Phase::NoAgent | Phase::Expected => NodeState::NoAgent,
         Phase::Healthy => NodeState::Healthy,
         Phase::Suspect => NodeState::Suspect,
         Phase::AgentSilent => NodeState::AgentSilent,

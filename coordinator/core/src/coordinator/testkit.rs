@@ -8,12 +8,15 @@ use crate::BootTime;
 use crate::coordinator::Coordinator;
 use crate::decision::testkit::{World, key, nfs, node, on_host, running_vm};
 use crate::fencing::agents::FenceAnswer;
-use crate::fleet::{FENCING_TAINT, Fleet, Taint};
+use crate::fleet::{
+    Attachment, FENCING_TAINT, Fleet, Instance, OUT_OF_SERVICE_OURS, OUT_OF_SERVICE_TAINT, RunStrategy,
+    SavedStart, Taint,
+};
 use crate::invariants::Watch;
 use crate::io::{
     Action, Effect, FenceResult, Input, Notice, Prober, Reachability, Record, RecordKey, Requests,
 };
-use crate::names::{BootId, NodeName, Uid};
+use crate::names::{BootId, Key, NodeName, Uid};
 use crate::policy::{Policy, PolicySpec, Profile};
 use crate::view::{NodeState, View};
 
@@ -38,9 +41,12 @@ pub(crate) struct Bench {
     pub store_answers: bool,
     pub cluster_answers: bool,
     pub effects: Vec<(BootTime, Effect)>,
+    /// Commits and actions after which our process dies, before it hears of the last one.
+    pub dies_after: Option<usize>,
     watch: Watch,
     next_beat: BootTime,
     sequence: u64,
+    epoch: u64,
 }
 
 /// The fast profile, with fence agents for these nodes.
@@ -62,6 +68,19 @@ impl Bench {
     }
 
     pub fn with_policy(policy: Policy) -> Self {
+        let mut bench = Self::cold_with(policy);
+        bench.show_fleet();
+        bench.lead(1);
+        bench.run_ms(2_000);
+        bench
+    }
+
+    /// The same, but we have neither read the cluster nor led yet, and have heard nobody.
+    pub fn cold(spec: PolicySpec) -> Self {
+        Self::cold_with(Policy::try_from(spec).expect("the policy holds"))
+    }
+
+    fn cold_with(policy: Policy) -> Self {
         let mut world = World::bare();
         for (name, zone) in [("n3", "b"), ("n4", "b"), ("n5", "c"), ("n6", "c")] {
             world.fleet.nodes.insert(name.into(), node(name, zone));
@@ -85,20 +104,20 @@ impl Bench {
             store_answers: true,
             cluster_answers: true,
             effects: Vec::new(),
+            dies_after: None,
             watch: Watch::default(),
             next_beat: BootTime::ZERO,
             sequence: 0,
+            epoch: 1,
         };
         for (name, node) in &mut bench.fleet.nodes {
             node.boot_id = Some(boot(name.as_str(), 1));
         }
-        bench.show_fleet();
-        bench.lead(1);
-        bench.run_ms(2_000);
         bench
     }
 
     pub fn lead(&mut self, epoch: u64) {
+        self.epoch = epoch;
         let records = self.store.values().cloned().collect();
         self.give(Input::Leading { epoch, records });
     }
@@ -167,10 +186,28 @@ impl Bench {
             kept.unwrap_or_else(|broken| panic!("{broken} at {:?}\n{}", self.now, self.tail()));
             for effect in effects {
                 let answers = self.perform(&effect);
+                let changes = matches!(effect, Effect::Commit(_) | Effect::Act(_));
                 self.effects.push((self.now, effect));
+                if changes && let Some(left) = &mut self.dies_after {
+                    *left = left.saturating_sub(1);
+                    if *left == 0 {
+                        return self.restart();
+                    }
+                }
                 inputs.splice(0..0, answers.into_iter().rev());
             }
         }
+    }
+
+    /// Our process died; another one leads, with what is stored and nothing else.
+    pub fn restart(&mut self) {
+        self.dies_after = None;
+        self.c = Coordinator::new(self.c.policy().clone());
+        self.watch = Watch::default();
+        self.epoch += 1;
+        self.show_fleet();
+        self.show_requests();
+        self.lead(self.epoch);
     }
 
     fn perform(&mut self, effect: &Effect) -> Vec<Input> {
@@ -207,6 +244,12 @@ impl Bench {
         }
     }
 
+    /// Does this to the cluster, and shows it.
+    pub fn do_by_hand(&mut self, action: &Action) {
+        self.act(action);
+        self.show_fleet();
+    }
+
     fn act(&mut self, action: &Action) {
         match action {
             Action::Taint { node } => {
@@ -219,12 +262,89 @@ impl Bench {
                 taints.retain(|taint| taint.key != FENCING_TAINT);
             }
             Action::DeletePod { uid, .. } => self.start_elsewhere(uid),
+            Action::DeleteAttachment { attachment, uid, .. } => {
+                let is_it = |found: &Attachment| found.uid == *uid;
+                if self.fleet.attachments.get(attachment).is_some_and(is_it) {
+                    self.fleet.attachments.remove(attachment);
+                }
+            }
+            Action::OutOfService { proof } => {
+                let taints = &mut self.fleet.nodes.get_mut(proof.node()).expect("there").taints;
+                taints.push(Taint {
+                    key: OUT_OF_SERVICE_TAINT.into(),
+                    value: OUT_OF_SERVICE_OURS.into(),
+                    effect: "NoExecute".into(),
+                });
+            }
+            Action::InService { node } => {
+                let taints = &mut self.fleet.nodes.get_mut(node).expect("there").taints;
+                taints.retain(|taint| !taint.is_our_out_of_service());
+            }
+            Action::RetainVolume { volume } => {
+                self.fleet.volumes.get_mut(volume).expect("there").retained = true;
+            }
+            Action::StopVm { vm, .. } => self.stop(vm),
+            Action::RestoreStart { vm, start, .. } => self.start(vm, start),
+            Action::ReimportClaim { claim, uid, data_volume, .. } => self.reimport(claim, uid, data_volume),
             other => panic!("not in this bench: {other:?}"),
         }
     }
 
+    fn stop(&mut self, vm: &Key) {
+        let vm = self.fleet.vms.get_mut(vm).expect("there");
+        (vm.run, vm.start) = (RunStrategy::Halted, SavedStart::RunStrategy("Halted".to_owned()));
+        if vm.pods.is_empty() {
+            vm.instance = None;
+        }
+    }
+
+    /// A VM whose disk is not filled yet waits for that; another one runs on n3 at once.
+    fn start(&mut self, key: &Key, start: &SavedStart) {
+        let vm = self.fleet.vms.get_mut(key).expect("there");
+        (vm.run, vm.start) = (RunStrategy::Always, start.clone());
+        if vm.instance.is_none() {
+            vm.instance = Some(Instance {
+                uid: Uid(format!("{}-vmi-anew", key.name)),
+                node: None,
+                phase: "Pending".to_owned(),
+                has_run: false,
+                migrating: None,
+                paused: None,
+            });
+        }
+    }
+
+    fn reimport(&mut self, claim: &Key, uid: &Uid, data_volume: &str) {
+        let namespace = claim.namespace.clone();
+        let Some(found) = self.fleet.claims.get_mut(claim).filter(|found| found.uid == *uid) else { return };
+        (found.uid, found.phase) = (Uid(format!("{uid}-anew")), "Pending".to_owned());
+        let volume = found.volume.take().expect("it was bound");
+        let volume = self.fleet.volumes.get_mut(&volume).expect("there");
+        assert!(volume.retained, "the old content goes with the claim");
+        "Released".clone_into(&mut volume.phase);
+        let data_volume = self.fleet.data_volumes.get_mut(&Key::new(namespace, data_volume)).expect("there");
+        assert!(!data_volume.pre_populated, "nobody makes the claim anew");
+        "WaitForFirstConsumer".clone_into(&mut data_volume.phase);
+    }
+
+    /// The image is imported, and the VM that waited for it runs on n3.
+    pub fn import_ends(&mut self, vm: &str) {
+        let name = format!("{vm}-system");
+        let data_volume = self.fleet.data_volumes.get_mut(&key(&name));
+        "Succeeded".clone_into(&mut data_volume.expect("there").phase);
+        let vm = self.fleet.vms.get_mut(&key(vm)).expect("there");
+        let instance = vm.instance.as_mut().expect("started");
+        (instance.node, instance.phase) = (Some("n3".into()), "Running".to_owned());
+        self.show_fleet();
+    }
+
     fn start_elsewhere(&mut self, uid: &Uid) {
         for vm in self.fleet.vms.values_mut() {
+            if vm.run == RunStrategy::Halted {
+                vm.pods.retain(|pod| pod.uid != *uid);
+                vm.instance.take_if(|_| vm.pods.is_empty());
+                continue;
+            }
             let Some(pod) = vm.pods.iter_mut().find(|pod| pod.uid == *uid) else { continue };
             let (instance, fresh) = (Uid(format!("{uid}-vmi")), Uid(format!("{uid}-next")));
             (pod.uid, pod.node, pod.instance) = (fresh, Some("n3".into()), Some(instance.clone()));

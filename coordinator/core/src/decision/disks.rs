@@ -10,6 +10,9 @@ use crate::names::{Key, NodeName, VolumeName};
 /// Annotation in which CDI keeps the phase of the pod that fills a claim.
 const IMPORT_POD_PHASE: &str = "cdi.kubevirt.io/storage.pod.phase";
 
+/// Provisioner of classes whose volumes are made by hand.
+const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
+
 /// A disk with what a decision needs of it.
 pub(super) struct Examined {
     pub(super) finding: DiskFinding,
@@ -184,21 +187,24 @@ fn broken_on_node(
     })
 }
 
-/// Whether the VM can be rebuilt: its only blockers are local system disks with an image. The error is the
-/// reason that forbids it, where it would otherwise be possible.
+/// Whether the VM can be rebuilt: its only blockers are local system disks with an image, which CDI would import anew
+/// on another node, and its owner agrees. The error is the reason that forbids it, where it would otherwise be
+/// possible.
 pub(super) fn rebuild(
+    fleet: &Fleet,
     vm: &Vm,
     blockers: &[Finding],
     examined: &[Examined],
 ) -> Result<Finding, Option<Finding>> {
-    let local = || {
-        examined
-            .iter()
-            .filter(|disk| disk.holds_data && matches!(disk.finding.locality, Locality::Local { .. }))
-    };
     let only_local = blockers.iter().all(|(reason, _)| *reason == Reason::LocalDisk);
-    if !only_local || local().any(|disk| disk.image.is_none()) {
+    if !only_local || local(examined).any(|disk| disk.image.is_none()) {
         return Err(None);
+    }
+    let refusal = local(examined).find_map(|disk| not_importable(fleet, disk).err());
+    match (vm.rebuild_allowed, refusal) {
+        (_, None) => {}
+        (true, Some(refusal)) => return Err(Some(refusal)),
+        (false, Some(_)) => return Err(None),
     }
     if !vm.rebuild_allowed {
         return Err(Some((
@@ -209,13 +215,52 @@ pub(super) fn rebuild(
     if let Owner::Unknown { kind, name } = &vm.owner {
         return Err(Some((
             Reason::OwnerUnknown,
-            format!("its owner {kind} {name} is of a kind that we cannot hand a new disk to"),
+            format!("its owner {kind} {name} is of a kind that we cannot stop while its disk changes"),
         )));
     }
-    let names: BTreeSet<&str> = local().map(|disk| disk.finding.disk.as_str()).collect();
+    let names: BTreeSet<&str> = local(examined).map(|disk| disk.finding.disk.as_str()).collect();
     let names: Vec<&str> = names.into_iter().collect();
     Ok((
         Reason::SystemDiskRebuildable,
         format!("only system disk {} is local, and it can be imported anew", names.join(", ")),
     ))
+}
+
+/// Data disks that are on one node.
+pub(super) fn local(examined: &[Examined]) -> impl Iterator<Item = &Examined> {
+    examined.iter().filter(|disk| disk.holds_data && matches!(disk.finding.locality, Locality::Local { .. }))
+}
+
+/// Whether CDI would make the claim of this disk anew, import its image into it, and on another node.
+fn not_importable(fleet: &Fleet, disk: &Examined) -> Result<(), Finding> {
+    let name = &disk.finding.disk;
+    let missing = || (Reason::DataVolumeMissing, format!("disk {name}: no DataVolume controls its claim"));
+    let key = disk.claim.as_ref().ok_or_else(missing)?;
+    let claim = fleet.claims.get(key).ok_or_else(missing)?;
+    let owner = claim.data_volume.as_ref().ok_or_else(missing)?;
+    let data_volume =
+        fleet.data_volumes.get(&Key::new(key.namespace.clone(), owner.clone())).ok_or_else(missing)?;
+    if data_volume.pre_populated {
+        let why = format!(
+            "disk {name}: DataVolume {owner} is marked as filled by somebody else and imports no more"
+        );
+        return Err((Reason::DataVolumePrePopulated, why));
+    }
+    if data_volume.image.is_none() {
+        let why =
+            format!("disk {name}: the source of DataVolume {owner} is no image that can be imported again");
+        return Err((Reason::ImageNotImportable, why));
+    }
+    let class = &claim.class;
+    let portable = fleet.classes.get(class).is_some_and(|class| {
+        class.waits_for_consumer && class.provisioner != NO_PROVISIONER && !class.provisioner.is_empty()
+    });
+    if !portable {
+        let why = format!(
+            "disk {name}: storage class {class:?} does not make volumes where their VM is scheduled \
+             (WaitForFirstConsumer, with a provisioner)"
+        );
+        return Err((Reason::ClassNotPortable, why));
+    }
+    Ok(())
 }

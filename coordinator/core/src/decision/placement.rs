@@ -4,7 +4,7 @@
 //! VM's ask for. Where those refuse, the new launcher stays Pending, which loses nothing.
 
 use crate::decision::Question;
-use crate::decision::disks::Examined;
+use crate::decision::disks::{Examined, local};
 use crate::decision::index::Index;
 use crate::fleet::{FENCING_TAINT, Fleet, Node, Resources, Taint, Vm};
 use crate::names::{Key, NodeName};
@@ -34,7 +34,9 @@ pub(super) fn fitting_node<'a>(
         } else if labelled && node.labels.get(SCHEDULABLE_LABEL).is_none_or(|value| value != "true") {
             Some("takes no VMs (kubevirt.io/schedulable)".to_owned())
         } else {
-            refusal(name, node, vm, others).or_else(|| unreachable_disk(fleet, name, node, disks))
+            refusal(name, node, vm, others)
+                .or_else(|| unreachable_disk(fleet, name, node, disks))
+                .or_else(|| no_new_disk(fleet, name, node, disks))
         };
         match refusal {
             None => return Ok(name),
@@ -104,6 +106,19 @@ fn unreachable_disk(fleet: &Fleet, name: &NodeName, node: &Node, disks: &[Examin
         .filter(|(_, affinity)| !affinity.matches(name, node))
         .min_by_key(|(volume, _)| *volume)
         .map(|(volume, _)| format!("cannot reach volume {volume} (node affinity)"))
+}
+
+/// A local disk cannot be made anew there: its class makes none on that node. Only a rebuild gets here with one.
+fn no_new_disk(fleet: &Fleet, name: &NodeName, node: &Node, disks: &[Examined]) -> Option<String> {
+    let claims = local(disks).filter_map(|disk| fleet.claims.get(disk.claim.as_ref()?));
+    let classes = claims.filter_map(|claim| Some((&claim.class, fleet.classes.get(&claim.class)?)));
+    let closed = classes.filter(|(_, class)| {
+        class.allowed_topologies.as_ref().is_some_and(|allowed| !allowed.matches(name, node))
+    });
+    closed
+        .map(|(class, _)| class)
+        .min()
+        .map(|class| format!("is not among the allowedTopologies of storage class {class}"))
 }
 
 /// Room, by what VMs on the node ask for. A node whose allocatable resources are not told (zero) is not refused:

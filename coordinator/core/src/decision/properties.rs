@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::decision::testkit::{World, csi, host_path, key, nfs, on_host, on_label, running_vm};
 use crate::decision::{Decision, DecisionKind, Locality, Reason};
-use crate::fleet::{ClaimUse, DiskSource, NodeSelector, RunStrategy, VolumeSource};
+use crate::fleet::{ClaimUse, DataVolume, DiskSource, NodeSelector, RunStrategy, StorageClass, VolumeSource};
 use crate::names::NodeName;
 
 /// A disk as a test draws it.
@@ -81,7 +81,17 @@ fn world(disks: &[Drawn], run: RunStrategy, ready: [bool; 2], rebuild: bool) -> 
         let disk = &mut world.vm("web").disks[index];
         disk.boot = drawn.boot;
         disk.image = drawn.image.then(|| "https://images.example/i".to_owned());
+        if drawn.image {
+            let claim = format!("web-d{index}");
+            world.claim(&claim).data_volume = Some(claim.clone());
+            let data_volume =
+                DataVolume { image: Some("https://images.example/i".to_owned()), ..DataVolume::default() };
+            world.fleet.data_volumes.insert(key(&claim), data_volume);
+        }
     }
+    let class =
+        StorageClass { provisioner: "p".to_owned(), waits_for_consumer: true, ..StorageClass::default() };
+    world.fleet.classes.insert("gold".to_owned(), class);
     world.vm("web").run = run;
     world.vm("web").rebuild_allowed = rebuild;
     for (name, ready) in ["n2", "n3"].into_iter().zip(ready) {

@@ -109,6 +109,14 @@ reasons! {
     RunStrategyOnce => "its run strategy is Once",
     /// Its system disk could be imported anew, but its owner has not allowed it.
     RebuildNotAllowed => "its owner has not allowed a rebuild of the system disk",
+    /// No `DataVolume` controls the claim of its system disk: nobody would import it anew.
+    DataVolumeMissing => "no DataVolume would import its system disk anew",
+    /// The `DataVolume` of its system disk is marked as filled by somebody else, as after a move: CDI imports no more.
+    DataVolumePrePopulated => "the DataVolume of its system disk imports no more",
+    /// What its system disk was filled with is no image that can be imported again.
+    ImageNotImportable => "its system disk was not imported from an image that can be had again",
+    /// The class of its system disk does not make a volume where the VM is scheduled.
+    ClassNotPortable => "its storage class does not make a volume where the VM is scheduled",
     /// A rebuild would have to go through an owner that we do not know.
     OwnerUnknown => "its owner is of a kind that we cannot hand a new disk to",
     /// No healthy node fits its volumes' topology, its selectors, taints and resources.

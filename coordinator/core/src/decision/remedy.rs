@@ -64,6 +64,17 @@ impl Decision {
             Reason::RebuildNotAllowed => {
                 "allow the rebuild of its system disk, or move it to network storage".to_owned()
             }
+            Reason::DataVolumeMissing | Reason::ImageNotImportable => {
+                "make its system disk by a DataVolume from an image (http, registry, s3 or gcs), or move it to \
+                 network storage"
+                    .to_owned()
+            }
+            Reason::DataVolumePrePopulated => {
+                format!("it was moved, so it holds more than its image: {}", to_network(&namespace, &vm))
+            }
+            Reason::ClassNotPortable => {
+                "use a storage class with volumeBindingMode WaitForFirstConsumer and a provisioner".to_owned()
+            }
             Reason::OwnerUnknown => {
                 "let the VM be owned by nobody, or by a controller that is known".to_owned()
             }

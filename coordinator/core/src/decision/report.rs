@@ -47,7 +47,7 @@ pub struct ReportRow {
     /// It would be acted upon, but no proof would come by itself: a person would have to attest.
     pub proof_missing: bool,
     /// From the death of the node to the VM running elsewhere, without a person, in milliseconds; `None` where
-    /// a person is needed or there is nothing to do.
+    /// a person is needed, where there is nothing to do, and where an import of unknown length comes in between.
     pub expected_ms: Option<u64>,
     /// One line: what to do so that it fares better.
     pub remedy: String,
@@ -88,7 +88,7 @@ fn row(
     proofs: Vec<ProofKind>,
     expected: &ExpectedTimes,
 ) -> ReportRow {
-    let acted_upon = decision.kind == DecisionKind::Recreate;
+    let acted_upon = matches!(decision.kind, DecisionKind::Recreate | DecisionKind::Rebuild);
     let prove = proofs.iter().filter_map(|kind| expected.prove.get(kind)).min();
     let proof_missing = acted_upon && prove.is_none();
     let expected_ms = match (decision.kind, prove) {

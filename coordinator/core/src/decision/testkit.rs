@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::decision::{Decision, Question, decide};
 use crate::fleet::{
-    Claim, ClaimRef, ClaimUse, Disk, DiskSource, Fleet, Instance, Node, NodeSelector, Owner, Pod,
-    Requirement, Resources, RunStrategy, SavedStart, Vm, Volume, VolumeMode, VolumeSource, ZONE_LABEL,
+    Claim, ClaimRef, ClaimUse, DataVolume, Disk, DiskSource, Fleet, Instance, Node, NodeSelector, Owner, Pod,
+    Requirement, Resources, RunStrategy, SavedStart, StorageClass, Vm, Volume, VolumeMode, VolumeSource,
+    ZONE_LABEL,
 };
 use crate::locality::ClassOverrides;
 use crate::names::{Key, NodeName, Uid, VolumeName};
@@ -58,6 +59,34 @@ impl World {
             boot: false,
             image: None,
         });
+    }
+
+    /// Adds a system disk on n1 that its `DataVolume` would import anew anywhere.
+    pub(crate) fn add_local_system_disk(&mut self, vm: &str) {
+        self.add_disk(vm, "system", host_path(), on_host(&["n1"]));
+        let disk = self.vm(vm).disks.last_mut().expect("just added");
+        disk.boot = true;
+        disk.image = Some("https://images.example/debian.qcow2".to_owned());
+        let image = disk.image.clone();
+        let name = format!("{vm}-system");
+        self.claim(&name).data_volume = Some(name.clone());
+        self.claim(&name).class = "local-path".to_owned();
+        let data_volume = DataVolume { phase: "Succeeded".to_owned(), pre_populated: false, image };
+        self.fleet.data_volumes.insert(key(&name), data_volume);
+        let class = StorageClass {
+            provisioner: "rancher.io/local-path".to_owned(),
+            waits_for_consumer: true,
+            ..StorageClass::default()
+        };
+        self.fleet.classes.insert("local-path".to_owned(), class);
+    }
+
+    pub(crate) fn data_volume(&mut self, name: &str) -> &mut DataVolume {
+        self.fleet.data_volumes.get_mut(&key(name)).expect("the DataVolume was added")
+    }
+
+    pub(crate) fn class(&mut self, name: &str) -> &mut StorageClass {
+        self.fleet.classes.get_mut(name).expect("the class was added")
     }
 
     pub(crate) fn vm(&mut self, name: &str) -> &mut Vm {

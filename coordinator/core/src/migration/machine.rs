@@ -48,6 +48,8 @@ struct Migration {
     asked: BTreeMap<Action, BootTime>,
     failures: u32,
     restarts: u32,
+    /// The start field was given back in this phase.
+    restored: bool,
     stopped_at: Option<BootTime>,
     downtime: Option<Duration>,
 }
@@ -74,7 +76,9 @@ impl Migrations {
             Input::Progress { order, state, .. } => {
                 let _ = self.all.values_mut().any(|migration| migration.copies.progress(now, order, state));
             }
-            Input::Acted(action) => self.asking(action, |_| {}),
+            Input::Acted(action @ Action::RestoreStart { .. }) => {
+                self.asking(action, |migration| migration.restored = true);
+            }
             Input::ActionFailed { action, why } => self.asking(action, |migration| migration.failed(why)),
             _ => {}
         }
@@ -208,6 +212,7 @@ impl Migration {
             asked: BTreeMap::new(),
             failures: 0,
             restarts: 0,
+            restored: false,
             stopped_at: None,
             downtime: None,
         }
@@ -253,6 +258,7 @@ impl Migration {
             spec: &self.spec,
             copies: &mut self.copies,
             restarts: self.restarts,
+            restored: self.restored,
             ctx,
         };
         match moment.next() {
@@ -347,6 +353,7 @@ impl Migration {
         self.entered = now;
         self.commit_at = None;
         self.failures = 0;
+        self.restored = false;
         self.asked.clear();
         self.copies.reset();
         if from == to { Vec::new() } else { vec![Effect::Notify(self.notice())] }

@@ -28,6 +28,8 @@ pub(super) struct Moment<'a> {
     pub spec: &'a MigrationSpec,
     pub copies: &'a mut Copies,
     pub restarts: u32,
+    /// The start field was given back in this phase.
+    pub restored: bool,
     pub ctx: &'a Context<'a>,
 }
 
@@ -219,11 +221,13 @@ impl Moment<'_> {
         }
     }
 
-    /// The action that gives the owner's start field back, while it differs from what was found.
+    /// The action that gives the owner's start field back, while it differs from what was found. A reading from before
+    /// our stop shows no difference: only the answer to the action itself, which the shell performs after every earlier
+    /// one of the VM, tells that it is given back.
     fn restore(&self) -> Option<Action> {
         let (owner, start) = self.record.stopped.as_ref()?;
         let (key, vm) = self.vm()?;
-        (vm.start != *start).then(|| Action::RestoreStart {
+        (!self.restored || vm.start != *start).then(|| Action::RestoreStart {
             vm: key,
             owner: owner.clone(),
             start: start.clone(),

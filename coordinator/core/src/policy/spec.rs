@@ -180,6 +180,8 @@ pub struct RecoverySpec {
     pub restart_timeout_ms: u64,
     /// How long a node that came back must beat before it is trusted.
     pub quarantine_ms: u64,
+    /// Set the out-of-service taint too, where every launcher of a proven node is to be recreated.
+    pub out_of_service: bool,
 }
 
 impl Default for RecoverySpec {
@@ -190,6 +192,7 @@ impl Default for RecoverySpec {
             attempts_max: 5,
             restart_timeout_ms: 120_000,
             quarantine_ms: 60_000,
+            out_of_service: false,
         }
     }
 }

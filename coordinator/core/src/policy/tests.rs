@@ -93,3 +93,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_running_coordinator_takes_over_everything_but_leases_and_leadership() {
+    let running = Policy::default();
+    let mut spec = PolicySpec { profile: Profile::Fast, ..PolicySpec::default() };
+    spec.recovery.concurrent_max = 3;
+    spec.fencing.nodes = ["n1".into()].into();
+    spec.lease.lease_ms = 60_000;
+    spec.leader.lease_ms = 20_000;
+    let newer = Policy::try_from(spec).unwrap();
+    let (adopted, kept) = running.adopt(&newer).unwrap();
+    assert_eq!(kept, ["lease", "leader"]);
+    assert_eq!((&adopted.lease, &adopted.leader), (&running.lease, &running.leader));
+    assert_eq!((&adopted.detection, &adopted.fencing), (&newer.detection, &newer.fencing));
+    assert_eq!(adopted.recovery.concurrent_max, 3);
+}
+
+#[test]
+fn what_contradicts_the_lease_that_stays_is_refused() {
+    let mut spec = PolicySpec::default();
+    spec.lease.lease_ms = 90_000;
+    spec.detection.declare_ms = Some(45_000);
+    let newer = Policy::try_from(spec).unwrap();
+    let error = Policy::default().adopt(&newer).unwrap_err();
+    assert!(error.to_string().contains("detection.declareMs (45000 ms)"), "{error}");
+}

@@ -3,14 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Trouble;
+use super::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
 use crate::fencing::FenceProof;
 use crate::fleet::Vm;
 use crate::io::{Action, Effect, Severity};
-use crate::names::{Key, NodeName, Uid};
+use crate::names::{Key, NodeName, Uid, VolumeName};
+use crate::rebuild::DeadPod;
 use crate::scene::{Scene, tell_vm};
 use crate::view::{RecoveryProgress, RecoveryView};
+
+/// An attachment that is asked to go does so within seconds; one that stays is asked again.
+const DETACH_RETRY: BootTime = BootTime::from_secs(10);
 
 /// The VMs of one dead node.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +29,8 @@ pub(super) struct Incident {
     pub superseded: BTreeSet<Uid>,
     /// Pods that had run when the proof was stored; `None` before that.
     died: Option<BTreeSet<Uid>>,
+    /// Attachments whose deletion was asked for, and when it may be asked for again.
+    detaching: BTreeMap<Action, BootTime>,
 }
 
 /// One VM of a dead node.
@@ -36,6 +43,8 @@ pub(super) struct VmCase {
     hands_off: bool,
     /// Deletions that have not been performed yet.
     left: BTreeSet<Action>,
+    /// The volumes that its launcher here had, once that is being deleted.
+    volumes: BTreeSet<VolumeName>,
     attempts: u32,
     /// When it entered its progress.
     pub since: BootTime,
@@ -59,10 +68,18 @@ impl Incident {
     }
 
     /// Takes in VMs that are new on the node (unless it is back, and alive), forgets those that are gone, notices those that run elsewhere.
-    pub fn look(&mut self, scene: &Scene<'_>, node: &NodeName, away: bool, fx: &mut Vec<Effect>) {
+    /// VMs that are being rebuilt are not its own any more.
+    pub fn look(
+        &mut self,
+        scene: &Scene<'_>,
+        node: &NodeName,
+        away: bool,
+        rebuilds: &BTreeMap<Key, Rebuild>,
+        fx: &mut Vec<Effect>,
+    ) {
         let vms = &scene.facts.fleet.vms;
-        self.vms.retain(|key, _| vms.contains_key(key));
-        for (key, vm) in vms {
+        self.vms.retain(|key, _| vms.contains_key(key) && !rebuilds.contains_key(key));
+        for (key, vm) in vms.iter().filter(|(key, _)| !rebuilds.contains_key(*key)) {
             let here = vm.node() == Some(node) || vm.pods.iter().any(|pod| pod.node.as_ref() == Some(node));
             if away && here && !self.vms.contains_key(key) {
                 self.vms.insert(key.clone(), VmCase::new(scene.now));
@@ -100,7 +117,7 @@ impl Incident {
             tell_decision(fx, node, &decision);
         }
         let progress = match decision.kind {
-            DecisionKind::Recreate => RecoveryProgress::AwaitingProof,
+            DecisionKind::Recreate | DecisionKind::Rebuild => RecoveryProgress::AwaitingProof,
             _ => RecoveryProgress::NeedsPerson,
         };
         case.decision = Some(decision);
@@ -137,8 +154,10 @@ impl Incident {
         proof: &FenceProof,
         trouble: &Trouble,
         places: &mut usize,
+        begun: &mut Vec<(Key, Rebuild)>,
         fx: &mut Vec<Effect>,
     ) {
+        self.detach(scene, proof, fx);
         let Some(died) = &self.died else { return };
         for (key, case) in &mut self.vms {
             if case.progress == RecoveryProgress::Acting && case.retry_at.is_some_and(|at| scene.now >= at) {
@@ -155,6 +174,20 @@ impl Incident {
                 case.leave_alone(scene, key, proof.node(), fx);
                 continue;
             }
+            if case.kind() == Some(DecisionKind::Rebuild) {
+                let pods = dead.iter().map(|pod| DeadPod { name: pod.name.clone(), uid: pod.uid.clone() });
+                let (decision, runbook) = (case.decision.clone(), case.runbook.clone().unwrap_or_default());
+                let rebuild = decision.and_then(|decision| {
+                    Rebuild::begin(scene, proof.node(), vm, pods.collect(), decision, runbook)
+                });
+                if let Some(rebuild) = rebuild {
+                    *places -= 1;
+                    begun.push((key.clone(), rebuild));
+                }
+                continue;
+            }
+            let decided = case.decision.iter().flat_map(|decision| &decision.disks);
+            case.volumes = decided.filter_map(|disk| disk.volume.as_deref().map(VolumeName::from)).collect();
             case.left.extend(dead.into_iter().map(|pod| Action::DeletePod {
                 pod: Key::new(&key.namespace, &pod.name),
                 uid: pod.uid.clone(),
@@ -167,6 +200,49 @@ impl Incident {
             case.enter(RecoveryProgress::Acting, scene.now);
             case.attempt(scene, fx);
         }
+        for (key, _) in &*begun {
+            self.vms.remove(key);
+        }
+    }
+
+    /// Deletes the attachments of volumes whose VM's launcher here is gone, again and again until the cluster shows it.
+    fn detach(&mut self, scene: &Scene<'_>, proof: &FenceProof, fx: &mut Vec<Effect>) {
+        let here = |vm: &Vm| vm.pods.iter().any(|pod| pod.node.as_ref() == Some(proof.node()));
+        let gone = self.vms.iter().filter(|(key, case)| {
+            let restarted =
+                matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::Recovered);
+            restarted && scene.facts.fleet.vms.get(*key).is_some_and(|vm| !here(vm))
+        });
+        let volumes: BTreeSet<&VolumeName> = gone.flat_map(|(_, case)| &case.volumes).collect();
+        let attachments = scene.facts.fleet.attachments.iter().filter(|(_, attachment)| {
+            attachment.node == *proof.node()
+                && !attachment.deleting
+                && attachment.volume.as_ref().is_some_and(|volume| volumes.contains(volume))
+        });
+        let wanted: Vec<Action> = attachments
+            .map(|(name, attachment)| Action::DeleteAttachment {
+                attachment: name.clone(),
+                uid: attachment.uid.clone(),
+                proof: proof.clone(),
+            })
+            .collect();
+        self.detaching.retain(|action, _| wanted.contains(action));
+        for action in wanted {
+            if self.detaching.get(&action).is_none_or(|again| scene.now >= *again) {
+                self.detaching.insert(action.clone(), scene.now + DETACH_RETRY);
+                fx.push(Effect::Act(action));
+            }
+        }
+    }
+
+    /// Every launcher here is to be recreated, or is already gone for that.
+    pub fn is_all_recreated(&self) -> bool {
+        let recreated = |case: &VmCase| {
+            case.kind() == Some(DecisionKind::Recreate)
+                && !case.hands_off
+                && case.progress != RecoveryProgress::NeedsPerson
+        };
+        self.died.is_some() && !self.vms.is_empty() && self.vms.values().all(recreated)
     }
 
     /// A deletion was performed.
@@ -184,6 +260,11 @@ impl Incident {
     /// A deletion failed for good.
     pub fn delete_failed(&mut self, scene: &Scene<'_>, action: &Action, why: &str, fx: &mut Vec<Effect>) {
         let limits = &scene.facts.policy.recovery;
+        if let Some(again) = self.detaching.get_mut(action) {
+            // Kubernetes detaches the volume itself in the end: slow, and no reason to ask a person.
+            *again = scene.now + DETACH_RETRY;
+            return;
+        }
         for (key, case) in self.vms.iter_mut().filter(|(_, case)| case.left.contains(action)) {
             if case.attempts < limits.attempts_max {
                 case.retry_at = Some(scene.now + limits.retry);
@@ -208,7 +289,8 @@ impl Incident {
             RecoveryProgress::Restarting => Some(case.since + limit),
             _ => None,
         };
-        self.vms.values().filter_map(at).filter(|at| *at > scene.now).min()
+        let detaching = self.detaching.values().copied();
+        self.vms.values().filter_map(at).chain(detaching).filter(|at| *at > scene.now).min()
     }
 }
 
@@ -220,6 +302,7 @@ impl VmCase {
             runbook: None,
             hands_off: false,
             left: BTreeSet::new(),
+            volumes: BTreeSet::new(),
             attempts: 0,
             since: now,
             retry_at: None,
@@ -236,14 +319,18 @@ impl VmCase {
         })
     }
 
-    /// Decided to be recreated.
-    pub fn is_automatic(&self) -> bool {
-        self.decision.as_ref().is_some_and(|decision| decision.kind == DecisionKind::Recreate)
+    fn kind(&self) -> Option<DecisionKind> {
+        self.decision.as_ref().map(|decision| decision.kind)
     }
 
-    /// Decided to be recreated, with every node proven on which it may still run.
+    /// Decided to be recreated or rebuilt.
+    pub fn is_automatic(&self) -> bool {
+        matches!(self.kind(), Some(DecisionKind::Recreate | DecisionKind::Rebuild))
+    }
+
+    /// Decided to be recreated or rebuilt, with every node proven on which it may still run.
     fn is_proven(&self, trouble: &Trouble) -> bool {
-        let decision = self.decision.as_ref().filter(|decision| decision.kind == DecisionKind::Recreate);
+        let decision = self.decision.as_ref().filter(|_| self.is_automatic());
         decision.is_some_and(|decision| decision.nodes.iter().all(|node| trouble.proven.contains_key(node)))
     }
 
@@ -300,7 +387,10 @@ fn running_elsewhere<'a>(vm: &'a Vm, node: &NodeName) -> Option<&'a NodeName> {
 fn tell_decision(fx: &mut Vec<Effect>, node: &NodeName, decision: &Decision) {
     let (severity, what) = match decision.kind {
         DecisionKind::Recreate => (Severity::Info, "is started elsewhere once the node is proven dead"),
-        DecisionKind::Rebuild => (Severity::Warning, "can be rebuilt from its image; see its runbook"),
+        DecisionKind::Rebuild => (
+            Severity::Warning,
+            "is rebuilt from its image elsewhere once the node is proven dead; its old system disk is kept",
+        ),
         _ => (Severity::Warning, "needs a person, see its runbook; it is not touched"),
     };
     let why = decision.details.first().map(|why| format!(": {why}")).unwrap_or_default();

@@ -3,7 +3,7 @@
 use crate::coordinator::testkit::{Bench, boot, fast};
 use crate::decision::DecisionKind;
 use crate::decision::testkit::{key, nfs, running_vm};
-use crate::fleet::Pod;
+use crate::fleet::{Attachment, Pod};
 use crate::io::{Action, Effect, FenceResult, Input};
 use crate::names::{NodeName, Uid};
 use crate::view::RecoveryProgress;
@@ -212,4 +212,156 @@ fn a_vm_of_two_incidents_is_shown_in_the_later_one() {
     bench.run_ms(1_800);
     assert_eq!(progress(&bench, "net"), RecoveryProgress::AwaitingProof);
     assert_eq!(bench.view().recoveries[&key("net")].node, "n1".into());
+}
+
+fn attach(bench: &mut Bench, name: &str, node: &str, volume: &str) {
+    let attachment = Attachment {
+        uid: Uid(format!("uid-{name}")),
+        node: node.into(),
+        volume: Some(volume.into()),
+        attached: true,
+        deleting: false,
+    };
+    bench.fleet.attachments.insert(name.to_owned(), attachment);
+    bench.show_fleet();
+}
+
+#[test]
+fn volumes_of_a_recreated_vm_are_detached_once_its_launcher_is_gone() {
+    let mut bench = fenced();
+    for (name, node, volume) in [
+        ("net", "n1", "pv-net-data"),
+        ("local", "n1", "pv-local-data"),
+        ("somebodys", "n1", "pv-of-a-database"),
+        ("elsewhere", "n3", "pv-net-data"),
+    ] {
+        attach(&mut bench, name, node, volume);
+    }
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    let left: Vec<&str> = bench.fleet.attachments.keys().map(String::as_str).collect();
+    assert_eq!(left, ["elsewhere", "local", "somebodys"]);
+    let at = |wanted: fn(&Action) -> bool| {
+        bench.effects.iter().position(|(_, effect)| matches!(effect, Effect::Act(action) if wanted(action)))
+    };
+    let deleted = at(|action| matches!(action, Action::DeletePod { .. })).expect("deleted");
+    let detached = at(|action| matches!(action, Action::DeleteAttachment { .. })).expect("detached");
+    assert!(deleted < detached);
+}
+
+#[test]
+fn an_attachment_that_stays_is_asked_for_again_and_left_when_the_node_is_back() {
+    let mut bench = fenced();
+    attach(&mut bench, "net", "n1", "pv-net-data");
+    bench.silence(&["n1"]);
+    bench.run_ms(1_500);
+    let asked =
+        |bench: &Bench| bench.count(|effect| matches!(effect, Effect::Act(Action::DeleteAttachment { .. })));
+    assert_eq!(asked(&bench), 1);
+    // Made again, by an attach-detach controller that had not noticed.
+    bench.cluster_answers = false;
+    attach(&mut bench, "net", "n1", "pv-net-data");
+    bench.run_ms(25_000);
+    let before = asked(&bench);
+    assert!((3..=4).contains(&before), "{before}");
+    bench.beat("n1", 2);
+    bench.run_ms(60_000);
+    assert_eq!(asked(&bench), before, "no proof, no deletion");
+}
+
+fn with_out_of_service() -> Bench {
+    let mut spec = fast(&["n1"]);
+    spec.recovery.out_of_service = true;
+    let mut bench = Bench::new(spec);
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+    bench
+}
+
+fn called(bench: &Bench) -> usize {
+    bench.count(|effect| matches!(effect, Effect::Act(Action::OutOfService { .. })))
+}
+
+#[test]
+fn a_node_is_called_out_of_service_only_where_that_is_wanted_and_every_vm_on_it_is_recreated() {
+    for (wanted, local, stray) in
+        [(true, false, false), (true, true, false), (true, false, true), (false, false, false)]
+    {
+        let mut bench = if wanted { with_out_of_service() } else { fenced() };
+        if !local {
+            bench.fleet.vms.remove(&key("local"));
+        }
+        if stray {
+            bench.fleet.stray_launchers.insert("n1".into());
+        }
+        bench.show_fleet();
+        bench.silence(&["n1"]);
+        bench.run_ms(5_000);
+        assert_eq!(called(&bench), usize::from(wanted && !local && !stray), "{wanted} {local} {stray}");
+        assert_eq!(bench.deleted().len(), 1, "and its VM is recreated at once, whatever the taint");
+    }
+}
+
+#[test]
+fn the_out_of_service_taint_goes_when_the_node_is_back_and_proves_nothing() {
+    let mut bench = with_out_of_service();
+    bench.fleet.vms.remove(&key("local"));
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    let is_set = |bench: &Bench| bench.fleet.nodes[&NodeName::from("n1")].is_out_of_service_by_us();
+    assert!(is_set(&bench));
+    bench.show_fleet();
+    bench.beat("n1", 2);
+    bench.run_ms(1_000);
+    assert!(!is_set(&bench));
+    assert!(bench.is_tainted("n1"), "our other taint stays until the end of quarantine");
+    bench.run_ms(62_000);
+    bench.fence.clear();
+    bench.silence(&["n1"]);
+    bench.run_ms(60_000);
+    assert_eq!(bench.state("n1"), crate::view::NodeState::AwaitingProof);
+    let node = bench.fleet.nodes.get_mut(&NodeName::from("n1")).expect("there");
+    node.taints.push(crate::fleet::Taint {
+        key: crate::fleet::OUT_OF_SERVICE_TAINT.to_owned(),
+        value: crate::fleet::OUT_OF_SERVICE_OURS.to_owned(),
+        effect: "NoExecute".to_owned(),
+    });
+    bench.show_fleet();
+    bench.run_ms(2_000);
+    assert!(!is_set(&bench), "left over from another leader: taken away");
+    assert_eq!(bench.state("n1"), crate::view::NodeState::AwaitingProof, "our own word is no proof");
+}
+
+#[test]
+fn a_vm_that_migrates_live_needs_the_proof_of_both_nodes() {
+    let mut bench = Bench::new(fast(&[]));
+    let vm = bench.fleet.vms.get_mut(&key("net")).expect("there");
+    vm.instance.as_mut().expect("there").migrating = Some(Some("n3".into()));
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(5_000);
+    assert!(bench.deleted().is_empty(), "its target lives");
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::NeedsPerson);
+    bench.run_ms(60_000);
+    bench.silence(&["n3"]);
+    bench.run_ms(40_000);
+    assert!(bench.deleted().is_empty(), "its target is only declared");
+    bench.attest("n3", 1, "eve");
+    bench.run_ms(2_000);
+    assert_eq!(bench.deleted(), ["virt-launcher-net".to_owned()].into());
+}
+
+#[test]
+fn a_node_object_that_is_deleted_while_vms_wait_for_a_proof_ends_the_incident() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.fleet.nodes.remove(&NodeName::from("n1"));
+    bench.show_fleet();
+    bench.run_ms(12_000);
+    assert_eq!(bench.notices("NodeRemoved"), 1);
+    assert!(bench.deleted().is_empty());
+    assert!(!bench.view().nodes.contains_key(&NodeName::from("n1")));
 }

@@ -88,6 +88,24 @@ pub(in crate::cluster) fn would_be_filled_again(id: &ObjectId, data_volume: &Obj
     refused(id, why)
 }
 
+/// Refuses unless the claim, once deleted, is made anew and filled by this `DataVolume`, and is bound to this volume now.
+pub(in crate::cluster) fn check_made_anew(
+    id: &ObjectId,
+    claim: &Value,
+    data_volume_id: &ObjectId,
+    data_volume: Option<&Value>,
+    volume: &VolumeName,
+) -> Result<(), ClusterError> {
+    if claim["spec"]["volumeName"] != volume.as_str() {
+        return Err(conflict(id, format!("it is not bound to {volume}")));
+    }
+    let controls = self::data_volume(claim) == Some(data_volume_id.name.as_str());
+    if controls && data_volume.is_some_and(|found| !is_filled(found)) {
+        return Ok(());
+    }
+    Err(refused(id, format!("{data_volume_id} would not make it anew: left alone")))
+}
+
 /// Says on the claim that it holds what its `DataVolume` would import.
 pub(in crate::cluster) fn say_populated(claim: &mut Value, data_volume: &str) {
     claim["metadata"]["annotations"][POPULATED_FOR] = json!(data_volume);

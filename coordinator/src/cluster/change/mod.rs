@@ -13,6 +13,11 @@ pub(super) mod taint;
 pub(super) mod volume;
 
 use serde_json::Value;
+use somersault_coordinator_core::names::NodeName;
+
+use super::ClusterError;
+use super::error::refused;
+use super::manifest::ObjectId;
 
 /// Label on the objects that we create.
 pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -27,4 +32,17 @@ pub(super) fn is_ours(object: &Value) -> bool {
 /// Its uid; empty where a manifest written by hand has none.
 pub(super) fn uid(object: &Value) -> &str {
     object["metadata"]["uid"].as_str().unwrap_or_default()
+}
+
+/// Refuses an attachment to any other node than the one that the proof is about.
+pub(super) fn check_attached_to(
+    id: &ObjectId,
+    attachment: &Value,
+    proven: &NodeName,
+) -> Result<(), ClusterError> {
+    let node = attachment["spec"]["nodeName"].as_str().unwrap_or_default();
+    if node == proven.as_str() {
+        return Ok(());
+    }
+    Err(refused(id, format!("it is to node {node:?}, and the proof is about {proven}")))
 }

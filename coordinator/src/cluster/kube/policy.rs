@@ -5,10 +5,12 @@
 //!                                  └─ no: the one before stays in force ──► Accepted=False, with what is wrong
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::policy::{Policy, PolicySpec};
 use somersault_crd::recovery_policy::POLICY_NAME;
 use tokio::sync::watch;
@@ -40,7 +42,7 @@ pub async fn follow(cluster: Arc<Kube>, policies: watch::Sender<Arc<Policy>>, st
                 }
                 let spec = specs.borrow_and_update().clone();
                 untold = spec.map(|spec| {
-                    let verdict = read(&spec).map(|policy| { policies.send_replace(Arc::new(policy)); });
+                    let verdict = read(&spec, &at_start.fencing.nodes).map(|policy| { policies.send_replace(Arc::new(policy)); });
                     if let Err(why) = &verdict {
                         tracing::error!(why, "the RecoveryPolicy cannot hold; the policy before it stays in force");
                     }
@@ -68,18 +70,19 @@ pub async fn follow(cluster: Arc<Kube>, policies: watch::Sender<Arc<Policy>>, st
     }
 }
 
-/// Reads a policy object's spec.
-fn read(spec: &Value) -> Result<Policy, String> {
+/// Reads a policy object's spec. Nodes that our own configuration has fence agents for need not be named again.
+fn read(spec: &Value, fenced: &BTreeSet<NodeName>) -> Result<Policy, String> {
     let mut spec = spec.clone();
     if let Some(fields) = spec.as_object_mut() {
         // A request of people, not a limit.
         fields.remove("holdRelease");
     }
-    let spec: PolicySpec = if spec.is_null() {
+    let mut spec: PolicySpec = if spec.is_null() {
         PolicySpec::default()
     } else {
         serde_path_to_error::deserialize(spec).map_err(|e| format!("spec.{}: {}", e.path(), e.inner()))?
     };
+    spec.fencing.nodes.extend(fenced.iter().cloned());
     Policy::try_from(spec).map_err(|error| error.to_string())
 }
 
@@ -127,16 +130,25 @@ mod tests {
 
     #[test]
     fn a_policy_object_is_read_with_the_request_that_is_no_limit() {
-        let policy = read(&json!({"profile": "Fast", "holdRelease": "now"})).expect("a policy");
-        assert_eq!(policy.detection.declare, Duration::from_secs(1));
-        assert_eq!(read(&Value::Null), Ok(Policy::default()));
+        let policy = read(&json!({"profile": "Fast", "holdRelease": "now"}), &BTreeSet::new());
+        assert_eq!(policy.expect("a policy").detection.declare, Duration::from_secs(1));
+        assert_eq!(read(&Value::Null, &BTreeSet::new()), Ok(Policy::default()));
+    }
+
+    #[test]
+    fn fence_agents_of_our_own_configuration_stay() {
+        let fenced = BTreeSet::from(["n1".into()]);
+        let policy = read(&json!({"fencing": {"nodes": ["n2"]}}), &fenced).expect("a policy");
+        assert_eq!(policy.fencing.nodes, BTreeSet::from(["n1".into(), "n2".into()]));
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        let unknown = read(&json!({"detection": {"beatMs": "soon"}})).expect_err("no number");
+        let unknown =
+            read(&json!({"detection": {"beatMs": "soon"}}), &BTreeSet::new()).expect_err("no number");
         assert!(unknown.contains("detection.beatMs"), "{unknown}");
-        let contradiction = read(&json!({"detection": {"beatMs": 1000, "missedBeats": 3, "declareMs": 100}}));
+        let spec = json!({"detection": {"beatMs": 1000, "missedBeats": 3, "declareMs": 100}});
+        let contradiction = read(&spec, &BTreeSet::new());
         assert!(contradiction.is_err());
     }
 }

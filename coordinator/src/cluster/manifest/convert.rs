@@ -8,10 +8,10 @@ use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 use somersault_coordinator_core::fleet::{
-    Claim, ClaimRef, Node, NodeSelector, Requirement, Resources, StorageClass, Taint, Volume, VolumeMode,
-    VolumeSource,
+    Attachment, Claim, ClaimRef, Node, NodeSelector, Requirement, Resources, StorageClass, Taint, Volume,
+    VolumeMode, VolumeSource,
 };
-use somersault_coordinator_core::names::{BootId, Key, Uid, VolumeName};
+use somersault_coordinator_core::names::{BootId, Key, NodeName, Uid, VolumeName};
 
 use super::quantity;
 
@@ -230,5 +230,35 @@ pub fn storage_class(object: &storage::StorageClass) -> StorageClass {
         provisioner: object.provisioner.clone(),
         waits_for_consumer: object.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"),
         parameters: object.parameters.clone().unwrap_or_default(),
+        allowed_topologies: object
+            .allowed_topologies
+            .as_deref()
+            .filter(|terms| !terms.is_empty())
+            .map(topologies),
+    }
+}
+
+/// Topology terms as a node selector: labels whose value is one of several.
+fn topologies(terms: &[core::TopologySelectorTerm]) -> NodeSelector {
+    let requirement = |r: &core::TopologySelectorLabelRequirement| Requirement {
+        key: r.key.clone(),
+        operator: "In".to_owned(),
+        values: r.values.clone(),
+    };
+    let labels = |term: &core::TopologySelectorTerm| {
+        term.match_label_expressions.iter().flatten().map(requirement).collect()
+    };
+    NodeSelector { terms: terms.iter().map(labels).collect() }
+}
+
+/// A `VolumeAttachment`.
+pub fn attachment(object: &storage::VolumeAttachment) -> Attachment {
+    let volume = object.spec.source.persistent_volume_name.as_deref().filter(|name| !name.is_empty());
+    Attachment {
+        uid: Uid::from(object.metadata.uid.as_deref().unwrap_or_default()),
+        node: NodeName::from(object.spec.node_name.as_str()),
+        volume: volume.map(VolumeName::from),
+        attached: object.status.as_ref().is_some_and(|status| status.attached),
+        deleting: object.metadata.deletion_timestamp.is_some(),
     }
 }

@@ -1,10 +1,10 @@
 //! The volumes of a VM: those of its template, those hotplugged into its instance, and those that KubeVirt keeps
 //! for its state.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
-use somersault_coordinator_core::fleet::{ClaimUse, Disk, DiskSource, Fleet};
+use somersault_coordinator_core::fleet::{self, ClaimUse, Disk, DiskSource, Fleet};
 use somersault_coordinator_core::names::Key;
 
 use super::convert::FieldError;
@@ -211,6 +211,27 @@ fn image_of(
         .or_else(|| data_volume.and_then(|found: &DataVolume| imported_from(&found.spec, &key.namespace)))
 }
 
+/// Sources that hold an image, which a second import finds as the first one did (CDI API, `DataVolumeSource`).
+const IMAGE_SOURCES: [&str; 4] = ["http", "registry", "s3", "gcs"];
+/// Annotation of CDI: the claim of this `DataVolume` is never filled again.
+const PRE_POPULATED: &str = "cdi.kubevirt.io/storage.prePopulated";
+
+/// A `DataVolume`.
+pub(super) fn data_volume(object: &DataVolume) -> fleet::DataVolume {
+    let source = object.spec.source.as_ref().filter(|_| object.spec.source_ref.is_none());
+    let image = source.and_then(|source| IMAGE_SOURCES.into_iter().find_map(|field| url(source, field)));
+    let annotations = object.metadata.annotations.as_ref();
+    fleet::DataVolume {
+        phase: object.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default(),
+        pre_populated: annotations.is_some_and(|annotations| annotations.contains_key(PRE_POPULATED)),
+        image,
+    }
+}
+
+fn url(source: &BTreeMap<String, Value>, field: &str) -> Option<String> {
+    source.get(field)?.get("url")?.as_str().map(str::to_owned)
+}
+
 /// The image that a `DataVolume` imports; `None` for blank, uploaded and cloned ones, whose content exists
 /// nowhere else for sure.
 fn imported_from(spec: &DataVolumeSpec, namespace: &str) -> Option<String> {
@@ -219,6 +240,5 @@ fn imported_from(spec: &DataVolumeSpec, namespace: &str) -> Option<String> {
         return Some(format!("{} {namespace}/{}", reference.kind, reference.name));
     }
     let source = spec.source.as_ref()?;
-    let url = |field: &str| source.get(field)?.get("url")?.as_str().map(str::to_owned);
-    ["http", "registry", "s3", "gcs", "imageio", "vddk"].into_iter().find_map(url)
+    IMAGE_SOURCES.into_iter().chain(["imageio", "vddk"]).find_map(|field| url(source, field))
 }

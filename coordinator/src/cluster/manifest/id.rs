@@ -20,13 +20,14 @@ pub struct ObjectId {
 }
 
 /// Kinds that we read or write: kind, group, whether namespaced.
-const KNOWN: [(&str, &str, bool); 17] = [
+const KNOWN: [(&str, &str, bool); 18] = [
     ("Node", "", false),
     ("PersistentVolume", "", false),
     ("PersistentVolumeClaim", "", true),
     ("Pod", "", true),
     ("Event", "", true),
     ("StorageClass", "storage.k8s.io", false),
+    ("VolumeAttachment", "storage.k8s.io", false),
     ("Lease", "coordination.k8s.io", true),
     ("VirtualMachine", "kubevirt.io", true),
     ("VirtualMachineInstance", "kubevirt.io", true),

@@ -10,16 +10,16 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use somersault_coordinator_core::fleet::{Fleet, Volume};
-use somersault_coordinator_core::names::{Key, NodeName, VolumeName};
+use somersault_coordinator_core::names::{BootId, Key, NodeName, VolumeName};
 use somersault_crd as crd;
 
 use super::convert::{self, FieldError};
 use super::kubevirt::{DataVolume, InstanceMigration, VirtualMachine, VirtualMachineInstance, Wukong};
-use super::{ObjectId, requests, vm};
+use super::{ObjectId, disks, requests, vm};
 use crate::cluster::{Problem, Snapshot};
 
 /// Namespace of the kubelets' Leases.
@@ -32,6 +32,7 @@ pub struct Inventory {
     pub(super) volumes: BTreeMap<VolumeName, (Placed<()>, Volume)>,
     pub(super) claims: BTreeMap<Key, Placed<core::PersistentVolumeClaim>>,
     pub(super) classes: BTreeMap<String, Placed<StorageClass>>,
+    pub(super) attachments: BTreeMap<String, Placed<VolumeAttachment>>,
     pub(super) pods: BTreeMap<Key, Placed<core::Pod>>,
     pub(super) leases: BTreeMap<NodeName, Placed<Lease>>,
     pub(super) vms: BTreeMap<Key, Placed<VirtualMachine>>,
@@ -91,6 +92,7 @@ impl Inventory {
             "PersistentVolume" => self.add_volume(place, value),
             "PersistentVolumeClaim" => keep(&mut self.claims, id.key(), place, value),
             "StorageClass" => keep(&mut self.classes, id.name.clone(), place, value),
+            "VolumeAttachment" => keep(&mut self.attachments, id.name.clone(), place, value),
             "Pod" => keep(&mut self.pods, id.key(), place, value),
             "Lease" if id.namespace == NODE_LEASE_NAMESPACE => keep(&mut self.leases, name, place, value),
             "VirtualMachine" => keep(&mut self.vms, id.key(), place, value),
@@ -117,6 +119,7 @@ impl Inventory {
             "PersistentVolume" => drop(self.volumes.remove(&VolumeName(id.name.clone()))),
             "PersistentVolumeClaim" => drop(self.claims.remove(&id.key())),
             "StorageClass" => drop(self.classes.remove(&id.name)),
+            "VolumeAttachment" => drop(self.attachments.remove(&id.name)),
             "Pod" => drop(self.pods.remove(&id.key())),
             "Lease" => drop(self.leases.remove(&name)),
             "VirtualMachine" => drop(self.vms.remove(&id.key())),
@@ -166,6 +169,13 @@ impl Inventory {
             .iter()
             .map(|(name, placed)| (name.clone(), convert::storage_class(&placed.object)))
             .collect();
+        let attachments = self.attachments.iter();
+        fleet.attachments =
+            attachments.map(|(name, placed)| (name.clone(), convert::attachment(&placed.object))).collect();
+        let data_volumes = self.data_volumes.iter();
+        fleet.data_volumes =
+            data_volumes.map(|(key, placed)| (key.clone(), disks::data_volume(&placed.object))).collect();
+        fleet.agents_seen = self.node_healths.iter().filter_map(agent_seen).collect();
         vm::join(self, &mut fleet, &mut problems);
         let requests = requests::read(self, &mut problems);
         let renewals = self.leases.iter().filter_map(|(name, lease)| {
@@ -189,6 +199,12 @@ impl Inventory {
         let all = healths.chain(migrations).chain(evacuations);
         all.filter_map(|(place, generation)| Some((place.id.clone(), generation?))).collect()
     }
+}
+
+/// The boot of the last beat that some leader told of.
+fn agent_seen((node, placed): (&NodeName, &Placed<crd::NodeHealth>)) -> Option<(NodeName, BootId)> {
+    let boot = placed.object.status.as_ref()?.boot_id.as_deref().filter(|boot| !boot.is_empty())?;
+    Some((node.clone(), BootId::from(boot)))
 }
 
 fn keep<K: Ord, T: DeserializeOwned>(

@@ -275,6 +275,17 @@ pub struct DataVolume {
     /// Spec.
     #[serde(default)]
     pub spec: DataVolumeSpec,
+    /// Status; a template has none.
+    #[serde(default)]
+    pub status: Option<DataVolumeStatus>,
+}
+
+/// Its status.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct DataVolumeStatus {
+    /// Phase.
+    #[serde(default)]
+    pub phase: Option<String>,
 }
 
 /// Its spec.

@@ -11,9 +11,10 @@ use somersault_coordinator_core::fleet::{Owner, SavedStart};
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
 use somersault_coordinator_core::migration::{Check, Copied, DiskMove, MigrationRecord};
 use somersault_coordinator_core::names::{BootId, Key, NodeName, Uid, VolumeName};
+use somersault_coordinator_core::rebuild::{DeadPod, RebuildRecord, RebuiltDisk};
 use somersault_crd as crd;
 use somersault_crd::common::ObjectKey;
-use somersault_crd::{evacuation as evac, node_health, volume_migration as vmig};
+use somersault_crd::{evacuation as evac, node_health, recovery, volume_migration as vmig};
 
 use super::convert::FieldError;
 
@@ -280,6 +281,52 @@ pub fn evacuation_record(
     }))
 }
 
+/// A rebuild's record as it is stored in `status.rebuild` of the VM's `Recovery`.
+pub fn rebuild_status(record: &RebuildRecord) -> Result<recovery::RebuildRecord, FieldError> {
+    let pods =
+        record.pods.iter().map(|pod| recovery::DeadPod { name: pod.name.clone(), uid: pod.uid.0.clone() });
+    let disks = record.disks.iter().map(|disk| recovery::RebuiltDisk {
+        disk: disk.disk.clone(),
+        claim: disk.claim.clone(),
+        claim_uid: disk.claim_uid.0.clone(),
+        data_volume: disk.data_volume.clone(),
+        old_volume: disk.old_volume.0.clone(),
+        class: disk.class.clone(),
+    });
+    Ok(recovery::RebuildRecord {
+        vm_uid: record.vm_uid.0.clone(),
+        node: record.node.0.clone(),
+        epoch: record.epoch,
+        stage: same_name(record.stage, "status.rebuild.stage")?,
+        stopped: record.stopped.as_ref().map(|(owner, start)| stopped(owner, start)),
+        pods: pods.collect(),
+        disks: disks.collect(),
+    })
+}
+
+/// The record in `status.rebuild` of the `Recovery` of this VM.
+pub fn rebuild_record(vm: &Key, stored: &recovery::RebuildRecord) -> Result<RebuildRecord, FieldError> {
+    let pods = stored.pods.iter().map(|pod| DeadPod { name: pod.name.clone(), uid: Uid(pod.uid.clone()) });
+    let disks = stored.disks.iter().map(|disk| RebuiltDisk {
+        disk: disk.disk.clone(),
+        claim: disk.claim.clone(),
+        claim_uid: Uid(disk.claim_uid.clone()),
+        data_volume: disk.data_volume.clone(),
+        old_volume: VolumeName(disk.old_volume.clone()),
+        class: disk.class.clone(),
+    });
+    Ok(RebuildRecord {
+        vm: vm.clone(),
+        vm_uid: Uid(stored.vm_uid.clone()),
+        node: NodeName(stored.node.clone()),
+        epoch: stored.epoch,
+        stage: same_name(stored.stage, "status.rebuild.stage")?,
+        stopped: stored.stopped.as_ref().map(read_stopped).transpose()?,
+        pods: pods.collect(),
+        disks: disks.collect(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Debug;
@@ -289,8 +336,9 @@ mod tests {
     use somersault_coordinator_core::fencing::ProofKind;
     use somersault_coordinator_core::fleet::{Grade, VolumeMode};
     use somersault_coordinator_core::migration::Phase;
+    use somersault_coordinator_core::rebuild::RebuildStage;
     use somersault_coordinator_core::view::{Milestone, NodeState, RecoveryProgress};
-    use somersault_crd::{common, recovery};
+    use somersault_crd::common;
 
     use super::*;
 
@@ -371,6 +419,16 @@ mod tests {
             DecisionKind::Rebuild,
             DecisionKind::ManualRecovery,
             DecisionKind::NothingToDo,
+        ]);
+        both_ways::<_, recovery::RebuildStage>(&[
+            RebuildStage::Retaining,
+            RebuildStage::Stopping,
+            RebuildStage::Replacing,
+            RebuildStage::Starting,
+            RebuildStage::Importing,
+            RebuildStage::Rebuilt,
+            RebuildStage::GivingBack,
+            RebuildStage::GivenBack,
         ]);
         both_ways::<_, recovery::Progress>(&[
             RecoveryProgress::AwaitingProof,

@@ -51,6 +51,7 @@ pub(super) fn join(inventory: &Inventory, fleet: &mut Fleet, problems: &mut Vec<
         insert(&mut fleet.vms, key, placed, joined, problems);
     }
     fleet.claims_used_by_others = pods.claims_of_the_rest(inventory);
+    fleet.stray_launchers = pods.strays(inventory);
 }
 
 fn one(
@@ -346,6 +347,16 @@ impl<'a> PodsByVm<'a> {
             claims_of(&placed.object).map(|name| Key::new(key.namespace.clone(), name))
         });
         claims.collect()
+    }
+
+    /// Nodes of launchers and hotplug pods that no VM took, and that have not ended.
+    fn strays(&self, inventory: &Inventory) -> BTreeSet<NodeName> {
+        let others = inventory.pods.iter().filter(|(key, _)| !self.taken.contains(key));
+        let launchers = others
+            .map(|(_, placed)| &placed.object)
+            .filter(|pod| is(pod, LAUNCHER_POD) || is(pod, HOTPLUG_POD));
+        let alive = |pod: &Pod| !matches!(pod.phase.as_str(), "Succeeded" | "Failed");
+        launchers.map(|pod| pod_value(pod, None)).filter(alive).filter_map(|pod| pod.node).collect()
     }
 }
 

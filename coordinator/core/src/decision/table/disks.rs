@@ -9,12 +9,15 @@ use crate::fleet::{ClaimUse, DiskSource, Owner};
 use crate::locality::ClassOverride;
 use crate::names::Key;
 
-/// A system disk on n1 with an image, first in the VM.
+/// A system disk on n1 that can be imported anew, second in the VM.
 fn local_system_disk(world: &mut World) {
-    world.add_disk("web", "system", host_path(), on_host(&["n1"]));
-    let disk = world.vm("web").disks.last_mut().expect("just added");
-    disk.boot = true;
-    disk.image = Some("https://images.example/debian.qcow2".to_owned());
+    world.add_local_system_disk("web");
+}
+
+/// The same, and its owner allows that.
+fn rebuildable(world: &mut World) {
+    local_system_disk(world);
+    world.vm("web").rebuild_allowed = true;
 }
 
 #[test]
@@ -204,6 +207,105 @@ fn by_rebuild() {
             local_system_disk,
             ManualRecovery,
             &[Reason::LocalDisk, Reason::RebuildNotAllowed],
+        ),
+        (
+            "no DataVolume controls its claim",
+            |w| {
+                rebuildable(w);
+                w.claim("web-system").data_volume = None;
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::DataVolumeMissing],
+        ),
+        (
+            "its DataVolume is gone",
+            |w| {
+                rebuildable(w);
+                w.fleet.data_volumes.clear();
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::DataVolumeMissing],
+        ),
+        (
+            "its DataVolume is pre-populated",
+            |w| {
+                rebuildable(w);
+                w.data_volume("web-system").pre_populated = true;
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::DataVolumePrePopulated],
+        ),
+        (
+            "uploaded, whatever its owner says of an image",
+            |w| {
+                rebuildable(w);
+                w.data_volume("web-system").image = None;
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::ImageNotImportable],
+        ),
+        (
+            "uploaded, and not allowed: a rebuild is not even spoken of",
+            |w| {
+                local_system_disk(w);
+                w.data_volume("web-system").image = None;
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk],
+        ),
+        (
+            "its class binds at once",
+            |w| {
+                rebuildable(w);
+                w.class("local-path").waits_for_consumer = false;
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::ClassNotPortable],
+        ),
+        (
+            "its class has no provisioner",
+            |w| {
+                rebuildable(w);
+                w.class("local-path").provisioner = "kubernetes.io/no-provisioner".to_owned();
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::ClassNotPortable],
+        ),
+        (
+            "its class is not there",
+            |w| {
+                rebuildable(w);
+                w.fleet.classes.clear();
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::ClassNotPortable],
+        ),
+        (
+            "its class makes volumes on the dead node only",
+            |w| {
+                rebuildable(w);
+                w.class("local-path").allowed_topologies = on_host(&["n1"]);
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::NoFittingNode],
+        ),
+        (
+            "its class makes volumes on a node that lives",
+            |w| {
+                rebuildable(w);
+                w.class("local-path").allowed_topologies = on_host(&["n1", "n3"]);
+            },
+            Rebuild,
+            &[Reason::SystemDiskRebuildable],
+        ),
+        (
+            "it selects the dead node",
+            |w| {
+                rebuildable(w);
+                w.vm("web").node_selector.insert("kubernetes.io/hostname".to_owned(), "n1".to_owned());
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk, Reason::NoFittingNode],
         ),
         (
             "local system disk without an image",

@@ -16,17 +16,23 @@ use somersault_coordinator_core::names::{Key, NodeName, Uid};
 
 use super::store::Transaction;
 use crate::cluster::ClusterError;
+use crate::cluster::change::check_attached_to;
 use crate::cluster::change::request::Request;
-use crate::cluster::change::taint;
+use crate::cluster::change::taint::{OUT_OF_SERVICE, OurTaint, UNREACHABLE};
 use crate::cluster::error::refused;
 use crate::cluster::manifest::ObjectId;
 
 /// Performs an action.
 pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), ClusterError> {
     match action {
-        Action::Taint { node } => set_taint(tx, node),
-        Action::Untaint { node } => remove_taint(tx, node),
+        Action::Taint { node } => set_taint(tx, node, UNREACHABLE),
+        Action::Untaint { node } => remove_taint(tx, node, UNREACHABLE),
         Action::DeletePod { pod, uid, proof } => delete_pod(tx, pod, uid, proof.node()),
+        Action::DeleteAttachment { attachment, uid, proof } => {
+            delete_attachment(tx, attachment, uid, proof.node())
+        }
+        Action::OutOfService { proof } => set_taint(tx, proof.node(), OUT_OF_SERVICE),
+        Action::InService { node } => remove_taint(tx, node, OUT_OF_SERVICE),
         Action::CreateMigration { key, spec } => {
             create_once(tx, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?)
         }
@@ -39,20 +45,23 @@ pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), Clust
         Action::ForgetVolume { volume } => volumes::forget(tx, volume),
         Action::PrebindVolume { volume, claim } => volumes::prebind(tx, volume, claim),
         Action::DeleteClaim { claim, uid } => claims::delete(tx, claim, uid),
+        Action::ReimportClaim { claim, uid, data_volume, volume } => {
+            claims::reimport(tx, claim, uid, data_volume, volume)
+        }
         Action::CreateClaim { claim, template, volume } => claims::create(tx, claim, template, volume),
         Action::StopVm { vm, owner } => start::stop(tx, vm, owner),
         Action::RestoreStart { vm, owner, start } => start::restore(tx, vm, owner, start),
     }
 }
 
-fn set_taint(tx: &Transaction<'_>, node: &NodeName) -> Result<(), ClusterError> {
+fn set_taint(tx: &Transaction<'_>, node: &NodeName, taint: OurTaint) -> Result<(), ClusterError> {
     let id = ObjectId::cluster("Node", node.as_str());
-    tx.patch(&id, |object| taint::set(&id, object)).map(drop)
+    tx.patch(&id, |object| taint.set(&id, object)).map(drop)
 }
 
-fn remove_taint(tx: &Transaction<'_>, node: &NodeName) -> Result<(), ClusterError> {
+fn remove_taint(tx: &Transaction<'_>, node: &NodeName, taint: OurTaint) -> Result<(), ClusterError> {
     let removed = tx.patch(&ObjectId::cluster("Node", node.as_str()), |object| {
-        taint::remove(object);
+        taint.remove(object);
         Ok(())
     });
     match removed {
@@ -71,6 +80,19 @@ fn delete_pod(tx: &Transaction<'_>, pod: &Key, uid: &Uid, proven: &NodeName) -> 
         let why = format!("it is on node {node:?}, and the proof is about {proven}");
         return Err(refused(&id, why));
     }
+    tx.delete(&id, Some(uid.as_str()))
+}
+
+/// Deletes an attachment to the node that the proof is about, and to no other.
+fn delete_attachment(
+    tx: &Transaction<'_>,
+    attachment: &str,
+    uid: &Uid,
+    proven: &NodeName,
+) -> Result<(), ClusterError> {
+    let id = ObjectId::cluster("VolumeAttachment", attachment);
+    let Some(object) = tx.get(&id)? else { return Ok(()) };
+    check_attached_to(&id, &object, proven)?;
     tx.delete(&id, Some(uid.as_str()))
 }
 

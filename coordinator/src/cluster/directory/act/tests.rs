@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use somersault_coordinator_core::fleet::{Owner, SavedStart, VolumeMode};
+use somersault_coordinator_core::fleet::{OUT_OF_SERVICE_TAINT, Owner, SavedStart, VolumeMode};
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
 use somersault_coordinator_core::migration::{Destination, MigrationSpec};
+use somersault_coordinator_core::names::VolumeName;
 use tempfile::TempDir;
 
 use super::*;
@@ -140,13 +141,60 @@ fn taint_and_untaint_touch_no_other_taint() {
         let others = world.get("Node", node)["spec"].clone();
         world.twice(&Action::Taint { node: node.into() });
         let taints = world.get("Node", node)["spec"]["taints"].clone();
-        let ours: Vec<_> = taints.as_array().unwrap().iter().filter(|taint| taint::is_ours(taint)).collect();
+        let ours: Vec<_> = taints.as_array().unwrap().iter().filter(|taint| UNREACHABLE.is(taint)).collect();
         assert_eq!(ours.len(), 1);
         world.twice(&Action::Untaint { node: node.into() });
         assert_eq!(world.get("Node", node)["spec"], others);
     }
     world.refused(&Action::Taint { node: "gone".into() }, "does not exist");
     world.twice(&Action::Untaint { node: "gone".into() });
+}
+
+#[test]
+fn out_of_service_is_ours_by_its_value_and_somebody_elses_stays() {
+    let world = World::new();
+    let set = || world.store.transaction(|tx| set_taint(tx, &"n1".into(), OUT_OF_SERVICE));
+    let before = world.get("Node", "n1")["spec"].clone();
+    set().unwrap();
+    set().unwrap();
+    let snapshot = super::super::snapshot(&world.store.objects().unwrap());
+    assert!(snapshot.fleet.nodes[&"n1".into()].is_out_of_service_by_us());
+    world.twice(&Action::InService { node: "n1".into() });
+    assert_eq!(world.get("Node", "n1")["spec"], before);
+    world.edit("Node", "n1", |node| {
+        let taint = json!({ "key": OUT_OF_SERVICE_TAINT, "value": "nodeshutdown", "effect": "NoExecute" });
+        node["spec"]["taints"] = json!([taint]);
+    });
+    let theirs = world.get("Node", "n1")["spec"].clone();
+    set().unwrap();
+    world.twice(&Action::InService { node: "n1".into() });
+    assert_eq!(world.get("Node", "n1")["spec"], theirs);
+}
+
+#[test]
+fn an_attachment_goes_only_from_the_proven_node_and_with_its_uid() {
+    let world = World::new();
+    let attachment = json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "VolumeAttachment",
+        "metadata": { "name": "csi-1" },
+        "spec": { "attacher": "rbd.csi.ceph.com", "nodeName": "n2", "source": { "persistentVolumeName": "pv-db" } },
+        "status": { "attached": true },
+    });
+    world.store.transaction(|tx| tx.create_with_uid(attachment, "a-1").map(|_| ())).unwrap();
+    let fleet = super::super::snapshot(&world.store.objects().unwrap()).fleet;
+    let read = &fleet.attachments["csi-1"];
+    assert_eq!((read.node.as_str(), read.volume.as_ref()), ("n2", Some(&"pv-db".into())));
+    assert!(read.attached && !read.deleting);
+    let delete = |uid: &str, node: &str| {
+        world.store.transaction(|tx| delete_attachment(tx, "csi-1", &uid.into(), &node.into()))
+    };
+    assert!(matches!(delete("a-1", "n1"), Err(ClusterError::Refused { .. })));
+    assert!(matches!(delete("a-2", "n2"), Err(ClusterError::Conflict { .. })));
+    assert!(!world.get("VolumeAttachment", "csi-1").is_null());
+    delete("a-1", "n2").unwrap();
+    assert!(world.get("VolumeAttachment", "csi-1").is_null());
+    delete("a-1", "n2").unwrap();
 }
 
 #[test]
@@ -307,6 +355,44 @@ fn a_claim_that_a_data_volume_would_fill_again_is_not_deleted() {
         dv["metadata"]["annotations"] = json!({ "cdi.kubevirt.io/storage.prePopulated": "wk1-system" });
     });
     world.twice(&delete);
+}
+
+#[test]
+fn a_claim_is_given_up_for_a_new_import_only_if_that_will_come_and_the_old_volume_stays() {
+    let world = World::new();
+    let volume = world.get("PersistentVolumeClaim", "wk1-system")["spec"]["volumeName"].clone();
+    let volume = VolumeName::from(volume.as_str().unwrap());
+    let reimport = |uid: &str, data_volume: &str, volume: &VolumeName| Action::ReimportClaim {
+        claim: shop("wk1-system"),
+        uid: uid.into(),
+        data_volume: data_volume.to_owned(),
+        volume: volume.clone(),
+    };
+    let good = reimport("c-wk1-system", "wk1-system", &volume);
+    world.edit("PersistentVolume", volume.as_str(), |pv| {
+        pv["spec"]["persistentVolumeReclaimPolicy"] = json!("Delete");
+    });
+    world.refused(&good, "not on reclaim policy Retain");
+    world.twice(&Action::RetainVolume { volume: volume.clone() });
+    world.refused(&reimport("c-wk1-system", "wk1-system", &"pv-web".into()), "is not bound to pv-web");
+    world.refused(&reimport("c-wk1-system", "another", &volume), "would not make it anew");
+    let marks = json!({ "cdi.kubevirt.io/storage.prePopulated": "wk1-system" });
+    world.edit("DataVolume", "wk1-system", |dv| dv["metadata"]["annotations"] = marks);
+    world.refused(&good, "would not make it anew");
+    world.edit("DataVolume", "wk1-system", |dv| dv["metadata"]["annotations"] = Value::Null);
+    world.twice(&good);
+    assert!(world.get("PersistentVolumeClaim", "wk1-system").is_null());
+    assert_eq!(world.get("PersistentVolume", volume.as_str())["status"]["phase"], "Released");
+    // Made anew meanwhile, by CDI: that one is left alone.
+    let anew = json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": { "namespace": "shop", "name": "wk1-system" },
+        "spec": { "resources": { "requests": { "storage": "1Gi" } } },
+    });
+    world.store.transaction(|tx| tx.create(anew).map(|_| ())).unwrap();
+    world.twice(&good);
+    assert!(!world.get("PersistentVolumeClaim", "wk1-system").is_null());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 use super::{Api, only};
 use crate::cluster::ClusterError;
 use crate::cluster::change::claim::{self, Step};
-use crate::cluster::change::volume;
+use crate::cluster::change::{uid, volume};
 use crate::cluster::error::{conflict, not_found, refused};
 use crate::cluster::kube::api::again;
 use crate::cluster::manifest::ObjectId;
@@ -38,6 +38,30 @@ pub(super) async fn delete(api: &Api, key: &Key, wanted: &Uid) -> Result<(), Clu
     if object["metadata"]["deletionTimestamp"].is_string() {
         return Ok(());
     }
+    api.delete(&id, only(wanted.as_str()), None).await
+}
+
+/// Deletes a claim so that its `DataVolume` makes it anew and imports its image once more.
+pub(super) async fn reimport(
+    api: &Api,
+    key: &Key,
+    wanted: &Uid,
+    data_volume: &str,
+    name: &VolumeName,
+) -> Result<(), ClusterError> {
+    let id = claim::id(key);
+    // Made anew already, or about to be: done.
+    let object = api.get(&id).await?.filter(|object| {
+        uid(object) == wanted.as_str() && !object["metadata"]["deletionTimestamp"].is_string()
+    });
+    let Some(object) = object else { return Ok(()) };
+    let pods = api.list("Pod", Some(&key.namespace)).await?;
+    claim::check_unused(&id, pods.iter().map(|(_, pod)| pod))?;
+    let data_volume = ObjectId::namespaced("DataVolume", &Key::new(key.namespace.clone(), data_volume));
+    claim::check_made_anew(&id, &object, &data_volume, api.get(&data_volume).await?.as_ref(), name)?;
+    let volume_id = volume::id(name);
+    let stored = api.get(&volume_id).await?.ok_or_else(|| not_found(&volume_id))?;
+    claim::check_kept(&id, &volume_id, &stored)?;
     api.delete(&id, only(wanted.as_str()), None).await
 }
 

@@ -7,8 +7,9 @@
 //!
 //! | action | verbs | precondition |
 //! |---|---|---|
-//! | `Taint`, `Untaint` | nodes: get, patch | resourceVersion |
+//! | `Taint`, `Untaint`, `OutOfService`, `InService` | nodes: get, patch | resourceVersion |
 //! | `DeletePod` | pods: get, delete | uid; the node that the proof is about |
+//! | `DeleteAttachment` | volumeattachments: get, delete | uid; the node that the proof is about |
 //! | `CreateMigration`, `CreateEvacuation` | their kinds: get, create | name |
 //! | `CancelMigration` | volumemigrations: get, patch | resourceVersion |
 //! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
@@ -17,6 +18,7 @@
 //! | `StopVm`, `RestoreStart` of a VM | virtualmachines: get, patch | uid |
 //! | the same of a Wukong | wukongs: get, update | resourceVersion |
 //! | `DeleteClaim` | persistentvolumeclaims: get, patch, delete; pods: list; datavolumes: get | uid |
+//! | `ReimportClaim` | persistentvolumeclaims: get, delete; persistentvolumes, datavolumes: get; pods: list | uid |
 //! | `CreateClaim` | persistentvolumeclaims: get, create; datavolumes: get | name |
 
 mod claims;
@@ -31,16 +33,22 @@ use somersault_coordinator_core::names::{Key, NodeName, Uid};
 use super::api::Api;
 use crate::cluster::ClusterError;
 use crate::cluster::change::request::Request;
-use crate::cluster::change::{taint, uid};
+use crate::cluster::change::taint::{OUT_OF_SERVICE, OurTaint, UNREACHABLE};
+use crate::cluster::change::{check_attached_to, uid};
 use crate::cluster::error::{conflict, refused};
 use crate::cluster::manifest::ObjectId;
 
 /// Performs an action.
 pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterError> {
     match action {
-        Action::Taint { node } => set_taint(api, node).await,
-        Action::Untaint { node } => remove_taint(api, node).await,
+        Action::Taint { node } => set_taint(api, node, UNREACHABLE).await,
+        Action::Untaint { node } => remove_taint(api, node, UNREACHABLE).await,
         Action::DeletePod { pod, uid, proof } => delete_pod(api, pod, uid, proof.node()).await,
+        Action::DeleteAttachment { attachment, uid, proof } => {
+            delete_attachment(api, attachment, uid, proof.node()).await
+        }
+        Action::OutOfService { proof } => set_taint(api, proof.node(), OUT_OF_SERVICE).await,
+        Action::InService { node } => remove_taint(api, node, OUT_OF_SERVICE).await,
         Action::CreateMigration { key, spec } => {
             create_once(api, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?).await
         }
@@ -53,21 +61,24 @@ pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterErr
         Action::ForgetVolume { volume } => volumes::forget(api, volume).await,
         Action::PrebindVolume { volume, claim } => volumes::prebind(api, volume, claim).await,
         Action::DeleteClaim { claim, uid } => claims::delete(api, claim, uid).await,
+        Action::ReimportClaim { claim, uid, data_volume, volume } => {
+            claims::reimport(api, claim, uid, data_volume, volume).await
+        }
         Action::CreateClaim { claim, template, volume } => claims::create(api, claim, template, volume).await,
         Action::StopVm { vm, owner } => start::stop(api, vm, owner).await,
         Action::RestoreStart { vm, owner, start } => start::restore(api, vm, owner, start).await,
     }
 }
 
-async fn set_taint(api: &Api, node: &NodeName) -> Result<(), ClusterError> {
+async fn set_taint(api: &Api, node: &NodeName, taint: OurTaint) -> Result<(), ClusterError> {
     let id = ObjectId::cluster("Node", node.as_str());
-    api.modify(&id, |object| taint::set(&id, object)).await.map(drop)
+    api.modify(&id, |object| taint.set(&id, object)).await.map(drop)
 }
 
-async fn remove_taint(api: &Api, node: &NodeName) -> Result<(), ClusterError> {
+async fn remove_taint(api: &Api, node: &NodeName, taint: OurTaint) -> Result<(), ClusterError> {
     let id = ObjectId::cluster("Node", node.as_str());
     let removed = api.modify(&id, |object| {
-        taint::remove(object);
+        taint.remove(object);
         Ok(())
     });
     match removed.await {
@@ -91,6 +102,26 @@ async fn delete_pod(api: &Api, pod: &Key, wanted: &Uid, proven: &NodeName) -> Re
         return Err(conflict(&id, format!("its uid is {have:?}, not {wanted}")));
     }
     api.delete(&id, only(wanted.as_str()), Some(0)).await
+}
+
+/// Deletes an attachment to the node that the proof is about, and to no other. Its attacher detaches the volume.
+async fn delete_attachment(
+    api: &Api,
+    attachment: &str,
+    wanted: &Uid,
+    proven: &NodeName,
+) -> Result<(), ClusterError> {
+    let id = ObjectId::cluster("VolumeAttachment", attachment);
+    let Some(object) = api.get(&id).await? else { return Ok(()) };
+    check_attached_to(&id, &object, proven)?;
+    let have = uid(&object);
+    if have != wanted.as_str() {
+        return Err(conflict(&id, format!("its uid is {have:?}, not {wanted}")));
+    }
+    if object["metadata"]["deletionTimestamp"].is_string() {
+        return Ok(());
+    }
+    api.delete(&id, only(wanted.as_str()), None).await
 }
 
 /// The very object, whatever became of it.
