@@ -4,6 +4,9 @@
 #   make cluster       a real Kubernetes cluster on this machine; prints its KUBECONFIG (root, Go)
 #   make cluster-down  ends it; nothing is left behind
 #   make test-cluster  tests of that cluster
+#   make image         the image of agent, coordinator and command line: target/image/somersault.tar
+#   make image-fence   the image of the fence runner, with the fence agents: target/image/fence-runner.tar
+#   make image-smart   the image of the agent with smartctl: target/image/agent-smart.tar
 #   make lint    formatting, clippy, licences of the dependencies
 #   make bench   detection time over 50 failures, false verdicts under load
 #   make soak    kill -9 halfway through migrations; the simulation for as many seeds as you like (SEEDS=100000)
@@ -25,13 +28,21 @@ NEED_BUILD := cc:gcc cc:libc6-dev
 NEED_DEMO := $(NEED_BUILD) ip:iproute2 unshare:util-linux nsenter:util-linux mkfs.ext4:e2fsprogs debugfs:e2fsprogs
 
 NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:containerd runc:runc
+NEED_IMAGE := $(NEED_BUILD)
+NEED_IMAGE_FENCE := $(NEED_IMAGE) unshare:util-linux tar:tar
+VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE := docker.io/somersault/somersault:$(VERSION)
+IMAGE_SMART := docker.io/somersault/agent-smart:$(VERSION)
+IMAGE_FENCE := docker.io/somersault/fence-runner:$(VERSION)
+# This machine's own: nothing is compiled for another one, so no other target of Rust is needed.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, and where the cluster's programs are kept.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
 
-.PHONY: help demo test test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
+.PHONY: help image image-fence image-smart image-binaries setup-image setup-image-fence demo test test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
 
 help:
-	@sed -n '2,10s/^# \{0,1\}//p' Makefile
+	@sed -n '2,13s/^# \{0,1\}//p' Makefile
 
 demo: setup-demo
 	@echo "== building the coordinator, the agent, the command line and the demo (release)"
@@ -53,6 +64,38 @@ cluster: setup-cluster
 cluster-down:
 	@cargo build --quiet --locked -p somersault-test-cluster
 	@$(AS_ROOT) target/debug/somersault-cluster down
+
+image: setup-image image-binaries
+	@rm -rf target/image/somersault && mkdir -p target/image/somersault/usr/local/bin
+	@install -m 0555 target/image/build/$(HOST)/release/{somersault-coordinator,somersault-agent,kubectl-somersault} target/image/somersault/usr/local/bin/
+	@cp -r deploy/image/etc target/image/somersault/etc && chmod -R u=rwX,go=rX target/image/somersault
+	@deploy/image/build.sh $(IMAGE) deploy/image/Dockerfile target/image/somersault target/image/somersault.tar
+
+image-fence: setup-image-fence image-smart image-binaries
+	@echo "== putting the fence agents together from Debian's packages"
+	@deploy/image/debian-rootfs.sh target/image/fence-runner \
+	  fence-agents ca-certificates coreutils dash gnutls-bin ipmitool openssh-client python3-minimal sed snmp
+	@install -D -m 0555 -t target/image/fence-runner/usr/local/bin target/image/build/$(HOST)/release/somersault-coordinator
+	@install -m 0644 deploy/image/etc/* target/image/fence-runner/etc/
+	@deploy/image/build.sh $(IMAGE_FENCE) deploy/image/fence-runner.Dockerfile target/image/fence-runner target/image/fence-runner.tar
+
+image-smart: setup-image-fence image-binaries
+	@echo "== putting smartctl together from Debian's packages"
+	@deploy/image/debian-rootfs.sh target/image/agent-smart smartmontools
+	@install -D -m 0555 -t target/image/agent-smart/usr/local/bin target/image/build/$(HOST)/release/somersault-agent
+	@install -m 0644 deploy/image/etc/* target/image/agent-smart/etc/
+	@deploy/image/build.sh $(IMAGE_SMART) deploy/image/agent-smart.Dockerfile target/image/agent-smart target/image/agent-smart.tar
+
+# Static: they need no file of an image, and the resolver of glibc (2.34 or later) has files and DNS built in.
+# The same bytes whoever builds them where: no paths of this machine, no build ids. (--target keeps these flags from
+# what runs during the build.)
+image-binaries: export RUSTFLAGS := -C target-feature=+crt-static -C link-arg=-Wl,--build-id=none \
+  --remap-path-prefix=$(CURDIR)=/somersault --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+image-binaries: export CFLAGS := -ffile-prefix-map=$(CURDIR)=/somersault -ffile-prefix-map=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+image-binaries: export CARGO_PROFILE_RELEASE_STRIP := symbols
+image-binaries: toolchain
+	@echo "== building agent, coordinator and command line (release, static)"
+	cargo build --release --locked --target $(HOST) --target-dir target/image/build -p somersault-coordinator -p somersault-agent -p kubectl-somersault
 
 lint: setup-build
 	cargo fmt --all --check
@@ -87,6 +130,14 @@ toolchain:
 
 setup-build: toolchain
 	@$(call apt_missing,$(NEED_BUILD))
+
+# buildah, unless one of the three is there; of docker, the daemon counts.
+setup-image: setup-build
+	@command -v buildah > /dev/null || command -v podman > /dev/null || docker info > /dev/null 2>&1 || { \
+	  $(call apt_missing,$(NEED_IMAGE) buildah:buildah); }
+
+setup-image-fence: setup-image
+	@$(call apt_missing,$(NEED_IMAGE_FENCE))
 
 setup-demo: toolchain
 	@$(call apt_missing,$(NEED_DEMO))

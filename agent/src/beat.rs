@@ -12,7 +12,9 @@
 //! A beat that the connection does not take at once is dropped: an old beat says nothing. How a dead connection
 //! is found: HTTP/2 pings of ours go unanswered. (The kernel's `TCP_USER_TIMEOUT` would find the same later.)
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,11 +23,11 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use somersault_agent_core::lease::{Grant as LeaseGrant, Lease, SentBeats, StaleEpoch};
-use somersault_proto::model::{self, Address, BootId, FLEET_MESSAGE_BYTES_MAX, NodeName};
+use somersault_proto::model::{self, BootId, FLEET_MESSAGE_BYTES_MAX, NodeName};
 use somersault_proto::tls::{Identity, Renewals, TlsSource};
 use somersault_proto::v1::fleet_client::FleetClient;
 use somersault_proto::v1::{Beat, Grant};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +36,7 @@ use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::clock::boottime;
+use crate::replicas::Tasks;
 
 /// Pace until the first grant names one: the fast profile's, since a slower one would look like missed beats there.
 const INTERVAL_FIRST: Duration = Duration::from_millis(200);
@@ -47,6 +50,8 @@ const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 /// A stream that lived so long had begun well; the next attempt follows at once. One that is refused as soon as it
 /// is open does not.
 const LIVED_MIN: Duration = Duration::from_secs(2);
+/// Without a replica to beat, the thread says this often that it lives.
+const TURN_PERIOD: Duration = Duration::from_secs(10);
 /// Time to bring a goodbye onto the wire.
 const GOODBYE_MAX: Duration = Duration::from_millis(300);
 
@@ -57,8 +62,10 @@ pub struct BeatConfig {
     pub node: NodeName,
     /// This boot.
     pub boot_id: BootId,
-    /// Every coordinator replica.
-    pub coordinators: Vec<Address>,
+    /// Every coordinator replica, as it is now.
+    pub coordinators: watch::Receiver<Vec<SocketAddr>>,
+    /// Told when a stream has ended: the replica may be elsewhere now.
+    pub lost: Arc<Notify>,
     /// This node's certificates.
     pub tls: TlsSource,
 }
@@ -76,15 +83,13 @@ pub struct Beats {
 pub struct Shared {
     lease: Mutex<Lease>,
     /// One for each coordinator.
-    pub links: Vec<Link>,
+    links: Mutex<BTreeMap<SocketAddr, Arc<Link>>>,
     turned_ms: AtomicU64,
 }
 
 /// How the beats to one coordinator fare.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Link {
-    /// Which coordinator.
-    pub coordinator: Address,
     /// The stream is open.
     pub connected: AtomicBool,
     /// Beats given to the connection.
@@ -102,6 +107,15 @@ impl Shared {
         look(&mut self.lease.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How the beats to each coordinator fare.
+    pub fn links(&self) -> BTreeMap<SocketAddr, Arc<Link>> {
+        self.with_links(|links| links.clone())
+    }
+
+    fn with_links<T>(&self, look: impl FnOnce(&mut BTreeMap<SocketAddr, Arc<Link>>) -> T) -> T {
+        look(&mut self.links.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// How long ago the thread last did anything.
     pub fn idle_for(&self) -> Duration {
         boottime().saturating_sub(Duration::from_millis(self.turned_ms.load(Ordering::Relaxed)))
@@ -116,15 +130,7 @@ impl Shared {
 impl Beats {
     /// Starts the thread.
     pub fn start(config: BeatConfig) -> io::Result<Self> {
-        let link = |coordinator: &Address| Link {
-            coordinator: coordinator.clone(),
-            connected: AtomicBool::new(false),
-            beats: AtomicU64::new(0),
-            beats_dropped: AtomicU64::new(0),
-            grants: AtomicU64::new(0),
-        };
-        let links = config.coordinators.iter().map(link).collect();
-        let shared = Arc::new(Shared { links, ..Shared::default() });
+        let shared = Arc::<Shared>::default();
         // From here on the thread has its time to begin; without this it would count as idle since the boot.
         shared.turn();
         let stop = CancellationToken::new();
@@ -151,11 +157,28 @@ impl Beats {
 }
 
 async fn beat_all(config: BeatConfig, shared: Arc<Shared>, stop: CancellationToken) {
-    let beaters = (0..shared.links.len()).map(|index| {
-        let beater = Beater { config: config.clone(), shared: shared.clone(), index, stop: stop.clone() };
-        beater.run()
-    });
-    futures::future::join_all(beaters).await;
+    let (mut coordinators, mut beaters) = (config.coordinators.clone(), Tasks::default());
+    let start = |coordinator| {
+        let link = Arc::<Link>::default();
+        shared.with_links(|links| links.insert(coordinator, link.clone()));
+        let (config, shared, stop) = (config.clone(), shared.clone(), stop.clone());
+        Beater { config, shared, coordinator, link, stop }.run()
+    };
+    while !stop.is_cancelled() {
+        shared.turn();
+        let wanted = coordinators.borrow_and_update().clone();
+        // No goodbye to those that are no more: this node does not stop.
+        for gone in beaters.follow(&wanted, start) {
+            shared.with_links(|links| links.remove(&gone));
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(TURN_PERIOD) => {}
+            // When nobody looks for coordinators any more, the agent is about to end.
+            Ok(()) = coordinators.changed() => {}
+        }
+    }
+    beaters.end().await;
 }
 
 /// Beats one coordinator.
@@ -163,7 +186,8 @@ async fn beat_all(config: BeatConfig, shared: Arc<Shared>, stop: CancellationTok
 struct Beater {
     config: BeatConfig,
     shared: Arc<Shared>,
-    index: usize,
+    coordinator: SocketAddr,
+    link: Arc<Link>,
     stop: CancellationToken,
 }
 
@@ -181,10 +205,6 @@ enum Broken {
 }
 
 impl Beater {
-    fn link(&self) -> &Link {
-        &self.shared.links[self.index]
-    }
-
     async fn run(self) {
         let backoff = || {
             let (least, most) = RECONNECT;
@@ -200,7 +220,9 @@ impl Beater {
             self.shared.turn();
             let began = Instant::now();
             let outcome = self.connect_and_beat().await;
-            self.link().connected.store(false, Ordering::Relaxed);
+            if self.link.connected.swap(false, Ordering::Relaxed) {
+                self.config.lost.notify_one();
+            }
             let Err(broken) = outcome else { return };
             if began.elapsed() >= CONNECT_MAX + LIVED_MIN {
                 pauses = backoff();
@@ -209,7 +231,7 @@ impl Beater {
             // Said once, not at every attempt.
             let error = with_sources(&broken);
             if error != last_error {
-                warn!(coordinator = %self.link().coordinator, error, "no beats get through");
+                warn!(coordinator = %self.coordinator, error, "no beats get through");
                 last_error = error;
             }
             let pause = pauses.next().unwrap_or(RECONNECT.1);
@@ -228,8 +250,8 @@ impl Beater {
             opened = self.open() => opened?,
             () = self.stop.cancelled() => return Ok(()),
         };
-        self.link().connected.store(true, Ordering::Relaxed);
-        info!(coordinator = %self.link().coordinator, "beating");
+        self.link.connected.store(true, Ordering::Relaxed);
+        info!(coordinator = %self.coordinator, "beating");
         self.beat_on(opened, renewals).await
     }
 
@@ -279,7 +301,7 @@ impl Beater {
                     Ok(opened) => {
                         (stream, grants) = opened;
                         last = Instant::now();
-                        debug!(coordinator = %self.link().coordinator, "beating with the new certificate");
+                        debug!(coordinator = %self.coordinator, "beating with the new certificate");
                     }
                     Err(error) => {
                         debug!(%error, "no connection with the new certificate yet");
@@ -291,7 +313,7 @@ impl Beater {
     }
 
     fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
-        Endpoint::from_shared(format!("https://{}", self.link().coordinator))?
+        Endpoint::from_shared(format!("https://{}", self.coordinator))?
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_MAX)
             .http2_keep_alive_interval(PING.0)
@@ -356,14 +378,14 @@ impl Stream {
         if self.beats.try_send(beat.into()).is_ok() {
             self.sequence += 1;
             self.sent.note(self.sequence, now);
-            beater.link().beats.fetch_add(1, Ordering::Relaxed);
+            beater.link.beats.fetch_add(1, Ordering::Relaxed);
         } else {
-            beater.link().beats_dropped.fetch_add(1, Ordering::Relaxed);
+            beater.link.beats_dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn granted(&mut self, beater: &Beater, wire: Grant) {
-        beater.link().grants.fetch_add(1, Ordering::Relaxed);
+        beater.link.grants.fetch_add(1, Ordering::Relaxed);
         let grant = match model::Grant::try_from(wire) {
             Ok(grant) => grant,
             Err(error) => return debug!(%error, "a grant that makes no sense"),

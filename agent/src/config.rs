@@ -1,17 +1,15 @@
 //! What the agent is told at its start. A configuration that cannot work is refused here, with the flag's name.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
+use somersault_agent_core::replicas::REPLICAS_MAX;
 use somersault_proto::model::limits::ROOTS_MAX;
 use somersault_proto::model::{AbsolutePath, Address, BootId, Malformed, NodeName};
 use somersault_proto::tls::{Identity, TlsError};
-
-/// Coordinator replicas that get beats. Three tolerate the loss of one; more only cost beats.
-const COORDINATORS_MAX: usize = 3;
 
 /// Somersault's agent: runs on every node, tells the coordinator that the node lives and how its disks are, and
 /// copies volumes when ordered to.
@@ -22,7 +20,8 @@ pub struct Config {
     #[arg(long, env = "NODE_NAME")]
     pub node: NodeName,
 
-    /// A coordinator; repeat it for each replica.
+    /// A coordinator; repeat it for each replica. A name that has several addresses, as that of a headless
+    /// Service, stands for all of them, and is looked up again and again.
     #[arg(long = "coordinator", value_name = "HOST:PORT", required = true)]
     pub coordinators: Vec<Address>,
 
@@ -47,9 +46,13 @@ pub struct Config {
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7444")]
     pub listen: SocketAddr,
 
-    /// Where other agents and the coordinator reach this agent.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub advertise: Address,
+    /// Where other agents and the coordinator reach this agent [default: the port of --listen on --host-ip].
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "host_ip")]
+    pub advertise: Option<Address>,
+
+    /// Address of this node.
+    #[arg(long, env = "HOST_IP", value_name = "ADDR")]
+    pub host_ip: Option<IpAddr>,
 
     /// A folder whose subfolders are local volumes of a storage class; repeatable.
     #[arg(long = "root", value_name = "CLASS=PATH")]
@@ -114,10 +117,10 @@ pub struct StorageRoot {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Too many replicas.
-    #[error("--coordinator is given {0} times; a coordinator has at most {COORDINATORS_MAX} replicas")]
+    #[error("--coordinator is given {0} times; a coordinator has at most {REPLICAS_MAX} replicas")]
     TooManyCoordinators(usize),
     /// Too many places to enrol.
-    #[error("--enroll is given {0} times; a coordinator has at most {COORDINATORS_MAX} replicas")]
+    #[error("--enroll is given {0} times; a coordinator has at most {REPLICAS_MAX} replicas")]
     TooManyEnrolments(usize),
     /// Too many roots.
     #[error("--root and --shared-root are given {0} times, at most {ROOTS_MAX} are possible")]
@@ -133,6 +136,9 @@ pub enum ConfigError {
         /// The one below.
         inner: AbsolutePath,
     },
+    /// Nobody could reach the agent.
+    #[error("--host-ip with the port of --listen is no address, and --advertise is not given: {0}")]
+    NoAddress(Malformed),
     /// The certificates cannot be used.
     #[error("--certs: {0}")]
     Tls(#[from] TlsError),
@@ -175,9 +181,21 @@ impl Config {
     /// Checks what clap cannot.
     pub fn check_coordinators(&self) -> Result<(), ConfigError> {
         match (self.coordinators.len(), self.enroll.len()) {
-            (count, _) if count > COORDINATORS_MAX => Err(ConfigError::TooManyCoordinators(count)),
-            (_, count) if count > COORDINATORS_MAX => Err(ConfigError::TooManyEnrolments(count)),
+            (count, _) if count > REPLICAS_MAX => Err(ConfigError::TooManyCoordinators(count)),
+            (_, count) if count > REPLICAS_MAX => Err(ConfigError::TooManyEnrolments(count)),
             _ => Ok(()),
+        }
+    }
+
+    /// Where others reach this agent.
+    pub fn advertised(&self) -> Result<Address, ConfigError> {
+        match (&self.advertise, self.host_ip) {
+            (Some(address), _) => Ok(address.clone()),
+            (None, host_ip) => {
+                let host = host_ip.unwrap_or_else(|| self.listen.ip());
+                let address = SocketAddr::new(host, self.listen.port()).to_string();
+                address.parse().map_err(ConfigError::NoAddress)
+            }
         }
     }
 
@@ -285,6 +303,21 @@ mod tests {
         assert!(matches!(error(["/srv/a/b", "/srv/a"]), Err(ConfigError::NestedRoots { .. })));
         assert!(matches!(error(["/srv/a", "/srv/a/b"]), Err(ConfigError::NestedRoots { .. })));
         assert!(error(["/srv/a", "/srv/ab"]).is_ok());
+    }
+
+    #[test]
+    fn the_host_s_address_is_advertised_where_no_other_is_given() {
+        let advertised = |flags: &[&str]| {
+            let base = ["agent", "--node", "n1", "--coordinator", "c:7443"];
+            let config = Config::try_parse_from(base.iter().chain(flags)).expect("parsed");
+            config.advertised().map(|address| address.to_string()).map_err(|error| error.to_string())
+        };
+        assert_eq!(advertised(&["--host-ip", "10.0.0.1"]).as_deref(), Ok("10.0.0.1:7444"));
+        let flags = ["--host-ip", "fd00::1", "--listen", "[::]:7000"];
+        assert_eq!(advertised(&flags).as_deref(), Ok("[fd00::1]:7000"));
+        let flags = ["--host-ip", "10.0.0.1", "--advertise", "n1.example.com:1"];
+        assert_eq!(advertised(&flags).as_deref(), Ok("n1.example.com:1"));
+        assert!(advertised(&["--host-ip", "10.0.0.1", "--listen", "0.0.0.0:0"]).is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod metrics;
 pub mod orders;
 mod peer;
 pub mod probe;
+mod replicas;
 mod report;
 pub mod run;
 mod sense;

@@ -1,6 +1,7 @@
 //! `/metrics` and `/healthz`. What is known elsewhere is read when it is asked for, so that nothing drifts.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 use somersault_agent_core::health::{Assessment, Grade};
-use somersault_proto::model::Address;
 use somersault_proto::tls::TlsSource;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -70,16 +70,21 @@ pub struct SessionMetrics {
 
 impl SessionMetrics {
     /// A session is open.
-    pub fn opened(&self, coordinator: &Address) {
+    pub fn opened(&self, coordinator: SocketAddr) {
         self.set(coordinator, 1);
     }
 
     /// It is closed.
-    pub fn closed(&self, coordinator: &Address) {
+    pub fn closed(&self, coordinator: SocketAddr) {
         self.set(coordinator, 0);
     }
 
-    fn set(&self, coordinator: &Address, open: i64) {
+    /// The coordinator is no more.
+    pub fn gone(&self, coordinator: SocketAddr) {
+        self.connected.remove(&ByCoordinator { coordinator: coordinator.to_string() });
+    }
+
+    fn set(&self, coordinator: SocketAddr, open: i64) {
         self.connected.get_or_create(&ByCoordinator { coordinator: coordinator.to_string() }).set(open);
     }
 }
@@ -173,8 +178,8 @@ fn beats(registry: &mut Registry, shared: &Shared) {
         "Beats that the connection did not take",
     );
     let grants = family::<ByCoordinator, Counter>(registry, "agent_grants", "Grants received");
-    for link in &shared.links {
-        let label = ByCoordinator { coordinator: link.coordinator.to_string() };
+    for (coordinator, link) in shared.links() {
+        let label = ByCoordinator { coordinator: coordinator.to_string() };
         connected.get_or_create(&label).set(link.connected.load(Ordering::Relaxed).into());
         sent.get_or_create(&label).inc_by(link.beats.load(Ordering::Relaxed));
         dropped.get_or_create(&label).inc_by(link.beats_dropped.load(Ordering::Relaxed));

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_proto::model::{BootId, Hello, PingReply};
+use somersault_proto::model::{Address, BootId, Hello, PingReply};
 use somersault_proto::tls::TlsSource;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,9 @@ use crate::config::{Config, ConfigError};
 use crate::enroll::Origin;
 use crate::metrics::{SessionMetrics, Sources};
 use crate::orders::Orders;
+use crate::replicas::{Resolver, System};
 use crate::sense::{SenseConfig, Sensed, WatchedRoot, sense, smartctl_exists};
-use crate::session::{SessionConfig, converse_for_ever};
+use crate::session::{SessionConfig, converse_with_all};
 use crate::transfer::{TransferConfig, Transfers};
 use crate::{inventory, metrics, peer};
 
@@ -63,7 +64,7 @@ pub enum AgentError {
 /// Runs the agent until told to stop.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
     config.check_coordinators()?;
-    let boot_id = config.boot_id()?;
+    let (boot_id, address) = (config.boot_id()?, config.advertised()?);
     let roots = watch_roots(&config)?;
     let listeners = Listeners::bind(&config).await?;
     let origin = Origin::of(&config);
@@ -79,10 +80,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
         warn!(program = %config.smartctl.display(), "no smartctl: disks are judged by the kernel's word alone");
     }
     info!(node = %config.node, %boot_id, roots = roots.len(), "starting");
+    let lost = Arc::new(Notify::new());
+    let (resolver, coordinators) = Resolver::new(config.coordinators.clone(), System, lost.clone());
     let beats = Beats::start(BeatConfig {
         node: config.node.clone(),
         boot_id: boot_id.clone(),
-        coordinators: config.coordinators.clone(),
+        coordinators: coordinators.clone(),
+        lost,
         tls: tls.clone(),
     })
     .map_err(|source| AgentError::Thread("beat", source))?;
@@ -90,9 +94,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
     // Not a child of `stop`: the servers go on until the goodbye is said.
     let closing = CancellationToken::new();
     let keeping = origin.keep(tls.clone());
-    let means = Means { config, tls, boot_id, roots, beats: beats.shared() };
+    let means = Means { config, tls, boot_id, address, roots, coordinators, beats: beats.shared() };
     let (mut parts, mut servers) = means.start(listeners, &closing);
     parts.spawn(keeping);
+    parts.spawn(resolver.look_for_ever());
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         ended = parts.join_next() => Err(AgentError::Part(ended.and_then(Result::err))),
@@ -149,13 +154,15 @@ struct Means {
     config: Config,
     tls: TlsSource,
     boot_id: BootId,
+    address: Address,
     roots: Vec<WatchedRoot>,
+    coordinators: watch::Receiver<Vec<SocketAddr>>,
     beats: Arc<Shared>,
 }
 
 impl Means {
     fn start(self, listeners: Listeners, closing: &CancellationToken) -> (Parts, Servers) {
-        let Self { config, tls, boot_id, roots, beats } = self;
+        let Self { config, tls, boot_id, address, roots, coordinators, beats } = self;
         let transfers = Transfers::new(TransferConfig {
             roots: roots.iter().map(|watched| watched.root.path.as_str().into()).collect(),
             tls: tls.clone(),
@@ -171,7 +178,7 @@ impl Means {
                 node: config.node.clone(),
                 boot_id: boot_id.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                address: config.advertise,
+                address,
             },
             tls: tls.clone(),
             roots: roots.clone(),
@@ -181,9 +188,7 @@ impl Means {
             beats: beats.clone(),
             metrics: metrics.clone(),
         };
-        for coordinator in config.coordinators {
-            parts.spawn(converse_for_ever(session.clone(), coordinator));
-        }
+        parts.spawn(converse_with_all(session, coordinators));
 
         let mut servers = Servers::new();
         let source = tls.clone();

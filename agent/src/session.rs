@@ -10,13 +10,12 @@
 //! A report goes out when its shape changes (a grade, a volume more or less), and at the slow period otherwise.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_proto::model::{
-    Address, FLEET_MESSAGE_BYTES_MAX, FromAgent, FromCoordinator, Hello, Report, Welcome,
-};
+use somersault_proto::model::{FLEET_MESSAGE_BYTES_MAX, FromAgent, FromCoordinator, Hello, Report, Welcome};
 use somersault_proto::tls::{Identity, Renewals, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_client::FleetClient;
@@ -31,6 +30,7 @@ use tracing::{debug, info, warn};
 use crate::beat::{Shared, with_sources};
 use crate::clock::boottime;
 use crate::orders::Orders;
+use crate::replicas::Tasks;
 use crate::report::{report, shape};
 use crate::sense::{Sensed, WatchedRoot};
 use crate::transfer::Transfers;
@@ -90,8 +90,23 @@ enum Broken {
     Renewed,
 }
 
-/// Talks with one coordinator, for ever.
-pub async fn converse_for_ever(config: SessionConfig, coordinator: Address) {
+/// Talks with every coordinator, for ever.
+pub async fn converse_with_all(config: SessionConfig, mut coordinators: watch::Receiver<Vec<SocketAddr>>) {
+    let mut sessions = Tasks::default();
+    loop {
+        let wanted = coordinators.borrow_and_update().clone();
+        for gone in sessions.follow(&wanted, |coordinator| converse_for_ever(config.clone(), coordinator)) {
+            config.metrics.gone(gone);
+            config.transfers.coordinator_gone(&gone.to_string());
+        }
+        // When nobody looks for coordinators any more, the agent is about to end.
+        if coordinators.changed().await.is_err() {
+            return sessions.end().await;
+        }
+    }
+}
+
+async fn converse_for_ever(config: SessionConfig, coordinator: SocketAddr) {
     let (least, most) = RECONNECT;
     let backoff = ExponentialBuilder::default()
         .with_min_delay(least)
@@ -102,8 +117,8 @@ pub async fn converse_for_ever(config: SessionConfig, coordinator: Address) {
     let mut last_error = String::new();
     loop {
         let began = Instant::now();
-        let Err(broken) = converse(&config, &coordinator).await;
-        config.metrics.closed(&coordinator);
+        let Err(broken) = converse(&config, coordinator).await;
+        config.metrics.closed(coordinator);
         if matches!(broken, Broken::Renewed) {
             continue;
         }
@@ -121,7 +136,7 @@ pub async fn converse_for_ever(config: SessionConfig, coordinator: Address) {
     }
 }
 
-async fn converse(config: &SessionConfig, coordinator: &Address) -> Result<Infallible, Broken> {
+async fn converse(config: &SessionConfig, coordinator: SocketAddr) -> Result<Infallible, Broken> {
     // Before opening: a renewal meanwhile must not be missed.
     let renewals = config.tls.renewals();
     let conversation = open(config, coordinator).await?;
@@ -139,7 +154,7 @@ struct Conversation {
     reported: Option<(Instant, Report)>,
 }
 
-async fn open(config: &SessionConfig, coordinator: &Address) -> Result<Conversation, Broken> {
+async fn open(config: &SessionConfig, coordinator: SocketAddr) -> Result<Conversation, Broken> {
     let opening = async {
         let channel = Endpoint::from_shared(format!("https://{coordinator}"))?
             .tcp_nodelay(true)
@@ -164,7 +179,7 @@ async fn open(config: &SessionConfig, coordinator: &Address) -> Result<Conversat
         Ok(Conversation { outbox, inbox, news, welcome, reported: None })
     };
     let conversation = timeout(WELCOME_MAX, opening).await.map_err(|_| Broken::Timeout)??;
-    config.transfers.set_token_key(coordinator.as_str(), conversation.welcome.token_key);
+    config.transfers.set_token_key(&coordinator.to_string(), conversation.welcome.token_key);
     // A replica that does not lead greets with an older epoch. Its orders are refused one by one, should any come.
     let epoch = conversation.welcome.epoch;
     if let Err(stale) = config.beats.with_lease(|lease| lease.admit(epoch)) {

@@ -7,9 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use somersault_agent::beat::{BeatConfig, Beats};
 use somersault_proto::model::{
     FailureReason, FromAgent, Grade, Progress, ProgressState, Reachability, Report,
 };
+use somersault_proto::tls::TlsFiles;
 use somersault_proto::token::Claims;
 use somersault_proto::v1;
 use somersault_proto::v1::order::Kind;
@@ -77,6 +79,40 @@ async fn beats_go_on_without_grants_and_past_a_dead_replica() {
         assert_eq!(follower.beat().await.1.sequence, sequence);
     }
     agent.stop().await.expect("a clean end");
+}
+
+/// A replica that is no more gets no goodbye: should it still lead, the node would count as stopped for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn beats_follow_the_replicas() {
+    let world = World::new();
+    let (mut old, mut new) =
+        (Coordinator::start(&world, LEADS).await, Coordinator::start(&world, LEADS).await);
+    world.agent("n1", &[]);
+    let (tell, coordinators) = tokio::sync::watch::channel(vec![old.address]);
+    let beats = Beats::start(BeatConfig {
+        node: "n1".parse().expect("a name"),
+        boot_id: "3c9f6c1e-55a4-4f0e-9d8b-2f3a0c5d7e11".parse().expect("a boot id"),
+        coordinators,
+        lost: std::sync::Arc::default(),
+        tls: TlsFiles::read(&world.folder.path().join("n1")).expect("certificates"),
+    })
+    .expect("a thread");
+    old.beat().await;
+    tell.send_replace(vec![old.address, new.address]);
+    assert_eq!(new.beat().await.1.sequence, 1);
+    old.beat().await;
+    tell.send_replace(vec![new.address]);
+    let followed = async {
+        while beats.shared().links().into_keys().ne([new.address]) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, followed).await.expect("one link");
+    tokio::task::spawn_blocking(|| beats.stop()).await.expect("stopped");
+    new.hear(|_, heard| matches!(heard, Heard::Beat(beat) if beat.goodbye).then_some(())).await;
+    while let Ok((_, heard)) = old.heard.try_recv() {
+        assert!(matches!(&heard, Heard::Beat(beat) if !beat.goodbye), "{heard:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@
 pub mod book;
 pub mod health;
 pub mod lease;
+pub mod replicas;
 pub mod smart;
 
 pub mod transfer;

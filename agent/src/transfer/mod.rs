@@ -187,6 +187,11 @@ impl Transfers {
         }
     }
 
+    /// A coordinator is no more. Its key is kept as long as there is room, for the copies that it has ordered.
+    pub fn coordinator_gone(&self, coordinator: &str) {
+        self.0.keys.gone(coordinator);
+    }
+
     /// Copies a volume. Dropping the future stops the copy; what has arrived stays, and the next order of the same
     /// transfer goes on from there. A second order of a transfer that runs ends the first as `Cancelled`, and does
     /// the same.

@@ -1,0 +1,65 @@
+//! The manifests in `deploy/`: they install the version that they come with, and only folders that exist.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use somersault_contract_tests::repository_file;
+
+#[test]
+fn manifests_install_the_version_that_they_come_with() -> Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut seen = 0;
+    for folder in ["base", "components/fence-runner"] {
+        let kustomization = read(&repository_file(&format!("deploy/{folder}/kustomization.yaml")))?;
+        for image in kustomization["images"].as_array().context("no images")? {
+            assert_eq!(image["newTag"], version, "deploy/{folder} installs {}", image["name"]);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 2);
+    let smart = fs::read_to_string(repository_file("deploy/components/smart/kustomization.yaml"))?;
+    assert!(smart.contains(&format!("agent-smart:{version}\n")), "components/smart installs another version");
+    Ok(())
+}
+
+/// Each of an overlay's storage roots is mounted at the path that it has on the node, and follows later mounts.
+#[test]
+fn storage_roots_are_mounted_where_the_agent_looks() -> Result<()> {
+    let mut roots = 0;
+    for entry in fs::read_dir(repository_file("deploy/overlays"))? {
+        let file = entry?.path().join("kustomization.yaml");
+        let kustomization = read(&file)?;
+        let patches = kustomization["patches"].as_array().into_iter().flatten();
+        for patch in patches.filter(|patch| patch["target"]["kind"] == "DaemonSet") {
+            let operations: Vec<Value> =
+                serde_saphyr::from_str(patch["patch"].as_str().context("no patch")?)?;
+            let added = |to: &str| {
+                let path = format!("/spec/template/spec/{to}/-");
+                let at = operations.iter().filter(move |operation| operation["path"] == path.as_str());
+                at.map(|operation| operation["value"].clone()).collect::<Vec<_>>()
+            };
+            let (mounts, volumes) = (added("containers/0/volumeMounts"), added("volumes"));
+            for argument in added("containers/0/args") {
+                let argument = argument.as_str().context("no argument")?.to_owned();
+                let (flag, path) = argument.rsplit_once('=').context("no flag")?;
+                assert!(flag.starts_with("--root=") || flag.starts_with("--shared-root="), "{argument}");
+                let mount = mounts.iter().find(|mount| mount["mountPath"] == path);
+                let mount = mount.with_context(|| format!("{}: {path} is not mounted", file.display()))?;
+                assert_eq!(mount["mountPropagation"], "HostToContainer", "{path}");
+                let volume =
+                    volumes.iter().find(|volume| volume["name"] == mount["name"]).context("no volume")?;
+                assert_eq!(volume["hostPath"]["path"], path);
+                roots += 1;
+            }
+        }
+    }
+    assert_eq!(roots, 4);
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<Value> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    serde_saphyr::from_str(&text).with_context(|| file.display().to_string())
+}
