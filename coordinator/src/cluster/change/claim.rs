@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use somersault_coordinator_core::io::ClaimTemplate;
 use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 
-use super::{uid, volume};
+use super::{check_stays, uid, volume};
 use crate::cluster::ClusterError;
 use crate::cluster::error::{conflict, refused};
 use crate::cluster::manifest::{ObjectId, quantity};
@@ -141,6 +141,7 @@ pub(in crate::cluster) fn next(
         check_fits(template, volume_id, volume)?;
         return Ok(Step::Create);
     };
+    check_stays(id, stored)?;
     if stored["spec"]["volumeName"] != volume_id.name.as_str() {
         return Err(conflict(id, format!("it exists and is not for {volume_id}")));
     }

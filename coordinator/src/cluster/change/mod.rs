@@ -19,6 +19,10 @@ use super::ClusterError;
 use super::error::refused;
 use super::manifest::ObjectId;
 
+use super::ClusterError;
+use super::error::conflict;
+use super::manifest::ObjectId;
+
 /// Label on the objects that we create.
 pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Its value.
@@ -27,6 +31,16 @@ pub(super) const MANAGER: &str = "somersault";
 /// Whether we created the object.
 pub(super) fn is_ours(object: &Value) -> bool {
     object["metadata"]["labels"][MANAGED_BY] == MANAGER
+}
+
+/// Refuses an object that is going to be gone: what it is now says nothing about what will be there.
+pub(super) fn check_stays(id: &ObjectId, object: &Value) -> Result<(), ClusterError> {
+    if is_going(object) { Err(conflict(id, "it is being deleted")) } else { Ok(()) }
+}
+
+/// Whether the object is being deleted, and waits for its finalizers.
+pub(super) fn is_going(object: &Value) -> bool {
+    object["metadata"]["deletionTimestamp"].is_string()
 }
 
 /// Its uid; empty where a manifest written by hand has none.

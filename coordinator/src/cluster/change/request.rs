@@ -7,7 +7,7 @@ use somersault_coordinator_core::evacuation::EvacuationSpec;
 use somersault_coordinator_core::migration::MigrationSpec;
 use somersault_crd as crd;
 
-use super::{MANAGED_BY, MANAGER};
+use super::{MANAGED_BY, MANAGER, check_stays};
 use crate::cluster::ClusterError;
 use crate::cluster::error::{conflict, refused};
 use crate::cluster::manifest::{self, ObjectId};
@@ -49,6 +49,7 @@ impl Request {
     /// Whether one of this name, which exists, is this very one. People may cancel it or let it go on meanwhile: only
     /// what it moves, and whereto, makes it the same.
     pub(in crate::cluster) fn check_same(&self, stored: &Value) -> Result<(), ClusterError> {
+        check_stays(&self.id, stored)?;
         let same = if self.id.kind == "VolumeMigration" {
             let (have, want) = (self.spec(stored)?, self.spec(&self.object)?);
             let of =

@@ -55,6 +55,7 @@ const KINDS: [(&str, &str, &str, &str, bool); 15] = [
     ("Recovery", "somersault.novasphere.dev", "v1alpha1", "recoveries", true),
     ("VolumeMigration", "somersault.novasphere.dev", "v1alpha1", "volumemigrations", true),
     ("Evacuation", "somersault.novasphere.dev", "v1alpha1", "evacuations", false),
+    ("RecoveryPolicy", "somersault.novasphere.dev", "v1alpha1", "recoverypolicies", false),
 ];
 
 /// The API server.
@@ -314,12 +315,13 @@ impl Api {
 }
 
 /// Waits between tries after somebody was faster: about a second in all. Nodes are written by their kubelet and the
-/// controller manager, most of all in the moments that we care about.
+/// controller manager, most of all in the moments that we care about; the first tries follow each other closely,
+/// since whoever reads last and writes first wins.
 pub(super) fn again() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(10))
-        .with_max_delay(Duration::from_millis(300))
-        .with_max_times(8)
+        .with_min_delay(Duration::from_millis(5))
+        .with_max_delay(Duration::from_millis(100))
+        .with_max_times(15)
         .with_jitter()
         .build()
 }
@@ -391,9 +393,13 @@ pub(super) fn meaning(id: &ObjectId, error: kube::Error) -> ClusterError {
 }
 
 fn meaning_of_status(id: &ObjectId, status: Status) -> ClusterError {
-    let named = status.details.as_ref().is_some_and(|details| !details.name.is_empty());
+    let details = status.details.as_ref();
+    let named = details.is_some_and(|details| !details.name.is_empty());
+    // A patch with a uid is one for the very object that was read: the server calls another uid an invalid value.
+    let is_another = details.is_some_and(|details| details.causes.iter().any(|c| c.field == "metadata.uid"));
     let message = &status.message;
     match status.code {
+        422 if is_another => conflict(id, "it was deleted and made anew in between"),
         404 if named => not_found(id),
         404 => {
             let why = format!("{message}: install the CustomResourceDefinitions of {}", id.kind);
@@ -444,6 +450,12 @@ mod tests {
             let trouble = answer(code, "", "n1");
             assert!(is_passing(&trouble), "{code}: {trouble}");
         }
+        let cause =
+            json!({ "field": "metadata.uid", "reason": "FieldValueInvalid", "message": "is immutable" });
+        let another =
+            json!({ "code": 422, "reason": "Invalid", "details": { "name": "n1", "causes": [cause] } });
+        let another = kube::Error::Api(Box::new(serde_json::from_value(another).unwrap()));
+        assert!(matches!(meaning(&node(), another), ClusterError::Conflict { .. }));
         assert!(answer(404, "NotFound", "").to_string().contains("CustomResourceDefinitions of Node"));
     }
 

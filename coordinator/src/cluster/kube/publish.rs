@@ -22,8 +22,9 @@ use crate::cluster::{ClusterError, Snapshot};
 /// Statuses written at the same time. A thousand nodes at the beginning of an epoch take a few seconds then, and the
 /// API server hardly notices.
 const SIDE_BY_SIDE: usize = 8;
-/// Statuses written before a newer view is looked at: what people wait for comes first in each.
-const ROUND_MAX: usize = 200;
+/// Statuses written before a newer view is looked at, about half a second's worth: what people wait for comes first
+/// in each.
+const ROUND_MAX: usize = 64;
 
 /// What is shown, as far as we know.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 use super::{Api, only};
 use crate::cluster::ClusterError;
 use crate::cluster::change::claim::{self, Step};
-use crate::cluster::change::{uid, volume};
+use crate::cluster::change::{is_going, uid, volume};
 use crate::cluster::error::{conflict, not_found, refused};
 use crate::cluster::kube::api::again;
 use crate::cluster::manifest::ObjectId;
@@ -35,7 +35,7 @@ pub(super) async fn delete(api: &Api, key: &Key, wanted: &Uid) -> Result<(), Clu
         }
     }
     tell_populated(api, key).await?;
-    if object["metadata"]["deletionTimestamp"].is_string() {
+    if is_going(&object) {
         return Ok(());
     }
     api.delete(&id, only(wanted.as_str()), None).await

@@ -7,7 +7,7 @@ use somersault_coordinator_core::names::{Key, VolumeName};
 
 use super::{Api, claims};
 use crate::cluster::ClusterError;
-use crate::cluster::change::{claim, volume};
+use crate::cluster::change::{check_stays, claim, is_going, volume};
 use crate::cluster::error::{conflict, not_found, refused};
 use crate::cluster::kube::api::again;
 use crate::cluster::manifest::ObjectId;
@@ -39,7 +39,7 @@ pub(super) async fn create(api: &Api, new: &NewVolume) -> Result<(), ClusterErro
     }
     let id = volume::id(&new.name);
     match api.get(&id).await? {
-        Some(stored) if volume::is_same(&stored, &object) => Ok(()),
+        Some(stored) if volume::is_same(&stored, &object) => check_stays(&id, &stored),
         Some(_) => Err(conflict(&id, "another volume has this name")),
         None => Err(conflict(&id, "it was there and is gone at this moment")),
     }
@@ -50,7 +50,7 @@ pub(super) async fn forget(api: &Api, name: &VolumeName) -> Result<(), ClusterEr
     let id = volume::id(name);
     let mut waits = again();
     loop {
-        let Some(object) = api.get(&id).await? else { return Ok(()) };
+        let Some(object) = api.get(&id).await?.filter(|object| !is_going(object)) else { return Ok(()) };
         volume::check_forgettable(&id, &object, bound_claim(api, &id, &object).await?.as_ref())?;
         let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
         let as_read = Preconditions { uid: text("uid"), resource_version: text("resourceVersion") };

@@ -1,0 +1,58 @@
+//! Migrations and evacuations that we make ourselves.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
+use somersault_coordinator_core::io::Action;
+use somersault_coordinator_core::migration::{Destination, MigrationSpec};
+use somersault_coordinator_core::names::Key;
+
+use crate::bed::{Bed, NODE, SHOP};
+
+pub async fn made_once(bed: &Bed) -> Result<()> {
+    let key = Key::new(SHOP, "evac-web");
+    let spec = MigrationSpec {
+        vm: Some("web".into()),
+        claim: None,
+        destination: Destination::Class("nfs".into()),
+        pre_copy_only: true,
+        cancelled: false,
+        evacuation: Some("empty-n1".into()),
+    };
+    let create = Action::CreateMigration { key: key.clone(), spec: spec.clone() };
+    bed.twice(&create, "VolumeMigration", "evac-web").await?;
+    let made = bed.get("VolumeMigration", "evac-web").await?;
+    ensure!(made["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "somersault", "{made}");
+
+    // A person lets it go on, another one cancels it: it is still the same.
+    bed.patch("VolumeMigration", "evac-web", json!({ "spec": { "preCopyOnly": false } })).await?;
+    bed.twice(&Action::CancelMigration { key: key.clone() }, "VolumeMigration", "evac-web").await?;
+    bed.twice(&create, "VolumeMigration", "evac-web").await?;
+    let spec_now = bed.get("VolumeMigration", "evac-web").await?["spec"].clone();
+    ensure!(spec_now["cancelled"] == true && spec_now["preCopyOnly"] == false, "{spec_now}");
+
+    let other = MigrationSpec { vm: Some("db".into()), ..spec.clone() };
+    let other = Action::CreateMigration { key, spec: other };
+    bed.refused(&other, "asks something else", "VolumeMigration", "evac-web").await?;
+    let gone = Action::CancelMigration { key: Key::new(SHOP, "gone") };
+    bed.refused(&gone, "does not exist", "VolumeMigration", "gone").await?;
+    let nowhere = Action::CreateMigration { key: Key::new("no-such-namespace", "evac-web"), spec };
+    bed.refused(&nowhere, "its namespace does not exist", "VolumeMigration", "evac-web").await?;
+
+    let evacuation = EvacuationSpec {
+        node: NODE.into(),
+        disk: Some("vda".into()),
+        destination: Some(Destination::Class("nfs".into())),
+        disruption: Disruption::PreCopyOnly,
+        dry_run: true,
+        cancelled: false,
+        complete: false,
+    };
+    let create = Action::CreateEvacuation { name: "disk-vda".into(), spec: evacuation.clone() };
+    bed.twice(&create, "Evacuation", "disk-vda").await?;
+    let other = EvacuationSpec { disk: Some("vdb".into()), ..evacuation };
+    let other = Action::CreateEvacuation { name: "disk-vda".into(), spec: other };
+    bed.refused(&other, "asks something else", "Evacuation", "disk-vda").await?;
+    bed.delete("VolumeMigration", "evac-web").await?;
+    bed.delete("Evacuation", "disk-vda").await
+}
