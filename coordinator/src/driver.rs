@@ -251,6 +251,9 @@ impl<C: Cluster> Driver<C> {
     }
 
     fn send_orders(&mut self, node: &model::NodeName) {
+        if self.led().is_none() {
+            return;
+        }
         let agents = &self.agents;
         let now = self.parts.clock.now();
         for order in self.parts.orders.due(now, node, |source| agents.address(source).cloned()) {
@@ -311,8 +314,13 @@ impl<C: Cluster> Driver<C> {
         }
     }
 
+    /// The epoch in which we lead at this very moment. What reaches an agent cannot be taken back.
+    fn led(&self) -> Option<u64> {
+        self.epoch.filter(|epoch| self.parts.effects.leads_in(*epoch))
+    }
+
     fn grant(&self, node: &NodeName, sequence: u64) {
-        let (Ok(node), Some(epoch)) = (wire_name(node), self.epoch) else { return };
+        let (Ok(node), Some(epoch)) = (wire_name(node), self.led()) else { return };
         let policy = self.parts.core.policy();
         let grant = Grant {
             sequence,

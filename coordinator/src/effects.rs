@@ -90,6 +90,11 @@ impl<C: Cluster> Effects<C> {
         }
     }
 
+    /// Whether we lead in this epoch at this very moment.
+    pub fn leads_in(&self, epoch: u64) -> bool {
+        self.tools.epoch.current() == Some(epoch)
+    }
+
     /// Stores a record.
     pub fn commit(&self, record: Record) {
         self.store.commit(record);

@@ -1,7 +1,7 @@
 //! Leadership: acquire, list the records, tell the core, and give up at once when it is lost. A record that
 //! somebody else changed makes us list them all again: the core must see what is there before it goes on.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use somersault_coordinator_core::Input;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, ClusterError, Leadership};
+use crate::cluster::{Cluster, ClusterError, Lasts, Leadership};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 
@@ -17,13 +17,14 @@ use crate::metrics::Metrics;
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// The epoch in which we lead now. Written before the core hears of it, and cleared before anything else happens
-/// when leadership is lost, so that nothing that still waits in a queue is done in a dead leader's name.
+/// when leadership is lost, so that nothing that still waits in a queue is done in a dead leader's name. It ends by
+/// itself when the lease does: a process that stood still acts before anybody can tell it.
 #[derive(Clone, Debug, Default)]
 pub struct Epoch(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    epoch: AtomicU64,
+    term: RwLock<Option<(u64, Lasts)>>,
     listing: AtomicU64,
     outdated: Notify,
 }
@@ -31,15 +32,18 @@ struct Shared {
 impl Epoch {
     /// The epoch, while we lead.
     pub fn current(&self) -> Option<u64> {
-        match self.0.epoch.load(Ordering::SeqCst) {
-            0 => None,
-            epoch => Some(epoch),
-        }
+        let term = self.0.term.read().unwrap_or_else(PoisonError::into_inner);
+        term.as_ref().filter(|(_, lasts)| lasts.now()).map(|(epoch, _)| *epoch)
     }
 
-    /// We lead in this epoch (`Some`), or no more.
-    pub fn set(&self, epoch: Option<u64>) {
-        self.0.epoch.store(epoch.unwrap_or(0), Ordering::SeqCst);
+    /// We lead in this epoch, for as long as it lasts.
+    pub fn begin(&self, epoch: u64, lasts: Lasts) {
+        *self.0.term.write().unwrap_or_else(PoisonError::into_inner) = Some((epoch, lasts));
+    }
+
+    /// We lead no more; whether we had begun to.
+    pub fn end(&self) -> bool {
+        self.0.term.write().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
     /// Which listing of the records the core goes by: an answer to a commit from before says nothing to it.
@@ -85,7 +89,7 @@ pub async fn run<C: Cluster>(
             }
         }
     }
-    epoch.set(None);
+    epoch.end();
     metrics.leading(false);
 }
 
@@ -104,7 +108,7 @@ async fn serve_term<C: Cluster>(
             Err(error) => break Err(error),
         };
         tracing::info!(epoch = leadership.epoch, records = records.len(), "this process leads");
-        epoch.set(Some(leadership.epoch));
+        epoch.begin(leadership.epoch, leadership.lasts.clone());
         metrics.leading(true);
         inbox.input(Input::Leading { epoch: leadership.epoch, records }).await;
         tokio::select! {
@@ -115,8 +119,7 @@ async fn serve_term<C: Cluster>(
             }
         }
     };
-    if epoch.current().is_some() {
-        epoch.set(None);
+    if epoch.end() {
         metrics.leading(false);
         tracing::warn!(epoch = leadership.epoch, "this process leads no more");
         inbox.input(Input::Deposed).await;

@@ -95,13 +95,14 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::cluster::Lasts;
     use crate::inbox::{Event, Stamped};
     use crate::testkit::{FakeClock, FakeCluster, fence_record};
 
     fn store(cluster: &Arc<FakeCluster>) -> (Store<FakeCluster>, Epoch, mpsc::Receiver<Stamped>) {
         let (inbox, events) = Inbox::new(FakeClock::new());
         let epoch = Epoch::default();
-        epoch.set(Some(3));
+        epoch.begin(3, Lasts::until_told());
         (Store::new(Arc::clone(cluster), epoch.clone(), inbox), epoch, events)
     }
 
@@ -147,7 +148,7 @@ mod tests {
         store.commit(fence_record("n1", FenceStage::PowerOrdered));
         tokio::task::yield_now().await;
         // Even when the same process leads again, in another epoch.
-        epoch.set(Some(4));
+        epoch.begin(4, Lasts::until_told());
         assert!(matches!(answer(&mut events).await, Input::Committed(_)));
         assert!(matches!(answer(&mut events).await, Input::CommitRefused(_)));
         assert_eq!(cluster.log.of("commit").len(), 1);

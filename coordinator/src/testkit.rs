@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::clock::Clock;
-use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};
+use crate::cluster::{Cluster, ClusterError, Lasts, Leadership, Snapshot};
 use crate::fence::{Answer, FenceOrder, Fencer};
 use crate::probe::Prober;
 
@@ -74,6 +74,8 @@ pub struct FakeCluster {
     pub commit_failures: AtomicU64,
     snapshots: watch::Sender<Arc<Snapshot>>,
     epoch: AtomicU64,
+    /// The lease has run out, and nobody has been told yet.
+    pub stood_still: Arc<AtomicBool>,
     lost: Mutex<Option<watch::Sender<bool>>>,
 }
 
@@ -92,6 +94,7 @@ impl FakeCluster {
             commit_failures: AtomicU64::new(0),
             snapshots,
             epoch: AtomicU64::new(0),
+            stood_still: Arc::default(),
             lost: Mutex::new(None),
         })
     }
@@ -154,7 +157,9 @@ impl Cluster for FakeCluster {
         let (lost, receiver) = watch::channel(false);
         *self.lost.lock().unwrap() = Some(lost);
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
-        Ok(Leadership { epoch, lost: receiver })
+        let stood_still = Arc::clone(&self.stood_still);
+        let lasts = Lasts::new(move || !stood_still.load(Ordering::SeqCst));
+        Ok(Leadership { epoch, lost: receiver, lasts })
     }
 }
 

@@ -93,4 +93,34 @@ pub struct Leadership {
     pub epoch: u64,
     /// Turns true when leadership is lost.
     pub lost: watch::Receiver<bool>,
+    /// Whether it lasts at this very moment.
+    pub lasts: Lasts,
+}
+
+/// Tells whether a term lasts at this very moment. It is asked right before each effect: a process that stood still
+/// for longer than its lease would act in a dead term's name until its timers have told it.
+#[derive(Clone)]
+pub struct Lasts(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Lasts {
+    /// For as long as this says so.
+    pub fn new(lasts: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(lasts))
+    }
+
+    /// Until it is told to be lost: where leadership is bound to the life of the process.
+    pub fn until_told() -> Self {
+        Self::new(|| true)
+    }
+
+    /// Whether it lasts.
+    pub fn now(&self) -> bool {
+        self.0()
+    }
+}
+
+impl std::fmt::Debug for Lasts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Lasts").field(&self.now()).finish()
+    }
 }

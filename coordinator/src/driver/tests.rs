@@ -284,3 +284,28 @@ async fn stopping_lets_the_commit_in_hand_end() {
     assert!(world.log().of("commit")[0].contains(&format!("{:?}", FenceStage::Declared)));
     assert_eq!(world.log().of("fence"), Vec::<String>::new(), "and nothing new begins");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_lease_ran_out_does_nothing_before_it_is_told() {
+    let world = World::start(Duration::from_millis(500)).await;
+    let (grants, mut received) = mpsc::channel(64);
+    let stream = BeatStream { id: 1, grants, end: CancellationToken::new() };
+    world.inbox.send(Event::BeatsOpened { node: "n2".parse().unwrap(), stream }).await.unwrap();
+    let mut session = world.open_session("n2", 1).await;
+    next(&mut session).await.unwrap();
+    next(&mut received).await.unwrap();
+    world.silence(0);
+    while world.log().of("commit n1 PowerOrdered").is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // The very moment before the fence agent runs.
+    world.cluster.stood_still.store(true, std::sync::atomic::Ordering::SeqCst);
+    let before = world.log().of("");
+    while received.try_recv().is_ok() {}
+    sleep(Duration::from_secs(3)).await;
+    assert!(received.try_recv().is_err(), "a beat was answered");
+    let began = |log: &[String]| {
+        log.iter().filter(|entry| !entry.starts_with("event")).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(began(&world.log().of("")), began(&before), "something was begun");
+}

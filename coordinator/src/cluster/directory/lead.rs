@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::store::{Transaction, io_error};
 use super::{files, write};
 use crate::cluster::error::refused;
-use crate::cluster::{ClusterError, Leadership};
+use crate::cluster::{ClusterError, Lasts, Leadership};
 
 /// The lock's file.
 const LEADER_FILE: &str = ".leader";
@@ -72,7 +72,7 @@ impl Lead {
         let path = root.join(LEADER_FILE);
         lock.set_len(0).and_then(|()| lock.write_all(note.as_bytes())).map_err(|e| io_error(&path, e))?;
         let (lost, receiver) = watch::channel(false);
-        Ok((Self { lock, epoch, lost }, Leadership { epoch, lost: receiver }))
+        Ok((Self { lock, epoch, lost }, Leadership { epoch, lost: receiver, lasts: Lasts::until_told() }))
     }
 
     /// Our epoch.

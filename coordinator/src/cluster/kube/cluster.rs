@@ -18,7 +18,7 @@ use super::lead::{Candidate, Pace, Place, Term};
 use super::watch::watch as watch_kind;
 use super::write::Writer;
 use crate::cluster::error::refused;
-use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};
+use crate::cluster::{Cluster, ClusterError, Lasts, Leadership, Snapshot};
 
 /// A real API server as a cluster.
 pub struct Kube {
@@ -171,8 +171,8 @@ impl Cluster for Kube {
         let candidate = Candidate::new(self.place.clone(), identity, pace);
         let (term, lost) = candidate.win(&self.writer).await;
         let epoch = term.epoch;
-        *lock(&self.term) = Some(term);
-        Ok(Leadership { epoch, lost })
+        *lock(&self.term) = Some(Arc::clone(&term));
+        Ok(Leadership { epoch, lost, lasts: Lasts::new(move || term.lasts()) })
     }
 }
 
