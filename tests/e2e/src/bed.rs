@@ -1,0 +1,252 @@
+//! A cluster with Somersault on it: brought up, looked at, put back in order between two scenarios.
+//!
+//! ```text
+//!   up ──► stand-in for KubeVirt ──► images ──► kubectl apply -k ──► every agent Healthy ──► scenarios
+//!                                                                        ▲                     │
+//!                                                                        └── calm: mend, power on, untainted
+//! ```
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use somersault_test_cluster::{Cluster, Log, Options, until};
+
+use crate::api::{Api, Kind};
+use crate::programs::Programs;
+
+/// Namespace of the product.
+pub const NAMESPACE: &str = "somersault-system";
+/// Namespace of the VMs.
+pub const VMS: &str = "vms";
+const FENCE_RUNNER: &str = "somersault-fence-runner";
+const FENCE_RUNNER_LABEL: &str = "app.kubernetes.io/component=fence-runner";
+/// As the overlay has it.
+const FENCE_RUNNERS: u8 = 2;
+const STANDIN_LOG: &str = "kubevirt-standin";
+/// Pulling no image, but starting pods on a busy machine of two cores, issuing certificates, first beats.
+const INSTALL_DEADLINE: Duration = Duration::from_mins(4);
+/// A node boots in about ten seconds; quarantine and the removal of its taint come on top.
+const CALM_DEADLINE: Duration = Duration::from_mins(4);
+
+/// A cluster with the product and the stand-in.
+pub struct Bed {
+    cluster: Cluster,
+    api: Api,
+    programs: Programs,
+    standin: Child,
+}
+
+impl Bed {
+    /// Builds all of it. `tell` hears what is being done.
+    pub fn up(name: &str, nodes: u8, tied: bool, tell: &dyn Fn(&str)) -> Result<Self> {
+        let programs = Programs::find()?;
+        Cluster::down(name).context("removing what an earlier run has left")?;
+        tell(&format!("a Kubernetes cluster of {nodes} nodes"));
+        let options = Options { name: name.to_owned(), nodes, tied, program: programs.cluster.clone() };
+        let cluster = Cluster::up(&options)?;
+        tell("a stand-in for KubeVirt, CDI and Wukong");
+        let standin = start_standin(&programs, &cluster)?;
+        let api = Api::of(&cluster.kubeconfig())?;
+        let bed = Self { cluster, api, programs, standin };
+        tell("the product: kubectl apply -k deploy/overlays/test-cluster");
+        bed.install()?;
+        Ok(bed)
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Its API server.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// What the stand-in has to say when a VM does not do what it should.
+    pub fn standin_log(&self) -> Log {
+        Log(self.cluster.layout().log(STANDIN_LOG))
+    }
+
+    /// The node names.
+    pub fn nodes(&self) -> Vec<String> {
+        self.cluster.layout().nodes()
+    }
+
+    /// `kubectl somersault`, as a person would call it.
+    pub fn plugin(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.plugin_command(arguments).output().context("starting kubectl-somersault")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            bail!(
+                "kubectl somersault {} ({}): {}{text}",
+                arguments.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(text)
+    }
+
+    /// The same, to be run by the caller.
+    pub fn plugin_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.programs.plugin);
+        command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig()).env("NO_COLOR", "1");
+        command
+    }
+
+    fn install(&self) -> Result<()> {
+        for image in [&self.programs.image, &self.programs.fence_image] {
+            self.cluster.load_image(image)?;
+        }
+        let overlay = self.programs.root.join("deploy/overlays/test-cluster");
+        self.cluster.ask(&["apply", "-k", &overlay.display().to_string()])?;
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": VMS}});
+        self.api.create(Kind::NAMESPACE, "", namespace)?;
+        self.wait_healthy(&self.nodes(), INSTALL_DEADLINE)?;
+        self.wait_whole(INSTALL_DEADLINE)
+    }
+
+    /// Takes the fence runners away; they come back when the answer is dropped.
+    pub fn without_fence_agents(&self) -> Result<Unfenced<'_>> {
+        let unfenced = Unfenced { bed: self };
+        self.scale_fence_runners(0)?;
+        until("the fence runners are gone", CALM_DEADLINE, &[], || {
+            let pods = self.api.list(Kind::POD, NAMESPACE, FENCE_RUNNER_LABEL)?;
+            ensure!(pods.is_empty(), "{} are left", pods.len());
+            Ok(Some(()))
+        })?;
+        self.wait_fencing(false)?;
+        Ok(unfenced)
+    }
+
+    fn scale_fence_runners(&self, replicas: u8) -> Result<()> {
+        let change = json!({"spec": {"replicas": replicas}});
+        self.api.merge(Kind::DEPLOYMENT, NAMESPACE, FENCE_RUNNER, &change)
+    }
+
+    /// Waits until the coordinator knows whether nodes can be switched off.
+    fn wait_fencing(&self, wanted: bool) -> Result<()> {
+        until("the coordinator knows whether nodes can be switched off", CALM_DEADLINE, &[], || {
+            for node in self.nodes() {
+                let health = self.api.get(Kind::NODE_HEALTH, "", &node)?;
+                let possible = health["status"]["proofsPossible"].to_string();
+                ensure!(possible.contains("PowerOffConfirmed") == wanted, "{node} could offer {possible}");
+            }
+            Ok(Some(()))
+        })
+    }
+
+    /// What there is to see, for the message of a scenario that failed.
+    pub fn situation(&self) -> String {
+        let mut text = String::new();
+        let looks: [&[&str]; 5] = [
+            &["get", "nodehealths,nodes"],
+            &["get", "-A", "recoveries"],
+            &["-n", VMS, "get", "vm,vmi,pods,pvc", "-o", "wide"],
+            &["-n", NAMESPACE, "get", "pods", "-o", "wide"],
+            &[
+                "-n",
+                NAMESPACE,
+                "logs",
+                "--tail=40",
+                "-l",
+                "app.kubernetes.io/component=coordinator",
+                "--prefix",
+            ],
+        ];
+        for look in looks {
+            let said = self.cluster.ask(look).unwrap_or_else(|error| format!("{error:#}"));
+            text.push_str(&format!("--- kubectl {}\n{said}\n", look.join(" ")));
+        }
+        text
+    }
+
+    /// Waits until the coordinator calls these nodes Healthy.
+    pub fn wait_healthy(&self, nodes: &[String], deadline: Duration) -> Result<()> {
+        let logs = [Log(self.cluster.layout().log("n1-kubelet"))];
+        until("every node is Healthy", deadline, &logs, || {
+            for node in nodes {
+                let state = self.node_state(node)?;
+                ensure!(state == "Healthy", "{node} is {state}");
+            }
+            Ok(Some(()))
+        })
+    }
+
+    /// State of a node, as the coordinator publishes it.
+    pub fn node_state(&self, node: &str) -> Result<String> {
+        let health = self.api.find(Kind::NODE_HEALTH, "", node)?.unwrap_or_default();
+        Ok(health["status"]["state"].as_str().unwrap_or("NoAgent").to_owned())
+    }
+
+    /// Mends, powers on and waits until nothing is left of a scenario's incident.
+    pub fn calm(&self) -> Result<()> {
+        for node in self.nodes() {
+            self.cluster.power_on(&node)?;
+            self.cluster.mend(&node)?;
+        }
+        self.nodes().iter().try_for_each(|node| self.cluster.wait_ready(node))?;
+        self.wait_healthy(&self.nodes(), CALM_DEADLINE)?;
+        until("no node has our taint", CALM_DEADLINE, &[], || {
+            for node in self.nodes() {
+                ensure!(!has_our_taint(&self.api.get(Kind::NODE, "", &node)?), "{node} has our taint");
+            }
+            Ok(Some(()))
+        })
+    }
+}
+
+/// While this lives, no node has a fence agent.
+pub struct Unfenced<'a> {
+    bed: &'a Bed,
+}
+
+impl Drop for Unfenced<'_> {
+    fn drop(&mut self) {
+        if let Err(error) =
+            self.bed.scale_fence_runners(FENCE_RUNNERS).and_then(|()| self.bed.wait_fencing(true))
+        {
+            eprintln!("the fence runners are not back: {error:#}");
+        }
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _killed = self.standin.kill();
+        let _reaped = self.standin.wait();
+    }
+}
+
+/// Whether a Node object has the taint by which the coordinator keeps VMs away.
+pub fn has_our_taint(node: &Value) -> bool {
+    let taints = node["spec"]["taints"].as_array();
+    taints.is_some_and(|taints| taints.iter().any(|t| t["key"] == "somersault.novasphere.dev/unreachable"))
+}
+
+fn start_standin(programs: &Programs, cluster: &Cluster) -> Result<Child> {
+    // So that its kinds are there when the product first looks.
+    let install = Command::new(&programs.standin)
+        .arg("install")
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .output()
+        .context("starting the stand-in")?;
+    let said = String::from_utf8_lossy(&install.stderr).into_owned();
+    ensure!(install.status.success(), "the stand-in's definitions: {said}");
+    let path: PathBuf = cluster.layout().log(STANDIN_LOG);
+    let log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    Command::new(&programs.standin)
+        .arg("run")
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().context("sharing a log")?)
+        .stderr(log)
+        .spawn()
+        .context("starting the stand-in")
+}

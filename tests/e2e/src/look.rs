@@ -1,0 +1,125 @@
+//! What the coordinator publishes, as scenarios ask for it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use serde_json::Value;
+use somersault_test_cluster::until;
+
+use crate::api::Kind;
+use crate::bed::{Bed, NAMESPACE, VMS, has_our_taint};
+
+/// Between two looks of a scenario in which nothing may happen.
+const QUIET_LOOK: Duration = Duration::from_millis(250);
+/// States that are a death to the coordinator.
+const DECLARED: [&str; 5] = ["AwaitingProof", "Fenced", "Recovering", "Quarantine", "FenceContradicted"];
+
+impl Bed {
+    /// Waits until a node is in a state.
+    pub fn wait_state(&self, node: &str, state: &str, deadline: Duration) -> Result<()> {
+        until(&format!("{node} is {state}"), deadline, &[], || {
+            let now = self.node_state(node)?;
+            ensure!(now == state, "it is {now}");
+            Ok(Some(()))
+        })
+    }
+
+    /// Watches for as long as this: no node may be declared dead, tainted or switched off.
+    pub fn stays_undeclared(&self, during: Duration) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < during {
+            self.check_undeclared()?;
+            std::thread::sleep(QUIET_LOOK);
+        }
+        Ok(())
+    }
+
+    /// No node is declared dead, tainted or off.
+    pub fn check_undeclared(&self) -> Result<()> {
+        for node in self.nodes() {
+            let state = self.node_state(&node)?;
+            ensure!(!DECLARED.contains(&state.as_str()), "{node} lives, and was declared: {state}");
+            ensure!(!has_our_taint(&self.api().get(Kind::NODE, "", &node)?), "{node} lives, and is tainted");
+            ensure!(self.cluster().is_on(&node)?, "{node} lives, and was switched off");
+        }
+        Ok(())
+    }
+
+    /// When something of a node's incident happened, by the coordinator's clock.
+    pub fn milestone(&self, node: &str, milestone: &str) -> Result<Timestamp> {
+        let health = self.api().get(Kind::NODE_HEALTH, "", node)?;
+        let timeline = health["status"]["timeline"].as_array().context("no timeline")?;
+        let entry = timeline.iter().find(|entry| entry["milestone"] == milestone);
+        let at =
+            entry.with_context(|| format!("{milestone} is not in the timeline of {node}"))?["at"].as_str();
+        at.context("no time")?.parse().context("a time that is none")
+    }
+
+    /// The Recovery of a VM.
+    pub fn recovery(&self, vm: &str) -> Result<Value> {
+        self.api().get(Kind::RECOVERY, VMS, vm)
+    }
+
+    /// Waits until a VM's Recovery says this.
+    pub fn wait_decision(&self, vm: &str, decision: &str, deadline: Duration) -> Result<Value> {
+        until(&format!("{vm} is decided {decision}"), deadline, &[], || {
+            let recovery = self.recovery(vm)?;
+            let now = recovery["status"]["decision"].clone();
+            ensure!(now == decision, "it is {now}");
+            Ok(Some(recovery))
+        })
+    }
+
+    /// The pod of the coordinator that leads.
+    pub fn leader(&self) -> Result<Value> {
+        let lease = self.api().get(Kind::LEASE, NAMESPACE, "somersault-coordinator")?;
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        let pods = self.coordinators()?;
+        let leads = |pod: &&Value| pod["metadata"]["name"].as_str().is_some_and(|name| holder.contains(name));
+        pods.iter().find(leads).cloned().with_context(|| format!("no pod is the leader {holder:?}"))
+    }
+
+    /// The coordinator's pods.
+    pub fn coordinators(&self) -> Result<Vec<Value>> {
+        self.api().list(Kind::POD, NAMESPACE, "app.kubernetes.io/component=coordinator")
+    }
+
+    /// The node of the coordinator that leads.
+    pub fn leaders_node(&self) -> Result<String> {
+        let pod = self.leader()?;
+        Ok(pod["spec"]["nodeName"].as_str().context("a leader without a node")?.to_owned())
+    }
+
+    /// A node on which no coordinator runs, or at least not the one that leads.
+    pub fn node_without_leader(&self) -> Result<String> {
+        let leads = self.leaders_node()?;
+        let all: Vec<_> = self.coordinators()?;
+        let busy = |node: &String| all.iter().any(|pod| pod["spec"]["nodeName"] == **node);
+        let nodes = self.nodes();
+        let free =
+            nodes.iter().find(|node| !busy(node)).or_else(|| nodes.iter().find(|node| **node != leads));
+        free.cloned().context("a cluster of one node")
+    }
+
+    /// Waits until the product is whole: as many coordinators as asked for, one of which leads.
+    pub fn wait_whole(&self, deadline: Duration) -> Result<()> {
+        until("every coordinator is ready and one leads", deadline, &[], || {
+            let deployment = self.api().get(Kind::DEPLOYMENT, NAMESPACE, "somersault-coordinator")?;
+            let (wanted, ready) = (&deployment["spec"]["replicas"], &deployment["status"]["readyReplicas"]);
+            ensure!(wanted == ready, "{ready} of {wanted} are ready");
+            self.leader().map(Some)
+        })
+        .map(drop)
+    }
+
+    /// Waits until the coordinators are others than this pod, whole again.
+    pub fn wait_replaced(&self, before: &Value, deadline: Duration) -> Result<()> {
+        until("every coordinator is a new one", deadline, &[], || {
+            let old = self.coordinators()?.iter().any(|pod| pod["metadata"]["uid"] == *before);
+            ensure!(!old, "the old leader is still there");
+            Ok(Some(()))
+        })?;
+        self.wait_whole(deadline)
+    }
+}

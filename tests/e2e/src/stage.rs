@@ -1,0 +1,268 @@
+//! The VMs of a scenario, made anew for each: nothing of an earlier one can be mistaken for this one's.
+//!
+//! ```text
+//!   name   disk                                              what becomes of it when its node dies
+//!   web    class nfs-standin, which the policy calls Network Recreate
+//!   db     class local-path                                  ManualRecovery
+//!   odd    class hostpath-standin, without affinity          ManualRecovery (Unknown is never network)
+//! ```
+//!
+//! A VM prefers the node that it is staged on and may run on any: a pin would forbid to recreate it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use somersault_test_cluster::until;
+use somersault_test_kubevirt::judge::{self, Disk};
+use somersault_test_kubevirt::{HOSTPATH_CLASS, NETWORK_CLASS, builders};
+
+use crate::api::Kind;
+use crate::bed::{Bed, VMS};
+
+/// Provisioning, scheduling, starting: about 5 s on an idle machine.
+const RUN_DEADLINE: Duration = Duration::from_mins(2);
+/// Removing VMs takes their grace period at most.
+const GONE_DEADLINE: Duration = Duration::from_mins(2);
+/// Records before a scenario begins: a disk that was never written proves nothing.
+const RECORDS_MIN: usize = 5;
+/// Every VM's one disk; its claim is `<vm>-disk`.
+const DISK: &str = "disk";
+
+/// Where a VM's disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// A folder that every node sees, of a class that the policy calls Network.
+    Network,
+    /// local-path.
+    Local,
+    /// A `hostPath` volume without affinity, of a class that nobody has said anything about.
+    Unknown,
+}
+
+/// A VM to stage.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// Its name.
+    pub name: &'static str,
+    /// Where its disk is.
+    pub storage: Storage,
+    /// `spec.runStrategy`.
+    pub strategy: &'static str,
+}
+
+impl Vm {
+    /// A VM that is to run always.
+    pub const fn always(name: &'static str, storage: Storage) -> Self {
+        Self { name, storage, strategy: "Always" }
+    }
+}
+
+/// VM on network storage.
+pub const WEB: Vm = Vm::always("web", Storage::Network);
+/// VM on a local disk.
+pub const DB: Vm = Vm::always("db", Storage::Local);
+/// VM on a disk of which nobody can tell where it is.
+pub const ODD: Vm = Vm::always("odd", Storage::Unknown);
+
+/// A staged VM.
+struct Staged {
+    vm: Vm,
+    /// `disk.img`: on a node, or on this machine where every node sees it.
+    place: Place,
+    /// What the disk said when the scenario began.
+    before: Disk,
+}
+
+#[derive(Clone)]
+enum Place {
+    Here(PathBuf),
+    On { node: String, path: String },
+}
+
+/// Staged VMs.
+pub struct Stage<'a> {
+    bed: &'a Bed,
+    vms: Vec<Staged>,
+}
+
+impl<'a> Stage<'a> {
+    /// Removes the VMs of earlier scenarios, and starts these on a node.
+    pub fn set(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
+        clear(bed)?;
+        for vm in vms {
+            create(bed, vm, node).with_context(|| format!("creating VM {}", vm.name))?;
+        }
+        let mut stage = Self { bed, vms: Vec::new() };
+        for vm in vms {
+            let log = [bed.standin_log()];
+            let staged = until(&format!("VM {} runs on {node}", vm.name), RUN_DEADLINE, &log, || {
+                let on = stage.node_of(vm.name)?;
+                ensure!(on.as_deref() == Some(node), "it is on {on:?}");
+                let place = place_of(bed, vm, node)?;
+                let before = judge::read(&place.path(bed)?)?;
+                let written = before.records.len() >= RECORDS_MIN;
+                Ok(written.then(|| Staged { vm: vm.clone(), place, before }))
+            })?;
+            stage.vms.push(staged);
+        }
+        Ok(stage)
+    }
+
+    /// The staged VMs.
+    pub fn staged(&self) -> impl Iterator<Item = &Vm> {
+        self.vms.iter().map(|staged| &staged.vm)
+    }
+
+    fn find(&self, vm: &Vm) -> Result<&Staged> {
+        let found = self.vms.iter().find(|staged| staged.vm.name == vm.name);
+        found.with_context(|| format!("VM {} is not staged", vm.name))
+    }
+
+    /// The node on which a VM's instance is Running.
+    pub fn node_of(&self, vm: &str) -> Result<Option<String>> {
+        let Some(instance) = self.bed.api().find(Kind::VMI, VMS, vm)? else { return Ok(None) };
+        let running = instance["status"]["phase"] == "Running";
+        Ok(instance["status"]["nodeName"].as_str().filter(|_| running).map(str::to_owned))
+    }
+
+    /// The launcher pod of a VM on a node: name and uid.
+    pub fn launcher_on(&self, vm: &str, node: &str) -> Result<Option<String>> {
+        let pods = self.bed.api().list(Kind::POD, VMS, "kubevirt.io=virt-launcher")?;
+        let pod = pods.iter().find(|pod| {
+            pod["spec"]["nodeName"] == *node && pod["metadata"]["annotations"]["kubevirt.io/domain"] == *vm
+        });
+        Ok(pod.and_then(|pod| pod["metadata"]["uid"].as_str()).map(str::to_owned))
+    }
+
+    /// What a VM's disk says now. A local disk can be read only while its node has power.
+    pub fn disk(&self, vm: &Vm) -> Result<Disk> {
+        judge::read(&self.find(vm)?.place.path(self.bed)?)
+    }
+
+    /// Waits until somebody else than before writes on a VM's disk; returns the later reading.
+    pub fn wait_new_writer(&self, vm: &Vm, deadline: Duration) -> Result<Disk> {
+        let known = self.find(vm)?.before.runs.len();
+        let log = self.bed.standin_log();
+        until(&format!("another instance of {} writes", vm.name), deadline, &[log], || {
+            let disk = self.disk(vm)?;
+            Ok((disk.runs.len() > known).then_some(disk))
+        })
+    }
+
+    /// Waits until a VM writes, whoever it is.
+    pub fn wait_writes(&self, vm: &Vm, deadline: Duration) -> Result<()> {
+        let known = self.disk(vm)?.records.len();
+        until(&format!("{} goes on writing", vm.name), deadline, &[self.bed.standin_log()], || {
+            Ok((self.disk(vm)?.records.len() > known).then_some(()))
+        })
+    }
+
+    /// Judges every disk: as a continuation of its state when the scenario began, no VM was active twice, no
+    /// write was lost, none booted blank.
+    pub fn judge(&self) -> Result<()> {
+        for Staged { vm, before, .. } in &self.vms {
+            let faults = self.disk(vm)?.continues(before);
+            let list: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            ensure!(faults.is_empty(), "the disk of {}: {}", vm.name, list.join("; "));
+        }
+        Ok(())
+    }
+
+    /// How many instances have written on a VM's disk.
+    pub fn instances(&self, vm: &Vm) -> Result<usize> {
+        Ok(self.disk(vm)?.instances().len())
+    }
+}
+
+impl Place {
+    /// As this process can open it. A node's disks can be read only while it has power.
+    fn path(&self, bed: &Bed) -> Result<PathBuf> {
+        match self {
+            Self::Here(path) => Ok(path.clone()),
+            Self::On { node, path } => bed.cluster().path_on(node, path),
+        }
+    }
+}
+
+fn place_of(bed: &Bed, vm: &Vm, node: &str) -> Result<Place> {
+    let api = bed.api();
+    let claim = api.get(Kind::CLAIM, VMS, &format!("{}-{DISK}", vm.name))?;
+    let volume = claim["spec"]["volumeName"].as_str().context("the claim is not bound")?;
+    let volume = api.get(Kind::VOLUME, "", volume)?;
+    let folder = ["hostPath", "local"].iter().find_map(|kind| volume["spec"][kind]["path"].as_str());
+    let path = format!("{}/disk.img", folder.context("a volume without a path")?);
+    Ok(match path.strip_prefix("/mnt/network/") {
+        Some(shared) => Place::Here(bed.cluster().layout().network_folder().join(shared)),
+        None => Place::On { node: node.to_owned(), path },
+    })
+}
+
+/// Removes every VM of earlier scenarios, with its disks.
+pub fn clear(bed: &Bed) -> Result<()> {
+    let api = bed.api();
+    let kinds = [Kind::WUKONG, Kind::LIVE_MIGRATION, Kind::VM, Kind::VMI, Kind::DATA_VOLUME, Kind::CLAIM];
+    until("the VMs of earlier scenarios are gone", GONE_DEADLINE, &[bed.standin_log()], || {
+        let mut left = Vec::new();
+        for kind in kinds {
+            left.extend(delete_all(bed, kind, VMS)?);
+        }
+        ensure!(left.is_empty(), "left: {}", left.join(", "));
+        Ok(Some(()))
+    })?;
+    for volume in api.list(Kind::VOLUME, "", "")? {
+        if volume["spec"]["storageClassName"] != "local-path" {
+            api.delete(Kind::VOLUME, "", volume["metadata"]["name"].as_str().unwrap_or_default())?;
+        }
+    }
+    delete_all(bed, Kind::RECOVERY, VMS)?;
+    empty(&bed.cluster().layout().network_folder())
+}
+
+/// Returns the names of what was there.
+fn delete_all(bed: &Bed, kind: Kind, namespace: &str) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for object in bed.api().list(kind, namespace, "")? {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        if object["metadata"]["deletionTimestamp"].is_null() {
+            bed.api().delete(kind, namespace, &name)?;
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn empty(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn create(bed: &Bed, vm: &Vm, node: &str) -> Result<()> {
+    let class = match vm.storage {
+        Storage::Network => NETWORK_CLASS,
+        Storage::Local => "local-path",
+        Storage::Unknown => HOSTPATH_CLASS,
+    };
+    let made = builders::Vm::new(vm.name)
+        .namespace(VMS)
+        .run_strategy(vm.strategy)
+        .preferring_node(node)
+        .claim(DISK, class)
+        .objects();
+    for object in made {
+        let kind = if object["kind"] == "VirtualMachine" { Kind::VM } else { Kind::CLAIM };
+        bed.api().create(kind, VMS, object)?;
+    }
+    if vm.strategy == "Manual" {
+        // What `virtctl start` asks for.
+        let start = json!({"status": {"stateChangeRequests": [{"action": "Start"}]}});
+        bed.api().merge_status(Kind::VM, VMS, vm.name, &start)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Trouble of the control plane, ours and Kubernetes' own: no VM notices, and what had begun goes on.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use somersault_test_e2e::bed::{Bed, NAMESPACE};
+use somersault_test_e2e::stage::{DB, Stage, WEB};
+
+/// Many times the time to a verdict of the fast profile.
+const LONG_ENOUGH: Duration = Duration::from_secs(15);
+/// How long the API server is away.
+const AWAY: Duration = Duration::from_mins(2);
+/// Pods are replaced one after the other, each ready for 15 s; a lease may have to run out.
+const WHOLE_DEADLINE: Duration = Duration::from_mins(4);
+/// From the attestation to a VM that writes elsewhere.
+const RECREATE_DEADLINE: Duration = Duration::from_mins(2);
+
+/// Every coordinator is replaced while a node waits for a proof: the new leader goes on from what is stored.
+pub fn upgrade(bed: &Bed) -> Result<()> {
+    bed.wait_whole(WHOLE_DEADLINE)?;
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    let unfenced = bed.without_fence_agents()?;
+    bed.cluster().cut(&node)?;
+    bed.wait_state(&node, "AwaitingProof", LONG_ENOUGH)?;
+    let before = bed.leader()?["metadata"]["uid"].clone();
+    bed.cluster().ask(&["-n", NAMESPACE, "rollout", "restart", "deployment/somersault-coordinator"])?;
+    bed.wait_replaced(&before, WHOLE_DEADLINE)?;
+    bed.wait_state(&node, "AwaitingProof", WHOLE_DEADLINE)?;
+    ensure!(stage.instances(&WEB)? == 1, "web was started elsewhere without a proof");
+    bed.cluster().power_off(&node)?;
+    bed.plugin(&["attest", &node, "--yes"])?;
+    stage.wait_new_writer(&WEB, RECREATE_DEADLINE)?;
+    drop(unfenced);
+    bed.calm()?;
+    stage.judge()
+}
+
+/// The API server ends and starts again.
+pub fn restart(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed, &bed.node_without_leader()?, &[WEB, DB])?;
+    bed.cluster().stop_program(None, "kube-apiserver")?;
+    bed.cluster().start_program(None, "kube-apiserver")?;
+    undisturbed(bed, &stage)
+}
+
+/// The API server is away for two minutes: every VM runs on, nothing is acted on.
+pub fn away(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed, &bed.node_without_leader()?, &[WEB, DB])?;
+    bed.cluster().stop_program(None, "kube-apiserver")?;
+    std::thread::sleep(AWAY);
+    for node in bed.nodes() {
+        ensure!(bed.cluster().is_on(&node)?, "{node} lives, and was switched off");
+    }
+    stage.wait_writes(&WEB, LONG_ENOUGH)?;
+    stage.wait_writes(&DB, LONG_ENOUGH)?;
+    bed.cluster().start_program(None, "kube-apiserver")?;
+    undisturbed(bed, &stage)
+}
+
+/// After the API server is back: nobody was declared, every VM has only ever been where it was.
+fn undisturbed(bed: &Bed, stage: &Stage<'_>) -> Result<()> {
+    bed.wait_whole(WHOLE_DEADLINE)?;
+    bed.stays_undeclared(LONG_ENOUGH)?;
+    for vm in stage.staged() {
+        stage.wait_writes(vm, LONG_ENOUGH)?;
+        let instances = stage.instances(vm)?;
+        ensure!(instances == 1, "{instances} instances have written on the disk of {}", vm.name);
+    }
+    stage.judge()
+}

@@ -1,0 +1,123 @@
+//! Nodes that die, or that nobody can tell from dead ones.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use somersault_test_e2e::api::Kind;
+use somersault_test_e2e::bed::{Bed, VMS, has_our_taint};
+use somersault_test_e2e::stage::{DB, ODD, Stage, Vm, WEB};
+
+/// From the plug to a VM that writes elsewhere: about 3 s on an idle machine; a busy one may take its time.
+const RECREATE_DEADLINE: Duration = Duration::from_mins(1);
+/// The decision is published when the node is declared.
+const DECIDE_DEADLINE: Duration = Duration::from_secs(30);
+/// A node boots, is quarantined, and starts what it had.
+const RETURN_DEADLINE: Duration = Duration::from_mins(3);
+/// Long beside every retry of the coordinator, for what must not happen.
+const LONG_ENOUGH: Duration = Duration::from_secs(15);
+/// The old leader's lease runs out before another one acts.
+const NEW_LEADER_DEADLINE: Duration = Duration::from_mins(2);
+
+/// Pulls the power cord of a node with one VM of each kind.
+pub fn power_off(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB, ODD])?;
+    let launchers = launchers(&stage, &node)?;
+    let pulled = Instant::now();
+    bed.cluster().power_off(&node)?;
+    let disk = stage.wait_new_writer(&WEB, RECREATE_DEADLINE)?;
+    let silence = disk.silence_before(disk.runs.len() - 1).unwrap_or_default();
+    eprintln!(
+        "   web writes elsewhere {:.1} s after the plug, silent for {silence:.1?}",
+        pulled.elapsed().as_secs_f32()
+    );
+    stands_by(bed, &stage, &node, &launchers)?;
+    ensure!(has_our_taint(&bed.api().get(Kind::NODE, "", &node)?), "{node} is dead and not tainted");
+    comes_back(bed, &stage, &node)
+}
+
+/// Pulls the network plug: the VMs go on running until their node is fenced.
+pub fn network_cut(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB, ODD])?;
+    let launchers = launchers(&stage, &node)?;
+    bed.cluster().cut(&node)?;
+    stage.wait_new_writer(&WEB, RECREATE_DEADLINE)?;
+    ensure!(!bed.cluster().is_on(&node)?, "web runs elsewhere while {node} still has power");
+    stands_by(bed, &stage, &node, &launchers)?;
+    comes_back(bed, &stage, &node)
+}
+
+/// Without a fence agent's proof a dead node waits for a person.
+pub fn attested(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    let unfenced = bed.without_fence_agents()?;
+    bed.cluster().cut(&node)?;
+    bed.wait_state(&node, "AwaitingProof", DECIDE_DEADLINE)?;
+    bed.wait_decision("web", "Recreate", DECIDE_DEADLINE)?;
+    std::thread::sleep(LONG_ENOUGH);
+    ensure!(stage.instances(&WEB)? == 1, "web was started elsewhere without a proof");
+    ensure!(bed.cluster().is_on(&node)?, "{node} was switched off without a fence agent");
+    stage.judge()?;
+    // What a person does: walk to the machine, pull its plug, and say so.
+    bed.cluster().power_off(&node)?;
+    bed.plugin(&["attest", &node, "--yes"])?;
+    stage.wait_new_writer(&WEB, RECREATE_DEADLINE)?;
+    drop(unfenced);
+    comes_back(bed, &stage, &node)
+}
+
+/// The node of the leader dies: its follower takes over, and does the same.
+pub fn leaders_node(bed: &Bed) -> Result<()> {
+    bed.wait_whole(NEW_LEADER_DEADLINE)?;
+    let node = bed.leaders_node()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    let pulled = Instant::now();
+    bed.cluster().power_off(&node)?;
+    let disk = stage.wait_new_writer(&WEB, NEW_LEADER_DEADLINE)?;
+    let silence = disk.silence_before(disk.runs.len() - 1).unwrap_or_default();
+    eprintln!(
+        "   web writes elsewhere {:.1} s after the plug of the leader's node, silent for {silence:.1?}",
+        pulled.elapsed().as_secs_f32()
+    );
+    bed.wait_decision("db", "ManualRecovery", DECIDE_DEADLINE)?;
+    comes_back(bed, &stage, &node)?;
+    bed.wait_whole(NEW_LEADER_DEADLINE)
+}
+
+/// The launchers of the VMs that nobody may touch.
+fn launchers(stage: &Stage<'_>, node: &str) -> Result<Vec<(Vm, Option<String>)>> {
+    stage
+        .staged()
+        .filter(|vm| vm.name != WEB.name)
+        .map(|vm| Ok((vm.clone(), stage.launcher_on(vm.name, node)?)))
+        .collect()
+}
+
+/// The VMs on local and unknown disks: told, with a runbook, and untouched.
+fn stands_by(bed: &Bed, stage: &Stage<'_>, node: &str, launchers: &[(Vm, Option<String>)]) -> Result<()> {
+    for (vm, launcher) in launchers {
+        let recovery = bed.wait_decision(vm.name, "ManualRecovery", DECIDE_DEADLINE)?;
+        let runbook = recovery["status"]["runbook"].as_str().unwrap_or_default();
+        ensure!(runbook.contains(vm.name), "the runbook of {} is {runbook:?}", vm.name);
+        ensure!(launcher.is_some(), "{} had no launcher", vm.name);
+        ensure!(stage.launcher_on(vm.name, node)? == *launcher, "the launcher of {} was touched", vm.name);
+        let elsewhere = stage.node_of(vm.name)?.is_some_and(|on| on != node);
+        ensure!(!elsewhere, "{} runs elsewhere", vm.name);
+    }
+    Ok(())
+}
+
+/// The node returns: the VMs that stayed with it go on from their disks, and every disk is in order.
+fn comes_back(bed: &Bed, stage: &Stage<'_>, node: &str) -> Result<()> {
+    bed.cluster().mend(node)?;
+    bed.cluster().power_off(node)?;
+    bed.cluster().power_on(node)?;
+    bed.cluster().wait_ready(node)?;
+    bed.wait_state(node, "Healthy", RETURN_DEADLINE)?;
+    for vm in stage.staged() {
+        stage.wait_writes(vm, RETURN_DEADLINE).with_context(|| format!("{} in {VMS}", vm.name))?;
+    }
+    stage.judge()
+}

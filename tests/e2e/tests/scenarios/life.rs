@@ -1,0 +1,120 @@
+//! Nodes that live, whatever it looks like: none may be declared, tainted, switched off or robbed of a VM.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use somersault_test_cluster::{condition, until};
+use somersault_test_e2e::api::Kind;
+use somersault_test_e2e::bed::Bed;
+use somersault_test_e2e::stage::{DB, Stage, WEB};
+
+/// Many times the time to a verdict of the fast profile.
+const LONG_ENOUGH: Duration = Duration::from_secs(15);
+/// Kubernetes calls a node Unknown after 50 s at most, plus its own period.
+const NOT_READY_DEADLINE: Duration = Duration::from_mins(2);
+/// A storm's calm, reconnections, a leader's lease.
+const HEALTHY_DEADLINE: Duration = Duration::from_mins(3);
+
+/// The kubelet dies, the agent lives: Kubernetes calls the node NotReady, and it is not dead.
+pub fn kubelet_killed(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB])?;
+    bed.cluster().stop_program(Some(&node), "kubelet")?;
+    until(&format!("Kubernetes calls {node} Unknown"), NOT_READY_DEADLINE, &[], || {
+        bed.check_undeclared()?;
+        let object = bed.api().get(Kind::NODE, "", &node)?;
+        Ok((condition(&object, "Ready") == Some("Unknown")).then_some(()))
+    })?;
+    bed.stays_undeclared(LONG_ENOUGH)?;
+    ensure!(bed.node_state(&node)? == "Healthy", "its agent beats, and it is {}", bed.node_state(&node)?);
+    bed.cluster().start_program(Some(&node), "kubelet")?;
+    undisturbed(&stage)
+}
+
+/// The agent stops, the node lives.
+pub fn agent_stopped(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB])?;
+    signal_agent(bed, &node, "-STOP")?;
+    bed.wait_state(&node, "AgentSilent", LONG_ENOUGH)?;
+    bed.stays_undeclared(LONG_ENOUGH)?;
+    signal_agent(bed, &node, "-CONT")?;
+    bed.wait_state(&node, "Healthy", LONG_ENOUGH)?;
+    undisturbed(&stage)
+}
+
+/// Packets from a node to the coordinators are lost, and no others.
+pub fn one_way_cut(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB])?;
+    for pod in bed.coordinators()? {
+        let address = pod["status"]["podIP"].as_str().context("a coordinator without an address")?;
+        let rules = format!(
+            "add table inet oneway; add chain inet oneway out {{ type filter hook output priority 0; }}; \
+             add rule inet oneway out ip daddr {address} drop"
+        );
+        on_node(bed, &node, &["nft", &rules])?;
+    }
+    bed.wait_state(&node, "Partitioned", LONG_ENOUGH)?;
+    bed.stays_undeclared(LONG_ENOUGH)?;
+    on_node(bed, &node, &["nft", "delete table inet oneway"])?;
+    bed.wait_state(&node, "Healthy", HEALTHY_DEADLINE)?;
+    undisturbed(&stage)
+}
+
+/// A pause of five seconds, as a hypervisor makes it when it moves a machine.
+pub fn frozen_shortly(bed: &Bed) -> Result<()> {
+    frozen(bed, Duration::from_secs(5))
+}
+
+/// A pause of a minute: Kubernetes gives the node up meanwhile.
+pub fn frozen_for_a_minute(bed: &Bed) -> Result<()> {
+    frozen(bed, Duration::from_mins(1))
+}
+
+/// Every plug at once, those of the coordinators' nodes too: nobody can tell anything, and nothing is done.
+pub fn all_cut(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    let nodes = bed.nodes();
+    nodes.iter().try_for_each(|node| bed.cluster().cut(node))?;
+    bed.stays_undeclared(LONG_ENOUGH)?;
+    stage.wait_writes(&WEB, LONG_ENOUGH)?;
+    nodes.iter().try_for_each(|node| bed.cluster().mend(node))?;
+    bed.stays_undeclared(LONG_ENOUGH)?;
+    bed.wait_healthy(&nodes, HEALTHY_DEADLINE)?;
+    undisturbed(&stage)
+}
+
+fn frozen(bed: &Bed, pause: Duration) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB])?;
+    bed.cluster().freeze(&node)?;
+    let watched = bed.stays_undeclared(pause);
+    bed.cluster().thaw(&node)?;
+    watched?;
+    bed.wait_state(&node, "Healthy", HEALTHY_DEADLINE)?;
+    bed.check_undeclared()?;
+    undisturbed(&stage)
+}
+
+/// Every VM writes, is where it was and has never been elsewhere.
+fn undisturbed(stage: &Stage<'_>) -> Result<()> {
+    for vm in stage.staged() {
+        stage.wait_writes(vm, LONG_ENOUGH)?;
+        let instances = stage.instances(vm)?;
+        ensure!(instances == 1, "{instances} instances have written on the disk of {}", vm.name);
+    }
+    stage.judge()
+}
+
+fn signal_agent(bed: &Bed, node: &str, signal: &str) -> Result<()> {
+    on_node(bed, node, &["pkill", signal, "-f", "^/usr/local/bin/somersault-agent"])
+}
+
+fn on_node(bed: &Bed, node: &str, command: &[&str]) -> Result<()> {
+    let output = bed.cluster().command_on(node)?.args(command).output().context("starting a command")?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{} on {node}: {said}", command.join(" "));
+    Ok(())
+}
