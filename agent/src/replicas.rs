@@ -167,25 +167,33 @@ mod tests {
     use super::*;
 
     /// Answers as the test says, and notes when it was asked.
-    #[derive(Clone, Default)]
-    struct Dns(Arc<Mutex<(Vec<io::Result<Vec<SocketAddr>>>, Vec<Instant>)>>);
+    #[derive(Clone)]
+    struct Dns(Arc<Mutex<Said>>);
+
+    struct Said {
+        answer: io::Result<Vec<SocketAddr>>,
+        asked: Vec<Instant>,
+    }
+
+    fn parsed(answer: io::Result<&[&str]>) -> io::Result<Vec<SocketAddr>> {
+        answer.map(|texts| texts.iter().map(|text| text.parse().expect("address")).collect())
+    }
 
     impl Dns {
         fn say(&self, answer: io::Result<&[&str]>) {
-            let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("address")).collect();
-            self.0.lock().expect("not poisoned").0 = vec![answer.map(parse)];
+            self.0.lock().expect("not poisoned").answer = parsed(answer);
         }
 
         fn asked(&self) -> Vec<Instant> {
-            self.0.lock().expect("not poisoned").1.clone()
+            self.0.lock().expect("not poisoned").asked.clone()
         }
     }
 
     impl LookUp for Dns {
         async fn addresses(&self, _name: &Address) -> io::Result<Vec<SocketAddr>> {
-            let mut inner = self.0.lock().expect("not poisoned");
-            inner.1.push(Instant::now());
-            match &inner.0[0] {
+            let mut said = self.0.lock().expect("not poisoned");
+            said.asked.push(Instant::now());
+            match &said.answer {
                 Ok(addresses) => Ok(addresses.clone()),
                 Err(error) => Err(error.kind().into()),
             }
@@ -199,8 +207,8 @@ mod tests {
     }
 
     fn run(answer: io::Result<&[&str]>) -> Running {
-        let (dns, again) = (Dns::default(), Arc::new(Notify::new()));
-        dns.say(answer);
+        let said = Said { answer: parsed(answer), asked: Vec::new() };
+        let (dns, again) = (Dns(Arc::new(Mutex::new(said))), Arc::new(Notify::new()));
         let name = "somersault-coordinator:7443".parse().expect("address");
         let (resolver, found) = Resolver::new(vec![name], dns.clone(), again.clone());
         tokio::spawn(resolver.look_for_ever());
@@ -258,15 +266,18 @@ mod tests {
         assert!(asked.windows(2).all(|pair| pair[1] - pair[0] >= LOOK_GAP), "{asked:?}");
     }
 
+    /// Tells by its end that a task has ended.
+    struct Guard(Arc<Mutex<Vec<SocketAddr>>>, SocketAddr);
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.0.lock().expect("not poisoned").retain(|address| *address != self.1);
+        }
+    }
+
     #[tokio::test]
     async fn there_is_one_task_for_each_replica() {
         let alive = Arc::new(Mutex::new(Vec::new()));
-        struct Guard(Arc<Mutex<Vec<SocketAddr>>>, SocketAddr);
-        impl Drop for Guard {
-            fn drop(&mut self) {
-                self.0.lock().expect("not poisoned").retain(|address| *address != self.1);
-            }
-        }
         let start = |replica| {
             alive.lock().expect("not poisoned").push(replica);
             let guard = Guard(alive.clone(), replica);

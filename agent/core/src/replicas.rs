@@ -115,7 +115,9 @@ mod tests {
             for (pause, numbers) in lists {
                 now += at(pause);
                 let mut list = addresses(&numbers);
-                list.iter().for_each(|address| _ = last.insert(*address, now));
+                for address in &list {
+                    last.insert(*address, now);
+                }
                 let used = replicas.listed(now, &list);
                 list.sort_unstable();
                 list.dedup();
