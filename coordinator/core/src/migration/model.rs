@@ -2,7 +2,7 @@
 //! starts and stops, a Wukong that re-creates missing claims blank. A guest writes one more generation to all of its
 //! disks in every round that it runs; the generations tell whether a disk was mixed, lost a write or booted blank.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::{Context, Destination, MigrationRecord, MigrationSpec, Migrations, Phase};
@@ -27,6 +27,8 @@ pub(crate) struct Faults {
     pub wukong_recreates: bool,
     /// Copies that fail before one succeeds.
     pub failing_copies: u32,
+    /// Rounds until a change of a start field takes effect, is answered and is seen.
+    pub slow_starts: u32,
 }
 
 pub(crate) struct World {
@@ -47,6 +49,8 @@ pub(crate) struct World {
     pub generations: BTreeMap<Key, u64>,
     pub effects: Vec<Effect>,
     inbox: Vec<Input>,
+    /// Changes of start fields on their way, in order, each with the rounds that it still takes.
+    late: VecDeque<(u32, Action)>,
     copies: BTreeMap<OrderId, (NodeName, Order)>,
     order_ids: BTreeSet<OrderId>,
     next_uid: u32,
@@ -86,6 +90,7 @@ impl World {
             generations: BTreeMap::new(),
             effects: Vec::new(),
             inbox: Vec::new(),
+            late: VecDeque::new(),
             copies: BTreeMap::new(),
             order_ids: BTreeSet::new(),
             next_uid: 0,
@@ -275,6 +280,7 @@ impl World {
             let input = self.inbox.remove(0);
             self.input(input);
         }
+        self.late_changes();
         for (name, spec) in &mut self.requests.evacuations {
             spec.complete = self.evacuation_store.get(name).is_some_and(|record| record.complete);
         }
@@ -322,6 +328,11 @@ impl World {
                 self.inbox.push(Input::Committed(RecordKey::Evacuation(record.name.clone())));
                 self.evacuation_store.insert(record.name.clone(), record);
             }
+            Effect::Act(action @ (Action::StopVm { .. } | Action::RestoreStart { .. }))
+                if self.faults.slow_starts > 0 =>
+            {
+                self.late.push_back((self.faults.slow_starts, action));
+            }
             Effect::Act(action) => {
                 let answer = match self.act(&action) {
                     Ok(()) => Input::Acted(action),
@@ -334,6 +345,16 @@ impl World {
                 self.copies.insert(id, (node, order));
             }
             _ => {}
+        }
+    }
+
+    fn late_changes(&mut self) {
+        if let Some((left, _)) = self.late.front_mut() {
+            *left -= 1;
+        }
+        if let Some((_, action)) = self.late.pop_front_if(|(left, _)| *left == 0) {
+            self.act(&action).expect("the VM is there");
+            self.inbox.push(Input::Acted(action));
         }
     }
 

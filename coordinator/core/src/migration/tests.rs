@@ -105,6 +105,25 @@ fn cancelled_at_every_round_it_ends_whole() {
     assert!(ends.contains(&Phase::Cancelled) && ends.contains(&Phase::Succeeded));
 }
 
+/// A stop that is on its way when the migration is cancelled must not be the last word.
+#[test]
+fn cancelled_while_a_stop_is_on_its_way_the_start_field_is_given_back_after_it() {
+    for at in 0..60 {
+        let mut world = asked();
+        world.faults.slow_starts = 4;
+        for _ in 0..at {
+            world.round();
+        }
+        world.requests.migrations.get_mut(&key("m")).expect("asked").cancelled = true;
+        let phase = world.run(ROUNDS, "m");
+        for _ in 0..20 {
+            world.round();
+        }
+        assert!(matches!(phase, Phase::Cancelled | Phase::Succeeded), "cancel at round {at}: {phase:?}");
+        assert_whole(&world, phase, &format!("cancel at round {at}"));
+    }
+}
+
 #[test]
 fn an_object_deleted_in_the_middle_ends_whole() {
     for at in 0..60 {
