@@ -11,7 +11,7 @@ use somersault_agent::beat::{BeatConfig, Beats};
 use somersault_proto::model::{
     FailureReason, FromAgent, Grade, Progress, ProgressState, Reachability, Report,
 };
-use somersault_proto::tls::TlsFiles;
+use somersault_proto::tls::TlsSource;
 use somersault_proto::token::Claims;
 use somersault_proto::v1;
 use somersault_proto::v1::order::Kind;
@@ -94,7 +94,7 @@ async fn beats_follow_the_replicas() {
         boot_id: "3c9f6c1e-55a4-4f0e-9d8b-2f3a0c5d7e11".parse().expect("a boot id"),
         coordinators,
         lost: std::sync::Arc::default(),
-        tls: TlsFiles::read(&world.folder.path().join("n1")).expect("certificates"),
+        tls: TlsSource::read(&world.folder.path().join("n1")).expect("certificates"),
     })
     .expect("a thread");
     old.beat().await;

@@ -1,8 +1,8 @@
 //! Leadership: acquire, list the records, tell the core, and give up at once when it is lost. A record that
 //! somebody else changed makes us list them all again: the core must see what is there before it goes on.
 
-use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use somersault_coordinator_core::Input;

@@ -304,8 +304,7 @@ async fn a_leader_whose_lease_ran_out_does_nothing_before_it_is_told() {
     while received.try_recv().is_ok() {}
     sleep(Duration::from_secs(3)).await;
     assert!(received.try_recv().is_err(), "a beat was answered");
-    let began = |log: &[String]| {
-        log.iter().filter(|entry| !entry.starts_with("event")).cloned().collect::<Vec<_>>()
-    };
+    let began =
+        |log: &[String]| log.iter().filter(|entry| !entry.starts_with("event")).cloned().collect::<Vec<_>>();
     assert_eq!(began(&world.log().of("")), began(&before), "something was begun");
 }

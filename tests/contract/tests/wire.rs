@@ -8,7 +8,12 @@ use somersault_contract_tests::{assert_committed, repository_file};
 
 #[test]
 fn committed_wire_contract_equals_the_proto_files() -> Result<()> {
-    let files = ["somersault/v1/fleet.proto", "somersault/v1/transfer.proto", "somersault/v1/enroll.proto", "somersault/v1/fence.proto"];
+    let files = [
+        "somersault/v1/fleet.proto",
+        "somersault/v1/transfer.proto",
+        "somersault/v1/enroll.proto",
+        "somersault/v1/fence.proto",
+    ];
     let set = protox::compile(files, [repository_file("proto")])?;
     let mut text = String::from("# The wire contract, one line for each rpc, field and enum value.\n");
     for file in set.file.iter().filter(|file| files.contains(&file.name())) {

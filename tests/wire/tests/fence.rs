@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use somersault_coordinator::cluster::Lasts;
 use somersault_coordinator::config::LogFormat;
 use somersault_coordinator::fence::runner::{Runner, RunnerArgs, RunnerError};
 use somersault_coordinator::fence::{FenceOrder, Fencer, RemoteFencer};
@@ -85,7 +86,10 @@ impl Place {
         let runner = Runner::bind(&RunnerArgs {
             listen,
             admin_listen: "127.0.0.1:0".parse()?,
-            certs: home.join("certs"),
+            certs: Some(home.join("certs")),
+            enroll: Vec::new(),
+            token_file: PathBuf::new(),
+            ca_bundle: PathBuf::new(),
             fence_config: home.join("fence.yaml"),
             log_format: LogFormat::Text,
         })
@@ -120,7 +124,7 @@ impl Place {
         let certs = self.path("coordinator");
         self.authority.issue_coordinator(&certs)?;
         let epoch = Epoch::default();
-        epoch.set(Some(1));
+        epoch.begin(1, Lasts::until_told());
         let addresses = addresses.iter().map(ToString::to_string).collect();
         Ok(RemoteFencer::new(addresses, TlsSource::read(&certs)?, epoch))
     }

@@ -16,11 +16,7 @@ use serde_json::Value;
 use somersault_coordinator_core::names::NodeName;
 
 use super::ClusterError;
-use super::error::refused;
-use super::manifest::ObjectId;
-
-use super::ClusterError;
-use super::error::conflict;
+use super::error::{conflict, refused};
 use super::manifest::ObjectId;
 
 /// Label on the objects that we create.

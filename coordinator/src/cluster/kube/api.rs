@@ -39,7 +39,7 @@ const PAGE: u32 = 250;
 const OBJECTS_MAX: usize = 200_000;
 
 /// Kinds that we read or write here: kind, group, version, plural, whether namespaced.
-const KINDS: [(&str, &str, &str, &str, bool); 15] = [
+const KINDS: [(&str, &str, &str, &str, bool); 16] = [
     ("Node", "", "v1", "nodes", false),
     ("Pod", "", "v1", "pods", true),
     ("PersistentVolume", "", "v1", "persistentvolumes", false),

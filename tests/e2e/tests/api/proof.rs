@@ -57,11 +57,11 @@ fn answer(effect: Effect) -> Option<Input> {
     match effect {
         Effect::Probe { node, by, .. } => Some(Input::Probed { node, by, answer: Reachability::Silent }),
         Effect::Commit(record) => Some(Input::Committed(record.key())),
-        Effect::RunFence { node, epoch } => {
+        Effect::RunFence { node, epoch, .. } => {
             Some(Input::FenceEnded { node, epoch, result: FenceResult::ConfirmedOff })
         }
         Effect::Act(action) => Some(Input::Acted(action)),
-        Effect::Grant { .. } | Effect::Order { .. } | Effect::Notify(_) => None,
+        Effect::AskFence { .. } | Effect::Grant { .. } | Effect::Order { .. } | Effect::Notify(_) => None,
     }
 }
 

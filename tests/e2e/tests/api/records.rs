@@ -22,7 +22,13 @@ pub const MOVE: &str = "move-web";
 pub const EMPTY: &str = "empty-n1";
 
 pub fn fence(epoch: u64, stage: FenceStage) -> Record {
-    Record::Fence(FenceRecord { node: NODE.into(), boot_id: Some("b1".into()), epoch, stage })
+    Record::Fence(FenceRecord {
+        node: NODE.into(),
+        boot_id: Some("b1".into()),
+        epoch,
+        stage,
+        agent_distrusted: false,
+    })
 }
 
 pub fn migration(epoch: u64, phase: Phase) -> MigrationRecord {

@@ -47,6 +47,7 @@ fn node(state: NodeState, message: &str, load: f64) -> NodeView {
         usage: BTreeMap::from([("/var/lib/volumes/orphan".to_owned(), usage)]),
         disks: BTreeMap::from([("vda".to_owned(), health)]),
         host: Host { load1: load, ..Host::default() },
+        certificate_until_s: None,
     };
     NodeView {
         state,
@@ -54,6 +55,7 @@ fn node(state: NodeState, message: &str, load: f64) -> NodeView {
         message: message.into(),
         boot_id: Some("b1".into()),
         proofs_possible: vec![ProofKind::PowerOffConfirmed, ProofKind::HumanAttested],
+        fence_agent: None,
         proof: None,
         timeline: vec![(Milestone::LastBeat, Duration::from_millis(1_500))],
         report: Some(report),
