@@ -363,8 +363,8 @@ pub enum Action {
         /// Why this is safe.
         proof: FenceProof,
     },
-    /// Set the out-of-service taint with our value: PodGC then deletes every pod of the node, and the attach-detach
-    /// controller detaches its volumes at once.
+    /// Set the out-of-service taint with our value: PodGC then deletes every pod that is left on the node, and the
+    /// attach-detach controller detaches its volumes at once.
     OutOfService {
         /// Why this is safe, and which node.
         proof: FenceProof,

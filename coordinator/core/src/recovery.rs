@@ -180,7 +180,7 @@ impl Recovery {
         }
     }
 
-    /// Nodes that may be called out of service: proven, and every launcher on them, of whomever, is to be recreated.
+    /// Nodes that may be called out of service: proven, and every launcher on them is gone so that its VM is recreated.
     pub fn out_of_service<'a>(
         &'a self,
         scene: &'a Scene<'_>,

@@ -7,7 +7,7 @@ use super::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
 use crate::fencing::FenceProof;
-use crate::fleet::Vm;
+use crate::fleet::{DiskSource, Fleet, Vm};
 use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
@@ -43,8 +43,6 @@ pub(super) struct VmCase {
     hands_off: bool,
     /// Deletions that have not been performed yet.
     left: BTreeSet<Action>,
-    /// The volumes that its launcher here had, once that is being deleted.
-    volumes: BTreeSet<VolumeName>,
     attempts: u32,
     /// When it entered its progress.
     pub since: BootTime,
@@ -181,13 +179,12 @@ impl Incident {
                     Rebuild::begin(scene, proof.node(), vm, pods.collect(), decision, runbook)
                 });
                 if let Some(rebuild) = rebuild {
+                    self.superseded.extend(dead.iter().map(|pod| pod.uid.clone()));
                     *places -= 1;
                     begun.push((key.clone(), rebuild));
                 }
                 continue;
             }
-            let decided = case.decision.iter().flat_map(|decision| &decision.disks);
-            case.volumes = decided.filter_map(|disk| disk.volume.as_deref().map(VolumeName::from)).collect();
             case.left.extend(dead.into_iter().map(|pod| Action::DeletePod {
                 pod: Key::new(&key.namespace, &pod.name),
                 uid: pod.uid.clone(),
@@ -205,24 +202,24 @@ impl Incident {
         }
     }
 
-    /// Deletes the attachments of volumes whose VM's launcher here is gone, again and again until the cluster shows it.
+    /// Deletes the attachments of volumes whose VM goes on elsewhere, again and again until the cluster shows it. The
+    /// cluster alone says which: a leader that takes over need not know who recreated the VM.
     fn detach(&mut self, scene: &Scene<'_>, proof: &FenceProof, fx: &mut Vec<Effect>) {
-        let here = |vm: &Vm| vm.pods.iter().any(|pod| pod.node.as_ref() == Some(proof.node()));
-        let gone = self.vms.iter().filter(|(key, case)| {
-            let restarted =
-                matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::Recovered);
-            restarted && scene.facts.fleet.vms.get(*key).is_some_and(|vm| !here(vm))
-        });
-        let volumes: BTreeSet<&VolumeName> = gone.flat_map(|(_, case)| &case.volumes).collect();
-        let attachments = scene.facts.fleet.attachments.iter().filter(|(_, attachment)| {
-            attachment.node == *proof.node()
-                && !attachment.deleting
-                && attachment.volume.as_ref().is_some_and(|volume| volumes.contains(volume))
-        });
-        let wanted: Vec<Action> = attachments
-            .map(|(name, attachment)| Action::DeleteAttachment {
+        let fleet = &scene.facts.fleet;
+        let here = fleet.attachments.iter().filter(|(_, at)| at.node == *proof.node() && !at.deleting);
+        // Most nodes have none, and the VMs are many.
+        if here.clone().next().is_none() {
+            self.detaching.clear();
+            return;
+        }
+        let elsewhere = fleet.vms.iter().filter(|(_, vm)| goes_on_elsewhere(vm, proof.node()));
+        let volumes: BTreeSet<&VolumeName> =
+            elsewhere.flat_map(|(key, vm)| volumes_of(fleet, key, vm)).collect();
+        let wanted: Vec<Action> = here
+            .filter(|(_, at)| at.volume.as_ref().is_some_and(|volume| volumes.contains(volume)))
+            .map(|(name, at)| Action::DeleteAttachment {
                 attachment: name.clone(),
-                uid: attachment.uid.clone(),
+                uid: at.uid.clone(),
                 proof: proof.clone(),
             })
             .collect();
@@ -235,14 +232,14 @@ impl Incident {
         }
     }
 
-    /// Every launcher here is to be recreated, or is already gone for that.
+    /// Every launcher here was deleted so that its VM is recreated: the taint, which deletes every pod, finds none that
+    /// waits for its turn or for a person.
     pub fn is_all_recreated(&self) -> bool {
-        let recreated = |case: &VmCase| {
-            case.kind() == Some(DecisionKind::Recreate)
-                && !case.hands_off
-                && case.progress != RecoveryProgress::NeedsPerson
+        let gone = |case: &VmCase| {
+            matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::Recovered)
         };
-        self.died.is_some() && !self.vms.is_empty() && self.vms.values().all(recreated)
+        let recreated = |case: &VmCase| case.kind() == Some(DecisionKind::Recreate) && gone(case);
+        !self.vms.is_empty() && self.vms.values().all(recreated)
     }
 
     /// A deletion was performed.
@@ -302,7 +299,6 @@ impl VmCase {
             runbook: None,
             hands_off: false,
             left: BTreeSet::new(),
-            volumes: BTreeSet::new(),
             attempts: 0,
             since: now,
             retry_at: None,
@@ -377,6 +373,22 @@ fn uid_of(action: &Action) -> Option<Uid> {
         Action::DeletePod { uid, .. } => Some(uid.clone()),
         _ => None,
     }
+}
+
+/// It has an instance or a launcher, and nothing of it is on the node.
+fn goes_on_elsewhere(vm: &Vm, node: &NodeName) -> bool {
+    let instance = vm.instance.as_ref();
+    let here = vm.pods.iter().any(|pod| pod.node.as_ref() == Some(node))
+        || instance.is_some_and(|instance| instance.node.as_ref() == Some(node));
+    !here && (instance.is_some() || !vm.pods.is_empty())
+}
+
+fn volumes_of<'a>(fleet: &'a Fleet, key: &Key, vm: &'a Vm) -> impl Iterator<Item = &'a VolumeName> {
+    let claims = vm.disks.iter().filter_map(move |disk| match &disk.source {
+        DiskSource::Claim { name, .. } => Some(Key::new(key.namespace.clone(), name.clone())),
+        _ => None,
+    });
+    claims.filter_map(move |claim| fleet.claims.get(&claim)?.volume.as_ref())
 }
 
 fn running_elsewhere<'a>(vm: &'a Vm, node: &NodeName) -> Option<&'a NodeName> {

@@ -250,6 +250,31 @@ fn volumes_of_a_recreated_vm_are_detached_once_its_launcher_is_gone() {
 }
 
 #[test]
+fn a_new_leader_detaches_what_an_earlier_one_left_attached() {
+    let mut bench = fenced();
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.cluster_answers = false;
+    attach(&mut bench, "net", "n1", "pv-net-data");
+    bench.restart();
+    bench.cluster_answers = true;
+    bench.run_ms(15_000);
+    assert!(!bench.fleet.attachments.contains_key("net"));
+}
+
+#[test]
+fn an_attachment_that_goes_already_is_not_asked_to_go() {
+    let mut bench = fenced();
+    attach(&mut bench, "net", "n1", "pv-net-data");
+    bench.fleet.attachments.get_mut("net").expect("there").deleting = true;
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    assert_eq!(bench.deleted().len(), 1);
+    assert_eq!(bench.count(|effect| matches!(effect, Effect::Act(Action::DeleteAttachment { .. }))), 0);
+}
+
+#[test]
 fn an_attachment_that_stays_is_asked_for_again_and_left_when_the_node_is_back() {
     let mut bench = fenced();
     attach(&mut bench, "net", "n1", "pv-net-data");
@@ -299,6 +324,26 @@ fn a_node_is_called_out_of_service_only_where_that_is_wanted_and_every_vm_on_it_
         assert_eq!(called(&bench), usize::from(wanted && !local && !stray), "{wanted} {local} {stray}");
         assert_eq!(bench.deleted().len(), 1, "and its VM is recreated at once, whatever the taint");
     }
+}
+
+#[test]
+fn the_out_of_service_taint_waits_for_vms_that_wait_for_a_place() {
+    let mut spec = fast(&["n1"]);
+    spec.recovery.out_of_service = true;
+    spec.recovery.concurrent_max = 1;
+    let mut bench = Bench::new(spec);
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+    bench.fleet.vms.remove(&key("local"));
+    add_net_vm(&mut bench, "second");
+    bench.cluster_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.do_by_hand(&Action::Taint { node: "n1".into() });
+    bench.run_ms(5_000);
+    assert_eq!((bench.deleted().len(), called(&bench)), (1, 0));
+    bench.cluster_answers = true;
+    bench.run_ms(300_000);
+    assert_eq!((bench.deleted().len(), called(&bench)), (2, 1));
 }
 
 #[test]

@@ -288,16 +288,21 @@ fn an_import_that_takes_long_is_told_once_and_not_given_up() {
 
 #[test]
 fn an_agent_that_turns_out_to_live_is_told_to_stop_the_launcher_of_a_rebuilt_vm() {
-    let mut bench = dead_n1();
-    bench.run_ms(3_000);
-    bench.beat("n1", 1);
-    bench.run_ms(1_000);
-    assert_eq!(bench.state("n1"), NodeState::FenceContradicted);
-    let told = bench.count(|effect| match effect {
-        Effect::Order { node, order: crate::io::Order::StopLaunchers { pods }, .. } => {
-            *node == NodeName::from("n1") && pods.contains(&"pod-image".into())
+    for over in [false, true] {
+        let mut bench = dead_n1();
+        bench.run_ms(3_000);
+        if over {
+            bench.import_ends("image");
         }
-        _ => false,
-    });
-    assert_eq!(told, 1);
+        bench.beat("n1", 1);
+        bench.run_ms(1_000);
+        assert_eq!(bench.state("n1"), NodeState::FenceContradicted);
+        let told = bench.count(|effect| match effect {
+            Effect::Order { node, order: crate::io::Order::StopLaunchers { pods }, .. } => {
+                *node == NodeName::from("n1") && pods.contains(&"pod-image".into())
+            }
+            _ => false,
+        });
+        assert_eq!(told, 1, "rebuild over: {over}");
+    }
 }
