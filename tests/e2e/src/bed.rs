@@ -22,6 +22,8 @@ use crate::programs::Programs;
 pub const NAMESPACE: &str = "somersault-system";
 /// Namespace of the VMs.
 pub const VMS: &str = "vms";
+const FENCE_SECRET: &str = include_str!("../manifests/fence-secret.yaml");
+const POLICY: &str = include_str!("../manifests/policy.yaml");
 const FENCE_RUNNER: &str = "somersault-fence-runner";
 const FENCE_RUNNER_LABEL: &str = "app.kubernetes.io/component=fence-runner";
 /// As the overlay has it.
@@ -52,7 +54,7 @@ impl Bed {
         let standin = start_standin(&programs, &cluster)?;
         let api = Api::of(&cluster.kubeconfig())?;
         let bed = Self { cluster, api, programs, standin };
-        tell("the product: kubectl apply -k deploy/overlays/test-cluster");
+        tell("the product: kubectl apply -k deploy/overlays/test-cluster-fence");
         bed.install()?;
         Ok(bed)
     }
@@ -103,12 +105,16 @@ impl Bed {
         for image in [&self.programs.image, &self.programs.fence_image] {
             self.cluster.load_image(image)?;
         }
-        let overlay = self.programs.root.join("deploy/overlays/test-cluster");
+        let overlay = self.programs.root.join("deploy/overlays/test-cluster-fence");
         self.cluster.ask(&["apply", "-k", &overlay.display().to_string()])?;
+        self.cluster.apply(FENCE_SECRET)?;
+        // The definition that has just come is served after a moment.
+        until("the policy is taken", INSTALL_DEADLINE, &[], || self.cluster.apply(POLICY).map(Some))?;
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": VMS}});
         self.api.create(Kind::NAMESPACE, "", namespace)?;
         self.wait_healthy(&self.nodes(), INSTALL_DEADLINE)?;
-        self.wait_whole(INSTALL_DEADLINE)
+        self.wait_whole(INSTALL_DEADLINE)?;
+        self.wait_fencing(true)
     }
 
     /// Takes the fence runners away; they come back when the answer is dropped.
