@@ -40,6 +40,11 @@ pub enum InsideCommand {
         /// The cluster.
         cluster: String,
     },
+    /// Let nothing answer at a node that has no power.
+    Darken {
+        /// The node.
+        node: String,
+    },
     /// Pull a node's network plug.
     Cut {
         /// The node.
@@ -71,8 +76,10 @@ pub fn run(command: InsideCommand) -> Result<()> {
         InsideCommand::World { cluster } => match be_world(&Layout::of(&cluster)?)? {},
         InsideCommand::Node { specification } => match node::boot(&specification)? {},
         InsideCommand::PowerOn { cluster, node } => {
+            network::lighten(&node)?;
             power::on(&node::spec_file(&Layout::of(&cluster)?, &node))
         }
+        InsideCommand::Darken { node } => network::darken(&node),
         InsideCommand::Bmc { cluster } => bmc::serve(&Layout::of(&cluster)?),
         InsideCommand::Cut { node } => network::pull_plug(&node),
         InsideCommand::Mend { node } => network::push_plug(&node),

@@ -14,9 +14,12 @@ pub fn is_on(layout: &Layout, node: &str) -> Result<bool> {
     Ok(world::node_init(layout, node)?.is_some())
 }
 
-/// Kills every process of the node at once; returns when none is left.
+/// Kills every process of the node at once, and whatever of its kernel would still answer on the network; returns when
+/// nothing is left.
 pub fn off(layout: &Layout, node: &str) -> Result<()> {
-    world::node_init(layout, node)?.map_or(Ok(()), kill_namespace)
+    world::node_init(layout, node)?.map_or(Ok(()), kill_namespace)?;
+    let world = world::init(layout)?.context("the cluster is not up any more")?;
+    world::enter(world, layout, &["darken", node])
 }
 
 /// What a new boot needs besides its disks.

@@ -79,7 +79,8 @@ pub(super) fn strip(object: &mut Value) {
         metadata.remove("managedFields");
         metadata.remove("resourceVersion");
     }
-    if let Some(conditions) = object["status"]["conditions"].as_array_mut() {
+    // By pointer: indexing would put a null where there is nothing.
+    if let Some(conditions) = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
         for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
             // The kubelet's own sign of life, which its Lease has replaced.
             condition.remove("lastHeartbeatTime");
@@ -124,6 +125,14 @@ mod tests {
         let first = print_of(node("1", "12:00", json!([])));
         assert_eq!(first, print_of(node("2", "12:05", json!([]))));
         assert_ne!(first, print_of(node("2", "12:05", json!([{"key": "a"}]))));
+    }
+
+    #[test]
+    fn what_is_not_there_stays_away() {
+        let policy = json!({"kind": "RecoveryPolicy", "metadata": {"name": "default"}, "spec": {}});
+        let mut stripped = policy.clone();
+        strip(&mut stripped);
+        assert_eq!(stripped, policy);
     }
 
     #[test]

@@ -44,6 +44,29 @@ pub fn push_plug(node: &str) -> Result<()> {
     ip(&["link", "set", &plug(node), "up"])
 }
 
+/// Takes the power of the node's network away: nothing answers there, not even a kernel, while its namespace stays.
+pub fn darken(node: &str) -> Result<()> {
+    let table = "table inet powerless { chain in { type filter hook input priority -300; policy drop; }; \
+                 chain out { type filter hook output priority -300; policy drop; }; \
+                 chain through { type filter hook forward priority -300; policy drop; }; }";
+    in_network(node, &["nft", table])?;
+    // No name of the machine is known on its network any more, either.
+    in_network(node, &["ip", "link", "set", "eth0", "arp", "off"])
+}
+
+/// Gives it back.
+pub fn lighten(node: &str) -> Result<()> {
+    in_network(node, &["ip", "link", "set", "eth0", "arp", "on"])?;
+    // `add` first, so that there is something to delete.
+    in_network(node, &["nft", "add table inet powerless; delete table inet powerless"])
+}
+
+/// By `nsenter`: `ip netns exec` mounts a /sys anew and hides the control groups.
+fn in_network(node: &str, command: &[&str]) -> Result<()> {
+    let network = format!("--net=/run/netns/{node}");
+    run("nsenter", [&[network.as_str(), "--"], command].concat()).map(drop)
+}
+
 fn plug(node: &str) -> String {
     format!("plug-{node}")
 }
