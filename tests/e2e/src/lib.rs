@@ -13,4 +13,5 @@ pub mod api;
 pub mod bed;
 pub mod look;
 mod programs;
+pub mod side_by_side;
 pub mod stage;

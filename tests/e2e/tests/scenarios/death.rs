@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS, has_our_taint};
+use somersault_test_e2e::side_by_side;
 use somersault_test_e2e::stage::{DB, ODD, Stage, Storage, Vm, WEB};
 
 /// From the plug to a VM that writes elsewhere: about 3 s on an idle machine; a busy one may take its time.
@@ -45,6 +46,16 @@ pub fn network_cut(bed: &Bed) -> Result<()> {
     stage.wait_new_writer(&WEB, RECREATE_DEADLINE)?;
     ensure!(!bed.cluster().is_on(&node)?, "web runs elsewhere while {node} still has power");
     stands_by(bed, &stage, &node, &launchers)?;
+    comes_back(bed, &stage, &node)
+}
+
+/// The same cut-off node, for us and for Kubernetes with its stock settings.
+pub fn side_by_side(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB])?;
+    let times = side_by_side::measure(bed, &stage, &WEB, &node)?;
+    eprintln!("{}", times.table());
+    ensure!(times.declared < times.not_ready, "Kubernetes was first: {times:?}");
     comes_back(bed, &stage, &node)
 }
 

@@ -23,6 +23,7 @@ type Scenario = (&'static str, fn(&Bed) -> Result<()>);
 const SCENARIOS: &[Scenario] = &[
     ("power_off_recreates_network_and_leaves_local_and_unknown_alone", death::power_off),
     ("network_cut_with_vms_running", death::network_cut),
+    ("side_by_side_with_kubernetes", death::side_by_side),
     ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", death::attested),
     ("every_strategy_as_the_decision_table_says", strategies::all),
     ("kubelet_killed_is_no_death", life::kubelet_killed),
