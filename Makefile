@@ -1,9 +1,10 @@
 # Everything that a newcomer needs. Each target does the set-up that it needs, and says so.
 #   make demo    three nodes on this machine: detection, fencing, recovery, migration, evacuation, shown in a minute
-#   make test    all tests: unit, simulation, wire, contract
+#   make test    all tests that need no cluster: unit, simulation, wire, contract
+#   make demo-cluster  the main job on a real Kubernetes cluster: installed, a plug pulled, each VM handled (root, Go)
 #   make cluster       a real Kubernetes cluster on this machine; prints its KUBECONFIG (root, Go)
 #   make cluster-down  ends it; nothing is left behind
-#   make test-cluster  tests of that cluster
+#   make test-cluster  the tests on such clusters, end to end; a quarter of an hour after the builds
 #   make image         the image of agent, coordinator and command line: target/image/somersault.tar
 #   make image-fence   the image of the fence runner, with the fence agents: target/image/fence-runner.tar
 #   make image-smart   the image of the agent with smartctl: target/image/agent-smart.tar
@@ -39,10 +40,10 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, and where the cluster's programs are kept.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
 
-.PHONY: help image image-fence image-smart image-binaries setup-image setup-image-fence demo test test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
+.PHONY: help demo-cluster image image-fence image-smart image-binaries setup-image setup-image-fence demo test test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
 
 help:
-	@sed -n '2,13s/^# \{0,1\}//p' Makefile
+	@sed -n '2,14s/^# \{0,1\}//p' Makefile
 
 demo: setup-demo
 	@echo "== building the coordinator, the agent, the command line and the demo (release)"
@@ -50,11 +51,17 @@ demo: setup-demo
 	@target/release/somersault-demo
 
 test: setup-demo
-	cargo test --workspace --locked --exclude somersault-test-cluster
+	cargo test --workspace --locked
 
 # Builds Kubernetes from source the first time (5 to 15 minutes), so it is not part of `make test` yet.
-test-cluster: setup-cluster
-	cargo test --locked -p somersault-test-cluster
+test-cluster: setup-cluster image image-fence
+	cargo build --locked -p somersault-test-cluster -p somersault-test-kubevirt -p kubectl-somersault
+	cargo test --workspace --locked --test life --test crds --test behaviour --test api --test cli --test scenarios -- --test-threads 1
+
+demo-cluster: setup-cluster image image-fence
+	@echo "== building the cluster, the stand-in for KubeVirt, the command line and the story"
+	cargo build --locked -p somersault-test-cluster -p somersault-test-kubevirt -p kubectl-somersault -p somersault-test-e2e
+	@$(AS_ROOT) target/debug/somersault-demo-cluster
 
 # Stays up until `make cluster-down`. NODES=5 for more nodes.
 cluster: setup-cluster
