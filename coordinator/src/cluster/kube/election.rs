@@ -1,7 +1,7 @@
 //! Who leads, by the algorithm of client-go (`tools/leaderelection`): decided here, done in [`super::lead`].
 //!
 //! ```text
-//!                    free, released, or unchanged for the lease's length by our own clock
+//!                 given back, or unchanged (gone, too) for the lease's length by our own clock
 //!   Follower ──────────────────────────────────────────────────────────────────────────────► writes its name
 //!      ▲                                                                                         │ stored
 //!      │  not renewed for the renew deadline, or somebody else's name                            ▼
@@ -34,6 +34,17 @@ pub(super) struct Seen {
     pub holder: String,
 }
 
+/// What was found in the Lease's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A Lease.
+    Lease(Seen),
+    /// None: somebody deleted it, and whoever leads may not know yet.
+    Gone,
+    /// None, and nothing tells that there has ever been a leader.
+    Never,
+}
+
 /// What to do with the Lease now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -52,7 +63,7 @@ pub(super) enum Step {
 pub(super) struct Election {
     identity: String,
     times: Times,
-    last: Option<(Seen, BootTime)>,
+    last: Option<(Found, BootTime)>,
     /// When the last renewal that was stored had been sent.
     renewed: Option<BootTime>,
 }
@@ -63,23 +74,29 @@ impl Election {
         Self { identity, times, last: None, renewed: None }
     }
 
-    /// The Lease was read; it was asked for at `asked`. `None` where there is none.
-    pub fn look(&mut self, asked: BootTime, now: BootTime, seen: Option<Seen>) -> Step {
-        let Some(seen) = seen else {
-            // Whoever deletes the Lease ends the term: nobody can renew what is not there.
-            return if self.leads(now) { Step::StepDown } else { Step::Acquire };
-        };
-        let is_ours = seen.holder == self.identity;
+    /// The Lease was looked for; it was asked for at `asked`.
+    pub fn look(&mut self, asked: BootTime, now: BootTime, found: Found) -> Step {
+        let is_ours = matches!(&found, Found::Lease(seen) if seen.holder == self.identity);
         if self.leads(now) {
+            // Whoever deletes the Lease ends the term: nobody can renew what is not there.
             return if is_ours { Step::Renew } else { Step::StepDown };
         }
+        // We may have seen a leader that has left no other trace.
+        let found = match (found, &self.last) {
+            (Found::Never, Some((Found::Lease(_) | Found::Gone, _))) => Found::Gone,
+            (found, _) => found,
+        };
+        let is_free = match &found {
+            Found::Lease(seen) => is_ours || seen.holder.is_empty(),
+            Found::Gone => false,
+            Found::Never => true,
+        };
         // Timed by when the answer came, which is not before the change was made.
         let since = match &self.last {
-            Some((last, since)) if *last == seen => *since,
+            Some((last, since)) if *last == found => *since,
             _ => now,
         };
-        let is_free = seen.holder.is_empty() || is_ours;
-        self.last = Some((seen, since));
+        self.last = Some((found, since));
         // Counted up to when we asked: the holder may have renewed while the answer was under way.
         if is_free || asked.saturating_sub(since) > self.times.lease { Step::Acquire } else { Step::Wait }
     }
@@ -119,8 +136,8 @@ mod tests {
         BootTime::from(Duration::from_secs(seconds))
     }
 
-    fn seen(version: &str, holder: &str) -> Option<Seen> {
-        Some(Seen { version: version.to_owned(), holder: holder.to_owned() })
+    fn seen(version: &str, holder: &str) -> Found {
+        Found::Lease(Seen { version: version.to_owned(), holder: holder.to_owned() })
     }
 
     fn candidate() -> Election {
@@ -128,9 +145,24 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_or_released_lease_is_taken_at_once() {
-        assert_eq!(candidate().look(at(1), at(1), None), Step::Acquire);
+    fn a_lease_that_never_was_or_was_given_back_is_taken_at_once() {
+        let mut first = candidate();
+        assert_eq!(first.look(at(1), at(1), Found::Never), Step::Acquire);
+        assert_eq!(first.look(at(3), at(3), Found::Never), Step::Acquire, "it could not be written");
         assert_eq!(candidate().look(at(1), at(1), seen("1", "")), Step::Acquire);
+    }
+
+    #[test]
+    fn a_deleted_lease_is_waited_for_like_a_silent_leader() {
+        // Whoever held it may not have noticed, and may be cut off from the API server.
+        let mut election = candidate();
+        assert_eq!(election.look(at(1), at(1), seen("1", "b")), Step::Wait);
+        assert_eq!(election.look(at(3), at(3), Found::Never), Step::Wait, "we have seen a leader ourselves");
+        assert_eq!(election.look(at(18), at(18), Found::Never), Step::Wait);
+        assert_eq!(election.look(at(19), at(19), Found::Never), Step::Acquire);
+        let mut newcomer = candidate();
+        assert_eq!(newcomer.look(at(1), at(1), Found::Gone), Step::Wait);
+        assert_eq!(newcomer.look(at(17), at(17), Found::Gone), Step::Acquire);
     }
 
     #[test]
@@ -152,7 +184,7 @@ mod tests {
         assert!(!election.leads(at(20)));
         assert_eq!(election.look(at(12), at(12), seen("2", "a")), Step::Renew);
         assert_eq!(election.look(at(12), at(12), seen("3", "b")), Step::StepDown);
-        assert_eq!(election.look(at(12), at(12), None), Step::StepDown);
+        assert_eq!(election.look(at(12), at(12), Found::Gone), Step::StepDown);
     }
 
     /// A candidate with a clock of its own speed, and what it will do next.
@@ -172,11 +204,11 @@ mod tests {
 
     proptest! {
         /// Two candidates whose clocks differ by less than the ratio of lease to renew deadline, that are stopped now
-        /// and then and whose answers get lost: never do both lead.
+        /// and then and whose answers get lost, while a person deletes the Lease now and then: never do both lead.
         #[test]
         fn never_two_at_once(
             speeds in [900_u64..1_100, 900..1_100],
-            turns in proptest::collection::vec((0..2_usize, 1..3_000_u64, any::<bool>(), any::<bool>(), 0..40_u64), 1..300),
+            turns in proptest::collection::vec((0..9_usize, 1..3_000_u64, any::<bool>(), any::<bool>(), 0..40_u64), 1..300),
         ) {
             let new = |name: &str, speed| Process {
                 election: Election::new(name.to_owned(), TIMES), speed, stopped: 0,
@@ -185,10 +217,19 @@ mod tests {
             let (mut lease, mut version, mut truth) = (None::<Seen>, 0_u64, 0_u64);
             for (who, wait, arrives, answered, pause) in turns {
                 truth += wait;
-                let process = &mut both[who];
+                if who == 8 {
+                    lease = None;
+                    continue;
+                }
+                let process = &mut both[who % 2];
                 if truth >= process.stopped {
                     let now = process.clock(truth);
-                    let step = process.election.look(now, now, lease.clone());
+                    let found = match (&lease, version) {
+                        (Some(lease), _) => Found::Lease(lease.clone()),
+                        (None, 0) => Found::Never,
+                        (None, _) => Found::Gone,
+                    };
+                    let step = process.election.look(now, now, found);
                     match step {
                         Step::Acquire | Step::Renew => {
                             if arrives {

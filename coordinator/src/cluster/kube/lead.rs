@@ -7,8 +7,8 @@
 //!                                                                         └────────────┘
 //! ```
 //!
-//! The epoch is the Lease's count of transitions. Where somebody has deleted the Lease it goes on from the newest
-//! epoch of any record.
+//! The epoch is the Lease's count of transitions, but never one that some record has seen: a person may have deleted
+//! the Lease, or set it back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{FIELD_MANAGER, call};
-use super::election::{Election, Seen, Step, Times};
+use super::election::{Election, Found, Seen, Step, Times};
 use super::write::Writer;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::ClusterError;
@@ -189,34 +189,36 @@ impl Candidate {
 
     /// Reads the Lease, and takes it where it is free: our epoch when our name is stored.
     async fn stand(&mut self, writer: &Writer) -> Result<Option<u64>, ClusterError> {
-        let (step, stored) = self.look().await?;
-        if step != Step::Acquire {
+        let asked = BootClock.now();
+        let stored = self.place.read().await?;
+        let answered = BootClock.now();
+        let (found, last) = if let Some(lease) = &stored {
+            (Found::Lease(seen(lease)), transitions(lease))
+        } else {
+            match newest_epoch(&writer.records().await?) {
+                0 => (Found::Never, 0),
+                epoch => (Found::Gone, epoch.saturating_add(EPOCHS_UNRECORDED)),
+            }
+        };
+        if self.election.look(asked, answered, found) != Step::Acquire {
             return Ok(None);
         }
-        let last = match &stored {
-            Some(lease) => transitions(lease),
-            None => newest_epoch(&writer.records().await?).saturating_add(EPOCHS_UNRECORDED),
-        };
+        let last = last.max(newest_epoch(&writer.records().await?));
         let lease = self.next(stored.unwrap_or_default(), Some(last.saturating_add(1)));
         self.store(&lease).await.map(Some)
     }
 
     /// Reads the Lease, and writes our name once more; `None` when it is not ours any more.
     async fn renew(&mut self) -> Result<Option<u64>, ClusterError> {
-        let (step, stored) = self.look().await?;
-        if step != Step::Renew {
+        let asked = BootClock.now();
+        let stored = self.place.read().await?;
+        let found = stored.as_ref().map_or(Found::Gone, |lease| Found::Lease(seen(lease)));
+        if self.election.look(asked, BootClock.now(), found) != Step::Renew {
             self.election.step_down();
             return Ok(None);
         }
         let lease = self.next(stored.unwrap_or_default(), None);
         self.store(&lease).await.map(Some)
-    }
-
-    async fn look(&mut self) -> Result<(Step, Option<Lease>), ClusterError> {
-        let asked = BootClock.now();
-        let stored = self.place.read().await?;
-        let step = self.election.look(asked, BootClock.now(), stored.as_ref().map(seen));
-        Ok((step, stored))
     }
 
     async fn store(&mut self, lease: &Lease) -> Result<u64, ClusterError> {
