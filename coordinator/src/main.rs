@@ -140,8 +140,11 @@ async fn run_fence_agents(args: &RunnerArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The client of the API server logs every failed try as an error; whoever made the call knows whether it is one.
+const LEVELS: &str = "info,kube_client=off";
+
 fn start_logs(format: LogFormat) {
-    let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVELS));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(levels)
         .with_ansi(std::io::stderr().is_terminal())

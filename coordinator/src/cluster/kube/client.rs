@@ -53,7 +53,8 @@ pub enum ConnectError {
     },
 }
 
-/// Makes the clients: from a pod's own files, else from the kubeconfig, or from a context of it. Nothing is asked yet.
+/// Makes the clients: from the kubeconfig where there is one, or from a context of it, else from a pod's own files.
+/// Nothing is asked yet.
 pub(super) async fn connect(context: Option<&str>) -> Result<Clients, ConnectError> {
     let mut config = match context {
         None => Config::infer().await.map_err(ConnectError::Config)?,

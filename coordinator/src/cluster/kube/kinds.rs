@@ -74,23 +74,62 @@ impl Kind {
 /// Takes out of an object what no decision looks at, and what changes at every touch or with every report of ours:
 /// it would be kept in memory and make the whole cluster be joined anew.
 pub(super) fn strip(object: &mut Value) {
-    let is_ours = object["kind"] == "NodeHealth";
+    let quiet = quiet_status(object["kind"].as_str().unwrap_or_default());
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("managedFields");
         metadata.remove("resourceVersion");
     }
-    // By pointer: indexing would put a null where there is nothing.
-    if let Some(conditions) = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
-        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
-            // The kubelet's own sign of life, which its Lease has replaced.
-            condition.remove("lastHeartbeatTime");
-        }
+    // By name: indexing would put a null where there is nothing.
+    let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) else { return };
+    match quiet {
+        Quiet::All => {}
+        Quiet::Only(fields) => status.retain(|field, _| fields.contains(&field.as_str())),
+        Quiet::AllBut(fields) => status.retain(|field, _| !fields.contains(&field.as_str())),
     }
-    if is_ours && let Some(status) = object["status"].as_object_mut() {
+    let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        // The kubelet's own sign of life, which its Lease has replaced.
+        condition.remove("lastHeartbeatTime");
+        condition.remove("lastProbeTime");
+    }
+    if status.is_empty()
+        && let Some(object) = object.as_object_mut()
+    {
+        object.remove("status");
+    }
+}
+
+/// What of a kind's status is kept.
+enum Quiet {
+    All,
+    Only(&'static [&'static str]),
+    AllBut(&'static [&'static str]),
+}
+
+/// What [`crate::cluster::manifest`] reads is kept: a test compares what becomes of stripped and whole objects.
+fn quiet_status(kind: &str) -> Quiet {
+    match kind {
+        // Lists of what a node has on its disks, long and changing with every pod.
+        "Node" => Quiet::AllBut(&["images", "volumesAttached", "volumesInUse"]),
+        "Pod" => Quiet::Only(&["phase"]),
+        // A VM is judged by its instance, a migration by its record.
+        "VirtualMachine" | "VolumeMigration" => Quiet::Only(&[]),
+        // The guest's addresses, and what its agent tells every few seconds.
+        "VirtualMachineInstance" => Quiet::AllBut(&["activePods", "guestOSInfo", "interfaces"]),
+        // How far an import has come.
+        "DataVolume" => Quiet::AllBut(&["progress"]),
         // What agents report comes from the agents.
-        for field in ["host", "roots", "volumes", "disks", "timeline", "conditions", "message", "since"] {
-            status.remove(field);
-        }
+        "NodeHealth" => Quiet::AllBut(&[
+            "host",
+            "roots",
+            "volumes",
+            "disks",
+            "timeline",
+            "conditions",
+            "message",
+            "since",
+        ]),
+        _ => Quiet::All,
     }
 }
 
@@ -106,6 +145,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cluster::directory::read_objects;
+    use crate::cluster::manifest::Inventory;
 
     fn print_of(mut object: Value) -> u64 {
         strip(&mut object);
@@ -144,6 +185,37 @@ mod tests {
         let first = print_of(health(1, json!({})));
         assert_eq!(first, print_of(health(2, json!({}))));
         assert_ne!(first, print_of(health(2, json!({"attestation": {"bootID": "b", "by": "me"}}))));
+    }
+
+    #[test]
+    fn what_is_taken_out_is_looked_at_by_nobody() {
+        let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cluster");
+        let objects = read_objects(&fixtures).unwrap();
+        let (mut whole, mut stripped) = (Inventory::default(), Inventory::default());
+        let mut is_less = false;
+        for (_, entry) in objects.iter() {
+            let mut value = entry.value.clone();
+            strip(&mut value);
+            is_less |= value != entry.value;
+            whole.add("", 0, &entry.id, &entry.value);
+            stripped.add("", 0, &entry.id, &value);
+        }
+        assert!(is_less, "nothing was taken out");
+        assert_eq!(stripped.snapshot(), whole.snapshot());
+    }
+
+    #[test]
+    fn progress_is_no_change() {
+        let import = |progress: &str| {
+            json!({"kind": "DataVolume", "metadata": {"name": "d"},
+                "status": {"phase": "ImportInProgress", "progress": progress}})
+        };
+        assert_eq!(print_of(import("1%")), print_of(import("2%")));
+        let pod = |ready: &str| {
+            json!({"kind": "Pod", "metadata": {"name": "p"},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}})
+        };
+        assert_eq!(print_of(pod("True")), print_of(pod("False")));
     }
 
     #[test]

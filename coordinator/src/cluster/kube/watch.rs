@@ -9,11 +9,12 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures::{StreamExt as _, TryStreamExt as _};
 use kube::Client;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::WatchStreamExt as _;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -25,6 +26,11 @@ use super::kinds::{Kind, strip};
 pub(super) const TURN_SECONDS: u32 = 60;
 /// How soon a definition that somebody has just applied is noticed, at first and at most.
 const ABSENT_WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// Between two tries of a watch that was interrupted, at first and at most, jitter not counted. An API server that
+/// comes back costs two of them, one until it answers and one after its answer that our version is too old; a leader
+/// must not decide by what was true before it went. For an API server that does not take connections it is nothing,
+/// and one that has too much to do says how long to wait, which the client heeds.
+const INTERRUPTED_WAIT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
 
@@ -61,9 +67,16 @@ pub(super) async fn watch(client: Client, kind: Kind, told: mpsc::Sender<Told>) 
 async fn follow(api: &Api<DynamicObject>, kind: Kind, told: &mpsc::Sender<Told>) {
     let mut config = watcher::Config::default().timeout(TURN_SECONDS).page_size(PAGE);
     config.label_selector = kind.labels.map(str::to_owned);
-    let mut events = watcher::watcher(api.clone(), config).default_backoff().boxed();
+    let mut events = watcher::watcher(api.clone(), config).backoff(Waits::new()).boxed();
+    let mut is_interrupted = false;
     loop {
-        let news = match events.try_next().await {
+        let next = events.try_next().await;
+        // A list that begins may fail yet.
+        if is_interrupted && !matches!(next, Ok(Some(Event::Init)) | Err(_)) {
+            is_interrupted = false;
+            tracing::info!(kind = kind.name, "watched again");
+        }
+        let news = match next {
             Ok(Some(Event::Init)) => Told::Begin(kind.name),
             Ok(Some(Event::InitApply(object) | Event::Apply(object))) => match raw(kind, object) {
                 Some(object) => Told::Is(kind.name, object),
@@ -76,11 +89,14 @@ async fn follow(api: &Api<DynamicObject>, kind: Kind, told: &mpsc::Sender<Told>)
             Ok(Some(Event::InitDone)) => Told::Complete(kind.name),
             Ok(None) => return,
             Err(error) => {
-                tracing::warn!(
-                    kind = kind.name,
-                    error = &error as &dyn std::error::Error,
-                    "watch interrupted"
-                );
+                // Once, and not at every try of an outage.
+                if !std::mem::replace(&mut is_interrupted, true) {
+                    tracing::warn!(
+                        kind = kind.name,
+                        error = &error as &dyn std::error::Error,
+                        "watch interrupted"
+                    );
+                }
                 if kind.optional && is_not_found(&error) {
                     return;
                 }
@@ -95,20 +111,13 @@ async fn follow(api: &Api<DynamicObject>, kind: Kind, told: &mpsc::Sender<Told>)
 
 /// Waits until the API server knows the kind; `None` when nobody listens any more.
 async fn wait_until_there(api: &Api<DynamicObject>, kind: Kind, told: &mpsc::Sender<Told>) -> Option<()> {
-    let waits = || {
-        ExponentialBuilder::default()
-            .with_min_delay(ABSENT_WAIT.0)
-            .with_max_delay(ABSENT_WAIT.1)
-            .without_max_times()
-            .with_jitter()
-            .build()
-    };
-    let mut wait = waits();
+    let mut waits = growing(ABSENT_WAIT);
     loop {
-        match api.list(&ListParams::default().limit(1)).await {
+        let wait = match api.list(&ListParams::default().limit(1)).await {
             Ok(_) => return Some(()),
             Err(kube::Error::Api(status)) if status.code == 404 => {
                 told.send(Told::Absent(kind.name)).await.ok()?;
+                waits.next().unwrap_or(ABSENT_WAIT.1)
             }
             Err(error) => {
                 tracing::warn!(
@@ -116,12 +125,41 @@ async fn wait_until_there(api: &Api<DynamicObject>, kind: Kind, told: &mpsc::Sen
                     error = &error as &dyn std::error::Error,
                     "cannot be listed"
                 );
+                ABSENT_WAIT.0
             }
-        }
+        };
         tokio::select! {
-            () = tokio::time::sleep(wait.next().unwrap_or(ABSENT_WAIT.1)) => {}
+            () = tokio::time::sleep(wait) => {}
             () = told.closed() => return None,
         }
+    }
+}
+
+fn growing((first, most): (Duration, Duration)) -> ExponentialBackoff {
+    let waits = ExponentialBuilder::default().with_min_delay(first).with_max_delay(most);
+    waits.without_max_times().with_jitter().build()
+}
+
+/// Waits between tries of an interrupted watch.
+struct Waits(ExponentialBackoff);
+
+impl Waits {
+    fn new() -> Self {
+        Self(growing(INTERRUPTED_WAIT))
+    }
+}
+
+impl Iterator for Waits {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next()
+    }
+}
+
+impl Backoff for Waits {
+    fn reset(&mut self) {
+        *self = Self::new();
     }
 }
 
@@ -148,4 +186,19 @@ fn is_not_found(error: &watcher::Error) -> bool {
         return false;
     };
     matches!(cause, kube::Error::Api(status) if status.code == 404)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_watch_is_tried_again_soon_however_long_it_was_interrupted() {
+        let mut waits = Waits::new();
+        // Jitter adds at most as much again.
+        let longest = waits.by_ref().take(1_000).max();
+        assert!(longest.is_some_and(|longest| longest <= INTERRUPTED_WAIT.1 * 2), "{longest:?}");
+        waits.reset();
+        assert!(waits.next().is_some_and(|first| first <= INTERRUPTED_WAIT.0 * 2));
+    }
 }
