@@ -67,7 +67,7 @@ impl Times {
     pub fn table(&self) -> Table {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
         let mut table = Table::new();
-        table.load_preset(UTF8_FULL_CONDENSED).set_header([
+        table.load_style(UTF8_FULL_CONDENSED).set_header([
             "after the plug was pulled",
             "Somersault",
             "Kubernetes",
