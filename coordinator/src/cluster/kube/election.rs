@@ -119,8 +119,8 @@ mod tests {
         BootTime::from(Duration::from_secs(seconds))
     }
 
-    fn seen(version: &str, holder: &str) -> Option<Seen> {
-        Some(Seen { version: version.to_owned(), holder: holder.to_owned() })
+    fn seen(version: &str, holder: &str) -> Seen {
+        Seen { version: version.to_owned(), holder: holder.to_owned() }
     }
 
     fn candidate() -> Election {
@@ -130,18 +130,18 @@ mod tests {
     #[test]
     fn an_absent_or_released_lease_is_taken_at_once() {
         assert_eq!(candidate().look(at(1), at(1), None), Step::Acquire);
-        assert_eq!(candidate().look(at(1), at(1), seen("1", "")), Step::Acquire);
+        assert_eq!(candidate().look(at(1), at(1), Some(seen("1", ""))), Step::Acquire);
     }
 
     #[test]
     fn a_silent_leader_is_replaced_after_the_lease_by_our_own_clock() {
         let mut election = candidate();
-        assert_eq!(election.look(at(1), at(1), seen("1", "b")), Step::Wait);
-        assert_eq!(election.look(at(16), at(16), seen("1", "b")), Step::Wait);
-        assert_eq!(election.look(at(17), at(17), seen("2", "b")), Step::Wait, "it renewed");
-        assert_eq!(election.look(at(32), at(32), seen("2", "b")), Step::Wait);
-        assert_eq!(election.look(at(30), at(60), seen("2", "b")), Step::Wait, "asked too early");
-        assert_eq!(election.look(at(33), at(33), seen("2", "b")), Step::Acquire);
+        assert_eq!(election.look(at(1), at(1), Some(seen("1", "b"))), Step::Wait);
+        assert_eq!(election.look(at(16), at(16), Some(seen("1", "b"))), Step::Wait);
+        assert_eq!(election.look(at(17), at(17), Some(seen("2", "b"))), Step::Wait, "it renewed");
+        assert_eq!(election.look(at(32), at(32), Some(seen("2", "b"))), Step::Wait);
+        assert_eq!(election.look(at(30), at(60), Some(seen("2", "b"))), Step::Wait, "asked too early");
+        assert_eq!(election.look(at(33), at(33), Some(seen("2", "b"))), Step::Acquire);
     }
 
     #[test]
@@ -150,8 +150,8 @@ mod tests {
         election.stored(at(10));
         assert!(election.leads(at(19)));
         assert!(!election.leads(at(20)));
-        assert_eq!(election.look(at(12), at(12), seen("2", "a")), Step::Renew);
-        assert_eq!(election.look(at(12), at(12), seen("3", "b")), Step::StepDown);
+        assert_eq!(election.look(at(12), at(12), Some(seen("2", "a"))), Step::Renew);
+        assert_eq!(election.look(at(12), at(12), Some(seen("3", "b"))), Step::StepDown);
         assert_eq!(election.look(at(12), at(12), None), Step::StepDown);
     }
 
