@@ -363,7 +363,7 @@ pub enum Action {
         /// Why this is safe.
         proof: FenceProof,
     },
-    /// Set the out-of-service taint with our value: PodGC then deletes every pod that is left on the node, and the
+    /// Set the out-of-service taint with our value: the pod GC then deletes every pod that is left on the node, and the
     /// attach-detach controller detaches its volumes at once.
     OutOfService {
         /// Why this is safe, and which node.

@@ -99,8 +99,8 @@ impl<S: CaStore> Keeper<S> {
         let renew = changed || SystemTime::now() >= self.due;
         let renewed = renew.then(|| own(&state, &self.policy)).transpose()?;
         if changed {
-            let stage = format!("{:?}", state.timeline().phase);
-            tracing::info!(stage, not_after = %state.signing.anchor().not_after(), "authorities changed");
+            let phase = format!("{:?}", state.timeline().phase);
+            tracing::info!(stage = phase, not_after = %state.signing.anchor().not_after(), "authorities changed");
         }
         self.state.send_replace(Arc::new(state));
         if let Some((material, due)) = renewed {

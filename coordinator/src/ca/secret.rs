@@ -89,14 +89,14 @@ pub fn write(state: &State, mut metadata: ObjectMeta) -> Secret {
 
 /// The ConfigMap that shows these authorities to everybody.
 pub fn bundle(state: &State) -> ConfigMap {
-    let stage = match state.stage {
+    let shown = match state.stage {
         Stage::Stable => "Stable",
         Stage::Announced { .. } => "Announced",
         Stage::Retiring { .. } => "Retiring",
     };
     let annotations = [
         (NOT_AFTER_ANNOTATION.to_owned(), state.signing.anchor().not_after().to_string()),
-        (STAGE_ANNOTATION.to_owned(), stage.to_owned()),
+        (STAGE_ANNOTATION.to_owned(), shown.to_owned()),
     ];
     ConfigMap {
         metadata: ObjectMeta {

@@ -278,8 +278,8 @@ impl RemoteFencer {
 
     fn revision(&self, node: &NodeName) -> Result<AgentRevision, String> {
         let roster = self.0.roster.borrow();
-        let none = || "no fence runner has a fence agent for this node".to_owned();
-        roster.agents.get(node).cloned().ok_or_else(none)
+        let unknown = || "no fence runner has a fence agent for this node".to_owned();
+        roster.agents.get(node).cloned().ok_or_else(unknown)
     }
 }
 

@@ -7,7 +7,7 @@ mod streams;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt};
 use somersault_proto::model::FLEET_MESSAGE_BYTES_MAX;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::streams::Reader;
+use self::streams::{Reader, certificate_ended};
 use crate::agents::{GRANTS_WAITING_MAX, ORDERS_WAITING_MAX};
 use crate::inbox::Inbox;
 use crate::metrics::{Metrics, Refused};
@@ -104,6 +104,12 @@ impl FleetService {
                 self.metrics.refused(Refused::Identity);
                 Status::from(error)
             })?;
+        if not_after <= SystemTime::now() {
+            // TLS lets a certificate in to the end of its last second; its streams have ended at the beginning of it.
+            tracing::warn!(%node, reason = ?Refused::CertificateEnded, "refused a stream");
+            self.metrics.refused(Refused::CertificateEnded);
+            return Err(certificate_ended());
+        }
         let id = self.streams.fetch_add(1, Ordering::Relaxed);
         Ok(Reader { node, not_after, id, inbox: self.inbox.clone(), metrics: Arc::clone(&self.metrics) })
     }

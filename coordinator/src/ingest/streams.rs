@@ -89,8 +89,7 @@ impl Reader {
     /// Waits for the end of the certificate. An agent opens new streams with its next one long before.
     async fn certificate_ended(&self) -> End {
         sleep(self.not_after.duration_since(SystemTime::now()).unwrap_or_default()).await;
-        let status = Status::unauthenticated("the certificate of this connection has ended");
-        End::Refused(Refused::CertificateEnded, status)
+        End::Refused(Refused::CertificateEnded, certificate_ended())
     }
 
     async fn read_beats(&self, mut inbound: Streaming<v1::Beat>) -> End {
@@ -190,6 +189,11 @@ impl Reader {
         let ended = Event::StreamEnded { node: self.node.clone(), id: self.id };
         self.inbox.send(ended).await.unwrap_or_default();
     }
+}
+
+/// Said of a stream whose certificate has ended, whether it was open then or not.
+pub fn certificate_ended() -> Status {
+    Status::unauthenticated("the certificate of this connection has ended")
 }
 
 /// Codes by which the decoder refuses a message, as opposed to a connection that ended.

@@ -122,10 +122,13 @@ impl Door {
                 Err(error) => Err(error),
             };
             match accepted {
-                Ok((stream, from)) => match self.hosts.enter(from.ip()) {
-                    Some(place) => return Socket { stream, from, _slot: slot, place: Some(place) },
-                    None => tracing::debug!(%from, "turned away: too many connections of this host"),
-                },
+                Ok((stream, from)) => {
+                    let place = self.hosts.enter(from.ip());
+                    if place.is_some() {
+                        return Socket { stream, from, _slot: slot, place };
+                    }
+                    tracing::debug!(%from, "turned away: too many connections of this host");
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_RETRY_AFTER).await;

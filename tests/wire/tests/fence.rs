@@ -19,6 +19,7 @@ use somersault_proto::tls::{Identity, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fence_client::FenceClient;
 use somersault_test_support::certs::CertAuthority;
+use somersault_wire_tests::enrolment::{Enrolling, NAMESPACE, Token};
 use somersault_wire_tests::{SOON, Wire};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -457,4 +458,56 @@ async fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+/// A runner that asks for its certificate with this token.
+async fn enrolling_runner(enrolling: &Enrolling, token: &str) -> Result<Running> {
+    let pod = enrolling.pod("fence-runner", token)?;
+    let runner = Runner::bind(&RunnerArgs {
+        listen: "127.0.0.1:0".parse()?,
+        admin_listen: "127.0.0.1:0".parse()?,
+        certs: None,
+        enroll: pod.coordinators,
+        token_file: pod.token_file,
+        ca_bundle: pod.bundle_file,
+        fence_config: PathBuf::from("fence.yaml"),
+        log_format: LogFormat::Text,
+    });
+    // Nobody has granted anything yet.
+    let runner = timeout(SOON, runner).await.context("it waits for its certificate before it listens")??;
+    let (address, operators) = (runner.address()?, runner.operators_address()?);
+    let stop = CancellationToken::new();
+    let ended = tokio::spawn(runner.run(stop.clone()));
+    Ok(Running { address, operators, stop, ended })
+}
+
+#[tokio::test]
+async fn operators_are_answered_while_the_runner_waits_for_its_certificate() -> Result<()> {
+    let (enrolling, _certificates) = Enrolling::start(Duration::from_hours(24)).await?;
+    let runner = enrolling_runner(&enrolling, "a.b.c").await?;
+    ensure!(get(runner.operators, "/healthz").await?.contains(" 200 OK"));
+    let answer = get(runner.operators, "/readyz").await?;
+    ensure!(answer.contains(" 503 ") && answer.contains("waiting for a certificate"), "{answer}");
+    let account = format!("system:serviceaccount:{NAMESPACE}:somersault-fence-runner");
+    enrolling.kubernetes.issue("a.b.c", Token { account, ..Token::of_agent("n1") });
+    let ready = async {
+        while !get(runner.operators, "/readyz").await?.contains(" 200 OK") {
+            sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::Ok(())
+    };
+    timeout(SOON, ready).await.context("it is never ready")??;
+    runner.stop.cancel();
+    timeout(SOON, runner.ended).await.context("it did not stop")???;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_runner_that_waits_for_its_certificate_can_be_stopped() -> Result<()> {
+    let (enrolling, _certificates) = Enrolling::start(Duration::from_hours(24)).await?;
+    let runner = enrolling_runner(&enrolling, "nobody.knows.it").await?;
+    ensure!(get(runner.operators, "/readyz").await?.contains(" 503 "));
+    runner.stop.cancel();
+    timeout(SOON, runner.ended).await.context("it did not stop")???;
+    Ok(())
 }

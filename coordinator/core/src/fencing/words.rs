@@ -215,7 +215,7 @@ pub(super) fn roster_changed(fx: &mut Vec<Effect>, before: &FenceRoster, now: &F
             tell(fx, Severity::Warning, "FenceRunnerAway", message);
         }
         (Some(_), None) => {
-            tell(fx, Severity::Info, "FenceRunnerBack", "Fence agents can be run again.".to_owned())
+            tell(fx, Severity::Info, "FenceRunnerBack", "Fence agents can be run again.".to_owned());
         }
         _ => {}
     }

@@ -122,9 +122,9 @@ pub(super) struct Candidate {
 
 impl Candidate {
     /// A candidate with a name that no other process has.
-    pub fn new(place: Place, identity: String, pace: Pace) -> Self {
-        let election = Election::new(identity.clone(), pace.times);
-        Self { place, election, identity, pace }
+    pub fn new(place: Place, identity: String, rhythm: Pace) -> Self {
+        let election = Election::new(identity.clone(), rhythm.times);
+        Self { place, election, identity, pace: rhythm }
     }
 
     /// Waits until we lead. The records are asked for their newest epoch when there is no Lease.

@@ -7,6 +7,12 @@
 //!                              └──► the configuration, read again when it changes
 //! ```
 //!
+//! ```text
+//!   waiting for a certificate ── granted ──► ready ── it ends, and no next one is granted ──► not ready
+//!        │ ports are held, operators are answered ◄── granted ──────────────────────────────────┘
+//!        └─ coordinators wait in the port's queue
+//! ```
+//!
 //! Several runners may serve side by side, so that one is left when a node dies with its runner: `off` of a machine
 //! that is off does nothing, and a coordinator counts only the answer to its own order.
 
@@ -16,8 +22,8 @@ mod service;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::State;
@@ -31,6 +37,7 @@ use somersault_proto::tls::{ConnectionLimits, Identity, TlsError, TlsSource, fol
 use somersault_proto::v1::fence_server::FenceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 
 use self::metrics::RunnerMetrics;
@@ -126,7 +133,6 @@ pub enum RunnerError {
 
 /// A fence runner that listens but does nothing yet.
 pub struct Runner {
-    tls: TlsSource,
     origin: Origin,
     agents: LiveAgents,
     coordinators: TcpListener,
@@ -134,13 +140,13 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Checks everything that the flags name, and takes the ports. A configuration that cannot be used is waited for.
+    /// Checks everything that the flags name, and takes the ports. A configuration that cannot be used is waited for,
+    /// and so is an enrolment: later, while the runner runs.
     pub async fn bind(args: &RunnerArgs) -> Result<Self, RunnerError> {
-        let origin = Origin::of(args);
-        let tls = origin.first().await?;
+        let origin = Origin::of(args)?;
         let agents = LiveAgents::read_or_wait(&args.fence_config, RUN_MAX);
         let (coordinators, operators) = (listen(args.listen).await?, listen(args.admin_listen).await?);
-        Ok(Self { tls, origin, agents, coordinators, operators })
+        Ok(Self { origin, agents, coordinators, operators })
     }
 
     /// Where coordinators connect; useful when port 0 was asked for.
@@ -155,13 +161,17 @@ impl Runner {
 
     /// Serves until told to stop; then every fence agent is ended.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunnerError> {
-        let Self { tls, origin, agents, coordinators, operators } = self;
+        let Self { origin, agents, coordinators, operators } = self;
         let metrics = Arc::new(RunnerMetrics::default());
         let runs = Runs::new(Arc::clone(&metrics), stop.clone());
         let service = FenceServer::new(FenceService::new(agents.clone(), runs.clone(), Arc::clone(&metrics)))
             .max_decoding_message_size(FLEET_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(FLEET_MESSAGE_BYTES_MAX);
+        let certified = Certified::default();
         let serve = async {
+            let Some(tls) = stop.run_until_cancelled(origin.first()).await else { return Ok(()) };
+            certified.set(tls.clone());
+            let _renewing = AbortOnDropHandle::new(tokio::spawn(origin.keep(tls.clone())));
             let served = Server::builder()
                 .max_concurrent_streams(CALLS_PER_CONNECTION)
                 .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
@@ -174,14 +184,13 @@ impl Runner {
                 .await;
             served.map_err(RunnerError::Serve)
         };
-        let show = serve_operators(operators, agents.clone(), Arc::clone(&metrics), stop.clone());
+        let shown = Shown { agents: agents.clone(), metrics, certified: certified.clone() };
+        let show = serve_operators(operators, shown, stop.clone());
         let follow = async {
             agents.follow(stop.clone()).await;
             Ok(())
         };
-        let renewing = tokio::spawn(origin.keep(tls.clone()));
         let ended = tokio::try_join!(serve, show, follow).map(drop);
-        renewing.abort();
         stop.cancel();
         runs.finish().await;
         ended
@@ -189,46 +198,67 @@ impl Runner {
 }
 
 /// Where the runner's certificate comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Origin {
     /// Files, read again when they change.
-    Folder(PathBuf),
+    Folder(PathBuf, TlsSource),
     /// A coordinator, asked again before it ends.
     Enrolment(Enrolment),
 }
 
 impl Origin {
-    fn of(args: &RunnerArgs) -> Self {
-        match &args.certs {
-            Some(folder) => Self::Folder(folder.clone()),
-            None => Self::Enrolment(Enrolment {
+    /// Files must be there, and be a fence runner's.
+    fn of(args: &RunnerArgs) -> Result<Self, RunnerError> {
+        let Some(folder) = args.certs.clone() else {
+            return Ok(Self::Enrolment(Enrolment {
                 identity: Identity::FenceRunner,
                 coordinators: args.enroll.clone(),
                 token_file: args.token_file.clone(),
                 bundle_file: args.ca_bundle.clone(),
-            }),
+            }));
+        };
+        let tls = TlsSource::read(&folder)?;
+        if tls.identity() == Identity::FenceRunner {
+            return Ok(Self::Folder(folder, tls));
         }
+        Err(RunnerError::WrongIdentity { found: tls.identity().san(), folder })
     }
 
-    /// The first certificate. Files must be there; an enrolment waits until it is granted.
-    async fn first(&self) -> Result<TlsSource, RunnerError> {
+    /// The first certificate. An enrolment waits until it is granted.
+    async fn first(&self) -> TlsSource {
         match self {
-            Self::Folder(folder) => {
-                let tls = TlsSource::read(folder)?;
-                if tls.identity() == Identity::FenceRunner {
-                    return Ok(tls);
-                }
-                Err(RunnerError::WrongIdentity { folder: folder.clone(), found: tls.identity().san() })
-            }
-            Self::Enrolment(enrolment) => Ok(TlsSource::new(enroll::first(enrolment).await)),
+            Self::Folder(_, tls) => tls.clone(),
+            Self::Enrolment(enrolment) => TlsSource::new(enroll::first(enrolment).await),
         }
     }
 
     /// Keeps it new, for ever.
     async fn keep(self, tls: TlsSource) {
         match self {
-            Self::Folder(folder) => follow(tls, folder).await,
+            Self::Folder(folder, _) => follow(tls, folder).await,
             Self::Enrolment(enrolment) => enroll::keep(enrolment, tls).await,
+        }
+    }
+}
+
+/// The runner's certificate, once there is one.
+#[derive(Clone, Default)]
+struct Certified(Arc<OnceLock<TlsSource>>);
+
+impl Certified {
+    /// The first one; its successors come by the source.
+    fn set(&self, tls: TlsSource) {
+        self.0.get_or_init(|| tls);
+    }
+
+    /// Why no coordinator can call; `None` when they can.
+    fn problem(&self) -> Option<&'static str> {
+        match self.0.get() {
+            None => Some("waiting for a certificate; the log says why"),
+            Some(tls) if tls.current().validity().not_after <= SystemTime::now() => {
+                Some("the certificate has ended; the log says why there is no new one")
+            }
+            Some(_) => None,
         }
     }
 }
@@ -237,34 +267,42 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunnerError> {
     TcpListener::bind(address).await.map_err(|source| RunnerError::Listen { address, source })
 }
 
-type Shown = State<(LiveAgents, Arc<RunnerMetrics>)>;
+/// What operators are shown.
+#[derive(Clone)]
+struct Shown {
+    agents: LiveAgents,
+    metrics: Arc<RunnerMetrics>,
+    certified: Certified,
+}
 
 async fn serve_operators(
     listener: TcpListener,
-    agents: LiveAgents,
-    metrics: Arc<RunnerMetrics>,
+    shown: Shown,
     stop: CancellationToken,
 ) -> Result<(), RunnerError> {
     let routes = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
-        .with_state((agents, metrics));
+        .with_state(shown);
     axum::serve(listener, routes)
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
         .map_err(RunnerError::Admin)
 }
 
-/// Ready even where its configuration cannot be used: coordinators must hear that.
-async fn readyz(State((agents, _)): Shown) -> String {
+/// Ready where coordinators can call; even with a configuration that cannot be used: they must hear that.
+async fn readyz(State(Shown { agents, certified, .. }): State<Shown>) -> (StatusCode, String) {
+    if let Some(problem) = certified.problem() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n"));
+    }
     let roster = agents.roster();
     let roster = roster.borrow();
     let problem = roster.problem.as_deref().map_or_else(String::new, |why| format!("; {why}"));
-    format!("{} nodes have a fence agent{problem}\n", roster.agents.len())
+    (StatusCode::OK, format!("{} nodes have a fence agent{problem}\n", roster.agents.len()))
 }
 
-async fn show_metrics(State((agents, metrics)): Shown) -> Response {
+async fn show_metrics(State(Shown { agents, metrics, .. }): State<Shown>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     metrics.roster(&agents.roster().borrow());
     match metrics.text() {

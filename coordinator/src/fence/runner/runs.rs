@@ -111,7 +111,7 @@ impl Runs {
             return Err(RunRefused::OldEpoch { epoch: order.epoch, newest: table.newest });
         }
         table.newest = order.epoch;
-        let mut older = None;
+        let mut killed = None;
         if let Some(last) = table.last.get(&order.node) {
             if (last.epoch, &last.name) == (order.epoch, &order.run) {
                 return Ok(last.outcome.clone());
@@ -121,7 +121,7 @@ impl Runs {
                     return Err(RunRefused::Busy { node: order.node });
                 }
                 last.kill.cancel();
-                older = Some(last.outcome.clone());
+                killed = Some(last.outcome.clone());
             }
         }
         let (ended, outcome) = watch::channel(None);
@@ -134,9 +134,9 @@ impl Runs {
         let shared = Arc::clone(&self.0);
         self.0.tasks.spawn(async move {
             let turn = async {
-                if let Some(mut older) = older {
+                if let Some(mut killed) = killed {
                     // Its programs are gone when it says so; where it cannot even say so, they are too.
-                    drop(older.wait_for(Option::is_some).await);
+                    drop(killed.wait_for(Option::is_some).await);
                 }
                 shared.slots.acquire().await
             };

@@ -66,7 +66,7 @@ fn is_let_in(headers: &HeaderMap) -> bool {
 }
 
 async fn service_root() -> Response {
-    document(json!({
+    document(&json!({
         "@odata.id": ROOT,
         "@odata.type": "#ServiceRoot.v1_5_0.ServiceRoot",
         "Id": "RootService",
@@ -79,7 +79,7 @@ async fn service_root() -> Response {
 async fn systems(State(controller): State<Controller>) -> Response {
     let nodes = controller.layout.nodes();
     let members: Vec<Value> = nodes.iter().map(|node| json!({"@odata.id": place(node)})).collect();
-    document(json!({
+    document(&json!({
         "@odata.id": format!("{ROOT}/Systems"),
         "@odata.type": "#ComputerSystemCollection.ComputerSystemCollection",
         "Name": "Nodes",
@@ -100,7 +100,7 @@ async fn system(State(controller): State<Controller>, Path(node): Path<String>) 
         Err(response) => return response,
     };
     let power = if is_on && fault != Some(Fault::Lies) { "On" } else { "Off" };
-    document(json!({
+    document(&json!({
         "@odata.id": place(&node),
         "@odata.type": "#ComputerSystem.v1_10_0.ComputerSystem",
         "Id": node,
@@ -183,8 +183,8 @@ fn place(node: &str) -> String {
     format!("{ROOT}/Systems/{node}")
 }
 
-fn document(document: Value) -> Response {
-    with_body(StatusCode::OK, &document)
+fn document(document: &Value) -> Response {
+    with_body(StatusCode::OK, document)
 }
 
 fn internal(broken: &anyhow::Error) -> Response {

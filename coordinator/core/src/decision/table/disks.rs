@@ -253,6 +253,12 @@ fn by_rebuild() {
             ManualRecovery,
             &[Reason::LocalDisk],
         ),
+    ]);
+}
+
+#[test]
+fn by_class_of_the_rebuilt_disk() {
+    check(&[
         (
             "its class binds at once",
             |w| {
@@ -298,6 +304,12 @@ fn by_rebuild() {
             Rebuild,
             &[Reason::SystemDiskRebuildable],
         ),
+    ]);
+}
+
+#[test]
+fn by_what_else_stops_a_rebuild() {
+    check(&[
         (
             "it selects the dead node",
             |w| {

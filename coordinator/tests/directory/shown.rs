@@ -1,0 +1,224 @@
+//! What the directory cluster shows to people: states of nodes, recoveries, progress and Events.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use serde_json::json;
+use somersault_coordinator::cluster::Cluster;
+use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::decision::{self, DecisionKind, Question};
+use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
+use somersault_coordinator_core::fencing::{FenceStage, ProofKind};
+use somersault_coordinator_core::fleet::{DiskHealth, Grade, Host, NodeReport, StorageRoot, Usage};
+use somersault_coordinator_core::io::{Notice, Record, Severity, Subject};
+use somersault_coordinator_core::locality::ClassOverrides;
+use somersault_coordinator_core::migration::{MigrationRecord, Phase};
+use somersault_coordinator_core::view::{
+    MigrationView, Milestone, NodeState, NodeView, RecoveryProgress, RecoveryView, View,
+};
+
+use super::{World, fence, migration, migration_id, node_health, shop};
+
+fn view_of(state: NodeState) -> View {
+    let root = StorageRoot {
+        path: "/var/lib/volumes".into(),
+        class: "local-path".into(),
+        shared: false,
+        size_bytes: 100,
+        available_bytes: 40,
+        read_only: false,
+        disk: Some("vda".into()),
+    };
+    let health = DiskHealth {
+        grade: Grade::Failing,
+        reasons: vec!["PendingSectors".into()],
+        model: "M".into(),
+        serial: "S".into(),
+    };
+    let usage = Usage { allocated_bytes: 5, apparent_bytes: 9, inodes: 2 };
+    let report = NodeReport {
+        address: "10.9.0.1:7443".into(),
+        agent_version: "0.1.0".into(),
+        certificate_until_s: Some(1_800_000_000),
+        roots: vec![root],
+        usage: BTreeMap::from([
+            ("/var/lib/volumes/pv-state".to_owned(), usage),
+            ("/var/lib/volumes/orphan".to_owned(), usage),
+        ]),
+        disks: BTreeMap::from([("vda".to_owned(), health)]),
+        host: Host { load1: 0.5, ..Host::default() },
+    };
+    let node = NodeView {
+        state,
+        since: Duration::from_secs(50),
+        message: "as it is".into(),
+        boot_id: Some("b1".into()),
+        proofs_possible: vec![ProofKind::PowerOffConfirmed, ProofKind::HumanAttested],
+        fence_agent: Some(FenceAgentView {
+            state: FencingState::Answers,
+            answered: Some(Duration::from_secs(1)),
+        }),
+        proof: None,
+        timeline: vec![
+            (Milestone::LastBeat, Duration::from_millis(1_500)),
+            (Milestone::Declared, Duration::from_secs(2)),
+        ],
+        report: Some(report),
+        fence: None,
+    };
+    View { nodes: BTreeMap::from([("n1".into(), node)]), ..View::default() }
+}
+
+#[tokio::test]
+async fn a_nodes_state_is_shown_and_its_record_stays() {
+    let (world, epoch) = World::leading().await;
+    world.directory.commit(&fence(epoch, FenceStage::PowerOrdered), epoch).await.unwrap();
+    world.directory.publish(&view_of(NodeState::AwaitingProof)).await.unwrap();
+    let status = world.get(&node_health("n1"))["status"].clone();
+    assert_eq!(
+        (&status["state"], &status["fence"]["stage"]),
+        (&json!("AwaitingProof"), &json!("PowerOrdered"))
+    );
+    assert_eq!(status["agent"]["certificateNotAfter"], json!("2027-01-15T08:00:00Z"));
+    assert_eq!(status["proofsPossible"], json!(["PowerOffConfirmed", "HumanAttested"]));
+    assert_eq!(status["disks"][0]["grade"], "Failing");
+    let volumes = status["volumes"].as_array().unwrap();
+    assert!(volumes[0].get("volume").is_none(), "{}", volumes[0]);
+    assert_eq!(
+        (&volumes[1]["volume"], &volumes[1]["claim"]),
+        (&json!("pv-state"), &json!("shop/persistent-state-for-db-x7k2p"))
+    );
+    let stamp = |at: &Value| at.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let apart = stamp(&status["timeline"][1]["at"]).duration_since(stamp(&status["timeline"][0]["at"]));
+    assert_eq!(apart.as_millis(), 500);
+    let age = jiff::Timestamp::now().duration_since(stamp(&status["since"]));
+    assert!(age.is_positive(), "a stamp in the future: {age:?}");
+    let condition = |kind: &str| {
+        let all = status["conditions"].as_array().unwrap().clone();
+        all.into_iter().find(|condition| condition["type"] == kind).unwrap()["status"].clone()
+    };
+    assert_eq!((condition("Reachable"), condition("DisksHealthy")), (json!("False"), json!("False")));
+    assert_eq!(condition("ProofPossible"), "True");
+    assert_eq!(condition("FencingAnswers"), "True");
+}
+
+#[tokio::test]
+async fn status_is_written_only_when_it_changed_and_numbers_seldom() {
+    let (world, _) = World::leading().await;
+    let version = || world.get(&node_health("n1"))["metadata"]["resourceVersion"].clone();
+    let mut view = view_of(NodeState::Healthy);
+    world.directory.publish(&view).await.unwrap();
+    let first = version();
+    world.directory.publish(&view).await.unwrap();
+    let node = view.nodes.get_mut(&"n1".into()).unwrap();
+    node.report.as_mut().unwrap().host.load1 = 3.0;
+    node.report.as_mut().unwrap().usage.values_mut().for_each(|usage| usage.allocated_bytes += 1);
+    world.directory.publish(&view).await.unwrap();
+    assert_eq!(version(), first, "numbers were written at once");
+    view.nodes.get_mut(&"n1".into()).unwrap().state = NodeState::Suspect;
+    world.directory.publish(&view).await.unwrap();
+    assert_ne!(version(), first, "a change of state was not written at once");
+    assert_eq!(world.get(&node_health("n1"))["status"]["host"]["load1"], 3.0);
+}
+
+#[tokio::test]
+async fn recoveries_are_shown_and_end_with_their_incident() {
+    let (world, _) = World::leading().await;
+    let mut view = view_of(NodeState::AwaitingProof);
+    let fleet = world.directory.snapshots().borrow().fleet.clone();
+    let question = Question { dead: ["n1".into()].into(), ..Question::default() };
+    let decision = decision::decide(&fleet, &ClassOverrides::default(), &shop("db"), &question);
+    assert_ne!(decision.kind, DecisionKind::NothingToDo);
+    let recovery = RecoveryView {
+        node: "n1".into(),
+        decision,
+        progress: RecoveryProgress::AwaitingProof,
+        runbook: Some("# Steps".into()),
+    };
+    view.recoveries.insert(shop("db"), recovery);
+    world.directory.publish(&view).await.unwrap();
+    let id = ObjectId::namespaced("Recovery", &shop("db"));
+    let shown = world.get(&id);
+    assert_eq!((&shown["spec"]["vm"], &shown["status"]["node"]), (&json!("db"), &json!("n1")));
+    assert_eq!(
+        (&shown["status"]["progress"], &shown["status"]["runbook"]),
+        (&json!("AwaitingProof"), &json!("# Steps"))
+    );
+    assert!(!shown["status"]["reasons"].as_array().unwrap().is_empty());
+    let ended = || {
+        let conditions = world.get(&id)["status"]["conditions"].as_array().unwrap().clone();
+        let ended = conditions.into_iter().find(|condition| condition["type"] == "Ended").unwrap();
+        ended["status"] == "True"
+    };
+    // A new leader knows nothing yet: what is shown stays.
+    view.recoveries.clear();
+    world.directory.publish(&view).await.unwrap();
+    assert!(!ended());
+    view.nodes.get_mut(&"n1".into()).unwrap().state = NodeState::Healthy;
+    world.directory.publish(&view).await.unwrap();
+    assert!(ended());
+    let version = world.get(&id)["metadata"]["resourceVersion"].clone();
+    world.directory.publish(&view).await.unwrap();
+    assert_eq!(world.get(&id)["metadata"]["resourceVersion"], version);
+}
+
+#[tokio::test]
+async fn progress_of_a_migration_is_shown_and_not_of_one_that_is_gone() {
+    let (world, epoch) = World::leading().await;
+    let record = migration(epoch, Phase::PreCopying);
+    world.directory.commit(&Record::Migration(Box::new(record.clone())), epoch).await.unwrap();
+    let shown = MigrationView {
+        record: record.clone(),
+        done_bytes: 5,
+        total_bytes: 10,
+        rate_bytes_per_s: 2,
+        downtime: Some(Duration::from_millis(1_234)),
+    };
+    let gone = MigrationView { record: MigrationRecord { key: shop("gone"), ..record }, ..shown.clone() };
+    let migrations = BTreeMap::from([(shop("move-web"), shown), (shop("gone"), gone)]);
+    world.directory.publish(&View { migrations, ..View::default() }).await.unwrap();
+    let status = world.get(&migration_id())["status"].clone();
+    assert_eq!(status["progress"], json!({ "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2 }));
+    assert_eq!((&status["downtimeMs"], &status["phase"]), (&json!(1_234), &json!("PreCopying")));
+    assert!(world.get(&ObjectId::namespaced("VolumeMigration", &shop("gone"))).is_null());
+}
+
+#[tokio::test]
+async fn events_count_up_and_only_the_newest_are_kept() {
+    let (world, _) = World::leading().await;
+    let notice = |reason: &'static str, message: &str| Notice {
+        severity: Severity::Warning,
+        subject: Subject::Vm(shop("web")),
+        reason,
+        message: message.to_owned(),
+    };
+    for _ in 0..3 {
+        world.directory.event(&notice("Declared", "node n2 is silent")).await.unwrap();
+    }
+    world.directory.event(&notice("Declared", &"ä".repeat(2_000))).await.unwrap();
+    let events = world.directory.store().list("Event").unwrap();
+    assert_eq!(events.len(), 2);
+    let counted = events.iter().find(|event| event["count"] == 3).expect("no event was counted up");
+    assert_eq!((&counted["type"], &counted["involvedObject"]["name"]), (&json!("Warning"), &json!("web")));
+    assert_eq!(counted["metadata"]["namespace"], "shop");
+    assert!(events.iter().all(|event| event["message"].as_str().unwrap().len() <= 1_024));
+    // Old ones of a busy past, each older than the two above.
+    for number in 0..600 {
+        let event = json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": { "name": format!("old-{number:03}"), "namespace": "default" },
+            "source": { "component": "somersault" },
+            "lastTimestamp": format!("2020-01-01T{:02}:{:02}:00Z", number / 60, number % 60),
+        });
+        let path = world.folder.path().join(format!("events/old-{number}.json"));
+        fs::write(path, event.to_string()).unwrap();
+    }
+    world.directory.event(&notice("Fenced", "node n2 is off")).await.unwrap();
+    let names: Vec<_> = world.directory.store().list("Event").unwrap();
+    let names: Vec<_> =
+        names.iter().map(|event| event["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(names.len(), 500);
+    assert!(!names.contains(&"old-000".to_owned()) && names.contains(&"old-599".to_owned()));
+    assert_eq!(names.iter().filter(|name| name.starts_with("web.")).count(), 3);
+}
