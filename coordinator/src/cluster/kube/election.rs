@@ -44,7 +44,7 @@ pub(super) enum Step {
     /// Write our name again, if it is still as read.
     Renew,
     /// Somebody else's name is in it: we lead no more.
-    StepDown,
+    Resign,
 }
 
 /// One candidate.
@@ -67,11 +67,11 @@ impl Election {
     pub fn look(&mut self, asked: BootTime, now: BootTime, seen: Option<Seen>) -> Step {
         let Some(seen) = seen else {
             // Whoever deletes the Lease ends the term: nobody can renew what is not there.
-            return if self.leads(now) { Step::StepDown } else { Step::Acquire };
+            return if self.leads(now) { Step::Resign } else { Step::Acquire };
         };
         let is_ours = seen.holder == self.identity;
         if self.leads(now) {
-            return if is_ours { Step::Renew } else { Step::StepDown };
+            return if is_ours { Step::Renew } else { Step::Resign };
         }
         // Timed by when the answer came, which is not before the change was made.
         let since = match &self.last {
@@ -151,8 +151,8 @@ mod tests {
         assert!(election.leads(at(19)));
         assert!(!election.leads(at(20)));
         assert_eq!(election.look(at(12), at(12), Some(seen("2", "a"))), Step::Renew);
-        assert_eq!(election.look(at(12), at(12), Some(seen("3", "b"))), Step::StepDown);
-        assert_eq!(election.look(at(12), at(12), None), Step::StepDown);
+        assert_eq!(election.look(at(12), at(12), Some(seen("3", "b"))), Step::Resign);
+        assert_eq!(election.look(at(12), at(12), None), Step::Resign);
     }
 
     /// A candidate with a clock of its own speed, and what it will do next.
@@ -202,7 +202,7 @@ mod tests {
                                 }
                             }
                         }
-                        Step::StepDown => process.election.step_down(),
+                        Step::Resign => process.election.step_down(),
                         Step::Wait => {}
                     }
                 }
