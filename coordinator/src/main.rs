@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
         }
         Cli { coordinator: Some(args), .. } => {
             start_logs(args.log_format);
-            run(&args).await
+            Box::pin(run(&args)).await
         }
         // No flag at all: say which ones are needed, as for any other that is missing.
         Cli { .. } => Cli::command()
@@ -65,10 +65,12 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             let certificates = match &args.ca_secret {
                 None => from_folder(args)?,
                 // Waits for the API server, but not for longer than we are to live.
-                Some(secret) => match stop.run_until_cancelled(authority(args, secret, &cluster)).await {
-                    Some(certificates) => certificates?,
-                    None => return Ok(()),
-                },
+                Some(secret) => {
+                    match stop.run_until_cancelled(Box::pin(authority(args, secret, &cluster))).await {
+                        Some(certificates) => certificates?,
+                        None => return Ok(()),
+                    }
+                }
             };
             let app = App::bind(Arc::clone(&cluster), config, certificates).await?;
             let follow = policy::follow(Arc::clone(&cluster), app.policy(), stop.clone());

@@ -1,7 +1,7 @@
 //! The real `fence_redfish` of ClusterLabs, run as the coordinator runs it, against somebody else's Redfish service:
-//! the emulator of OpenStack's sushy-tools, over TLS.
+//! the emulator of `OpenStack`'s sushy-tools, over TLS.
 //!
-//! Skipped, and said so, where one of the two is missing (Debian: fence-agents; PyPI: sushy-tools).
+//! Skipped, and said so, where one of the two is missing (Debian: fence-agents; `PyPI`: sushy-tools).
 
 use std::env;
 use std::fs;
@@ -43,7 +43,7 @@ async fn fence_redfish_switches_a_machine_of_a_foreign_emulator_off() {
     let (Some(agent), Some(emulator)) = (program("fence_redfish"), program("sushy-emulator")) else {
         eprintln!(
             "SKIPPED fence_redfish_switches_a_machine_of_a_foreign_emulator_off: fence_redfish (Debian: fence-agents) or \
-             sushy-emulator (PyPI: sushy-tools) is not on PATH"
+             sushy-emulator (`PyPI`: sushy-tools) is not on PATH"
         );
         return;
     };

@@ -171,9 +171,10 @@ async fn create<S: CaStore>(
     if !store.create(&new).await? {
         return Err(CaError::Contended(store.name().to_owned()));
     }
-    match known {
-        Some(_) => tracing::warn!(secret = store.name(), "the Secret was deleted, and is put back as it was"),
-        None => tracing::info!(secret = store.name(), "made a certificate authority"),
+    if known.is_some() {
+        tracing::warn!(secret = store.name(), "the Secret was deleted, and is put back as it was");
+    } else {
+        tracing::info!(secret = store.name(), "made a certificate authority");
     }
     // The next look takes the resource version from the API server; no step is due on a new authority, and one that
     // is due on an old one waits as long.

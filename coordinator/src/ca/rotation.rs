@@ -69,12 +69,10 @@ pub fn step(now: Timestamp, timeline: &Timeline, policy: &CaPolicy) -> Step {
     let ended = now >= timeline.signing_until;
     match timeline.phase {
         Phase::Announced { since } if ended || now >= since + policy.spread() => Step::Switch,
-        Phase::Announced { .. } => Step::Rest,
         Phase::Stable | Phase::Retiring { .. } if ended => Step::Replace,
         Phase::Retiring { since } if now >= since + policy.spread() => Step::Retire,
-        Phase::Retiring { .. } => Step::Rest,
         Phase::Stable if timeline.asked || now >= rotation_due(timeline) => Step::Announce,
-        Phase::Stable => Step::Rest,
+        Phase::Announced { .. } | Phase::Retiring { .. } | Phase::Stable => Step::Rest,
     }
 }
 

@@ -286,7 +286,9 @@ async fn a_changed_configuration_is_taken_and_a_broken_one_is_not() {
     let swap = |generation: &str, yaml: Option<&str>| {
         let place = folder.path().join(generation);
         fs::create_dir(&place).unwrap();
-        yaml.map(|yaml| fs::write(place.join("fence.yaml"), yaml).unwrap());
+        if let Some(yaml) = yaml {
+            fs::write(place.join("fence.yaml"), yaml).unwrap();
+        }
         std::os::unix::fs::symlink(generation, folder.path().join("..data_tmp")).unwrap();
         fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
     };
@@ -299,7 +301,7 @@ async fn a_changed_configuration_is_taken_and_a_broken_one_is_not() {
     let following = tokio::spawn(async move { follow.follow(stopped).await });
     let mut next = async |wanted: &dyn Fn(&FenceRoster) -> bool| {
         let found =
-            tokio::time::timeout(Duration::from_secs(60), roster.wait_for(|roster| wanted(roster))).await;
+            tokio::time::timeout(Duration::from_mins(1), roster.wait_for(|roster| wanted(roster))).await;
         found.expect("in time").expect("alive").clone()
     };
 

@@ -12,22 +12,17 @@ use serde_json::{Value, json};
 use somersault_coordinator::cluster::directory::{Directory, Store};
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator::cluster::{Cluster, ClusterError, Snapshot};
-use somersault_coordinator_core::decision::{self, DecisionKind, Question};
 use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState, Planned};
-use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage, ProofKind};
-use somersault_coordinator_core::fleet::{
-    DiskHealth, Grade, Host, NodeReport, Owner, SavedStart, StorageRoot, Usage, VolumeMode,
-};
-use somersault_coordinator_core::io::{Action, ClaimTemplate, NewVolume, Notice, Record, Severity, Subject};
-use somersault_coordinator_core::locality::ClassOverrides;
+use somersault_coordinator_core::fleet::{Owner, SavedStart, VolumeMode};
+use somersault_coordinator_core::io::{Action, ClaimTemplate, NewVolume, Record};
 use somersault_coordinator_core::migration::{Check, Copied, DiskMove, MigrationRecord, Phase};
 use somersault_coordinator_core::names::Key;
 use somersault_coordinator_core::rebuild::{DeadPod, RebuildRecord, RebuildStage, RebuiltDisk};
-use somersault_coordinator_core::view::{
-    MigrationView, Milestone, NodeState, NodeView, RecoveryProgress, RecoveryView, View,
-};
+use somersault_coordinator_core::view::NodeState;
 use tempfile::TempDir;
+
+use self::shown::view_of;
 
 /// Far more than the folder's slow look needs; reached only when a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);

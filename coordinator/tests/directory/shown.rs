@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::decision::{self, DecisionKind, Question};
@@ -20,7 +20,8 @@ use somersault_coordinator_core::view::{
 
 use super::{World, fence, migration, migration_id, node_health, shop};
 
-fn view_of(state: NodeState) -> View {
+/// A view of one node in this state.
+pub fn view_of(state: NodeState) -> View {
     let root = StorageRoot {
         path: "/var/lib/volumes".into(),
         class: "local-path".into(),

@@ -20,7 +20,7 @@ use somersault_proto::v1;
 use somersault_proto::v1::fence_client::FenceClient;
 use somersault_test_support::certs::CertAuthority;
 use somersault_wire_tests::enrolment::{Enrolling, NAMESPACE, Token};
-use somersault_wire_tests::{SOON, Wire};
+use somersault_wire_tests::{Fleet, SOON, Wire};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -483,7 +483,8 @@ async fn enrolling_runner(enrolling: &Enrolling, token: &str) -> Result<Running>
 
 #[tokio::test]
 async fn operators_are_answered_while_the_runner_waits_for_its_certificate() -> Result<()> {
-    let (enrolling, _certificates) = Enrolling::start(Duration::from_hours(24)).await?;
+    let (enrolling, certificates) = Enrolling::start(Duration::from_hours(24)).await?;
+    let fleet = Fleet::start_with(certificates).await?;
     let runner = enrolling_runner(&enrolling, "a.b.c").await?;
     ensure!(get(runner.operators, "/healthz").await?.contains(" 200 OK"));
     let answer = get(runner.operators, "/readyz").await?;
@@ -499,7 +500,7 @@ async fn operators_are_answered_while_the_runner_waits_for_its_certificate() -> 
     timeout(SOON, ready).await.context("it is never ready")??;
     runner.stop.cancel();
     timeout(SOON, runner.ended).await.context("it did not stop")???;
-    Ok(())
+    fleet.stop().await
 }
 
 #[tokio::test]

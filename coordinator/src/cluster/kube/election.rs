@@ -55,7 +55,7 @@ pub(super) enum Step {
     /// Write our name again, if it is still as read.
     Renew,
     /// Somebody else's name is in it: we lead no more.
-    StepDown,
+    Resign,
 }
 
 /// One candidate.
@@ -79,7 +79,7 @@ impl Election {
         let is_ours = matches!(&found, Found::Lease(seen) if seen.holder == self.identity);
         if self.leads(now) {
             // Whoever deletes the Lease ends the term: nobody can renew what is not there.
-            return if is_ours { Step::Renew } else { Step::StepDown };
+            return if is_ours { Step::Renew } else { Step::Resign };
         }
         // We may have seen a leader that has left no other trace.
         let found = match (found, &self.last) {
@@ -183,8 +183,8 @@ mod tests {
         assert!(election.leads(at(19)));
         assert!(!election.leads(at(20)));
         assert_eq!(election.look(at(12), at(12), seen("2", "a")), Step::Renew);
-        assert_eq!(election.look(at(12), at(12), seen("3", "b")), Step::StepDown);
-        assert_eq!(election.look(at(12), at(12), Found::Gone), Step::StepDown);
+        assert_eq!(election.look(at(12), at(12), seen("3", "b")), Step::Resign);
+        assert_eq!(election.look(at(12), at(12), Found::Gone), Step::Resign);
     }
 
     /// A candidate with a clock of its own speed, and what it will do next.
@@ -243,7 +243,7 @@ mod tests {
                                 }
                             }
                         }
-                        Step::StepDown => process.election.step_down(),
+                        Step::Resign => process.election.step_down(),
                         Step::Wait => {}
                     }
                 }

@@ -155,10 +155,10 @@ impl Runs {
             };
             match &result {
                 FenceResult::ConfirmedOff => {
-                    tracing::warn!(node = %order.node, run = order.run, "off, read back")
+                    tracing::warn!(node = %order.node, run = order.run, "off, read back");
                 }
                 FenceResult::Failed(why) => {
-                    tracing::error!(node = %order.node, run = order.run, %why, "not off")
+                    tracing::error!(node = %order.node, run = order.run, %why, "not off");
                 }
             }
             shared.metrics.ran(&result);
