@@ -203,7 +203,9 @@ impl Coordinator {
     fn take_event(&mut self, input: &Input, fx: &mut Vec<Effect>) {
         let scene = Scene { now: self.now, facts: &self.facts };
         match input {
-            Input::GrantHeld { node, .. } => self.leases.held(node, self.now, &self.facts.policy),
+            Input::GrantHeld { node, boot_id, .. } => {
+                self.leases.held(node, boot_id, self.now, &self.facts.policy);
+            }
             Input::Goodbye { node, boot_id } => self.liveness.goodbye(&scene, node, boot_id),
             Input::Probed { node, by, answer } => self.liveness.probed(node, by, *answer),
             Input::KubeletRenewed { node } => self.liveness.kubelet_renewed(&scene, node),

@@ -22,7 +22,7 @@
 //! - `HumanAttested`: a person's word about this very boot.
 //! - `NewBootId`: a beat in a boot that is new to us, or a boot id in Node.status that appeared since the
 //!   declaration.
-//! - `LeaseExpired`: see `lease`; only for enrolled nodes, and only the simulation enrols any.
+//! - `LeaseExpired`: see `lease`; only of a boot in which a grant arrived, for enrolled nodes, and only the simulation enrols any.
 //!
 //! All but `NewBootId` are believed only of a node that is silent: a proof that beats contradict is none. A fence agent
 //! that looks at another machine proves nothing and is not run: see `agents`, which asks them while all is well.

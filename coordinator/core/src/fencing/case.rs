@@ -480,7 +480,7 @@ impl Case {
             return returned;
         }
         let others = || given_by_others(scene, around.taints, &self.node, self.boot.as_ref());
-        let lease = || around.leases.expired(&self.node, scene.now, &scene.facts.policy);
+        let lease = || around.leases.expired(&self.node, self.boot.as_ref(), scene.now, &scene.facts.policy);
         let confirmed = self.power.confirmed_at.is_some() && !self.distrusts_agent(scene);
         let power = confirmed.then_some(ProofKind::PowerOffConfirmed);
         power.or_else(others).or(returned).or_else(|| lease().then_some(ProofKind::LeaseExpired))

@@ -14,11 +14,14 @@
 //! control plane must reset nobody. Therefore an expired lease proves nothing while a majority lacks grants, and
 //! the wait begins anew when that is over. A grant counts as held only when the agent said that it arrived: a
 //! cut of the way down must look like the outage that it is.
+//!
+//! A guard arms its watchdog with the first grant that reaches it. A boot that never said that one arrived, such as
+//! one of which only Node.status tells, has no watchdog that fires: for it no lease ever proves anything.
 
 use std::collections::BTreeMap;
 
 use crate::BootTime;
-use crate::names::NodeName;
+use crate::names::{BootId, NodeName};
 use crate::policy::{Lease, Policy};
 
 /// When a node whose last granted beat arrived at `last_granted` has certainly been reset, and its writes have
@@ -35,6 +38,8 @@ pub(crate) struct LeaseWatch {
     granted: BTreeMap<NodeName, BootTime>,
     /// When each enrolled node last said that a grant of ours had arrived.
     held: BTreeMap<NodeName, BootTime>,
+    /// The boot in which each enrolled node last said so: its watchdog is armed, whoever leads.
+    armed: BTreeMap<NodeName, BootId>,
     /// The wait for every node begins here at the earliest.
     not_before: BootTime,
     /// Until then a majority of the enrolled nodes surely holds grants, if nobody says more.
@@ -45,7 +50,8 @@ pub(crate) struct LeaseWatch {
 impl LeaseWatch {
     /// We lead now: older grants are not ours to know.
     pub fn begin_leading(&mut self, now: BootTime) {
-        *self = Self { not_before: now, leads: true, ..Self::default() };
+        let armed = std::mem::take(&mut self.armed);
+        *self = Self { armed, not_before: now, leads: true, ..Self::default() };
     }
 
     /// We answered this node's beat.
@@ -54,10 +60,11 @@ impl LeaseWatch {
     }
 
     /// The node said that our grant arrived.
-    pub fn held(&mut self, node: &NodeName, now: BootTime, policy: &Policy) {
+    pub fn held(&mut self, node: &NodeName, boot: &BootId, now: BootTime, policy: &Policy) {
         self.tick(now);
         if policy.watchdog_fencing.contains(node) {
             self.held.insert(node.clone(), now);
+            self.armed.insert(node.clone(), boot.clone());
             self.majority_until = majority_until(&self.held, policy);
         }
     }
@@ -69,9 +76,10 @@ impl LeaseWatch {
         }
     }
 
-    /// Whether this node's lease has certainly run out, and its watchdog has fired.
-    pub fn expired(&self, node: &NodeName, now: BootTime, policy: &Policy) -> bool {
+    /// Whether the lease of this boot of the node has certainly run out, and its watchdog has fired.
+    pub fn expired(&self, node: &NodeName, boot: Option<&BootId>, now: BootTime, policy: &Policy) -> bool {
         self.leads
+            && boot.is_some_and(|boot| self.armed.get(node) == Some(boot))
             && policy.watchdog_fencing.contains(node)
             && now < self.majority_until
             && now >= self.expires(node, policy)
@@ -107,6 +115,10 @@ mod tests {
         assert!(wait > Duration::from_millis(56_500) && wait < Duration::from_millis(56_600), "{wait:?}");
     }
 
+    fn boot(number: u32) -> BootId {
+        BootId(format!("boot{number}"))
+    }
+
     fn enrolled() -> Policy {
         Policy::default().with_watchdog_fencing(["a", "b", "c"].map(NodeName::from).into())
     }
@@ -117,16 +129,21 @@ mod tests {
         let s = Duration::from_secs;
         watch.begin_leading(s(0));
         watch.granted(&"a".into(), s(1));
+        watch.held(&"a".into(), &boot(1), s(1), &policy);
         for second in 0..200 {
-            watch.held(&"b".into(), s(second), &policy);
+            watch.held(&"b".into(), &boot(1), s(second), &policy);
             watch.tick(s(second));
-            assert!(!watch.expired(&"a".into(), s(second), &policy), "one of three is no majority");
+            let expired = watch.expired(&"a".into(), Some(&boot(1)), s(second), &policy);
+            assert!(!expired, "one of three is no majority");
         }
         for second in 200..300 {
-            watch.held(&"b".into(), s(second), &policy);
-            watch.held(&"c".into(), s(second), &policy);
+            watch.held(&"b".into(), &boot(1), s(second), &policy);
+            watch.held(&"c".into(), &boot(1), s(second), &policy);
             watch.tick(s(second));
-            assert_eq!(watch.expired(&"a".into(), s(second), &policy), second >= 200 + 57, "{second}");
+            let expired =
+                |boot: Option<BootId>| watch.expired(&"a".into(), boot.as_ref(), s(second), &policy);
+            assert_eq!(expired(Some(boot(1))), second >= 200 + 57, "{second}");
+            assert!(!expired(Some(boot(2))) && !expired(None), "no grant ever armed that boot's watchdog");
         }
     }
 
@@ -134,7 +151,7 @@ mod tests {
     fn a_node_that_is_not_enrolled_never_expires() {
         let mut watch = LeaseWatch::default();
         watch.begin_leading(Duration::ZERO);
-        assert!(!watch.expired(&"a".into(), Duration::from_secs(9_999), &Policy::default()));
+        assert!(!watch.expired(&"a".into(), Some(&boot(1)), Duration::from_secs(9_999), &Policy::default()));
     }
 
     proptest! {

@@ -519,9 +519,35 @@ fn a_lease_proves_only_for_enrolled_nodes_and_after_the_whole_wait() {
         }
     };
     hold(&mut bench, 2);
+    bench.give(Input::GrantHeld { node: "n1".into(), boot_id: boot("n1", 1), sequence: 1 });
     bench.silence(&["n1"]);
     hold(&mut bench, 55);
     assert_eq!(proof(&bench), None);
     hold(&mut bench, 4);
     assert_eq!(proof(&bench), Some(ProofKind::LeaseExpired));
+}
+
+/// Its guard arms the watchdog with the first grant: one of the boot before says nothing about this one.
+#[test]
+fn a_lease_proves_nothing_for_a_boot_in_which_no_grant_ever_arrived() {
+    let nodes = ["n1", "n2", "n3"].map(NodeName::from);
+    let policy = Policy::try_from(fast(&[])).expect("holds").with_watchdog_fencing(nodes.into());
+    let mut bench = Bench::with_policy(policy);
+    bench.give(Input::GrantHeld { node: "n1".into(), boot_id: boot("n1", 1), sequence: 1 });
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    // It boots anew, its kubelet works, its agent is never heard.
+    bench.status_boot("n1", 2);
+    for _ in 0..200 {
+        for node in ["n2", "n3"] {
+            bench.give(Input::GrantHeld { node: node.into(), boot_id: boot(node, 1), sequence: 1 });
+        }
+        bench.run_ms(1_000);
+    }
+    assert_eq!(
+        bench.state("n1"),
+        NodeState::AwaitingProof,
+        "declared again, in the boot that Node.status names"
+    );
+    assert!(bench.deleted().is_empty(), "its VMs may run in that boot");
 }
