@@ -326,10 +326,13 @@ impl Beater {
 /// A stream, and what comes back.
 type Opened = (Stream, Streaming<Grant>);
 
+/// A stream that is being opened.
+type Opening = Pin<Box<dyn Future<Output = Result<Opened, Broken>> + Send>>;
+
 /// The stream that is to take over, while it is being opened.
 #[derive(Default)]
 struct Successor {
-    opening: Option<Pin<Box<dyn Future<Output = Result<Opened, Broken>> + Send>>>,
+    opening: Option<Opening>,
 }
 
 impl Successor {

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::clock::boottime;
 
-/// How often the names are looked up. Cluster DNS keeps an answer for 5 s (CoreDNS' default), so a shorter time
+/// How often the names are looked up. Cluster DNS keeps an answer for 5 s (the default of `CoreDNS`), so a shorter time
 /// would only ask its cache; and a thousand agents then ask 200 times a second.
 const LOOK_PERIOD: Duration = Duration::from_secs(5);
 /// Least time between two looks, and the time to the next one while some name is not known yet.
@@ -216,7 +216,7 @@ mod tests {
     }
 
     async fn next(found: &mut watch::Receiver<Vec<SocketAddr>>) -> Vec<String> {
-        timeout(Duration::from_secs(60), found.changed()).await.expect("in time").expect("open");
+        timeout(Duration::from_mins(1), found.changed()).await.expect("in time").expect("open");
         found.borrow_and_update().iter().map(ToString::to_string).collect()
     }
 
@@ -236,10 +236,10 @@ mod tests {
         let mut running = run(Ok(&["10.0.0.1:7443"]));
         next(&mut running.found).await;
         running.dns.say(Err(io::ErrorKind::TimedOut.into()));
-        sleep(Duration::from_secs(600)).await;
+        sleep(Duration::from_mins(10)).await;
         assert!(!running.found.has_changed().expect("open"));
         running.dns.say(Ok(&[]));
-        sleep(Duration::from_secs(600)).await;
+        sleep(Duration::from_mins(10)).await;
         assert!(!running.found.has_changed().expect("open"));
     }
 

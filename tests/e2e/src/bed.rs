@@ -149,7 +149,6 @@ impl Bed {
 
     /// What there is to see, for the message of a scenario that failed.
     pub fn situation(&self) -> String {
-        let mut text = String::new();
         let looks: [&[&str]; 5] = [
             &["get", "nodehealths,nodes"],
             &["get", "-A", "recoveries"],
@@ -165,11 +164,11 @@ impl Bed {
                 "--prefix",
             ],
         ];
-        for look in looks {
+        let answers = looks.map(|look| {
             let said = self.cluster.ask(look).unwrap_or_else(|error| format!("{error:#}"));
-            text.push_str(&format!("--- kubectl {}\n{said}\n", look.join(" ")));
-        }
-        text
+            format!("--- kubectl {}\n{said}\n", look.join(" "))
+        });
+        answers.concat()
     }
 
     /// Waits until the coordinator calls these nodes Healthy.

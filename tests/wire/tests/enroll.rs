@@ -262,7 +262,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(coordinator: SocketAddr, enrolment: Enrolment, mounting: JoinHandle<()>) -> Result<Self> {
+    fn start(coordinator: SocketAddr, enrolment: &Enrolment, mounting: JoinHandle<()>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let text = |path: &std::path::Path| path.display().to_string();
@@ -364,7 +364,7 @@ async fn certificates_are_renewed_without_a_missed_beat() -> Result<()> {
     enrolling.kubernetes.issue("a.b.c", Token::of_agent("n1"));
     let enrolment = enrolling.pod("n1", "a.b.c")?;
     let mounting = tokio::spawn(enrolling.mount(enrolment.bundle_file.clone()));
-    let agent = Agent::start(fleet.address(), enrolment, mounting)?;
+    let agent = Agent::start(fleet.address(), &enrolment, mounting)?;
     // Three lives of a certificate: each stream would have ended with its own.
     let began = Instant::now();
     let pulse =
@@ -382,7 +382,7 @@ async fn an_authority_is_replaced_without_a_missed_beat() -> Result<()> {
     enrolling.kubernetes.issue("a.b.c", Token::of_agent("n1"));
     let enrolment = enrolling.pod("n1", "a.b.c")?;
     let mounting = tokio::spawn(enrolling.mount(enrolment.bundle_file.clone()));
-    let agent = Agent::start(fleet.address(), enrolment, mounting)?;
+    let agent = Agent::start(fleet.address(), &enrolment, mounting)?;
     fleet.until_state("n1", "Healthy").await?;
     let old = enrolling.store.bundle().context("nothing is published")?;
     enrolling.store.annotate(ROTATE_ANNOTATION);

@@ -463,7 +463,7 @@ async fn get(address: SocketAddr, path: &str) -> Result<String> {
 /// A runner that asks for its certificate with this token.
 async fn enrolling_runner(enrolling: &Enrolling, token: &str) -> Result<Running> {
     let pod = enrolling.pod("fence-runner", token)?;
-    let runner = Runner::bind(&RunnerArgs {
+    let arguments = RunnerArgs {
         listen: "127.0.0.1:0".parse()?,
         admin_listen: "127.0.0.1:0".parse()?,
         certs: None,
@@ -472,9 +472,11 @@ async fn enrolling_runner(enrolling: &Enrolling, token: &str) -> Result<Running>
         ca_bundle: pod.bundle_file,
         fence_config: PathBuf::from("fence.yaml"),
         log_format: LogFormat::Text,
-    });
+    };
     // Nobody has granted anything yet.
-    let runner = timeout(SOON, runner).await.context("it waits for its certificate before it listens")??;
+    let runner = timeout(SOON, Runner::bind(&arguments))
+        .await
+        .context("it waits for its certificate before it listens")??;
     let (address, operators) = (runner.address()?, runner.operators_address()?);
     let stop = CancellationToken::new();
     let ended = tokio::spawn(runner.run(stop.clone()));
