@@ -1,12 +1,15 @@
 //! Who leads, by the algorithm of client-go (`tools/leaderelection`): decided here, done in [`super::lead`].
 //!
 //! ```text
-//!                 given back, or unchanged (gone, too) for the lease's length by our own clock
+//!                      given back, or unchanged for the lease's length by our own clock
 //!   Follower ──────────────────────────────────────────────────────────────────────────────► writes its name
 //!      ▲                                                                                         │ stored
 //!      │  not renewed for the renew deadline, or somebody else's name                            ▼
 //!      └──────────────────────────────────────────────────────────────────────────────────── Leader: renews
 //! ```
+//!
+//! A Lease that was deleted is put back at once with nobody's name, and then waited for like a silent leader's: whoever
+//! led may not have noticed yet, and absence cannot be told from absence, so only what is there can be seen unchanged.
 //!
 //! No clock of another host is read: what counts is when *we* saw the Lease change. A leader counts from when it *sent*
 //! its last renewal and gives up before anybody else may take over, as long as no clock runs faster than another by
@@ -34,6 +37,9 @@ pub(super) struct Seen {
     pub holder: String,
 }
 
+/// Whose name a Lease has that was put back: no pod's, and not given back either.
+pub(super) const NOBODY: &str = "nobody: this Lease was deleted, and whoever led may not have noticed yet";
+
 /// What was found in the Lease's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Found {
@@ -50,6 +56,8 @@ pub(super) enum Found {
 pub(super) enum Step {
     /// Nothing: somebody leads.
     Wait,
+    /// Put the Lease back with the name [`NOBODY`]: everybody waits from then on.
+    Mark,
     /// Write our name, if it is still as read: a new epoch.
     Acquire,
     /// Write our name again, if it is still as read.
@@ -63,7 +71,7 @@ pub(super) enum Step {
 pub(super) struct Election {
     identity: String,
     times: Times,
-    last: Option<(Found, BootTime)>,
+    last: Option<(Seen, BootTime)>,
     /// When the last renewal that was stored had been sent.
     renewed: Option<BootTime>,
 }
@@ -81,22 +89,19 @@ impl Election {
             // Whoever deletes the Lease ends the term: nobody can renew what is not there.
             return if is_ours { Step::Renew } else { Step::Resign };
         }
-        // We may have seen a leader that has left no other trace.
-        let found = match (found, &self.last) {
-            (Found::Never, Some((Found::Lease(_) | Found::Gone, _))) => Found::Gone,
-            (found, _) => found,
+        let seen = match (found, &self.last) {
+            (Found::Lease(seen), _) => seen,
+            (Found::Never, None) => return Step::Acquire,
+            // Never, and yet we have seen a leader that has left no other trace.
+            (Found::Never | Found::Gone, _) => return Step::Mark,
         };
-        let is_free = match &found {
-            Found::Lease(seen) => is_ours || seen.holder.is_empty(),
-            Found::Gone => false,
-            Found::Never => true,
-        };
+        let is_free = is_ours || seen.holder.is_empty();
         // Timed by when the answer came, which is not before the change was made.
         let since = match &self.last {
-            Some((last, since)) if *last == found => *since,
+            Some((last, since)) if *last == seen => *since,
             _ => now,
         };
-        self.last = Some((found, since));
+        self.last = Some((seen, since));
         // Counted up to when we asked: the holder may have renewed while the answer was under way.
         if is_free || asked.saturating_sub(since) > self.times.lease { Step::Acquire } else { Step::Wait }
     }
@@ -157,12 +162,12 @@ mod tests {
         // Whoever held it may not have noticed, and may be cut off from the API server.
         let mut election = candidate();
         assert_eq!(election.look(at(1), at(1), seen("1", "b")), Step::Wait);
-        assert_eq!(election.look(at(3), at(3), Found::Never), Step::Wait, "we have seen a leader ourselves");
-        assert_eq!(election.look(at(18), at(18), Found::Never), Step::Wait);
-        assert_eq!(election.look(at(19), at(19), Found::Never), Step::Acquire);
-        let mut newcomer = candidate();
-        assert_eq!(newcomer.look(at(1), at(1), Found::Gone), Step::Wait);
-        assert_eq!(newcomer.look(at(17), at(17), Found::Gone), Step::Acquire);
+        assert_eq!(election.look(at(3), at(3), Found::Never), Step::Mark, "we have seen a leader ourselves");
+        assert_eq!(election.look(at(4), at(4), seen("2", NOBODY)), Step::Wait);
+        assert_eq!(election.look(at(18), at(18), Found::Gone), Step::Mark, "deleted once more");
+        assert_eq!(election.look(at(20), at(20), seen("3", NOBODY)), Step::Wait);
+        assert_eq!(election.look(at(36), at(36), seen("3", NOBODY)), Step::Acquire);
+        assert_eq!(candidate().look(at(1), at(1), Found::Gone), Step::Mark);
     }
 
     #[test]
@@ -243,8 +248,12 @@ mod tests {
                                 }
                             }
                         }
+                        Step::Mark if arrives => {
+                            version += 1;
+                            lease = Some(Seen { version: version.to_string(), holder: NOBODY.to_owned() });
+                        }
                         Step::Resign => process.election.step_down(),
-                        Step::Wait => {}
+                        Step::Mark | Step::Wait => {}
                     }
                 }
                 let leading = both.iter().filter(|p| p.election.leads(p.clock(truth))).count();

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{FIELD_MANAGER, call};
-use super::election::{Election, Found, Seen, Step, Times};
+use super::election::{Election, Found, NOBODY, Seen, Step, Times};
 use super::write::Writer;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::ClusterError;
@@ -200,11 +200,16 @@ impl Candidate {
                 epoch => (Found::Gone, epoch.saturating_add(EPOCHS_UNRECORDED)),
             }
         };
-        if self.election.look(asked, answered, found) != Step::Acquire {
-            return Ok(None);
+        match self.election.look(asked, answered, found) {
+            Step::Acquire => {}
+            Step::Mark => {
+                self.place.write(&self.next(Lease::default(), NOBODY, Some(last))).await?;
+                return Ok(None);
+            }
+            Step::Wait | Step::Renew | Step::Resign => return Ok(None),
         }
         let last = last.max(newest_epoch(&writer.records().await?));
-        let lease = self.next(stored.unwrap_or_default(), Some(last.saturating_add(1)));
+        let lease = self.next(stored.unwrap_or_default(), &self.identity, Some(last.saturating_add(1)));
         self.store(&lease).await.map(Some)
     }
 
@@ -217,7 +222,7 @@ impl Candidate {
             self.election.step_down();
             return Ok(None);
         }
-        let lease = self.next(stored.unwrap_or_default(), None);
+        let lease = self.next(stored.unwrap_or_default(), &self.identity, None);
         self.store(&lease).await.map(Some)
     }
 
@@ -232,13 +237,13 @@ impl Candidate {
         Ok(epoch)
     }
 
-    /// The Lease with our name; with a new epoch where one begins.
-    fn next(&self, read: Lease, epoch: Option<u64>) -> Lease {
+    /// The Lease with this name; with a new epoch where one begins.
+    fn next(&self, read: Lease, holder: &str, epoch: Option<u64>) -> Lease {
         let now = MicroTime(Timestamp::now());
         let old = read.spec.unwrap_or_default();
         let transitions = epoch.map(|epoch| i32::try_from(epoch).unwrap_or(i32::MAX));
         let spec = LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
+            holder_identity: Some(holder.to_owned()),
             lease_duration_seconds: i32::try_from(self.pace.times.lease.as_secs()).ok(),
             // For people: nobody decides by them.
             renew_time: Some(now.clone()),
