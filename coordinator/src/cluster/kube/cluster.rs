@@ -31,7 +31,7 @@ pub struct Kube {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     synced: watch::Receiver<bool>,
     policy: watch::Receiver<Option<Value>>,
-    pace: Mutex<Pace>,
+    pace: Pace,
 }
 
 /// Which API server, and who we are there.
@@ -72,13 +72,8 @@ impl Kube {
             snapshots: newest,
             synced: is_synced,
             policy: specs,
-            pace: Mutex::new(pace_of(&Policy::default())),
+            pace: pace_of(&Policy::default()),
         })
-    }
-
-    /// From the next election on, lead at the pace of this policy.
-    pub fn set_pace(&self, policy: &Policy) {
-        *lock(&self.pace) = pace_of(policy);
     }
 
     /// `spec` of the policy that counts, as it changes.
@@ -165,10 +160,9 @@ impl Cluster for Kube {
             return Err(refused("the cluster", "its objects are not read any more"));
         }
         self.step_down().await;
-        let pace = *lock(&self.pace);
         // The pod's name for people, the rest so that no other process has it.
         let identity = format!("{}_{identity}", self.instance);
-        let candidate = Candidate::new(self.place.clone(), identity, pace);
+        let candidate = Candidate::new(self.place.clone(), identity, self.pace);
         let (term, lost) = candidate.win(&self.writer).await;
         let epoch = term.epoch;
         *lock(&self.term) = Some(Arc::clone(&term));
