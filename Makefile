@@ -1,10 +1,10 @@
 # Everything that a newcomer needs. Each target does the set-up that it needs, and says so.
 #   make demo    three nodes on this machine: detection, fencing, recovery, migration, evacuation, shown in a minute
-#   make test    all tests that need no cluster: unit, simulation, wire, contract
+#   make test    all tests: unit, simulation, wire, contract; with root and Go also those on a Kubernetes cluster
 #   make demo-cluster  the main job on a real Kubernetes cluster: installed, a plug pulled, each VM handled (root, Go)
 #   make cluster       a real Kubernetes cluster on this machine; prints its KUBECONFIG (root, Go)
 #   make cluster-down  ends it; nothing is left behind
-#   make test-cluster  the tests on such clusters, end to end; a quarter of an hour after the builds
+#   make test-cluster  every test on such clusters, slow ones included; half an hour after the builds
 #   make image         the image of agent, coordinator and command line: target/image/somersault.tar
 #   make image-fence   the image of the fence runner, with the fence agents: target/image/fence-runner.tar
 #   make image-smart   the image of the agent with smartctl: target/image/agent-smart.tar
@@ -35,12 +35,13 @@ VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\
 IMAGE := docker.io/somersault/somersault:$(VERSION)
 IMAGE_SMART := docker.io/somersault/agent-smart:$(VERSION)
 IMAGE_FENCE := docker.io/somersault/fence-runner:$(VERSION)
+FENCE_PACKAGES := fence-agents ca-certificates coreutils dash gnutls-bin ipmitool openssh-client python3-minimal sed snmp
 # This machine's own: nothing is compiled for another one, so no other target of Rust is needed.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, and where the cluster's programs are kept.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
 
-.PHONY: help demo-cluster image image-fence image-smart image-binaries setup-image setup-image-fence demo test test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
+.PHONY: help demo-cluster image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
 
 help:
 	@sed -n '2,14s/^# \{0,1\}//p' Makefile
@@ -52,11 +53,21 @@ demo: setup-demo
 
 test: setup-demo
 	cargo test --workspace --locked
+	@if [ "$$(id -u)" = 0 ] && command -v go > /dev/null; then \
+	  $(MAKE) --no-print-directory test-on-cluster; \
+	elif [ -n "$$CI" ]; then \
+	  echo "the tests on a cluster must run in CI; they need root and Go"; exit 1; \
+	else \
+	  echo "== SKIPPED: the tests on a Kubernetes cluster, which need root and Go (https://go.dev/dl)"; \
+	fi
 
-# Builds Kubernetes from source the first time (5 to 15 minutes), so it is not part of `make test` yet.
-test-cluster: setup-cluster image image-fence
-	cargo build --locked -p somersault-test-cluster -p somersault-test-kubevirt -p kubectl-somersault
-	cargo test --workspace --locked --test life --test crds --test behaviour --test api --test cli --test scenarios -- --test-threads 1
+# Each on a cluster of its own, one after the other. The scenarios that take minutes are left to `make test-cluster`.
+test-on-cluster: setup-cluster image-test
+	cargo test --workspace --locked --test life --test crds --test api --test cli --test scenarios -- --test-threads 1
+
+test-cluster: setup-cluster image-test
+	cargo test --workspace --locked --test life --test crds --test behaviour --test api --test cli --test scenarios -- \
+	  --test-threads 1 --include-ignored
 
 demo-cluster: setup-cluster image image-fence
 	@echo "== building the cluster, the stand-in for KubeVirt, the command line and the story"
@@ -80,8 +91,7 @@ image: setup-image image-binaries
 
 image-fence: setup-image-fence image-smart image-binaries
 	@echo "== putting the fence agents together from Debian's packages"
-	@deploy/image/debian-rootfs.sh target/image/fence-runner \
-	  fence-agents ca-certificates coreutils dash gnutls-bin ipmitool openssh-client python3-minimal sed snmp
+	@deploy/image/debian-rootfs.sh target/image/fence-runner $(FENCE_PACKAGES)
 	@install -D -m 0555 -t target/image/fence-runner/usr/local/bin target/image/build/$(HOST)/release/somersault-coordinator
 	@install -m 0644 deploy/image/etc/* target/image/fence-runner/etc/
 	@deploy/image/build.sh $(IMAGE_FENCE) deploy/image/fence-runner.Dockerfile target/image/fence-runner target/image/fence-runner.tar
@@ -92,6 +102,17 @@ image-smart: setup-image-fence image-binaries
 	@install -D -m 0555 -t target/image/agent-smart/usr/local/bin target/image/build/$(HOST)/release/somersault-agent
 	@install -m 0644 deploy/image/etc/* target/image/agent-smart/etc/
 	@deploy/image/build.sh $(IMAGE_SMART) deploy/image/agent-smart.Dockerfile target/image/agent-smart target/image/agent-smart.tar
+
+# The same images out of the debug build, for tests: what `cargo test` has built is not built a second time.
+image-test: setup-image-fence
+	@echo "== building what runs on the cluster, and images of it"
+	cargo build --workspace --locked
+	@tests/e2e/debug-rootfs.sh target/image-test/somersault target/debug/{somersault-coordinator,somersault-agent,kubectl-somersault}
+	@deploy/image/build.sh $(IMAGE) deploy/image/Dockerfile target/image-test/somersault target/image-test/somersault.tar
+	@deploy/image/debian-rootfs.sh target/image-test/fence-runner $(FENCE_PACKAGES)
+	@install -D -m 0555 -t target/image-test/fence-runner/usr/local/bin target/image-test/somersault/usr/local/bin/somersault-coordinator
+	@install -m 0644 deploy/image/etc/* target/image-test/fence-runner/etc/
+	@deploy/image/build.sh $(IMAGE_FENCE) deploy/image/fence-runner.Dockerfile target/image-test/fence-runner target/image-test/fence-runner.tar
 
 # Static: they need no file of an image, and the resolver of glibc (2.34 or later) has files and DNS built in.
 # The same bytes whoever builds them where: no paths of this machine, no build ids. (--target keeps these flags from

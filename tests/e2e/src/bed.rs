@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use somersault_test_cluster::{Cluster, Log, Options, until};
 
 use crate::api::{Api, Kind};
-use crate::programs::Programs;
+use crate::programs::{Images, Programs};
 
 /// Namespace of the product.
 pub const NAMESPACE: &str = "somersault-system";
@@ -44,8 +44,8 @@ pub struct Bed {
 
 impl Bed {
     /// Builds all of it. `tell` hears what is being done.
-    pub fn up(name: &str, nodes: u8, tied: bool, tell: &dyn Fn(&str)) -> Result<Self> {
-        let programs = Programs::find()?;
+    pub fn up(name: &str, nodes: u8, images: Images, tied: bool, tell: &dyn Fn(&str)) -> Result<Self> {
+        let programs = Programs::find(images)?;
         Cluster::down(name).context("removing what an earlier run has left")?;
         tell(&format!("a Kubernetes cluster of {nodes} nodes"));
         let options = Options { name: name.to_owned(), nodes, tied, program: programs.cluster.clone() };
@@ -101,7 +101,8 @@ impl Bed {
         command
     }
 
-    fn install(&self) -> Result<()> {
+    /// Installs the product, and waits until it is awake on every node.
+    pub fn install(&self) -> Result<()> {
         for image in [&self.programs.image, &self.programs.fence_image] {
             self.cluster.load_image(image)?;
         }
@@ -111,7 +112,9 @@ impl Bed {
         // The definition that has just come is served after a moment.
         until("the policy is taken", INSTALL_DEADLINE, &[], || self.cluster.apply(POLICY).map(Some))?;
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": VMS}});
-        self.api.create(Kind::NAMESPACE, "", namespace)?;
+        if self.api.find(Kind::NAMESPACE, "", VMS)?.is_none() {
+            self.api.create(Kind::NAMESPACE, "", namespace)?;
+        }
         self.wait_healthy(&self.nodes(), INSTALL_DEADLINE)?;
         self.wait_whole(INSTALL_DEADLINE)?;
         self.wait_fencing(true)

@@ -12,6 +12,6 @@
 pub mod api;
 pub mod bed;
 pub mod look;
-mod programs;
+pub mod programs;
 pub mod side_by_side;
 pub mod stage;

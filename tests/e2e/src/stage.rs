@@ -5,6 +5,8 @@
 //!   web    class nfs-standin, which the policy calls Network Recreate
 //!   db     class local-path                                  ManualRecovery
 //!   odd    class hostpath-standin, without affinity          ManualRecovery (Unknown is never network)
+//!   image  system disk of class local-path, from an image    Rebuild, as its owner has agreed to that
+//!          and a disk of class nfs-standin
 //! ```
 //!
 //! A VM prefers the node that it is staged on and may run on any: a pin would forbid to recreate it.
@@ -27,8 +29,11 @@ const RUN_DEADLINE: Duration = Duration::from_mins(2);
 const GONE_DEADLINE: Duration = Duration::from_mins(2);
 /// Records before a scenario begins: a disk that was never written proves nothing.
 const RECORDS_MIN: usize = 5;
-/// Every VM's one disk; its claim is `<vm>-disk`.
+/// The disk by which a VM is judged; its claim is `<vm>-disk`.
 const DISK: &str = "disk";
+/// Of a VM that has a system disk besides; claim and `DataVolume` are `<vm>-system`.
+pub const SYSTEM_DISK: &str = "system";
+const LOCAL_CLASS: &str = "local-path";
 
 /// Where a VM's disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,9 @@ pub enum Storage {
     Local,
     /// A `hostPath` volume without affinity, of a class that nobody has said anything about.
     Unknown,
+    /// A folder that every node sees; besides, the system disk is on local-path and imported from an image, and the
+    /// owner agrees that it is imported anew.
+    NetworkAndImage,
 }
 
 /// A VM to stage.
@@ -65,6 +73,8 @@ pub const WEB: Vm = Vm::always("web", Storage::Network);
 pub const DB: Vm = Vm::always("db", Storage::Local);
 /// VM on a disk of which nobody can tell where it is.
 pub const ODD: Vm = Vm::always("odd", Storage::Unknown);
+/// VM whose system disk can be imported anew.
+pub const IMAGE: Vm = Vm::always("image", Storage::NetworkAndImage);
 
 /// A staged VM.
 struct Staged {
@@ -212,7 +222,7 @@ pub fn clear(bed: &Bed) -> Result<()> {
         Ok(Some(()))
     })?;
     for volume in api.list(Kind::VOLUME, "", "")? {
-        if volume["spec"]["storageClassName"] != "local-path" {
+        if volume["spec"]["storageClassName"] != LOCAL_CLASS {
             api.delete(Kind::VOLUME, "", volume["metadata"]["name"].as_str().unwrap_or_default())?;
         }
     }
@@ -245,17 +255,17 @@ fn empty(folder: &Path) -> Result<()> {
 
 fn create(bed: &Bed, vm: &Vm, node: &str) -> Result<()> {
     let class = match vm.storage {
-        Storage::Network => NETWORK_CLASS,
-        Storage::Local => "local-path",
+        Storage::Network | Storage::NetworkAndImage => NETWORK_CLASS,
+        Storage::Local => LOCAL_CLASS,
         Storage::Unknown => HOSTPATH_CLASS,
     };
-    let made = builders::Vm::new(vm.name)
-        .namespace(VMS)
-        .run_strategy(vm.strategy)
-        .preferring_node(node)
-        .claim(DISK, class)
-        .objects();
-    for object in made {
+    let mut made =
+        builders::Vm::new(vm.name).namespace(VMS).run_strategy(vm.strategy).preferring_node(node);
+    if vm.storage == Storage::NetworkAndImage {
+        let allowed = made.annotation("somersault.novasphere.dev/rebuild", "true");
+        made = allowed.data_volume_template(SYSTEM_DISK, LOCAL_CLASS, "http://images.invalid/system.img");
+    }
+    for object in made.claim(DISK, class).objects() {
         let kind = if object["kind"] == "VirtualMachine" { Kind::VM } else { Kind::CLAIM };
         bed.api().create(kind, VMS, object)?;
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use somersault_test_cluster::{Missing, check_requirements};
 use somersault_test_e2e::bed::Bed;
+use somersault_test_e2e::programs::Images;
 use somersault_test_e2e::side_by_side;
 use somersault_test_e2e::stage::{DB, ODD, Stage, WEB};
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
 fn play() -> Result<()> {
     let began = Instant::now();
     let step = |text: &str| println!("\n== [{:>5.1} s] {text}", began.elapsed().as_secs_f32());
-    let bed = Bed::up("demo", NODES, true, &|what| step(what))?;
+    let bed = Bed::up("demo", NODES, Images::Release, true, &|what| step(what))?;
 
     step("who is there, and could be switched off: kubectl somersault status");
     print!("{}", bed.plugin(&["status"])?);

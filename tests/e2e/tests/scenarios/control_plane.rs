@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use somersault_test_cluster::until;
 use somersault_test_e2e::bed::{Bed, NAMESPACE};
 use somersault_test_e2e::stage::{DB, Stage, WEB};
 
 /// Many times the time to a verdict of the fast profile.
 const LONG_ENOUGH: Duration = Duration::from_secs(15);
+/// What everything that we install is labelled with.
+const OURS: &str = "app.kubernetes.io/name=somersault";
+/// Kinds of it that live in namespaces.
+const LABELLED: &str = "daemonsets,deployments,pods,services,secrets,configmaps,serviceaccounts,leases";
 /// How long the API server is away.
 const AWAY: Duration = Duration::from_mins(2);
 /// Pods are replaced one after the other, each ready for 15 s; a lease may have to run out.
@@ -55,6 +60,29 @@ pub fn away(bed: &Bed) -> Result<()> {
     stage.wait_writes(&WEB, LONG_ENOUGH)?;
     stage.wait_writes(&DB, LONG_ENOUGH)?;
     bed.cluster().start_program(None, "kube-apiserver")?;
+    undisturbed(bed, &stage)
+}
+
+/// The product goes, with everything that it has installed, while VMs run; and comes back.
+pub fn uninstalled(bed: &Bed) -> Result<()> {
+    let stage = Stage::set(bed, &bed.node_without_leader()?, &[WEB, DB])?;
+    let shown = bed.plugin(&["uninstall", "--dry-run"])?;
+    ensure!(shown.contains("Deployment"), "it does not show what it would remove:\n{shown}");
+    bed.wait_whole(WHOLE_DEADLINE)?;
+    bed.plugin(&["uninstall", "--yes", "--delete-crds"])?;
+    until("nothing of it is left", WHOLE_DEADLINE, &[], || {
+        let left = bed.cluster().ask(&["get", LABELLED, "-A", "-l", OURS, "-o", "name"])?;
+        ensure!(left.trim().is_empty(), "left: {left}");
+        let left = bed.cluster().ask(&["get", "crds,clusterroles,clusterrolebindings", "-o", "name"])?;
+        ensure!(!left.contains("somersault"), "left: {left}");
+        Ok(Some(()))
+    })?;
+    let again = bed.plugin(&["uninstall", "--yes"])?;
+    ensure!(!again.contains("done:"), "there was something left to do:\n{again}");
+    for vm in stage.staged() {
+        stage.wait_writes(vm, LONG_ENOUGH)?;
+    }
+    bed.install()?;
     undisturbed(bed, &stage)
 }
 

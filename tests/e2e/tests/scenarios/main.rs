@@ -1,11 +1,13 @@
 //! One test for each way in which a cluster can go wrong, on one real cluster, one after the other.
 //!
 //! The guests' disks are the judge: no VM active twice, no write lost, no blank boot; and no living node is ever
-//! declared dead. Run one by its name: `cargo test -p somersault-test-e2e --test scenarios -- power_off`.
+//! declared dead. Run one by its name: `cargo test --workspace --test scenarios -- power_off`, and the long ones too with
+//! `--include-ignored`.
 
 mod control_plane;
 mod death;
 mod life;
+mod rebuild;
 mod strategies;
 
 use std::process::ExitCode;
@@ -15,27 +17,40 @@ use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use somersault_test_cluster::usable_or_skip;
 use somersault_test_e2e::bed::Bed;
+use somersault_test_e2e::programs::Images;
 
-/// A scenario, and its name.
-type Scenario = (&'static str, fn(&Bed) -> Result<()>);
+/// How long a scenario takes.
+#[derive(Clone, Copy, PartialEq)]
+enum Length {
+    /// A minute or so.
+    Short,
+    /// Minutes, of which most are waiting: with `--include-ignored` only.
+    Long,
+}
+use Length::{Long, Short};
+
+/// A scenario, its name and its length.
+type Scenario = (&'static str, Length, fn(&Bed) -> Result<()>);
 
 /// In this order: the cheap and telling ones first.
 const SCENARIOS: &[Scenario] = &[
-    ("power_off_recreates_network_and_leaves_local_and_unknown_alone", death::power_off),
-    ("network_cut_with_vms_running", death::network_cut),
-    ("side_by_side_with_kubernetes", death::side_by_side),
-    ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", death::attested),
-    ("every_strategy_as_the_decision_table_says", strategies::all),
-    ("kubelet_killed_is_no_death", life::kubelet_killed),
-    ("agent_silent_is_no_death", life::agent_stopped),
-    ("one_way_cut_is_no_death", life::one_way_cut),
-    ("node_frozen_for_5_s", life::frozen_shortly),
-    ("node_frozen_for_60_s", life::frozen_for_a_minute),
-    ("all_nodes_cut_at_once_is_a_storm", life::all_cut),
-    ("the_leaders_own_node_dies", death::leaders_node),
-    ("coordinator_upgraded_during_an_incident", control_plane::upgrade),
-    ("apiserver_restarted", control_plane::restart),
-    ("apiserver_away_for_two_minutes", control_plane::away),
+    ("power_off_recreates_network_and_leaves_local_and_unknown_alone", Short, death::power_off),
+    ("network_cut_with_vms_running", Short, death::network_cut),
+    ("side_by_side_with_kubernetes", Long, death::side_by_side),
+    ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", Short, death::attested),
+    ("system_disk_is_rebuilt_from_its_image", Short, rebuild::from_image),
+    ("every_strategy_as_the_decision_table_says", Short, strategies::all),
+    ("kubelet_killed_is_no_death", Short, life::kubelet_killed),
+    ("agent_silent_is_no_death", Short, life::agent_stopped),
+    ("one_way_cut_is_no_death", Short, life::one_way_cut),
+    ("node_frozen_for_5_s", Long, life::frozen_shortly),
+    ("node_frozen_for_60_s", Long, life::frozen_for_a_minute),
+    ("all_nodes_cut_at_once_is_a_storm", Long, life::all_cut),
+    ("the_leaders_own_node_dies", Short, death::leaders_node),
+    ("coordinator_upgraded_during_an_incident", Long, control_plane::upgrade),
+    ("apiserver_restarted", Short, control_plane::restart),
+    ("apiserver_away_for_two_minutes", Long, control_plane::away),
+    ("uninstalled_and_installed_again", Short, control_plane::uninstalled),
 ];
 
 fn main() -> ExitCode {
@@ -44,9 +59,9 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let usable = arguments.list || usable_or_skip("scenarios");
     let bed: Arc<Mutex<Option<Bed>>> = Arc::default();
-    let trial = |(name, scenario): &Scenario| {
+    let trial = |(name, length, scenario): &Scenario| {
         let (bed, scenario) = (Arc::clone(&bed), *scenario);
-        Trial::test(*name, move || run(&bed, scenario)).with_ignored_flag(!usable)
+        Trial::test(*name, move || run(&bed, scenario)).with_ignored_flag(!usable || *length == Long)
     };
     let conclusion = libtest_mimic::run(&arguments, SCENARIOS.iter().map(trial).collect());
     // Taken down before the process ends: nothing is left behind.
@@ -59,7 +74,7 @@ fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(),
     let mut bed = bed.lock().unwrap_or_else(PoisonError::into_inner);
     let ready = match bed.take() {
         Some(ready) => ready,
-        None => Bed::up("e2e", 3, true, &|what| eprintln!("== {what}")).map_err(told)?,
+        None => Bed::up("e2e", 3, Images::Debug, true, &|what| eprintln!("== {what}")).map_err(told)?,
     };
     let outcome = scenario(&ready).and_then(|()| ready.calm().context("after the scenario"));
     if let Err(error) = outcome {
