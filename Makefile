@@ -63,10 +63,10 @@ test: setup-demo
 
 # Each on a cluster of its own, one after the other. The scenarios that take minutes are left to `make test-cluster`.
 test-on-cluster: setup-cluster image-test
-	cargo test --workspace --locked --test life --test crds --test api --test cli --test scenarios -- --test-threads 1
+	cargo test --workspace --locked --no-fail-fast --test life --test crds --test api --test cli --test scenarios -- --test-threads 1
 
 test-cluster: setup-cluster image-test
-	cargo test --workspace --locked --test life --test crds --test behaviour --test api --test cli --test scenarios -- \
+	cargo test --workspace --locked --no-fail-fast --test life --test crds --test behaviour --test api --test cli --test scenarios -- \
 	  --test-threads 1 --include-ignored
 
 demo-cluster: setup-cluster image image-fence
