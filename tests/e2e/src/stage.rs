@@ -170,6 +170,16 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Every VM writes, is where it was and has never been elsewhere.
+    pub fn undisturbed(&self, deadline: Duration) -> Result<()> {
+        for vm in self.staged() {
+            self.wait_writes(vm, deadline)?;
+            let instances = self.instances(vm)?;
+            ensure!(instances == 1, "{instances} instances have written on the disk of {}", vm.name);
+        }
+        self.judge()
+    }
+
     /// How many instances have written on a VM's disk.
     pub fn instances(&self, vm: &Vm) -> Result<usize> {
         Ok(self.disk(vm)?.instances().len())

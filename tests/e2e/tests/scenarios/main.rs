@@ -61,7 +61,10 @@ fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(),
         Some(ready) => ready,
         None => Bed::up("e2e", 3, true, &|what| eprintln!("== {what}")).map_err(told)?,
     };
-    let outcome = scenario(&ready).and_then(|()| ready.calm().context("after the scenario"));
+    let outcome = scenario(&ready)
+        .and_then(|()| ready.calm().context("after the scenario"))
+        // After each, since pods are replaced, and their logs with them.
+        .and_then(|()| ready.nothing_was_forbidden());
     if let Err(error) = outcome {
         return Err(format!("{error:#}\n{}", ready.situation()).into());
     }
