@@ -15,7 +15,7 @@ const NOT_READY_DEADLINE: Duration = Duration::from_mins(2);
 /// A storm's calm, reconnections, a leader's lease.
 const HEALTHY_DEADLINE: Duration = Duration::from_mins(3);
 
-/// The kubelet dies, the agent lives: Kubernetes calls the node NotReady, and it is not dead.
+/// The kubelet dies, the agent lives: Kubernetes calls the node `NotReady`, and it is not dead.
 pub fn kubelet_killed(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let stage = Stage::set(bed, &node, &[WEB])?;

@@ -59,7 +59,7 @@ fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(),
     let mut bed = bed.lock().unwrap_or_else(PoisonError::into_inner);
     let ready = match bed.take() {
         Some(ready) => ready,
-        None => Bed::up("e2e", 3, true, &|what| eprintln!("== {what}")).map_err(told)?,
+        None => Bed::up("e2e", 3, true, &|what| eprintln!("== {what}")).map_err(|error| told(&error))?,
     };
     let outcome = scenario(&ready)
         .and_then(|()| ready.calm().context("after the scenario"))
@@ -72,6 +72,6 @@ fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(),
     Ok(())
 }
 
-fn told(error: anyhow::Error) -> Failed {
+fn told(error: &anyhow::Error) -> Failed {
     format!("{error:#}").into()
 }
