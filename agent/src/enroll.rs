@@ -1,60 +1,25 @@
-//! Where this agent's certificate comes from: the files of `--certs`, or enrolment by its pod's token; and what keeps
-//! it new while the agent runs.
+//! Where this agent's certificate comes from: the files of `--certs`, or enrolment by its pod's token.
 
-use std::path::PathBuf;
-
-use somersault_proto::enroll::{self, Enrolment};
-use somersault_proto::tls::{Identity, TlsSource, follow};
+use somersault_proto::enroll::{Enrolment, Origin, OriginError};
+use somersault_proto::tls::Identity;
 
 use crate::config::{Config, ConfigError};
 
-/// Where the certificate comes from.
-#[derive(Clone, Debug)]
-pub enum Origin {
-    /// Files, read again when they change.
-    Folder(PathBuf),
-    /// A coordinator, asked again before it ends.
-    Enrolment(Enrolment),
-}
-
-impl Origin {
-    /// As the flags say.
-    pub fn of(config: &Config) -> Self {
-        if config.enroll.is_empty() {
-            return Self::Folder(config.certs.clone());
-        }
-        Self::Enrolment(Enrolment {
-            identity: Identity::Node(config.node.clone()),
-            coordinators: config.enroll.clone(),
-            token_file: config.token_file.clone(),
-            bundle_file: config.ca_bundle.clone(),
-        })
-    }
-
-    /// The first certificate. Files must be there; an enrolment waits until it is granted.
-    pub async fn first(&self, config: &Config) -> Result<TlsSource, ConfigError> {
-        match self {
-            Self::Folder(folder) => {
-                let tls = TlsSource::read(folder)?;
-                if tls.identity() == Identity::Node(config.node.clone()) {
-                    return Ok(tls);
-                }
-                // Refused now: every coordinator and every peer would refuse it later.
-                Err(ConfigError::ForeignCertificate {
-                    node: config.node.clone(),
-                    identity: tls.identity(),
-                    certs: folder.clone(),
-                })
+/// As the flags say. Files must be there, and be this node's.
+pub fn origin(config: &Config) -> Result<Origin, ConfigError> {
+    let identity = Identity::Node(config.node.clone());
+    if config.enroll.is_empty() {
+        return Origin::files(config.certs.clone(), &identity).map_err(|error| match error {
+            OriginError::Tls(error) => ConfigError::Tls(error),
+            OriginError::Foreign { folder: certs, found: identity } => {
+                ConfigError::ForeignCertificate { node: config.node.clone(), identity, certs }
             }
-            Self::Enrolment(enrolment) => Ok(TlsSource::new(enroll::first(enrolment).await)),
-        }
+        });
     }
-
-    /// Keeps it new, for ever.
-    pub async fn keep(self, tls: TlsSource) {
-        match self {
-            Self::Folder(folder) => follow(tls, folder).await,
-            Self::Enrolment(enrolment) => enroll::keep(enrolment, tls).await,
-        }
-    }
+    Ok(Origin::Enrolment(Enrolment {
+        identity,
+        coordinators: config.enroll.clone(),
+        token_file: config.token_file.clone(),
+        bundle_file: config.ca_bundle.clone(),
+    }))
 }

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::beat::{BeatConfig, Beats, Shared};
 use crate::config::{Config, ConfigError};
-use crate::enroll::Origin;
+use crate::enroll::origin;
 use crate::metrics::{SessionMetrics, Sources};
 use crate::orders::Orders;
 use crate::replicas::{Resolver, System};
@@ -67,11 +67,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
     let (boot_id, address) = (config.boot_id()?, config.advertised()?);
     let roots = watch_roots(&config)?;
     let listeners = Listeners::bind(&config).await?;
-    let origin = Origin::of(&config);
+    let origin = origin(&config)?;
     let tls = tokio::select! {
-        // Files that cannot be used are told even where nobody waits for us any more.
+        // Files are there already.
         biased;
-        tls = origin.first(&config) => tls?,
+        tls = origin.first() => tls,
         ended = listeners.say_waiting() => return Err(AgentError::Admin(ended)),
         // Nobody has heard of us yet: there is nobody to say goodbye to.
         () = stop.cancelled() => return Ok(()),

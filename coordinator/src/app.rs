@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Operators};
 use crate::certificates::Certificates;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::Cluster;
@@ -29,7 +29,7 @@ use crate::leader::Epoch;
 use crate::metrics::Metrics;
 use crate::orders::Orders;
 use crate::probe::NetworkProber;
-use crate::{admin, ingest, leader, publish};
+use crate::{ingest, leader, publish};
 
 /// How long stopping may take: Kubernetes kills after 30 s, and the commit in hand takes milliseconds.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -39,7 +39,7 @@ pub struct App<C> {
     cluster: Arc<C>,
     config: Config,
     agents: TcpListener,
-    operators: TcpListener,
+    operators: Operators,
     signer: TokenSigner,
     certificates: Certificates,
     policy: watch::Sender<Arc<Policy>>,
@@ -101,8 +101,18 @@ type PartEnded = (&'static str, Option<Failure>);
 impl<C: Cluster> App<C> {
     /// Takes the ports, so that a second coordinator fails at once and clearly.
     pub async fn bind(cluster: Arc<C>, config: Config, certificates: Certificates) -> Result<Self, AppError> {
+        let operators = Operators::open(config.admin_listen).await?;
+        Self::bind_with(operators, cluster, config, certificates).await
+    }
+
+    /// The same, where operators have been served already.
+    pub async fn bind_with(
+        operators: Operators,
+        cluster: Arc<C>,
+        config: Config,
+        certificates: Certificates,
+    ) -> Result<Self, AppError> {
         let agents = listen(config.listen, "agents").await?;
-        let operators = listen(config.admin_listen, "operators").await?;
         let signer = TokenSigner::generate()?;
         let (policy, _) = watch::channel(Arc::new(config.policy.clone()));
         Ok(Self { cluster, config, agents, operators, signer, certificates, policy })
@@ -119,8 +129,8 @@ impl<C: Cluster> App<C> {
     }
 
     /// Where operators look.
-    pub fn operators_address(&self) -> io::Result<SocketAddr> {
-        self.operators.local_addr()
+    pub fn operators_address(&self) -> SocketAddr {
+        self.operators.address()
     }
 
     /// Runs until told to stop, or until a part ends that must not.
@@ -206,7 +216,7 @@ impl<C: Cluster> App<C> {
         let admin = Admin { clock, turned: last_turn, epoch, is_warm, metrics };
         let stop = stop.clone();
         parts.spawn(async move {
-            let ended = admin::serve(operators, admin, stop).await;
+            let ended = operators.serve(admin, stop).await;
             ("server for operators", ended.err().map(Into::into))
         });
         parts

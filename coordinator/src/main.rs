@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use somersault_coordinator::admin::Operators;
 use somersault_coordinator::app::App;
 use somersault_coordinator::ca::{CaPolicy, KubeStore};
 use somersault_coordinator::certificates::{Certificates, EnrolmentPlan};
@@ -19,6 +20,7 @@ use somersault_coordinator::cluster::kube::{Access, Kube, policy};
 use somersault_coordinator::config::{Args, Cli, ClusterPlace, Command, Config, LogFormat};
 use somersault_coordinator::enroll::{Accounts, KubeReviewer};
 use somersault_coordinator::fence::runner::{Runner, RunnerArgs};
+use somersault_coordinator_core::policy::Policy;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -60,37 +62,47 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             let certificates = from_folder(args).context("--ca-secret needs --cluster kube")?;
             serve(App::bind(Arc::new(cluster), config, certificates).await?, stop).await
         }
-        ClusterPlace::Kube => {
-            let cluster = Arc::new(Kube::open(&access(args)).await?);
-            let certificates = match &args.ca_secret {
-                None => from_folder(args)?,
-                // Waits for the API server, but not for longer than we are to live.
-                Some(secret) => {
-                    match stop.run_until_cancelled(Box::pin(authority(args, secret, &cluster))).await {
-                        Some(certificates) => certificates?,
-                        None => return Ok(()),
-                    }
-                }
-            };
-            let app = App::bind(Arc::clone(&cluster), config, certificates).await?;
-            let follow = policy::follow(Arc::clone(&cluster), app.policy(), stop.clone());
-            let serve = async {
-                let served = serve(app, stop.clone()).await;
-                stop.cancel();
-                served
-            };
-            let (served, ()) = tokio::join!(serve, follow);
-            // Nothing is in hand any more: the next leader need not wait for the lease to run out.
-            cluster.step_down().await;
-            served
-        }
+        ClusterPlace::Kube => run_on_kube(args, config, stop).await,
     }
+}
+
+async fn run_on_kube(args: &Args, mut config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    // First, so that nobody restarts us while we wait for the API server.
+    let operators = Operators::open(config.admin_listen).await?;
+    let cluster = Arc::new(Kube::open(&access(args)).await?);
+    let of_flags = Arc::new(config.policy.clone());
+    // Waits for the API server, but not for longer than we are to live.
+    let prepared = stop.run_until_cancelled(Box::pin(prepare(args, &of_flags, &cluster))).await;
+    let Some(prepared) = prepared else { return Ok(()) };
+    let certificates;
+    (config.policy, certificates) = prepared?;
+    cluster.set_leader_times(&config.policy);
+    let app = App::bind_with(operators, Arc::clone(&cluster), config, certificates).await?;
+    let follow = policy::follow(Arc::clone(&cluster), of_flags, app.policy(), stop.clone());
+    let serve = async {
+        let served = serve(app, stop.clone()).await;
+        stop.cancel();
+        served
+    };
+    let (served, ()) = tokio::join!(serve, follow);
+    // Nothing is in hand any more: the next leader need not wait for the lease to run out.
+    cluster.step_down().await;
+    served
+}
+
+/// What must be known before anything is decided and anybody is served.
+async fn prepare(args: &Args, of_flags: &Policy, cluster: &Kube) -> anyhow::Result<(Policy, Certificates)> {
+    let certificates = match &args.ca_secret {
+        None => from_folder(args)?,
+        Some(secret) => authority(args, secret, cluster).await?,
+    };
+    Ok((policy::at_start(cluster, of_flags).await, certificates))
 }
 
 async fn serve<C: Cluster>(app: App<C>, stop: CancellationToken) -> anyhow::Result<()> {
     tracing::info!(
         agents = %app.agents_address()?,
-        operators = %app.operators_address()?,
+        operators = %app.operators_address(),
         "coordinator started"
     );
     app.run(stop).await?;

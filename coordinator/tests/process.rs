@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
@@ -146,6 +146,41 @@ fn it_leads_answers_operators_and_stops_cleanly() -> Result<()> {
         ensure!(running.get("/elsewhere")?.starts_with("HTTP/1.1 404"));
         ensure!(running.exit_code_after(signal)? == Some(0), "{signal}");
     }
+    Ok(())
+}
+
+/// Nobody listens there.
+const NO_API_SERVER: &str = "\
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{name: c, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]
+users: [{name: u, user: {}}]
+";
+
+#[test]
+fn one_that_waits_for_the_api_server_is_alive_and_not_ready() -> Result<()> {
+    let place = Place::new()?;
+    let kubeconfig = place.file("kubeconfig", NO_API_SERVER)?;
+    // Free a moment ago; nothing is said on the log before the start is over.
+    let operators = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let child = Command::new(env!("CARGO_BIN_EXE_somersault-coordinator"))
+        .args(["--cluster", "kube", "--ca-secret", "ca", "--enroll-listen", "127.0.0.1:0"])
+        .args(["--listen", "127.0.0.1:0", "--admin-listen", &operators])
+        .env("KUBECONFIG", kubeconfig)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut running = Running { child, agents: String::new(), operators };
+    let start = Instant::now();
+    while running.get("/healthz").is_err() {
+        ensure!(start.elapsed() < SOON, "nobody answers");
+        sleep(Duration::from_millis(20));
+    }
+    ensure!(running.get("/healthz")?.starts_with("HTTP/1.1 200"));
+    let answer = running.get("/readyz")?;
+    ensure!(answer.starts_with("HTTP/1.1 503") && answer.contains("waiting for the API server"), "{answer}");
+    ensure!(running.exit_code_after(Signal::SIGTERM)? == Some(0));
     Ok(())
 }
 

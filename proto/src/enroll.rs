@@ -11,14 +11,18 @@
 //!
 //! Key and certificate live in memory only: whoever restarts asks again. The key is new each time.
 
+mod attempts;
 mod keep;
+mod origin;
 mod request;
 
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+pub use attempts::Attempts;
 pub use keep::{first, keep, renewal_due};
+pub use origin::{Origin, OriginError};
 pub use request::enroll;
 
 use crate::model::{Address, ModelError};

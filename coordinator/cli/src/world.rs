@@ -1,12 +1,14 @@
 //! The objects that a command looks at: of a cluster, or of a dump, read once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use somersault_coordinator::cluster::Problem;
 use somersault_coordinator::cluster::directory::{self, Objects};
+use somersault_coordinator::cluster::kube::policy;
 use somersault_coordinator_core::decision::ExpectedTimes;
 use somersault_coordinator_core::fencing::ProofKind;
 use somersault_coordinator_core::fleet::Fleet;
@@ -24,7 +26,7 @@ mod reports;
 
 /// How long a fence agent takes to cut the power and read it back, for the report's estimate only: baseboard
 /// controllers answer within a second each and cut the power within a few.
-const POWER_OFF_EXPECTED: std::time::Duration = std::time::Duration::from_secs(5);
+const POWER_OFF_EXPECTED: Duration = Duration::from_secs(5);
 
 /// What the objects say.
 pub struct World {
@@ -44,6 +46,8 @@ pub struct World {
     pub led: Option<bool>,
     /// Manifests that could not be read.
     pub problems: Vec<Problem>,
+    /// How long it took to read; nothing for a dump.
+    pub read_in: Duration,
 }
 
 impl World {
@@ -60,8 +64,10 @@ impl World {
 
     /// What a cluster says now.
     pub fn of_cluster(source: &Source, policy_file: Option<&Path>) -> Result<Self, Failure> {
+        let begun = Instant::now();
         let world = Self::of(&source.objects()?, policy_file)?;
-        Ok(Self { led: source.led()?, ..world })
+        let read_in = begun.elapsed();
+        Ok(Self { led: source.led()?, read_in, ..world })
     }
 
     /// Everything that these objects say.
@@ -87,7 +93,8 @@ impl World {
             .filter_map(|(node, health)| Some((node.clone(), reports::report(health.status.as_ref()?)?)))
             .collect();
         let problems = snapshot.problems;
-        Ok(Self { fleet, healths, recoveries, migrations, evacuations, policy, led: None, problems })
+        let (led, read_in) = (None, Duration::ZERO);
+        Ok(Self { fleet, healths, recoveries, migrations, evacuations, policy, led, problems, read_in })
     }
 
     /// The proofs that each node could offer: as the coordinator says, else what can be told from outside. A
@@ -192,15 +199,10 @@ fn policy_of_cluster(objects: &Objects, problems: &mut Vec<Problem>) -> Policy {
     })
 }
 
-/// The policy that this spec makes, or what is wrong with it.
+/// The policy that this spec makes, or what is wrong with it, as the coordinator finds it. Which nodes have fence
+/// agents by its own configuration is not known here.
 pub fn read_policy(spec: &Value) -> Result<Policy, String> {
-    let mut spec = spec.clone();
-    if let Some(fields) = spec.as_object_mut() {
-        // A request of people, not a limit.
-        fields.remove("holdRelease");
-    }
-    let spec: PolicySpec = serde_json::from_value(spec).map_err(|error| format!("spec: {error}"))?;
-    Policy::try_from(spec).map_err(|error| format!("spec: {error}"))
+    policy::read(spec, &BTreeSet::new())
 }
 
 /// Tells the problems on standard error and says how the command then ends.

@@ -262,7 +262,7 @@ impl Policy {
     /// This policy, changed to `newer` as far as it may change while we run; and the names of what stays as it is
     /// until the coordinator starts anew:
     /// - `lease`: hosts still hold grants of the old length, and waiting shorter than they hold would be fatal;
-    /// - `leader`: who may lead is agreed between coordinators that count with the same times;
+    /// - `leader`: a term ends by the times under which it began;
     /// - `watchdogFencing`, which no policy file can fill.
     ///
     /// Everything else takes effect with the next look at it; what is under way (a run of a fence agent, a deletion)
@@ -367,6 +367,11 @@ fn limits(spec: PolicySpec) -> Limits {
 /// A day: nothing here has a reason to take longer, and sums of such values cannot overflow.
 const DAY_MS: u64 = 86_400_000;
 
+/// The longest `leader.leaseMs`. A Lease that somebody deleted tells nothing of who led, so it is waited for as long as
+/// any leader may count; and longer than this, a cluster should not be without one.
+pub const LEADER_LEASE_MAX: Duration = Duration::from_millis(LEADER_LEASE_MAX_MS);
+const LEADER_LEASE_MAX_MS: u64 = 60_000;
+
 fn check_ranges(spec: &PolicySpec) -> Result<(), PolicyError> {
     let times = [
         ("detection.goodbyeMs", spec.detection.goodbye_ms.unwrap_or(1)),
@@ -395,6 +400,13 @@ fn check_ranges(spec: &PolicySpec) -> Result<(), PolicyError> {
     for (name, value) in times {
         range(name, value, 1, DAY_MS, "a time-out of nothing or of more than a day is a mistake")?;
     }
+    range(
+        "leader.leaseMs",
+        spec.leader.lease_ms,
+        1,
+        LEADER_LEASE_MAX_MS,
+        "a leader that died is missed for as long, and one whose Lease was deleted for as long as any may count",
+    )?;
     let beat = spec.detection.beat_ms.unwrap_or(1_000);
     range(
         "detection.beatMs",

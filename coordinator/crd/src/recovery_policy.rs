@@ -189,7 +189,7 @@ pub struct LeasePolicy {
 pub struct LeaderPolicy {
     /// A candidate may take over after the lease was not renewed for this long, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 86_400_000))]
+    #[schemars(range(min = 1, max = 60_000))]
     pub lease_ms: Option<u64>,
     /// The leader gives up after it could not renew for this long, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,12 +13,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::ObjectMeta;
 use rcgen::{KeyPair, PublicKeyData};
-use somersault_proto::enroll::renewal_due;
+use somersault_proto::enroll::{Attempts, renewal_due};
 use somersault_proto::tls::{Identity, Pem, TlsMaterial, TlsSource};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -49,11 +48,15 @@ pub struct Signer {
     state: watch::Receiver<Arc<State>>,
 }
 
+fn no_attempt() -> Attempts {
+    Attempts::new("the certificate authority is not as it should be", RETRY)
+}
+
 impl<S: CaStore> Keeper<S> {
     /// Reads or makes the authority, and signs our own certificate. Tries until the API server lets it, and says
     /// why it does not.
     pub async fn open(store: S, policy: CaPolicy) -> Self {
-        let mut attempts = Attempts::new();
+        let mut attempts = no_attempt();
         loop {
             match settle(&store, None, &policy).await {
                 Ok(state) => match own(&state, &policy) {
@@ -80,11 +83,11 @@ impl<S: CaStore> Keeper<S> {
 
     /// Keeps everything as it should be, for ever.
     pub async fn run(mut self) {
-        let mut attempts = Attempts::new();
+        let mut attempts = no_attempt();
         loop {
             sleep(self.policy.look_every()).await;
             match self.turn().await {
-                Ok(()) => attempts = Attempts::new(),
+                Ok(()) => attempts = no_attempt(),
                 Err(error) => attempts.failed(&error).await,
             }
         }
@@ -196,33 +199,4 @@ fn own(state: &State, policy: &CaPolicy) -> Result<(TlsMaterial, SystemTime), Ca
     // No jitter: replicas are few.
     let due = renewal_due(SystemTime::now(), material.validity().not_after, 0.0);
     Ok((material, due))
-}
-
-/// Failed attempts in a row.
-struct Attempts {
-    pauses: backon::ExponentialBackoff,
-    last_error: String,
-}
-
-impl Attempts {
-    fn new() -> Self {
-        let (least, most) = RETRY;
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(least)
-            .with_max_delay(most)
-            .with_jitter()
-            .without_max_times();
-        Self { pauses: pauses.build(), last_error: String::new() }
-    }
-
-    /// Says why, once for each new reason, and waits.
-    async fn failed(&mut self, error: &CaError) {
-        let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-        let words = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-        if words != self.last_error {
-            tracing::warn!(error = words, "the certificate authority is not as it should be");
-            self.last_error = words;
-        }
-        sleep(self.pauses.next().unwrap_or(RETRY.1)).await;
-    }
 }

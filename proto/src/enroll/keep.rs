@@ -2,12 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::sleep;
 
 use super::request::read;
-use super::{EnrollError, Enrolment, enroll, utc, with_causes};
+use super::{Attempts, Enrolment, enroll, utc};
 use crate::model::limits::PEM_BYTES_MAX;
 use crate::tls::{TlsMaterial, TlsSource};
 
@@ -18,9 +17,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// No certificate lives so short that more looks would be of use.
 const LOOK_AGAIN_MIN: Duration = Duration::from_millis(50);
 
+fn no_attempt() -> Attempts {
+    Attempts::new("no certificate", RETRY)
+}
+
 /// Asks until there is a certificate. Says each new reason for having none once.
 pub async fn first(enrolment: &Enrolment) -> TlsMaterial {
-    let mut attempts = Attempts::new();
+    let mut attempts = no_attempt();
     loop {
         match enroll(enrolment).await {
             Ok(material) => {
@@ -34,7 +37,7 @@ pub async fn first(enrolment: &Enrolment) -> TlsMaterial {
 
 /// Keeps the certificate of `source` new, for ever.
 pub async fn keep(enrolment: Enrolment, source: TlsSource) {
-    let mut attempts = Attempts::new();
+    let mut attempts = no_attempt();
     let mut bundle = read_bundle(&enrolment).await;
     let mut due = renewal_due(SystemTime::now(), source.current().validity().not_after, chance());
     loop {
@@ -52,7 +55,7 @@ pub async fn keep(enrolment: Enrolment, source: TlsSource) {
                 due = renewal_due(SystemTime::now(), material.validity().not_after, chance());
                 source.renew(material);
                 bundle = now_published;
-                attempts = Attempts::new();
+                attempts = no_attempt();
             }
             Err(error) => {
                 let until = source.current().validity().not_after;
@@ -86,32 +89,4 @@ async fn read_bundle(enrolment: &Enrolment) -> Option<Vec<u8>> {
 fn told(enrolment: &Enrolment, material: &TlsMaterial) {
     let until = utc(material.validity().not_after);
     tracing::info!(identity = enrolment.identity.san(), until, "certified");
-}
-
-/// Failed attempts in a row.
-struct Attempts {
-    pauses: ExponentialBackoff,
-    last_error: String,
-}
-
-impl Attempts {
-    fn new() -> Self {
-        let (least, most) = RETRY;
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(least)
-            .with_max_delay(most)
-            .with_jitter()
-            .without_max_times();
-        Self { pauses: pauses.build(), last_error: String::new() }
-    }
-
-    /// Says why, once for each new reason, and waits.
-    async fn failed(&mut self, error: &EnrollError) {
-        let words = with_causes(error);
-        if words != self.last_error {
-            tracing::warn!(error = words, "no certificate; trying again");
-            self.last_error = words;
-        }
-        sleep(self.pauses.next().unwrap_or(RETRY.1)).await;
-    }
 }

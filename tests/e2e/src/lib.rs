@@ -4,6 +4,7 @@
 //!   bed    the cluster, the stand-in for KubeVirt, the product installed as its README says
 //!   stage  the VMs of one scenario, and what their own disks say
 //!   look   what the coordinator publishes: states, decisions, times
+//!   logs   what our pods say: no call of theirs is forbidden
 //! ```
 //!
 //! Everything is real but KubeVirt, CDI and Wukong's operator (`tests/kubevirt`). The judge of every scenario is
@@ -11,6 +12,7 @@
 
 pub mod api;
 pub mod bed;
+mod logs;
 pub mod look;
 pub mod programs;
 pub mod side_by_side;

@@ -180,6 +180,16 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Every VM writes, is where it was and has never been elsewhere.
+    pub fn undisturbed(&self, deadline: Duration) -> Result<()> {
+        for vm in self.staged() {
+            self.wait_writes(vm, deadline)?;
+            let instances = self.instances(vm)?;
+            ensure!(instances == 1, "{instances} instances have written on the disk of {}", vm.name);
+        }
+        self.judge()
+    }
+
     /// How many instances have written on a VM's disk.
     pub fn instances(&self, vm: &Vm) -> Result<usize> {
         Ok(self.disk(vm)?.instances().len())
@@ -259,8 +269,7 @@ fn create(bed: &Bed, vm: &Vm, node: &str) -> Result<()> {
         Storage::Local => LOCAL_CLASS,
         Storage::Unknown => HOSTPATH_CLASS,
     };
-    let mut made =
-        builders::Vm::new(vm.name).namespace(VMS).run_strategy(vm.strategy).preferring_node(node);
+    let mut made = builders::Vm::new(vm.name).namespace(VMS).run_strategy(vm.strategy).preferring_node(node);
     if vm.storage == Storage::NetworkAndImage {
         let allowed = made.annotation("somersault.novasphere.dev/rebuild", "true");
         made = allowed.data_volume_template(SYSTEM_DISK, LOCAL_CLASS, "http://images.invalid/system.img");

@@ -132,8 +132,10 @@ impl Bed {
 
     fn patch_status(&self, object: &[&str], status: &Value) -> Result<()> {
         let patch = json!({ "status": status }).to_string();
-        let patch = ["--subresource=status", "--type=merge", "-p", &patch];
-        self.cluster.ask(&[&["patch"], object, &patch].concat()).map(drop)
+        let patch = ["--type=merge", "-p", &patch];
+        // Of KubeVirt's kinds the instance has none.
+        let subresource: &[&str] = if object[0] == "vmi" { &[] } else { &["--subresource=status"] };
+        self.cluster.ask(&[&["patch"], object, subresource, &patch].concat()).map(drop)
     }
 
     fn tells_what_the_objects_say(&self) -> Result<()> {
@@ -226,6 +228,7 @@ impl Bed {
     fn goes_away(&self) -> Result<()> {
         let taint = json!({ "spec": { "taints": [
             { "key": "somersault.novasphere.dev/unreachable", "effect": "NoSchedule" },
+            { "key": "node.kubernetes.io/out-of-service", "value": "somersault", "effect": "NoExecute" },
             { "key": "example.org/mine", "effect": "PreferNoSchedule" },
         ] } });
         self.cluster.ask(&["patch", "node", "n1", "--type=merge", "-p", &taint.to_string()])?;
@@ -235,14 +238,18 @@ impl Bed {
         ran.says("VolumeMigration default/db-to-n1 (Pending)")?;
         let planned = self.json(&["uninstall", "--dry-run", "--delete-crds"])?;
         ensure!(
-            planned["done"] == false && planned["steps"].to_string().contains("taint off node n1"),
+            planned["done"] == false && planned["steps"].to_string().contains("take our taint off node n1"),
+            "{planned:#}"
+        );
+        ensure!(
+            planned["steps"].to_string().contains("take our out-of-service taint off node n1"),
             "{planned:#}"
         );
         ensure!(planned["stays"].to_string().contains("pv-old"), "{planned:#}");
         self.run(&["uninstall", "--force", "--delete-crds"])?.ends_with(4)?;
         let node = self.cluster.get(&["node", "n1"])?;
         ensure!(
-            node["spec"]["taints"].as_array().map(Vec::len) == Some(2),
+            node["spec"]["taints"].as_array().map(Vec::len) == Some(3),
             "nothing was confirmed: {node:#}"
         );
 

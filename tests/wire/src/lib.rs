@@ -76,7 +76,7 @@ impl Fleet {
             fence: FenceSource::None,
         };
         let app = App::bind(Arc::new(Directory::open(&cluster)?), config, certificates).await?;
-        let (address, operators) = (app.agents_address()?, app.operators_address()?);
+        let (address, operators) = (app.agents_address()?, app.operators_address());
         let stop = CancellationToken::new();
         let running = tokio::spawn(app.run(stop.clone()));
         let fleet = Self { authority, folder, address, operators, stop, running };

@@ -43,9 +43,11 @@ pub fn run(global: &Global, args: &CheckArgs) -> Result<Exit, Failure> {
     };
     let begun = Instant::now();
     let sections = loop {
-        let sections = look(&server)?;
+        let (sections, unanswered) = look(&server)?;
         let left = args.wait.unwrap_or_default().saturating_sub(begun.elapsed());
-        if worst(&sections) < Grade::Failed || left.is_zero() {
+        // A server that is busy may answer in a moment; a right that is missing does not come by waiting.
+        let may_mend = unanswered || worst(&sections) >= Grade::Failed;
+        if !may_mend || left.is_zero() {
             break sections;
         }
         thread::sleep(LOOK_EVERY.min(left));
@@ -59,17 +61,18 @@ pub fn run(global: &Global, args: &CheckArgs) -> Result<Exit, Failure> {
     Ok(if result < Grade::Unseen { Exit::Ok } else { Exit::Failed })
 }
 
-/// One look. A server that does not answer is a finding too: the first, and the only one.
-fn look(server: &ApiServer) -> Result<Vec<Section>, Failure> {
+/// One look, and whether some question of it was not answered. A server that does not answer at all is a finding too:
+/// the first, and the only one.
+fn look(server: &ApiServer) -> Result<(Vec<Section>, bool), Failure> {
     match gather::gather(server) {
-        Ok(facts) => Ok(rules::sections(&facts)),
+        Ok((facts, unanswered)) => Ok((rules::sections(&facts), unanswered)),
         Err(Failure::Unreachable(why)) => {
             let finding = Finding::failed(
                 format!("the API server {} answers", server.address()),
                 vec![why],
                 "everything else was not looked at",
             );
-            Ok(vec![Section { name: "kubernetes", findings: vec![finding] }])
+            Ok((vec![Section { name: "kubernetes", findings: vec![finding] }], true))
         }
         Err(failure) => Err(failure),
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::thread;
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::args::{Format, Global, StatusArgs};
 use crate::exit::{Exit, Failure};
@@ -30,14 +30,16 @@ pub fn run(global: &Global, args: &StatusArgs) -> Result<Exit, Failure> {
     Ok(world::end(&world))
 }
 
+/// Before a server that did not answer is asked again: one that is just starting has enough to do.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
 /// Draws until interrupted, or until nobody reads any more. A server that goes away is told, and waited for.
 fn watch(global: &Global, policy: Option<&Path>) -> Result<Exit, Failure> {
     let terminal = io::stdout().is_terminal() && global.output == Format::Table;
     let source = Source::open(global)?;
     let mut last: Option<String> = None;
     loop {
-        let begun = Instant::now();
-        match (World::of_cluster(&source, policy), &last) {
+        let rest = match (World::of_cluster(&source, policy), &last) {
             (Ok(world), _) => {
                 let status = Status::of(&world, global.namespace.as_deref());
                 let drawn = text(&status);
@@ -47,14 +49,19 @@ fn watch(global: &Global, policy: Option<&Path>) -> Result<Exit, Failure> {
                     output::print(global.output, &status, || drawn.clone())?;
                 }
                 last = Some(drawn);
+                source.redraw_after(world.read_in)
             }
             (Err(Failure::Unreachable(why)), Some(drawn)) if terminal => {
                 output::write_out(&screen(&format!("{drawn}\nOUT OF DATE: {}\n", clean_lines(&why))))?;
+                ASK_AGAIN_AFTER
             }
-            (Err(Failure::Unreachable(why)), Some(_)) => output::complain(&why),
+            (Err(Failure::Unreachable(why)), Some(_)) => {
+                output::complain(&why);
+                ASK_AGAIN_AFTER
+            }
             (Err(failure), _) => return Err(failure),
-        }
-        thread::sleep(source.redraw_after(begun.elapsed()));
+        };
+        thread::sleep(rest);
     }
 }
 

@@ -48,6 +48,8 @@ pub struct ApiServer {
     address: String,
     namespace: String,
     told: Cell<bool>,
+    /// The leader's Lease, where it stands still.
+    lease: Cell<Option<lead::Still>>,
 }
 
 impl ApiServer {
@@ -66,6 +68,7 @@ impl ApiServer {
             address: address.trim_end_matches('/').to_owned(),
             namespace,
             told: Cell::new(false),
+            lease: Cell::default(),
         })
     }
 
@@ -100,8 +103,11 @@ impl ApiServer {
             match result {
                 Ok(contents) => files.push((PathBuf::from(kind.resource()), Arc::new(contents))),
                 Err(trouble) if trouble.is_not_found() => absent.push(kind.absent),
+                // Pods are read in two parts.
                 Err(trouble) if trouble.is_forbidden() => {
-                    forbidden.push(kind.resource());
+                    if !forbidden.contains(&kind.resource()) {
+                        forbidden.push(kind.resource());
+                    }
                 }
                 Err(trouble) => return Err(trouble.failure(&self.address, &kind.resource())),
             }
@@ -137,8 +143,10 @@ impl ApiServer {
 
     /// See [`super::Source::led`].
     pub fn led(&self) -> Result<Option<bool>, Failure> {
-        self.wait(lead::observe(&self.client))
-            .map_err(|trouble| trouble.failure(&self.address, "the leader's Lease"))
+        let mut still = self.lease.take();
+        let led = self.wait(lead::observe(&self.client, &mut still));
+        self.lease.set(still);
+        led.map_err(|trouble| trouble.failure(&self.address, "the leader's Lease"))
     }
 
     /// See [`super::Source::get`].
@@ -277,6 +285,7 @@ async fn list(client: &Client, kind: &Kind) -> Result<Contents, Trouble> {
 /// use here, but often half of the bytes.
 fn take_in(kind: &Kind, mut item: Value, contents: &mut Contents) {
     complete(kind, &mut item);
+    let Some(item) = kind.kept(item) else { return };
     match ObjectId::of(&item) {
         Ok(id) => contents.entries.push(Entry { id, document: 0, value: item }),
         Err(message) => {

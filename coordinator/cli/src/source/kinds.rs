@@ -1,5 +1,8 @@
 //! The kinds that a command reads from an API server, and how to ask for one.
 
+use serde_json::Value;
+use somersault_coordinator::cluster::manifest::{NOT_OF_VMS, OF_VMS, claims_alone};
+
 /// What it means that a cluster does not know a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
@@ -36,22 +39,22 @@ const fn kind(
     Kind { name, group, version, plural, selector: "", absent }
 }
 
-/// Pods that hold a VM's disks; there may be many others.
-const PODS: Kind = Kind {
-    selector: "kubevirt.io in (virt-launcher, hotplug-disk)",
-    ..kind("Pod", "", "v1", "pods", Absent::Never)
-};
+/// Pods that hold a VM's disks.
+const PODS: Kind = Kind { selector: OF_VMS, ..kind("Pod", "", "v1", "pods", Absent::Never) };
+/// All others, of which there may be many: they may use a VM's claims.
+const OTHER_PODS: Kind = Kind { selector: NOT_OF_VMS, ..PODS };
 
 const STORAGE: &str = "storage.k8s.io";
 const KUBEVIRT: &str = "kubevirt.io";
 const OURS: &str = somersault_crd::GROUP;
 
 /// Everything that decisions are made from.
-pub const READ: [Kind; 16] = [
+pub const READ: [Kind; 17] = [
     kind("Node", "", "v1", "nodes", Absent::Never),
     kind("PersistentVolume", "", "v1", "persistentvolumes", Absent::Never),
     kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", Absent::Never),
     PODS,
+    OTHER_PODS,
     kind("StorageClass", STORAGE, "v1", "storageclasses", Absent::Never),
     kind("VolumeAttachment", STORAGE, "v1", "volumeattachments", Absent::Never),
     kind("VirtualMachine", KUBEVIRT, "v1", "virtualmachines", Absent::KubeVirt),
@@ -76,6 +79,11 @@ impl Kind {
     /// The kind of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         READ.iter().find(|kind| kind.name == name)
+    }
+
+    /// What is kept of an object, if anything.
+    pub fn kept(&self, object: Value) -> Option<Value> {
+        if self.selector == NOT_OF_VMS { claims_alone(&object) } else { Some(object) }
     }
 
     /// `apiVersion` of its objects.

@@ -8,25 +8,44 @@
 //! ```
 //!
 //! `renewTime` is the reading of another host's clock. It may tell good news at once, for what is only shown; bad news
-//! needs that the Lease was seen to stand still.
+//! needs that the Lease was seen to stand still. Who looks again and again waits for that only once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::{Api, Client};
+use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 
 use super::api::limited;
 use super::install;
 use super::trouble::Trouble;
 
-/// A leader renews every 2 s (client-go's and our own default); two renewals must have been missed.
-const WATCH_FOR: Duration = Duration::from_secs(5);
+/// A leader renews every 2 s and its lease lasts 15 s (client-go's and our own defaults): in a third of it, two renewals
+/// must have been missed. Where the policy says otherwise, it is a third of what the Lease says.
+const WATCH_SHARE: u32 = 3;
+/// What a Lease says that says nothing.
+const LEASE: Duration = Duration::from_secs(15);
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Looks, and again where that is needed. `None` where we may not look.
-pub async fn observe(client: &Client) -> Result<Option<bool>, Trouble> {
+/// A Lease that was held and not fresh, and since when it is seen as it is.
+#[derive(Clone, Debug)]
+pub struct Still {
+    spec: Option<LeaseSpec>,
+    since: Instant,
+}
+
+impl Still {
+    /// Since when a Lease stands still: since it was first seen so.
+    fn of(lease: &Lease, before: Option<Self>, now: Instant) -> Self {
+        let before = before.filter(|before| before.spec == lease.spec);
+        before.unwrap_or_else(|| Self { spec: lease.spec.clone(), since: now })
+    }
+}
+
+/// Looks, and again where that is needed. `None` where we may not look. `still` is kept from one call to the next.
+pub async fn observe(client: &Client, still: &mut Option<Still>) -> Result<Option<bool>, Trouble> {
     let api: Api<Lease> = Api::namespaced(client.clone(), install::NAMESPACE);
     let look = || limited(api.get_opt(install::COORDINATOR));
     let first = match look().await {
@@ -41,7 +60,10 @@ pub async fn observe(client: &Client) -> Result<Option<bool>, Trouble> {
     if is_fresh(&first, Timestamp::now()) {
         return Ok(Some(true));
     }
-    for _ in 0..WATCH_FOR.as_millis() / LOOK_EVERY.as_millis() {
+    let seen = Still::of(&first, still.take(), Instant::now());
+    let since = seen.since;
+    *still = Some(seen);
+    while since.elapsed() < watch_for(&first) {
         tokio::time::sleep(LOOK_EVERY).await;
         match look().await? {
             Some(lease) if lease.spec != first.spec => return Ok(Some(is_held(&lease))),
@@ -50,6 +72,12 @@ pub async fn observe(client: &Client) -> Result<Option<bool>, Trouble> {
         }
     }
     Ok(Some(false))
+}
+
+/// How long a Lease must stand still until nobody leads.
+fn watch_for(lease: &Lease) -> Duration {
+    let seconds = lease.spec.as_ref().and_then(|spec| u64::try_from(spec.lease_duration_seconds?).ok());
+    seconds.map_or(LEASE, Duration::from_secs).clamp(LEASE, LEADER_LEASE_MAX) / WATCH_SHARE
 }
 
 fn is_held(lease: &Lease) -> bool {
@@ -68,7 +96,6 @@ fn is_fresh(lease: &Lease, now: Timestamp) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::coordination::v1::LeaseSpec;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     use super::*;
@@ -92,6 +119,24 @@ mod tests {
         assert!(!is_fresh(&lease("a", 900), now), "must be looked at longer");
         assert!(!is_fresh(&lease("a", 1_100), now), "must be looked at longer");
         assert!(!is_fresh(&Lease::default(), now));
+    }
+
+    #[test]
+    fn a_lease_stands_still_since_it_was_first_seen_so() {
+        let (first, now) = (Instant::now(), Instant::now() + Duration::from_secs(9));
+        let seen = Still::of(&lease("a", 900), None, first);
+        assert_eq!(Still::of(&lease("a", 900), Some(seen.clone()), now).since, first);
+        assert_eq!(Still::of(&lease("a", 902), Some(seen), now).since, now, "it was renewed");
+    }
+
+    #[test]
+    fn a_slow_leader_is_watched_longer() {
+        let held = |seconds| {
+            let spec = LeaseSpec { lease_duration_seconds: Some(seconds), ..LeaseSpec::default() };
+            watch_for(&Lease { spec: Some(spec), ..Lease::default() }).as_secs()
+        };
+        assert_eq!((held(3), held(15), held(60), held(i32::MAX)), (5, 5, 20, 20));
+        assert_eq!(watch_for(&Lease::default()).as_secs(), 5);
     }
 
     #[test]

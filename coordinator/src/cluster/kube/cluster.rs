@@ -1,9 +1,8 @@
 //! Reading, leading and writing, put together.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kube::Client;
-use serde_json::Value;
 use somersault_coordinator_core::io::{Action, Notice, Record};
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
@@ -11,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::api::Api;
 use super::client::{self, ConnectError};
-use super::collect::{self, Outlets, WAITING_MAX};
+use super::collect::{self, Outlets, StoredPolicy, WAITING_MAX};
 use super::election::Times;
 use super::kinds::WATCHED;
 use super::lead::{Candidate, Pace, Place, Term};
@@ -30,8 +29,9 @@ pub struct Kube {
     term: Mutex<Option<Arc<Term>>>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     synced: watch::Receiver<bool>,
-    policy: watch::Receiver<Option<Value>>,
-    pace: Pace,
+    policy: watch::Receiver<StoredPolicy>,
+    /// Set once: a term ends by the times under which it began.
+    pace: OnceLock<Pace>,
 }
 
 /// Which API server, and who we are there.
@@ -52,7 +52,7 @@ impl Kube {
         let namespace = access.namespace.clone().unwrap_or(clients.namespace);
         let (snapshots, newest) = watch::channel(Arc::default());
         let (synced, is_synced) = watch::channel(false);
-        let (policy, specs) = watch::channel(None);
+        let (policy, specs) = watch::channel(StoredPolicy::Unread);
         let (told, heard) = mpsc::channel(WAITING_MAX);
         for kind in WATCHED {
             tokio::spawn(watch_kind(clients.watches.clone(), kind, told.clone()));
@@ -72,12 +72,21 @@ impl Kube {
             snapshots: newest,
             synced: is_synced,
             policy: specs,
-            pace: pace_of(&Policy::default()),
+            pace: OnceLock::new(),
         })
     }
 
-    /// `spec` of the policy that counts, as it changes.
-    pub(super) fn policy_specs(&self) -> watch::Receiver<Option<Value>> {
+    /// Stands for election by the times of this policy, from the first time on. Later calls change nothing: other
+    /// coordinators go by what was written into the Lease when we began.
+    pub fn set_leader_times(&self, policy: &Policy) {
+        let pace = pace_of(policy);
+        if *self.pace.get_or_init(|| pace) != pace {
+            tracing::warn!("the leader's times change when this process starts anew");
+        }
+    }
+
+    /// The policy that counts, as it changes.
+    pub(super) fn policy_specs(&self) -> watch::Receiver<StoredPolicy> {
         self.policy.clone()
     }
 
@@ -162,7 +171,8 @@ impl Cluster for Kube {
         self.step_down().await;
         // The pod's name for people, the rest so that no other process has it.
         let identity = format!("{}_{identity}", self.instance);
-        let candidate = Candidate::new(self.place.clone(), identity, self.pace);
+        let pace = *self.pace.get_or_init(|| pace_of(&Policy::default()));
+        let candidate = Candidate::new(self.place.clone(), identity, pace);
         let (term, lost) = candidate.win(&self.writer).await;
         let epoch = term.epoch;
         *lock(&self.term) = Some(Arc::clone(&term));

@@ -28,14 +28,26 @@ const GAP_TIMES: u32 = 5;
 /// What lies in front of the join before the watches wait. An object has a few KiB.
 pub(super) const WAITING_MAX: usize = 1_024;
 
+/// The policy that counts, as it is stored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum StoredPolicy {
+    /// Nobody knows yet.
+    #[default]
+    Unread,
+    /// There is none.
+    Absent,
+    /// Its `spec`.
+    Is(Value),
+}
+
 /// Where snapshots and policies go.
 pub(super) struct Outlets {
     /// The newest snapshot.
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// Whether every kind was read.
     pub synced: watch::Sender<bool>,
-    /// `spec` of the one policy that counts, as it is; `None` where there is none.
-    pub policy: watch::Sender<Option<Value>>,
+    /// The one policy that counts; told as soon as the policies were read, since all else may take longer.
+    pub policy: watch::Sender<StoredPolicy>,
 }
 
 /// Joins until the watches are gone.
@@ -62,16 +74,24 @@ fn drain(told: &mut mpsc::Receiver<Told>, collector: &mut Collector) {
     }
 }
 
+/// What is remembered of each object, so that one that did not change changes nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Print {
+    /// Its fingerprint.
+    of: u64,
+    /// The watch that told of it last: only that one can tell that it is gone.
+    watch: &'static str,
+}
+
 /// Everything that was told, and what has changed since it was last published.
 struct Collector {
     inventory: Inventory,
-    /// Of each object, so that one that did not change changes nothing.
-    prints: HashMap<ObjectId, u64>,
+    prints: HashMap<ObjectId, Print>,
     renewals: BTreeMap<NodeName, String>,
-    policy: Option<Value>,
+    policy: StoredPolicy,
     /// Objects of the lists that are under way.
     lists: BTreeMap<&'static str, HashSet<ObjectId>>,
-    /// Kinds that were not read to their end yet.
+    /// Watches that were not read to their end yet.
     unread: BTreeSet<&'static str>,
     fleet_changed: bool,
     renewals_changed: bool,
@@ -83,9 +103,9 @@ impl Default for Collector {
             inventory: Inventory::default(),
             prints: HashMap::new(),
             renewals: BTreeMap::new(),
-            policy: None,
+            policy: StoredPolicy::Absent,
             lists: BTreeMap::new(),
-            unread: WATCHED.iter().map(|kind| kind.name).collect(),
+            unread: WATCHED.iter().map(|kind| kind.watch).collect(),
             fleet_changed: true,
             renewals_changed: false,
         }
@@ -95,45 +115,48 @@ impl Default for Collector {
 impl Collector {
     fn take(&mut self, told: Told) {
         match told {
-            Told::Begin(kind) => {
-                self.lists.insert(kind, HashSet::new());
+            Told::Begin(watch) => {
+                self.lists.insert(watch, HashSet::new());
             }
-            Told::Is(kind, object) => match ObjectId::of(&object) {
+            Told::Is(watch, object) => match ObjectId::of(&object) {
                 Ok(id) => {
-                    if let Some(listed) = self.lists.get_mut(kind) {
+                    if let Some(listed) = self.lists.get_mut(watch) {
                         listed.insert(id.clone());
                     }
-                    self.put(id, &object);
+                    self.put(watch, id, &object);
                 }
-                Err(why) => tracing::warn!(kind, why, "an object without a name that can be used"),
+                Err(why) => tracing::warn!(kind = watch, why, "an object without a name that can be used"),
             },
-            Told::Gone(object) => {
-                if let Ok(id) = ObjectId::of(&object) {
+            Told::Gone(watch, object) => {
+                // A pod whose label changed goes from one watch to another, and either may be the first to tell.
+                if let Ok(id) = ObjectId::of(&object)
+                    && self.prints.get(&id).is_some_and(|print| print.watch == watch)
+                {
                     self.remove(&id);
                 }
             }
-            Told::Complete(kind) => {
-                let listed = self.lists.remove(kind).unwrap_or_default();
-                self.remove_all_but(kind, &listed);
+            Told::Complete(watch) => {
+                let listed = self.lists.remove(watch).unwrap_or_default();
+                self.remove_all_but(watch, &listed);
             }
-            Told::Absent(kind) => self.remove_all_but(kind, &HashSet::new()),
+            Told::Absent(watch) => self.remove_all_but(watch, &HashSet::new()),
         }
     }
 
-    fn put(&mut self, id: ObjectId, object: &Value) {
+    fn put(&mut self, watch: &'static str, id: ObjectId, object: &Value) {
         if id.kind == "Lease" {
             let renewed = object["spec"]["renewTime"].as_str().unwrap_or_default();
             let before = self.renewals.insert(NodeName(id.name.clone()), renewed.to_owned());
             self.renewals_changed |= before.is_none_or(|before| before != renewed);
-            self.prints.insert(id, 0);
+            self.prints.insert(id, Print { of: 0, watch });
             return;
         }
-        let print = fingerprint(object);
+        let print = Print { of: fingerprint(object), watch };
         if self.prints.insert(id.clone(), print) == Some(print) {
             return;
         }
         if is_the_policy(&id) {
-            self.policy = Some(object["spec"].clone());
+            self.policy = StoredPolicy::Is(object["spec"].clone());
         }
         self.inventory.remove(&id);
         self.inventory.add(API_SERVER, 0, &id, object);
@@ -150,33 +173,35 @@ impl Collector {
             return;
         }
         if is_the_policy(id) {
-            self.policy = None;
+            self.policy = StoredPolicy::Absent;
         }
         self.inventory.remove(id);
         self.fleet_changed = true;
     }
 
     /// What a complete list does not have was deleted while nobody watched.
-    fn remove_all_but(&mut self, kind: &'static str, listed: &HashSet<ObjectId>) {
-        let gone = self.prints.keys().filter(|id| id.kind == kind && !listed.contains(*id));
-        for id in gone.cloned().collect::<Vec<_>>() {
+    fn remove_all_but(&mut self, watch: &'static str, listed: &HashSet<ObjectId>) {
+        let gone = self.prints.iter().filter(|(id, print)| print.watch == watch && !listed.contains(*id));
+        for id in gone.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             self.remove(&id);
         }
-        self.unread.remove(kind);
+        self.unread.remove(watch);
     }
 
     /// Publishes what has changed. Before every kind was read there is nothing to see: half a cluster looks like one
     /// that has lost the other half.
     fn publish(&mut self, outlets: &Outlets) {
+        if !self.unread.contains(POLICIES) {
+            outlets.policy.send_if_modified(|policy| {
+                let changed = *policy != self.policy;
+                policy.clone_from(&self.policy);
+                changed
+            });
+        }
         // A list under way may be about to bring back what a cut watch has missed, but takes nothing away yet.
         if !self.unread.is_empty() {
             return;
         }
-        outlets.policy.send_if_modified(|policy| {
-            let changed = *policy != self.policy;
-            policy.clone_from(&self.policy);
-            changed
-        });
         if self.fleet_changed {
             let mut snapshot = self.inventory.snapshot();
             snapshot.kubelet_renewals.clone_from(&self.renewals);
@@ -196,8 +221,11 @@ impl Collector {
 /// Where an object comes from, for people.
 const API_SERVER: &str = "API server";
 
+/// The watch of policies.
+const POLICIES: &str = "RecoveryPolicy";
+
 fn is_the_policy(id: &ObjectId) -> bool {
-    id.kind == "RecoveryPolicy" && id.name == POLICY_NAME
+    id.kind == POLICIES && id.name == POLICY_NAME
 }
 
 #[cfg(test)]
@@ -207,6 +235,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    /// The watch of pods that are no VM's.
+    const OTHERS: &str = "Pod that is no VM's";
 
     struct Bench {
         collector: Collector,
@@ -228,7 +259,7 @@ mod tests {
             let outlets = Outlets {
                 snapshots: watch::channel(Arc::default()).0,
                 synced: watch::channel(false).0,
-                policy: watch::channel(None).0,
+                policy: watch::channel(StoredPolicy::Unread).0,
             };
             Self { collector: Collector::default(), outlets }
         }
@@ -236,7 +267,7 @@ mod tests {
         fn read() -> Self {
             let mut bench = Self::new();
             bench.tell([Told::Begin("Node"), Told::Is("Node", node("n1", "True"))]);
-            bench.tell(WATCHED.iter().map(|kind| Told::Complete(kind.name)));
+            bench.tell(WATCHED.iter().map(|kind| Told::Complete(kind.watch)));
             bench
         }
 
@@ -259,10 +290,10 @@ mod tests {
         let mut bench = Bench::new();
         bench.tell([Told::Begin("Node"), Told::Is("Node", node("n1", "True"))]);
         let (last, rest) = WATCHED.split_last().expect("kinds");
-        bench.tell(rest.iter().map(|kind| Told::Complete(kind.name)));
+        bench.tell(rest.iter().map(|kind| Told::Complete(kind.watch)));
         assert!(!*bench.outlets.synced.borrow());
         assert_eq!(bench.nodes(), [""; 0]);
-        bench.tell([Told::Absent(last.name)]);
+        bench.tell([Told::Absent(last.watch)]);
         assert!(*bench.outlets.synced.borrow());
         assert_eq!(bench.nodes(), ["n1"]);
     }
@@ -276,8 +307,52 @@ mod tests {
         assert_eq!(bench.nodes(), ["n1", "n2", "n3"]);
         bench.tell([Told::Complete("Node")]);
         assert_eq!(bench.nodes(), ["n3"]);
-        bench.tell([Told::Gone(node("n3", "True"))]);
+        bench.tell([Told::Gone("Node", node("n3", "True"))]);
         assert_eq!(bench.nodes(), [""; 0]);
+    }
+
+    /// Claims that somebody else uses, by name.
+    fn used(bench: &Bench) -> Vec<String> {
+        bench.snapshot().fleet.claims_used_by_others.iter().map(|claim| claim.name.clone()).collect()
+    }
+
+    fn pod(name: &str, claim: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": name},
+            "spec": {"containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}})
+    }
+
+    #[test]
+    fn a_claim_that_a_pod_of_no_vm_uses_is_seen_until_that_pod_is_gone() {
+        let mut bench = Bench::read();
+        bench.tell([Told::Is(OTHERS, pod("backup", "db"))]);
+        assert_eq!(used(&bench), ["db"]);
+        bench.tell([Told::Gone(OTHERS, pod("backup", "db"))]);
+        assert_eq!(used(&bench), [""; 0]);
+    }
+
+    #[test]
+    fn two_watches_of_a_kind_leave_each_others_objects_alone() {
+        let mut bench = Bench::read();
+        bench.tell([Told::Is("Pod", pod("stray", "web")), Told::Is(OTHERS, pod("backup", "db"))]);
+        bench.tell([Told::Begin("Pod"), Told::Complete("Pod")]);
+        assert_eq!(used(&bench), ["db"], "the list of launchers has no other pods");
+        bench.tell([Told::Is("Pod", pod("stray", "web")), Told::Begin(OTHERS), Told::Complete(OTHERS)]);
+        assert_eq!(used(&bench), ["web"], "the list of other pods has no launchers");
+    }
+
+    #[test]
+    fn a_pod_that_goes_from_one_watch_to_another_stays_whoever_tells_first() {
+        for told_first in [true, false] {
+            let mut bench = Bench::read();
+            bench.tell([Told::Is("Pod", pod("p", "db"))]);
+            let mut news = vec![Told::Gone("Pod", pod("p", "db")), Told::Is(OTHERS, pod("p", "db"))];
+            if told_first {
+                news.reverse();
+            }
+            bench.tell(news);
+            bench.tell([Told::Begin("Pod"), Told::Complete("Pod")]);
+            assert_eq!(used(&bench), ["db"], "told first: {told_first}");
+        }
     }
 
     #[test]
@@ -315,10 +390,20 @@ mod tests {
                 "metadata": {"name": name}, "spec": {"profile": "Fast"}})
         };
         bench.tell([Told::Is("RecoveryPolicy", policy("other"))]);
-        assert_eq!(*bench.outlets.policy.borrow(), None);
+        assert_eq!(*bench.outlets.policy.borrow(), StoredPolicy::Absent);
         bench.tell([Told::Is("RecoveryPolicy", policy("default"))]);
-        assert_eq!(*bench.outlets.policy.borrow(), Some(json!({"profile": "Fast"})));
-        bench.tell([Told::Gone(policy("default"))]);
-        assert_eq!(*bench.outlets.policy.borrow(), None);
+        assert_eq!(*bench.outlets.policy.borrow(), StoredPolicy::Is(json!({"profile": "Fast"})));
+        bench.tell([Told::Gone("RecoveryPolicy", policy("default"))]);
+        assert_eq!(*bench.outlets.policy.borrow(), StoredPolicy::Absent);
+    }
+
+    #[test]
+    fn whether_there_is_a_policy_is_known_before_everything_else_was_read() {
+        let mut bench = Bench::new();
+        bench.tell([Told::Begin("RecoveryPolicy")]);
+        assert_eq!(*bench.outlets.policy.borrow(), StoredPolicy::Unread);
+        bench.tell([Told::Complete("RecoveryPolicy")]);
+        assert_eq!(*bench.outlets.policy.borrow(), StoredPolicy::Absent);
+        assert!(!*bench.outlets.synced.borrow());
     }
 }

@@ -1,7 +1,7 @@
 //! Who leads, by the algorithm of client-go (`tools/leaderelection`): decided here, done in [`super::lead`].
 //!
 //! ```text
-//!                      given back, or unchanged for the lease's length by our own clock
+//!                      given back, or unchanged for a lease's length by our own clock
 //!   Follower ──────────────────────────────────────────────────────────────────────────────► writes its name
 //!      ▲                                                                                         │ stored
 //!      │  not renewed for the renew deadline, or somebody else's name                            ▼
@@ -14,15 +14,20 @@
 //! No clock of another host is read: what counts is when *we* saw the Lease change. A leader counts from when it *sent*
 //! its last renewal and gives up before anybody else may take over, as long as no clock runs faster than another by
 //! the ratio of lease to renew deadline.
+//!
+//! Candidates may count with different times, since a policy changes and coordinators start one after the other: each
+//! waits for its own lease and the holder's, whichever is longer. Of a Lease that was put back nobody knows whose it
+//! was, so it has the longest that any policy allows.
 
 use std::time::Duration;
 
 use somersault_coordinator_core::BootTime;
+use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 
 /// How long the steps take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Times {
-    /// A candidate takes over after no change for this long.
+    /// A candidate takes over after no change for this long, or for the holder's own lease, if that is longer.
     pub lease: Duration,
     /// The leader gives up after no renewal for this long.
     pub renew: Duration,
@@ -35,6 +40,23 @@ pub(super) struct Seen {
     pub version: String,
     /// Whose name is in it; empty when it was given back.
     pub holder: String,
+    /// After which time its holder, at the latest, has given up.
+    pub lease: Duration,
+}
+
+impl Seen {
+    /// What a Lease says of its length, which is whole seconds there. One that says nothing, or more than any
+    /// coordinator writes, was changed by somebody else: the longest is waited for.
+    pub fn lease_of(seconds: Option<i32>) -> Duration {
+        let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+        seconds.map_or(LEADER_LEASE_MAX, |seconds| Duration::from_secs(seconds).min(LEADER_LEASE_MAX))
+    }
+}
+
+/// What a Lease with this name in it says of its length: never less than what its holder counts with.
+pub(super) fn seconds_of(holder: &str, times: &Times) -> i32 {
+    let lease = if holder == NOBODY { LEADER_LEASE_MAX } else { times.lease };
+    i32::try_from(lease.as_millis().div_ceil(1_000)).unwrap_or(i32::MAX)
 }
 
 /// Whose name a Lease has that was put back: no pod's, and not given back either.
@@ -96,6 +118,7 @@ impl Election {
             (Found::Never | Found::Gone, _) => return Step::Mark,
         };
         let is_free = is_ours || seen.holder.is_empty();
+        let wait = self.times.lease.max(seen.lease);
         // Timed by when the answer came, which is not before the change was made.
         let since = match &self.last {
             Some((last, since)) if *last == seen => *since,
@@ -103,7 +126,7 @@ impl Election {
         };
         self.last = Some((seen, since));
         // Counted up to when we asked: the holder may have renewed while the answer was under way.
-        if is_free || asked.saturating_sub(since) > self.times.lease { Step::Acquire } else { Step::Wait }
+        if is_free || asked.saturating_sub(since) > wait { Step::Acquire } else { Step::Wait }
     }
 
     /// Our name is stored; the request was sent at `sent`.
@@ -141,8 +164,13 @@ mod tests {
         BootTime::from(Duration::from_secs(seconds))
     }
 
+    fn lease(version: u64, holder: &str, times: &Times) -> Seen {
+        let lease = Seen::lease_of(Some(seconds_of(holder, times)));
+        Seen { version: version.to_string(), holder: holder.to_owned(), lease }
+    }
+
     fn seen(version: &str, holder: &str) -> Found {
-        Found::Lease(Seen { version: version.to_owned(), holder: holder.to_owned() })
+        Found::Lease(Seen { version: version.to_owned(), ..lease(0, holder, &TIMES) })
     }
 
     fn candidate() -> Election {
@@ -166,7 +194,12 @@ mod tests {
         assert_eq!(election.look(at(4), at(4), seen("2", NOBODY)), Step::Wait);
         assert_eq!(election.look(at(18), at(18), Found::Gone), Step::Mark, "deleted once more");
         assert_eq!(election.look(at(20), at(20), seen("3", NOBODY)), Step::Wait);
-        assert_eq!(election.look(at(36), at(36), seen("3", NOBODY)), Step::Acquire);
+        assert_eq!(
+            election.look(at(80), at(80), seen("3", NOBODY)),
+            Step::Wait,
+            "who led may count longer than we"
+        );
+        assert_eq!(election.look(at(81), at(81), seen("3", NOBODY)), Step::Acquire);
         assert_eq!(candidate().look(at(1), at(1), Found::Gone), Step::Mark);
     }
 
@@ -192,6 +225,32 @@ mod tests {
         assert_eq!(election.look(at(12), at(12), Found::Gone), Step::Resign);
     }
 
+    #[test]
+    fn a_holder_that_counts_longer_is_waited_for_as_long_as_it_counts() {
+        let slow = Times { lease: Duration::from_millis(29_500), renew: Duration::from_secs(20) };
+        let held = |by: &Times| Found::Lease(lease(1, "b", by));
+        let mut quick = candidate();
+        assert_eq!(quick.look(at(1), at(1), held(&slow)), Step::Wait);
+        assert_eq!(
+            quick.look(at(31), at(31), held(&slow)),
+            Step::Wait,
+            "a part of a second counts as a whole one"
+        );
+        assert_eq!(quick.look(at(32), at(32), held(&slow)), Step::Acquire);
+        let mut patient = Election::new("a".to_owned(), slow);
+        assert_eq!(patient.look(at(1), at(1), held(&TIMES)), Step::Wait);
+        assert_eq!(patient.look(at(30), at(30), held(&TIMES)), Step::Wait, "its own lease is the longer one");
+        assert_eq!(patient.look(at(31), at(31), held(&TIMES)), Step::Acquire);
+    }
+
+    #[test]
+    fn a_lease_of_no_sensible_length_is_waited_for_longest() {
+        for seconds in [None, Some(0), Some(-3), Some(i32::MAX)] {
+            assert_eq!(Seen::lease_of(seconds), LEADER_LEASE_MAX, "{seconds:?}");
+        }
+        assert_eq!(Seen::lease_of(Some(15)), TIMES.lease);
+    }
+
     /// A candidate with a clock of its own speed, and what it will do next.
     struct Process {
         election: Election,
@@ -208,25 +267,32 @@ mod tests {
     }
 
     proptest! {
-        /// Two candidates whose clocks differ by less than the ratio of lease to renew deadline, that are stopped now
-        /// and then and whose answers get lost, while a person deletes the Lease now and then: never do both lead.
+        /// Candidates whose times differ, and whose clocks differ by less than the ratio of lease to renew deadline,
+        /// that are stopped now and then and whose answers get lost, while a person deletes the Lease now and then:
+        /// never do two lead.
         #[test]
         fn never_two_at_once(
-            speeds in [900_u64..1_100, 900..1_100],
-            turns in proptest::collection::vec((0..9_usize, 1..3_000_u64, any::<bool>(), any::<bool>(), 0..40_u64), 1..300),
+            speeds in [900_u64..1_100, 900..1_100, 900..1_100],
+            leases_ms in [3_000_u64..60_000, 3_000..60_000, 3_000..60_000],
+            turns in proptest::collection::vec(
+                (0..13_usize, 1..3_000_u64, prop::bool::weighted(0.8), prop::bool::weighted(0.8), 0..80_u64),
+                1..300,
+            ),
         ) {
-            let new = |name: &str, speed| Process {
-                election: Election::new(name.to_owned(), TIMES), speed, stopped: 0,
+            let new = |name: &str, at: usize| {
+                let lease = Duration::from_millis(leases_ms[at]);
+                let times = Times { lease, renew: lease * 4 / 5 };
+                Process { election: Election::new(name.to_owned(), times), speed: speeds[at], stopped: 0 }
             };
-            let mut both = [new("a", speeds[0]), new("b", speeds[1])];
+            let mut all = [new("a", 0), new("b", 1), new("c", 2)];
             let (mut lease, mut version, mut truth) = (None::<Seen>, 0_u64, 0_u64);
             for (who, wait, arrives, answered, pause) in turns {
                 truth += wait;
-                if who == 8 {
+                if who == 12 {
                     lease = None;
                     continue;
                 }
-                let process = &mut both[who % 2];
+                let process = &mut all[who % 3];
                 if truth >= process.stopped {
                     let now = process.clock(truth);
                     let found = match (&lease, version) {
@@ -235,12 +301,13 @@ mod tests {
                         (None, _) => Found::Gone,
                     };
                     let step = process.election.look(now, now, found);
+                    let times = process.election.times;
                     match step {
                         Step::Acquire | Step::Renew => {
                             if arrives {
                                 version += 1;
                                 let holder = process.election.identity.clone();
-                                lease = Some(Seen { version: version.to_string(), holder });
+                                lease = Some(self::lease(version, &holder, &times));
                                 // The answer may come late: what counts is when the request was sent.
                                 process.stopped = truth + pause * 1_000;
                                 if answered {
@@ -250,14 +317,14 @@ mod tests {
                         }
                         Step::Mark if arrives => {
                             version += 1;
-                            lease = Some(Seen { version: version.to_string(), holder: NOBODY.to_owned() });
+                            lease = Some(self::lease(version, NOBODY, &times));
                         }
                         Step::Resign => process.election.step_down(),
                         Step::Mark | Step::Wait => {}
                     }
                 }
-                let leading = both.iter().filter(|p| p.election.leads(p.clock(truth))).count();
-                prop_assert!(leading <= 1, "both lead at {truth} ms");
+                let leading = all.iter().filter(|p| p.election.leads(p.clock(truth))).count();
+                prop_assert!(leading <= 1, "{leading} lead at {truth} ms");
             }
         }
     }

@@ -5,11 +5,15 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
+use crate::cluster::manifest::{NOT_OF_VMS, OF_VMS, claims_alone};
+
 /// A kind that we watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
     /// Its name.
     pub name: &'static str,
+    /// Name of this watch: some kinds are watched in two parts.
+    pub watch: &'static str,
     group: &'static str,
     version: &'static str,
     plural: &'static str,
@@ -19,10 +23,13 @@ pub(super) struct Kind {
     pub labels: Option<&'static str>,
     /// May be missing, and appear or go later.
     pub optional: bool,
+    /// Pods of which only the claims matter.
+    claims_only: bool,
 }
 
 const fn builtin(name: &'static str, group: &'static str, plural: &'static str) -> Kind {
-    Kind { name, group, version: "v1", plural, namespace: None, labels: None, optional: false }
+    let optional = custom(name, group, "v1", plural);
+    Kind { optional: false, ..optional }
 }
 
 const fn custom(
@@ -31,7 +38,17 @@ const fn custom(
     version: &'static str,
     plural: &'static str,
 ) -> Kind {
-    Kind { name, group, version, plural, namespace: None, labels: None, optional: true }
+    Kind {
+        name,
+        watch: name,
+        group,
+        version,
+        plural,
+        namespace: None,
+        labels: None,
+        optional: true,
+        claims_only: false,
+    }
 }
 
 /// Ours. They come with us, but a person may apply the definitions after the coordinator.
@@ -40,7 +57,7 @@ const fn own(name: &'static str, plural: &'static str) -> Kind {
 }
 
 /// Everything that decisions are made of.
-pub(super) const WATCHED: [Kind; 18] = [
+pub(super) const WATCHED: [Kind; 19] = [
     builtin("Node", "", "nodes"),
     // The kubelets' only: every controller of a cluster has a Lease.
     Kind { namespace: Some("kube-node-lease"), ..builtin("Lease", "coordination.k8s.io", "leases") },
@@ -49,8 +66,14 @@ pub(super) const WATCHED: [Kind; 18] = [
     builtin("StorageClass", "storage.k8s.io", "storageclasses"),
     builtin("CSIDriver", "storage.k8s.io", "csidrivers"),
     builtin("VolumeAttachment", "storage.k8s.io", "volumeattachments"),
-    // A cluster has many more pods than VMs.
-    Kind { labels: Some("kubevirt.io in (virt-launcher, hotplug-disk)"), ..builtin("Pod", "", "pods") },
+    Kind { labels: Some(OF_VMS), ..builtin("Pod", "", "pods") },
+    // A cluster has many more pods than VMs: whoever uses none of its claims is dropped as it comes.
+    Kind {
+        watch: "Pod that is no VM's",
+        labels: Some(NOT_OF_VMS),
+        claims_only: true,
+        ..builtin("Pod", "", "pods")
+    },
     custom("VirtualMachine", "kubevirt.io", "v1", "virtualmachines"),
     custom("VirtualMachineInstance", "kubevirt.io", "v1", "virtualmachineinstances"),
     custom("VirtualMachineInstanceMigration", "kubevirt.io", "v1", "virtualmachineinstancemigrations"),
@@ -69,11 +92,25 @@ impl Kind {
         let kind = GroupVersionKind::gvk(self.group, self.version, self.name);
         ApiResource::from_gvk_with_plural(&kind, self.plural)
     }
+
+    /// Whether anything of an object is kept, by its fields beside `metadata`: looked at before it is copied.
+    pub fn keeps(self, data: &Value) -> bool {
+        !self.claims_only || claims_alone(data).is_some()
+    }
+
+    /// What is kept of an object.
+    pub fn kept(self, mut object: Value) -> Option<Value> {
+        if self.claims_only {
+            return claims_alone(&object);
+        }
+        strip(&mut object);
+        Some(object)
+    }
 }
 
 /// Takes out of an object what no decision looks at, and what changes at every touch or with every report of ours:
 /// it would be kept in memory and make the whole cluster be joined anew.
-pub(super) fn strip(object: &mut Value) {
+fn strip(object: &mut Value) {
     let quiet = quiet_status(object["kind"].as_str().unwrap_or_default());
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("managedFields");
@@ -194,11 +231,16 @@ mod tests {
         let (mut whole, mut stripped) = (Inventory::default(), Inventory::default());
         let mut is_less = false;
         for (_, entry) in objects.iter() {
-            let mut value = entry.value.clone();
-            strip(&mut value);
-            is_less |= value != entry.value;
+            let label = entry.value["metadata"]["labels"]["kubevirt.io"].as_str();
+            let of_vm = entry.id.kind != "Pod" || matches!(label, Some("virt-launcher" | "hotplug-disk"));
+            let mut watches = WATCHED.iter().filter(|kind| kind.name == entry.id.kind);
+            let kind = watches.find(|kind| kind.claims_only != of_vm);
             whole.add("", 0, &entry.id, &entry.value);
-            stripped.add("", 0, &entry.id, &value);
+            // What nobody watches is of no kind that we know.
+            if let Some(kept) = kind.and_then(|kind| kind.kept(entry.value.clone())) {
+                is_less |= kept != entry.value;
+                stripped.add("", 0, &entry.id, &kept);
+            }
         }
         assert!(is_less, "nothing was taken out");
         assert_eq!(stripped.snapshot(), whole.snapshot());
@@ -219,8 +261,22 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_is_watched_once() {
-        let names: std::collections::BTreeSet<_> = WATCHED.iter().map(|kind| kind.name).collect();
+    fn each_object_is_watched_once() {
+        let names: std::collections::BTreeSet<_> = WATCHED.iter().map(|kind| kind.watch).collect();
         assert_eq!(names.len(), WATCHED.len());
+        let of = |name: &str| WATCHED.into_iter().filter(|kind| kind.name == name).collect::<Vec<_>>();
+        let selectors: Vec<_> = of("Pod").into_iter().filter_map(|kind| kind.labels).collect();
+        assert_eq!(selectors, [OF_VMS, NOT_OF_VMS], "one of them, and never both");
+        assert!(WATCHED.into_iter().filter(|kind| kind.name != "Pod").all(|kind| of(kind.name).len() == 1));
+    }
+
+    #[test]
+    fn a_pod_that_uses_no_claim_is_dropped_before_it_is_copied() {
+        let others = WATCHED.into_iter().find(|kind| kind.claims_only).expect("other pods");
+        let data = |volumes: Value| json!({"spec": {"volumes": volumes}});
+        assert!(!others.keeps(&data(json!([{"name": "a", "configMap": {}}]))));
+        assert!(others.keeps(&data(json!([{"name": "a", "persistentVolumeClaim": {"claimName": "c"}}]))));
+        let of_vms = WATCHED.into_iter().find(|kind| kind.name == "Pod").expect("pods");
+        assert!(of_vms.keeps(&data(json!([]))), "a launcher without claims is one of its VM's pods still");
     }
 }

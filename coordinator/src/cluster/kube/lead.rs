@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{FIELD_MANAGER, call};
-use super::election::{Election, Found, NOBODY, Seen, Step, Times};
+use super::election::{Election, Found, NOBODY, Seen, Step, Times, seconds_of};
 use super::write::Writer;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::ClusterError;
@@ -39,7 +39,7 @@ const EPOCHS_UNRECORDED: u64 = 1_000;
 const RELEASE_WITHIN: Duration = Duration::from_secs(2);
 
 /// How soon things happen, by the policy.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
     /// Of lease and renewal.
     pub times: Times,
@@ -244,7 +244,8 @@ impl Candidate {
         let transitions = epoch.map(|epoch| i32::try_from(epoch).unwrap_or(i32::MAX));
         let spec = LeaseSpec {
             holder_identity: Some(holder.to_owned()),
-            lease_duration_seconds: i32::try_from(self.pace.times.lease.as_secs()).ok(),
+            // Other candidates wait as long, whatever they count with themselves.
+            lease_duration_seconds: Some(seconds_of(holder, &self.pace.times)),
             // For people: nobody decides by them.
             renew_time: Some(now.clone()),
             acquire_time: if epoch.is_some() { Some(now) } else { old.acquire_time },
@@ -286,7 +287,9 @@ impl Candidate {
 
 fn seen(lease: &Lease) -> Seen {
     let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
+    let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
     Seen {
+        lease: Seen::lease_of(seconds),
         version: lease.metadata.resource_version.clone().unwrap_or_default(),
         holder: holder.unwrap_or_default(),
     }

@@ -1,6 +1,9 @@
-//! The `RecoveryPolicy` named `default`, followed while we run.
+//! The `RecoveryPolicy` named `default`: read before anything begins, and followed while we run.
 //!
 //! ```text
+//!   start ──► there, understood and without contradiction? ──► what we begin with, leases and leader times included
+//!                                  └─ no: the policy of our own flags
+//!
 //!   spec changed ──► understood and without contradiction? ──► in force ──► Accepted=True
 //!                                  └─ no: the one before stays in force ──► Accepted=False, with what is wrong
 //! ```
@@ -17,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Kube;
+use super::collect::StoredPolicy;
 use crate::cluster::ClusterError;
 use crate::cluster::manifest::ObjectId;
 use crate::cluster::stamp::now_seconds;
@@ -27,9 +31,32 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 /// What was found in a policy.
 type Verdict = Result<(), String>;
 
-/// Follows the policy until told to stop. Without one, and where the object is gone, `at_start` is in force.
-pub async fn follow(cluster: Arc<Kube>, policies: watch::Sender<Arc<Policy>>, stop: CancellationToken) {
-    let at_start = Arc::clone(&policies.borrow());
+/// The policy to begin with: some of it counts from the start or not at all. Waits for the API server.
+pub async fn at_start(cluster: &Kube, of_flags: &Policy) -> Policy {
+    let mut specs = cluster.policy_specs();
+    let stored = match specs.wait_for(|stored| *stored != StoredPolicy::Unread).await {
+        Ok(stored) => stored.clone(),
+        // Nobody reads any more: whoever leads will find that out, and say so.
+        Err(_) => StoredPolicy::Absent,
+    };
+    // What is wrong with it is told by whoever follows it.
+    first(&stored, of_flags)
+}
+
+fn first(stored: &StoredPolicy, of_flags: &Policy) -> Policy {
+    match stored {
+        StoredPolicy::Is(spec) => read(spec, &of_flags.fencing.nodes).unwrap_or_else(|_| of_flags.clone()),
+        StoredPolicy::Unread | StoredPolicy::Absent => of_flags.clone(),
+    }
+}
+
+/// Follows the policy until told to stop. Without one, and where the object is gone, that of our flags is in force.
+pub async fn follow(
+    cluster: Arc<Kube>,
+    of_flags: Arc<Policy>,
+    policies: watch::Sender<Arc<Policy>>,
+    stop: CancellationToken,
+) {
     let mut specs = cluster.policy_specs();
     specs.mark_changed();
     let mut untold: Option<(Value, Verdict)> = None;
@@ -40,17 +67,22 @@ pub async fn follow(cluster: Arc<Kube>, policies: watch::Sender<Arc<Policy>>, st
                 if changed.is_err() {
                     return stop.cancelled().await;
                 }
-                let spec = specs.borrow_and_update().clone();
-                untold = spec.map(|spec| {
-                    let verdict = read(&spec, &at_start.fencing.nodes).map(|policy| { policies.send_replace(Arc::new(policy)); });
-                    if let Err(why) = &verdict {
-                        tracing::error!(why, "the RecoveryPolicy cannot hold; the policy before it stays in force");
+                let stored = specs.borrow_and_update().clone();
+                untold = match stored {
+                    StoredPolicy::Unread => continue,
+                    StoredPolicy::Absent => {
+                        policies.send_replace(Arc::clone(&of_flags));
+                        None
                     }
-                    (spec, verdict)
-                });
-                if untold.is_none() {
-                    policies.send_replace(Arc::clone(&at_start));
-                }
+                    StoredPolicy::Is(spec) => {
+                        let read = read(&spec, &of_flags.fencing.nodes);
+                        let verdict = read.map(|policy| drop(policies.send_replace(Arc::new(policy))));
+                        if let Err(why) = &verdict {
+                            tracing::error!(why, "the RecoveryPolicy cannot hold; the policy before it stays in force");
+                        }
+                        Some((spec, verdict))
+                    }
+                };
             }
             () = tokio::time::sleep(TELL_EVERY), if untold.is_some() => {}
         }
@@ -71,7 +103,7 @@ pub async fn follow(cluster: Arc<Kube>, policies: watch::Sender<Arc<Policy>>, st
 }
 
 /// Reads a policy object's spec. Nodes that our own configuration has fence agents for need not be named again.
-fn read(spec: &Value, fenced: &BTreeSet<NodeName>) -> Result<Policy, String> {
+pub fn read(spec: &Value, fenced: &BTreeSet<NodeName>) -> Result<Policy, String> {
     let mut spec = spec.clone();
     if let Some(fields) = spec.as_object_mut() {
         // A request of people, not a limit.
@@ -140,6 +172,17 @@ mod tests {
         let fenced = BTreeSet::from(["n1".into()]);
         let policy = read(&json!({"fencing": {"nodes": ["n2"]}}), &fenced).expect("a policy");
         assert_eq!(policy.fencing.nodes, BTreeSet::from(["n1".into(), "n2".into()]));
+    }
+
+    #[test]
+    fn what_counts_from_the_start_is_taken_from_the_policy_that_is_there() {
+        let flags = Policy::default();
+        let stored = |spec: Value| first(&StoredPolicy::Is(spec), &flags);
+        let leader =
+            stored(json!({"leader": {"leaseMs": 9000, "renewMs": 6000, "retryMs": 1000}})).leader.clone();
+        assert_eq!((leader.lease, leader.retry), (Duration::from_secs(9), Duration::from_secs(1)));
+        assert_eq!(stored(json!({"leader": {"leaseMs": 1}})), flags, "it cannot hold");
+        assert_eq!(first(&StoredPolicy::Absent, &flags), flags);
     }
 
     #[test]

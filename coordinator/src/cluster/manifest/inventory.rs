@@ -19,7 +19,7 @@ use somersault_crd as crd;
 
 use super::convert::{self, FieldError};
 use super::kubevirt::{DataVolume, InstanceMigration, VirtualMachine, VirtualMachineInstance, Wukong};
-use super::{ObjectId, disks, requests, vm};
+use super::{ObjectId, disks, pod, requests, vm};
 use crate::cluster::{Problem, Snapshot};
 
 /// Namespace of the kubelets' Leases.
@@ -33,7 +33,10 @@ pub struct Inventory {
     pub(super) claims: BTreeMap<Key, Placed<core::PersistentVolumeClaim>>,
     pub(super) classes: BTreeMap<String, Placed<StorageClass>>,
     pub(super) attachments: BTreeMap<String, Placed<VolumeAttachment>>,
+    /// Those that may be a VM's own.
     pub(super) pods: BTreeMap<Key, Placed<core::Pod>>,
+    /// Of all other pods that use claims, the names of those.
+    pub(super) claims_of_other_pods: BTreeMap<Key, Box<[String]>>,
     pub(super) leases: BTreeMap<NodeName, Placed<Lease>>,
     pub(super) vms: BTreeMap<Key, Placed<VirtualMachine>>,
     pub(super) instances: BTreeMap<Key, Placed<VirtualMachineInstance>>,
@@ -93,7 +96,7 @@ impl Inventory {
             "PersistentVolumeClaim" => keep(&mut self.claims, id.key(), place, value),
             "StorageClass" => keep(&mut self.classes, id.name.clone(), place, value),
             "VolumeAttachment" => keep(&mut self.attachments, id.name.clone(), place, value),
-            "Pod" => keep(&mut self.pods, id.key(), place, value),
+            "Pod" => self.add_pod(place, value),
             "Lease" if id.namespace == NODE_LEASE_NAMESPACE => keep(&mut self.leases, name, place, value),
             "VirtualMachine" => keep(&mut self.vms, id.key(), place, value),
             "VirtualMachineInstance" => keep(&mut self.instances, id.key(), place, value),
@@ -120,7 +123,10 @@ impl Inventory {
             "PersistentVolumeClaim" => drop(self.claims.remove(&id.key())),
             "StorageClass" => drop(self.classes.remove(&id.name)),
             "VolumeAttachment" => drop(self.attachments.remove(&id.name)),
-            "Pod" => drop(self.pods.remove(&id.key())),
+            "Pod" => {
+                self.pods.remove(&id.key());
+                self.claims_of_other_pods.remove(&id.key());
+            }
             "Lease" => drop(self.leases.remove(&name)),
             "VirtualMachine" => drop(self.vms.remove(&id.key())),
             "VirtualMachineInstance" => drop(self.instances.remove(&id.key())),
@@ -142,6 +148,20 @@ impl Inventory {
         let volume = convert::volume(&object, value).map_err(|e| place.problem(&e))?;
         let name = VolumeName(place.id.name.clone());
         self.volumes.insert(name, (Placed { object: (), place }, volume));
+        Ok(())
+    }
+
+    fn add_pod(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
+        let object: core::Pod = typed(value).map_err(|e| place.problem(&e))?;
+        let key = place.id.key();
+        if pod::may_be_of_a_vm(&object) {
+            self.pods.insert(key, Placed { object, place });
+        } else {
+            let claims: Box<[String]> = pod::claims_of(&object).collect();
+            if !claims.is_empty() {
+                self.claims_of_other_pods.insert(key, claims);
+            }
+        }
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use somersault_coordinator_core::names::{Key, NodeName, Uid};
 use super::convert::{self, FieldError};
 use super::inventory::{Inventory, Placed, insert};
 use super::kubevirt::{InstanceSpec, VirtualMachine, VirtualMachineInstance, Wukong};
+use super::pod::{HOTPLUG_POD, LAUNCHER_POD, claims_of, is};
 use super::{disks, quantity};
 use crate::cluster::Problem;
 
@@ -28,12 +29,6 @@ use crate::cluster::Problem;
 pub const REBUILD_ANNOTATION: &str = "somersault.novasphere.dev/rebuild";
 /// Group of the Wukong.
 const WUKONG_GROUP: &str = "vm.novasphere.dev/";
-/// Label that tells what a pod is to KubeVirt.
-const KUBEVIRT_LABEL: &str = "kubevirt.io";
-/// Its value on hotplug pods.
-const HOTPLUG_POD: &str = "hotplug-disk";
-/// Its value on launchers.
-const LAUNCHER_POD: &str = "virt-launcher";
 /// What one virtual CPU asks of the node where the VM does not say (KubeVirt's cpuAllocationRatio of 10).
 const CPU_MILLIS_PER_VCPU: u64 = 100;
 /// What a launcher asks beside the guest's memory where no instance tells: what KubeVirt 1.9 adds to a guest
@@ -296,11 +291,6 @@ fn pod_value(pod: &core::Pod, instance: Option<Uid>) -> Pod {
     }
 }
 
-/// Whether KubeVirt made the pod as this.
-fn is(pod: &core::Pod, what: &str) -> bool {
-    pod.metadata.labels.as_ref().and_then(|labels| labels.get(KUBEVIRT_LABEL)).is_some_and(|l| l == what)
-}
-
 /// Launcher and hotplug pods, by the instance that they belong to.
 struct PodsByVm<'a> {
     /// By namespace and name of the instance; each with the uid of the instance that it was made for.
@@ -342,11 +332,14 @@ impl<'a> PodsByVm<'a> {
     /// Claims of pods that no VM took. Finished pods count: while they exist, Kubernetes keeps their claims
     /// from being deleted.
     fn claims_of_the_rest(&self, inventory: &Inventory) -> BTreeSet<Key> {
-        let others = inventory.pods.iter().filter(|(key, _)| !self.taken.contains(key));
-        let claims = others.flat_map(|(key, placed)| {
+        let strays = inventory.pods.iter().filter(|(key, _)| !self.taken.contains(key));
+        let of_strays = strays.flat_map(|(key, placed)| {
             claims_of(&placed.object).map(|name| Key::new(key.namespace.clone(), name))
         });
-        claims.collect()
+        let of_others = inventory.claims_of_other_pods.iter().flat_map(|(pod, claims)| {
+            claims.iter().map(|name| Key::new(pod.namespace.clone(), name.clone()))
+        });
+        of_strays.chain(of_others).collect()
     }
 
     /// Nodes of launchers and hotplug pods that no VM took, and that have not ended.
@@ -365,15 +358,4 @@ fn launcher_owner<'a>(inventory: &'a Inventory, key: &Key, pod: &core::Pod) -> O
     let owner = controller(&pod.metadata).filter(|owner| owner.kind == "Pod")?;
     let launcher = &inventory.pods.get(&Key::new(key.namespace.clone(), owner.name.clone()))?.object;
     same_uid(owner, &launcher.metadata).then(|| controller(&launcher.metadata)).flatten()
-}
-
-/// Names of the claims that a pod uses, generic ephemeral ones included.
-fn claims_of(pod: &core::Pod) -> impl Iterator<Item = String> {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-    volumes.iter().filter_map(move |volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name.clone()),
-        (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
-        (None, None) => None,
-    })
 }

@@ -31,9 +31,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use clap::Args;
-use somersault_proto::enroll::{self, Enrolment};
+use somersault_proto::enroll::{Enrolment, Origin, OriginError};
 use somersault_proto::model::{Address, FLEET_MESSAGE_BYTES_MAX};
-use somersault_proto::tls::{ConnectionLimits, Identity, TlsError, TlsSource, follow};
+use somersault_proto::tls::{ConnectionLimits, Identity, TlsError, TlsSource};
 use somersault_proto::v1::fence_server::FenceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -143,7 +143,7 @@ impl Runner {
     /// Checks everything that the flags name, and takes the ports. A configuration that cannot be used is waited for,
     /// and so is an enrolment: later, while the runner runs.
     pub async fn bind(args: &RunnerArgs) -> Result<Self, RunnerError> {
-        let origin = Origin::of(args)?;
+        let origin = origin(args)?;
         let agents = LiveAgents::read_or_wait(&args.fence_config, RUN_MAX);
         let (coordinators, operators) = (listen(args.listen).await?, listen(args.admin_listen).await?);
         Ok(Self { origin, agents, coordinators, operators })
@@ -197,48 +197,21 @@ impl Runner {
     }
 }
 
-/// Where the runner's certificate comes from.
-#[derive(Clone)]
-enum Origin {
-    /// Files, read again when they change.
-    Folder(PathBuf, TlsSource),
-    /// A coordinator, asked again before it ends.
-    Enrolment(Enrolment),
-}
-
-impl Origin {
-    /// Files must be there, and be a fence runner's.
-    fn of(args: &RunnerArgs) -> Result<Self, RunnerError> {
-        let Some(folder) = args.certs.clone() else {
-            return Ok(Self::Enrolment(Enrolment {
-                identity: Identity::FenceRunner,
-                coordinators: args.enroll.clone(),
-                token_file: args.token_file.clone(),
-                bundle_file: args.ca_bundle.clone(),
-            }));
-        };
-        let tls = TlsSource::read(&folder)?;
-        if tls.identity() == Identity::FenceRunner {
-            return Ok(Self::Folder(folder, tls));
-        }
-        Err(RunnerError::WrongIdentity { found: tls.identity().san(), folder })
-    }
-
-    /// The first certificate. An enrolment waits until it is granted.
-    async fn first(&self) -> TlsSource {
-        match self {
-            Self::Folder(_, tls) => tls.clone(),
-            Self::Enrolment(enrolment) => TlsSource::new(enroll::first(enrolment).await),
-        }
-    }
-
-    /// Keeps it new, for ever.
-    async fn keep(self, tls: TlsSource) {
-        match self {
-            Self::Folder(folder, _) => follow(tls, folder).await,
-            Self::Enrolment(enrolment) => enroll::keep(enrolment, tls).await,
-        }
-    }
+/// Where the runner's certificate comes from. Files must be there, and be a fence runner's.
+fn origin(args: &RunnerArgs) -> Result<Origin, RunnerError> {
+    let identity = Identity::FenceRunner;
+    let Some(folder) = args.certs.clone() else {
+        return Ok(Origin::Enrolment(Enrolment {
+            identity,
+            coordinators: args.enroll.clone(),
+            token_file: args.token_file.clone(),
+            bundle_file: args.ca_bundle.clone(),
+        }));
+    };
+    Origin::files(folder, &identity).map_err(|error| match error {
+        OriginError::Tls(error) => RunnerError::Tls(error),
+        OriginError::Foreign { folder, found } => RunnerError::WrongIdentity { folder, found: found.san() },
+    })
 }
 
 /// The runner's certificate, once there is one.

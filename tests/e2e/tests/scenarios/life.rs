@@ -15,7 +15,7 @@ const NOT_READY_DEADLINE: Duration = Duration::from_mins(2);
 /// A storm's calm, reconnections, a leader's lease.
 const HEALTHY_DEADLINE: Duration = Duration::from_mins(3);
 
-/// The kubelet dies, the agent lives: Kubernetes calls the node NotReady, and it is not dead.
+/// The kubelet dies, the agent lives: Kubernetes calls the node `NotReady`, and it is not dead.
 pub fn kubelet_killed(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let stage = Stage::set(bed, &node, &[WEB])?;
@@ -28,7 +28,7 @@ pub fn kubelet_killed(bed: &Bed) -> Result<()> {
     bed.stays_undeclared(LONG_ENOUGH)?;
     ensure!(bed.node_state(&node)? == "Healthy", "its agent beats, and it is {}", bed.node_state(&node)?);
     bed.cluster().start_program(Some(&node), "kubelet")?;
-    undisturbed(&stage)
+    stage.undisturbed(LONG_ENOUGH)
 }
 
 /// The agent stops, the node lives.
@@ -40,7 +40,7 @@ pub fn agent_stopped(bed: &Bed) -> Result<()> {
     bed.stays_undeclared(LONG_ENOUGH)?;
     signal_agent(bed, &node, "-CONT")?;
     bed.wait_state(&node, "Healthy", LONG_ENOUGH)?;
-    undisturbed(&stage)
+    stage.undisturbed(LONG_ENOUGH)
 }
 
 /// Packets from a node to the coordinators are lost, and no others.
@@ -59,7 +59,7 @@ pub fn one_way_cut(bed: &Bed) -> Result<()> {
     bed.stays_undeclared(LONG_ENOUGH)?;
     on_node(bed, &node, &["nft", "delete table inet oneway"])?;
     bed.wait_state(&node, "Healthy", HEALTHY_DEADLINE)?;
-    undisturbed(&stage)
+    stage.undisturbed(LONG_ENOUGH)
 }
 
 /// A pause of five seconds, as a hypervisor makes it when it moves a machine.
@@ -83,7 +83,7 @@ pub fn all_cut(bed: &Bed) -> Result<()> {
     nodes.iter().try_for_each(|node| bed.cluster().mend(node))?;
     bed.stays_undeclared(LONG_ENOUGH)?;
     bed.wait_healthy(&nodes, HEALTHY_DEADLINE)?;
-    undisturbed(&stage)
+    stage.undisturbed(LONG_ENOUGH)
 }
 
 /// A machine that stands still is dead to everybody else. It may be taken for dead then, but not without being switched
@@ -103,16 +103,6 @@ fn frozen(bed: &Bed, pause: Duration) -> Result<()> {
     let instances = stage.instances(&WEB)?;
     ensure!(instances == 1 || switched_off, "web was started elsewhere, and {node} was not switched off");
     Ok(())
-}
-
-/// Every VM writes, is where it was and has never been elsewhere.
-fn undisturbed(stage: &Stage<'_>) -> Result<()> {
-    for vm in stage.staged() {
-        stage.wait_writes(vm, LONG_ENOUGH)?;
-        let instances = stage.instances(vm)?;
-        ensure!(instances == 1, "{instances} instances have written on the disk of {}", vm.name);
-    }
-    stage.judge()
 }
 
 fn signal_agent(bed: &Bed, node: &str, signal: &str) -> Result<()> {

@@ -74,16 +74,24 @@ fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(),
     let mut bed = bed.lock().unwrap_or_else(PoisonError::into_inner);
     let ready = match bed.take() {
         Some(ready) => ready,
-        None => Bed::up("e2e", 3, Images::Debug, true, &|what| eprintln!("== {what}")).map_err(told)?,
+        None => {
+            let tell = |what: &str| eprintln!("== {what}");
+            Bed::up("e2e", 3, Images::Debug, true, &tell).map_err(|error| told(&error))?
+        }
     };
-    let outcome = scenario(&ready).and_then(|()| ready.calm().context("after the scenario"));
+    let outcome = scenario(&ready)
+        .and_then(|()| ready.calm().context("after the scenario"))
+        // After each, since pods are replaced, and their logs with them.
+        .and_then(|()| ready.nothing_was_forbidden());
     if let Err(error) = outcome {
+        // At once: the summary comes after the last scenario.
+        eprintln!("FAILED: {error:#}");
         return Err(format!("{error:#}\n{}", ready.situation()).into());
     }
     *bed = Some(ready);
     Ok(())
 }
 
-fn told(error: anyhow::Error) -> Failed {
+fn told(error: &anyhow::Error) -> Failed {
     format!("{error:#}").into()
 }

@@ -85,6 +85,8 @@ pub struct Verdict {
 /// Pods of one kind.
 #[derive(Clone, Debug, Default)]
 pub struct Workload {
+    /// Whether these numbers are about the newest version of it.
+    pub observed: bool,
     /// How many there should be.
     pub wanted: i32,
     /// How many are ready.

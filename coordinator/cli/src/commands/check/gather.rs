@@ -1,5 +1,7 @@
 //! Looks at everything that `check` concludes from. What cannot be looked at is told, and the rest goes on.
 
+use std::cell::Cell;
+
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
@@ -30,14 +32,23 @@ const PODS_MAX: u32 = 10_000;
 /// Where `KubeVirt` says what it is.
 const KUBEVIRTS: &str = "/apis/kubevirt.io/v1/kubevirts";
 
-/// Looks at everything. An error only where the server does not answer at all.
-pub fn gather(server: &ApiServer) -> Result<Facts, Failure> {
+/// Looks at everything; also tells whether some question was not answered, and may be in a moment. An error only where
+/// the server does not answer at all.
+pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
     let client = server.client();
     let version = server
         .wait(limited(client.apiserver_version()))
         .map_err(|trouble| trouble.failure(server.address(), "its version"))?;
     server.be_quiet();
-    let seen = |trouble: Trouble| trouble.words();
+    let unanswered = Cell::new(false);
+    let not_seen = |failure: &Failure| {
+        unanswered.set(unanswered.get() || matches!(failure, Failure::Unreachable(_)));
+        failure.to_string()
+    };
+    let seen = |trouble: Trouble| {
+        not_seen(&trouble.failure(server.address(), "this"));
+        trouble.words()
+    };
     let (definitions, namespace, coordinator, agents, authority_until, kubevirt) = server.wait(async {
         futures::join!(
             definitions(client),
@@ -57,28 +68,29 @@ pub fn gather(server: &ApiServer) -> Result<Facts, Failure> {
             async { rights::ask_own(client, rights::of_commands()).await.map_err(seen) },
         )
     });
-    Ok(Facts {
+    let facts = Facts {
         now: Timestamp::now(),
         version: env!("CARGO_PKG_VERSION"),
         server: Server {
             address: server.address().to_owned(),
             number: number(&version.git_version),
             version: version.git_version,
-            user: server.who().map_err(|failure| failure.to_string()),
+            user: server.who().map_err(|failure| not_seen(&failure)),
         },
         definitions: definitions.map_err(seen),
         namespace: namespace.map_err(seen),
         coordinator_rights,
         own_rights,
         coordinator: coordinator.map_err(seen),
-        led: server.led().map_err(|failure| failure.to_string()),
+        led: server.led().map_err(|failure| not_seen(&failure)),
         agents: agents.map_err(seen),
         authority_until: authority_until
             .map_err(seen)
             .and_then(|bundle| bundle.as_deref().map(ends_at).transpose()),
-        cluster: cluster(server).map_err(|failure| failure.to_string()),
+        cluster: cluster(server).map_err(|failure| not_seen(&failure)),
         kubevirt: kubevirt.map_err(seen),
-    })
+    };
+    Ok((facts, unanswered.get()))
 }
 
 /// The definitions that this program was built with, as `deploy/crds` has them.
@@ -123,6 +135,7 @@ async fn coordinator(client: &Client) -> Result<Option<Workload>, Trouble> {
     let Some(deployment) = limited(api.get_opt(install::COORDINATOR)).await? else { return Ok(None) };
     let status = deployment.status.unwrap_or_default();
     Ok(Some(Workload {
+        observed: is_observed(deployment.metadata.generation, status.observed_generation),
         // One where it is absent, as the API says.
         wanted: deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1),
         ready: status.ready_replicas.unwrap_or(0),
@@ -135,10 +148,16 @@ async fn agents(client: &Client) -> Result<Option<Workload>, Trouble> {
     let Some(set) = limited(api.get_opt(install::AGENT)).await? else { return Ok(None) };
     let status = set.status.unwrap_or_default();
     Ok(Some(Workload {
+        observed: is_observed(set.metadata.generation, status.observed_generation),
         wanted: status.desired_number_scheduled,
         ready: status.number_ready,
         pods: pods(client, "agent").await?,
     }))
+}
+
+/// Whether a status is about the object as it is: just after an upgrade it is still about the version before.
+fn is_observed(generation: Option<i64>, observed: Option<i64>) -> bool {
+    observed.unwrap_or_default() >= generation.unwrap_or_default()
 }
 
 async fn pods(client: &Client, component: &str) -> Result<Vec<PodSeen>, Trouble> {
@@ -283,6 +302,13 @@ mod tests {
         assert_eq!(tag("localhost:5000/somersault"), None);
         assert_eq!(tag("registry:5000/somersault@sha256:00"), None);
         assert_eq!(tag("somersault"), None);
+    }
+
+    #[test]
+    fn a_status_from_before_an_upgrade_is_not_about_it() {
+        assert!(is_observed(Some(2), Some(2)));
+        assert!(!is_observed(Some(3), Some(2)));
+        assert!(!is_observed(Some(1), None), "nobody has looked at it yet");
     }
 
     #[test]

@@ -175,6 +175,10 @@ fn coordinator(facts: &Facts) -> Vec<Finding> {
 /// As many pods are ready as there should be.
 fn replicas(what: &str, workload: &Workload, component: &str) -> Finding {
     let what = format!("{what} ({} of {} ready)", workload.ready, workload.wanted);
+    if !workload.observed {
+        let why = vec!["it has just changed, and Kubernetes has not taken it up yet".to_owned()];
+        return Finding::failed(what, why, "wait a moment (--wait)");
+    }
     if workload.wanted > 0 && workload.ready >= workload.wanted {
         return Finding::ok(what);
     }

@@ -51,6 +51,9 @@ impl Step {
         match self {
             Self::StopCoordinator => "stop the coordinator (no replicas)".to_owned(),
             Self::GiveBack(Action::Untaint { node }) => format!("take our taint off node {node}"),
+            Self::GiveBack(Action::InService { node }) => {
+                format!("take our out-of-service taint off node {node}")
+            }
             Self::GiveBack(Action::RestoreStart { vm, .. }) => {
                 format!("give VM {vm} its start field back: it may start")
             }
@@ -73,6 +76,9 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
     for (name, node) in &world.fleet.nodes {
         if node.has_taint(FENCING_TAINT) {
             plan.steps.push(Step::GiveBack(Action::Untaint { node: name.clone() }));
+        }
+        if node.is_out_of_service_by_us() {
+            plan.steps.push(Step::GiveBack(Action::InService { node: name.clone() }));
         }
     }
     plan.steps.extend(owned.into_iter().map(Step::Delete));
@@ -234,7 +240,12 @@ mod tests {
             ),
         ]);
         let plan = plan(&world, true, Vec::new(), None);
-        assert_eq!(words(&plan), ["stop the coordinator (no replicas)", "take our taint off node n1",]);
+        let wanted = [
+            "stop the coordinator (no replicas)",
+            "take our taint off node n1",
+            "take our out-of-service taint off node n1",
+        ];
+        assert_eq!(words(&plan), wanted);
         assert!(plan.under_way.is_empty());
         assert!(plan.stays[0].contains("--delete-crds"), "{:?}", plan.stays);
     }

@@ -72,9 +72,19 @@ fn healthy() -> Facts {
         namespace: Ok(true),
         coordinator_rights: Ok(vec![Verdict { right: "patch nodes".to_owned(), allowed: true }]),
         own_rights: Ok(vec![Verdict { right: "list nodes".to_owned(), allowed: true }]),
-        coordinator: Ok(Some(Workload { wanted: 2, ready: 2, pods: vec![pod("c1", "n1"), pod("c2", "n2")] })),
+        coordinator: Ok(Some(Workload {
+            observed: true,
+            wanted: 2,
+            ready: 2,
+            pods: vec![pod("c1", "n1"), pod("c2", "n2")],
+        })),
         led: Ok(Some(true)),
-        agents: Ok(Some(Workload { wanted: 2, ready: 2, pods: vec![pod("a1", "n1"), pod("a2", "n2")] })),
+        agents: Ok(Some(Workload {
+            observed: true,
+            wanted: 2,
+            ready: 2,
+            pods: vec![pod("a1", "n1"), pod("a2", "n2")],
+        })),
         authority_until: Ok(Some(at(24 * 365))),
         cluster: Ok(Cluster { nodes: vec![node("n1"), node("n2")], ..Cluster::default() }),
         kubevirt: Ok(Some(KubeVirt { phase: "Deployed".to_owned(), version: "v1.9.0".to_owned() })),
@@ -169,21 +179,34 @@ fn each_trouble_is_one_finding_with_what_to_do() {
 fn a_coordinator_with_one_of_two_replicas_goes_on() {
     let (section, finding) = one_finding(|facts| {
         let sick = PodSeen { ready: false, trouble: "ImagePullBackOff".into(), ..pod("c2", "n2") };
-        facts.coordinator = Ok(Some(Workload { wanted: 2, ready: 1, pods: vec![pod("c1", "n1"), sick] }));
+        facts.coordinator =
+            Ok(Some(Workload { observed: true, wanted: 2, ready: 1, pods: vec![pod("c1", "n1"), sick] }));
     });
     assert_eq!((section, finding.grade), ("coordinator", Grade::Warning));
     assert_eq!(finding.why, ["pod c2 is not ready: ImagePullBackOff"]);
     let (_, finding) = one_finding(|facts| {
-        facts.coordinator = Ok(Some(Workload { wanted: 2, ready: 0, pods: vec![] }));
+        facts.coordinator = Ok(Some(Workload { observed: true, wanted: 2, ready: 0, pods: vec![] }));
     });
     assert_eq!(finding.grade, Grade::Failed);
+}
+
+#[test]
+fn a_status_from_before_an_upgrade_is_waited_for() {
+    let (section, finding) = one_finding(|facts| {
+        if let Ok(Some(agents)) = &mut facts.agents {
+            agents.observed = false;
+        }
+    });
+    assert_eq!((section, finding.grade), ("agents", Grade::Failed));
+    assert!(finding.what_to_do.is_some_and(|text| text.contains("--wait")));
 }
 
 #[test]
 fn versions_that_differ_are_told_for_pods_and_agents() {
     let (section, finding) = one_finding(|facts| {
         let old = PodSeen { version: Some("0.0.9".into()), ..pod("c2", "n2") };
-        facts.coordinator = Ok(Some(Workload { wanted: 2, ready: 2, pods: vec![pod("c1", "n1"), old] }));
+        facts.coordinator =
+            Ok(Some(Workload { observed: true, wanted: 2, ready: 2, pods: vec![pod("c1", "n1"), old] }));
     });
     assert_eq!((section, finding.grade), ("coordinator", Grade::Warning));
     let (section, finding) = one_finding(|facts| {
@@ -217,7 +240,8 @@ fn a_node_whose_agent_does_not_beat_is_told_with_its_state() {
 #[test]
 fn a_node_without_a_pod_of_the_agent_is_told() {
     let (section, finding) = one_finding(|facts| {
-        facts.agents = Ok(Some(Workload { wanted: 1, ready: 1, pods: vec![pod("a1", "n1")] }));
+        facts.agents =
+            Ok(Some(Workload { observed: true, wanted: 1, ready: 1, pods: vec![pod("a1", "n1")] }));
     });
     assert_eq!((section, finding.grade), ("agents", Grade::Failed));
     assert_eq!(finding.why, ["node n2 has none"]);

@@ -1,0 +1,71 @@
+//! What our own pods have said, read for what must never be in it: a call that the API server has forbidden. A right
+//! that is missing shows nowhere else, since whoever lacks it tries again or does without.
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+use crate::api::Kind;
+use crate::bed::{Bed, NAMESPACE};
+
+/// Every pod of ours.
+const OURS: &str = "app.kubernetes.io/name=somersault";
+/// As the API server says it, in whatever case.
+const FORBIDDEN: &str = "forbidden";
+
+impl Bed {
+    /// No log of ours tells of a forbidden call, of containers that have ended included, as far as they are kept.
+    pub fn nothing_was_forbidden(&self) -> Result<()> {
+        for pod in self.api().list(Kind::POD, NAMESPACE, OURS)? {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            // A container that has not started yet has said nothing.
+            let now = ["-n", NAMESPACE, "logs", name, "--all-containers", "--ignore-errors", "--tail=-1"];
+            check(name, &self.cluster().ask(&now)?)?;
+            for container in restarted(&pod) {
+                let before = ["-n", NAMESPACE, "logs", name, "-c", container, "--previous", "--tail=-1"];
+                // What it said is lost with its node's boot.
+                if let Ok(said) = self.cluster().ask(&before) {
+                    check(&format!("{name}, {container} before its restart"), &said)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Containers of a pod that have ended and run again.
+fn restarted(pod: &Value) -> impl Iterator<Item = &str> {
+    let all = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+    all.filter(|container| container["restartCount"].as_u64() > Some(0)).filter_map(|c| c["name"].as_str())
+}
+
+fn check(who: &str, log: &str) -> Result<()> {
+    match log.lines().find(|line| line.to_lowercase().contains(FORBIDDEN)) {
+        Some(line) => bail!("{who} was forbidden something: {line}"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_forbidden_call_is_found_in_any_case_and_its_line_is_named() {
+        assert!(check("pod-1", "coordinator started\nall is well\n").is_ok());
+        for line in ["nodes \"n1\" is forbidden: User cannot patch", "403 Forbidden"] {
+            let error = check("pod-1", &format!("first\n{line}\nlast\n")).expect_err("found");
+            assert_eq!(error.to_string(), format!("pod-1 was forbidden something: {line}"));
+        }
+    }
+
+    #[test]
+    fn only_containers_that_ran_before_have_earlier_logs() {
+        let pod = json!({ "status": { "containerStatuses": [
+            { "name": "coordinator", "restartCount": 2 }, { "name": "other", "restartCount": 0 },
+        ] } });
+        assert_eq!(restarted(&pod).collect::<Vec<_>>(), ["coordinator"]);
+        assert_eq!(restarted(&json!({})).count(), 0);
+    }
+}
