@@ -35,6 +35,7 @@ impl Kind {
     pub const LIVE_MIGRATION: Self = Self("kubevirt.io", "v1", "VirtualMachineInstanceMigration", true);
     pub const DATA_VOLUME: Self = Self("cdi.kubevirt.io", "v1beta1", "DataVolume", true);
     pub const WUKONG: Self = Self("vm.novasphere.dev", "v1alpha1", "Wukong", true);
+    pub const MIGRATION: Self = Self("somersault.novasphere.dev", "v1alpha1", "VolumeMigration", true);
     pub const NODE_HEALTH: Self = Self("somersault.novasphere.dev", "v1alpha1", "NodeHealth", false);
     pub const RECOVERY: Self = Self("somersault.novasphere.dev", "v1alpha1", "Recovery", true);
     pub const POLICY: Self = Self("somersault.novasphere.dev", "v1alpha1", "RecoveryPolicy", false);

@@ -34,6 +34,8 @@ const DISK: &str = "disk";
 /// Of a VM that has a system disk besides; claim and `DataVolume` are `<vm>-system`.
 pub const SYSTEM_DISK: &str = "system";
 const LOCAL_CLASS: &str = "local-path";
+/// Nobody looks: the stand-in's importer makes the image itself.
+const IMAGE_URL: &str = "http://images.invalid/system.img";
 
 /// Where a VM's disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub enum Storage {
     /// A folder that every node sees; besides, the system disk is on local-path and imported from an image, and the
     /// owner agrees that it is imported anew.
     NetworkAndImage,
+    /// local-path, imported from an image by CDI.
+    LocalFromImage,
 }
 
 /// A VM to stage.
@@ -151,6 +155,14 @@ impl<'a> Stage<'a> {
         judge::read(&self.find(vm)?.place.path(self.bed)?)
     }
 
+    /// A VM's disk is on another node from now on.
+    pub fn moved(&mut self, vm: &Vm, node: &str) -> Result<()> {
+        let place = place_of(self.bed, vm, node)?;
+        let staged = self.vms.iter_mut().find(|staged| staged.vm.name == vm.name);
+        staged.with_context(|| format!("VM {} is not staged", vm.name))?.place = place;
+        Ok(())
+    }
+
     /// Waits until somebody else than before writes on a VM's disk; returns the later reading.
     pub fn wait_new_writer(&self, vm: &Vm, deadline: Duration) -> Result<Disk> {
         let known = self.find(vm)?.before.runs.len();
@@ -222,6 +234,7 @@ fn place_of(bed: &Bed, vm: &Vm, node: &str) -> Result<Place> {
 /// Removes every VM of earlier scenarios, with its disks.
 pub fn clear(bed: &Bed) -> Result<()> {
     let api = bed.api();
+    delete_all(bed, Kind::MIGRATION, VMS)?;
     let kinds = [Kind::WUKONG, Kind::LIVE_MIGRATION, Kind::VM, Kind::VMI, Kind::DATA_VOLUME, Kind::CLAIM];
     until("the VMs of earlier scenarios are gone", GONE_DEADLINE, &[bed.standin_log()], || {
         let mut left = Vec::new();
@@ -232,8 +245,10 @@ pub fn clear(bed: &Bed) -> Result<()> {
         Ok(Some(()))
     })?;
     for volume in api.list(Kind::VOLUME, "", "")? {
-        if volume["spec"]["storageClassName"] != LOCAL_CLASS {
-            api.delete(Kind::VOLUME, "", volume["metadata"]["name"].as_str().unwrap_or_default())?;
+        let name = volume["metadata"]["name"].as_str().unwrap_or_default();
+        // The provisioner's own go with their claims; those of migrations are kept until somebody removes them.
+        if volume["spec"]["storageClassName"] != LOCAL_CLASS || name.starts_with("smst-") {
+            api.delete(Kind::VOLUME, "", name)?;
         }
     }
     delete_all(bed, Kind::RECOVERY, VMS)?;
@@ -266,15 +281,19 @@ fn empty(folder: &Path) -> Result<()> {
 fn create(bed: &Bed, vm: &Vm, node: &str) -> Result<()> {
     let class = match vm.storage {
         Storage::Network | Storage::NetworkAndImage => NETWORK_CLASS,
-        Storage::Local => LOCAL_CLASS,
+        Storage::Local | Storage::LocalFromImage => LOCAL_CLASS,
         Storage::Unknown => HOSTPATH_CLASS,
     };
     let mut made = builders::Vm::new(vm.name).namespace(VMS).run_strategy(vm.strategy).preferring_node(node);
     if vm.storage == Storage::NetworkAndImage {
         let allowed = made.annotation("somersault.novasphere.dev/rebuild", "true");
-        made = allowed.data_volume_template(SYSTEM_DISK, LOCAL_CLASS, "http://images.invalid/system.img");
+        made = allowed.data_volume_template(SYSTEM_DISK, LOCAL_CLASS, IMAGE_URL);
     }
-    for object in made.claim(DISK, class).objects() {
+    made = match vm.storage {
+        Storage::LocalFromImage => made.data_volume_template(DISK, class, IMAGE_URL),
+        _ => made.claim(DISK, class),
+    };
+    for object in made.objects() {
         let kind = if object["kind"] == "VirtualMachine" { Kind::VM } else { Kind::CLAIM };
         bed.api().create(kind, VMS, object)?;
     }

@@ -19,6 +19,9 @@ const FOREIGN_ANNOTATIONS: [&str; 5] = [
     "kubectl.kubernetes.io/last-applied-configuration",
 ];
 
+/// Phase of a `DataVolume` whose claim is filled.
+const FILLED: &str = "Succeeded";
+
 /// Every disk that has to move, in the order of the VM.
 pub(super) fn disks_to_move(
     migration: &Key,
@@ -170,12 +173,7 @@ fn source<'a>(
             format!("volume {volume_name} is a block device: only folders with disk images can be moved yet");
         return Err(Refusal::new("BlockModeNotSupported", message));
     }
-    if let Some(data_volume) = &claim.data_volume {
-        let message = format!(
-            "claim {claim_key} belongs to DataVolume {data_volume}: its controller would import the image again once the claim is gone; not supported yet"
-        );
-        return Err(Refusal::new("DataVolumeNotSupported", message));
-    }
+    data_volume_is_filled(&claim_key, claim, ctx)?;
     let path = volume.source.path().ok_or_else(|| {
         let message = format!(
             "volume {volume_name} has no path on node {node}: its driver hides the folder from the agent"
@@ -184,6 +182,23 @@ fn source<'a>(
     })?;
     let path = path.to_owned();
     Ok(Source { claim_key, claim, volume_name, volume, node, path })
+}
+
+/// A claim of a `DataVolume` can change its volume once CDI has filled it: CDI is then told that it need not do so again
+/// (which the shell does, and reads back, before the claim goes). Told before, the import would stop halfway.
+fn data_volume_is_filled(claim_key: &Key, claim: &Claim, ctx: &Context<'_>) -> Result<(), Refusal> {
+    let Some(name) = &claim.data_volume else { return Ok(()) };
+    let Some(found) = ctx.fleet.data_volumes.get(&Key::new(claim_key.namespace.clone(), name.clone())) else {
+        let message =
+            format!("claim {claim_key} belongs to DataVolume {name}, which is not there: look at its owner");
+        return Err(Refusal::new("DataVolumeMissing", message));
+    };
+    if found.pre_populated || found.phase == FILLED {
+        return Ok(());
+    }
+    let message =
+        format!("DataVolume {name} of claim {claim_key} is in phase {:?}: wait for its import", found.phase);
+    Err(Refusal::not_yet("DataVolumeImporting", message))
 }
 
 /// Where the copies land: one root of one node takes all disks of the subject.

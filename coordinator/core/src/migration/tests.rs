@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::model::{World, key, to_node};
 use super::{Destination, Phase};
-use crate::fleet::{ClaimUse, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode};
+use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode};
 use crate::io::{Action, Effect};
 
 /// More rounds than any migration of the model takes: a timed-out stop takes 300.
@@ -243,7 +243,7 @@ type Spoil = fn(&mut World);
 
 #[test]
 fn refuses_with_a_reason_and_touches_nothing() {
-    let table: [(&str, Spoil); 11] = [
+    let table: [(&str, Spoil); 13] = [
         ("VmNotFound", |world| spec(world).vm = Some("nobody".into())),
         ("InvalidSpec", |world| spec(world).claim = Some("vm-data".into())),
         ("NodeNotFound", |world| spec(world).destination = Destination::Node("n9".into())),
@@ -265,6 +265,11 @@ fn refuses_with_a_reason_and_touches_nothing() {
         ("BlockModeNotSupported", |world| {
             world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").mode = VolumeMode::Block;
         }),
+        ("DataVolumeMissing", |world| {
+            world.fleet.claims.get_mut(&key("vm-system")).expect("there").data_volume =
+                Some("vm-system".into());
+        }),
+        ("DataVolumeImporting", |world| of_data_volume(world, "ImportInProgress")),
         ("DestinationTooSmall", |world| {
             world.fleet.reports.get_mut(&"n3".into()).expect("there").roots[0].available_bytes = 6 << 30;
         }),
@@ -280,6 +285,23 @@ fn refuses_with_a_reason_and_touches_nothing() {
         assert_eq!(world.fleet.volumes, before, "{reason}: something was touched");
         assert!(!world.effects.iter().any(|effect| matches!(effect, Effect::Act(_))), "{reason}");
     }
+}
+
+/// The system disk's claim belongs to a `DataVolume` in this phase.
+fn of_data_volume(world: &mut World, phase: &str) {
+    world.fleet.claims.get_mut(&key("vm-system")).expect("there").data_volume = Some("vm-system".into());
+    let data_volume = DataVolume { phase: phase.into(), pre_populated: false, image: None };
+    world.fleet.data_volumes.insert(key("vm-system"), data_volume);
+}
+
+#[test]
+fn the_claim_of_a_filled_data_volume_moves_with_the_others() {
+    let mut world = asked();
+    of_data_volume(&mut world, "Succeeded");
+    let phase = world.run(ROUNDS, "m");
+    assert_eq!(phase, Phase::Succeeded, "{:?}", world.store);
+    world.round();
+    assert_whole(&world, phase, "of a DataVolume");
 }
 
 fn spec(world: &mut World) -> &mut super::MigrationSpec {

@@ -7,6 +7,7 @@
 mod control_plane;
 mod death;
 mod life;
+mod migration;
 mod rebuild;
 mod strategies;
 
@@ -39,6 +40,7 @@ const SCENARIOS: &[Scenario] = &[
     ("side_by_side_with_kubernetes", Long, death::side_by_side),
     ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", Short, death::attested),
     ("system_disk_is_rebuilt_from_its_image", Short, rebuild::from_image),
+    ("local_disks_move_to_another_node", Short, migration::to_another_node),
     ("every_strategy_as_the_decision_table_says", Short, strategies::all),
     ("kubelet_killed_is_no_death", Short, life::kubelet_killed),
     ("agent_silent_is_no_death", Short, life::agent_stopped),
