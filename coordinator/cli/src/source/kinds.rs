@@ -47,7 +47,7 @@ const KUBEVIRT: &str = "kubevirt.io";
 const OURS: &str = somersault_crd::GROUP;
 
 /// Everything that decisions are made from.
-pub const READ: [Kind; 16] = [
+pub const READ: [Kind; 17] = [
     kind("Node", "", "v1", "nodes", Absent::Never),
     kind("PersistentVolume", "", "v1", "persistentvolumes", Absent::Never),
     kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", Absent::Never),
@@ -64,6 +64,7 @@ pub const READ: [Kind; 16] = [
         Absent::KubeVirt,
     ),
     kind("DataVolume", "cdi.kubevirt.io", "v1beta1", "datavolumes", Absent::Nothing),
+    kind("VolumeSnapshot", "snapshot.storage.k8s.io", "v1", "volumesnapshots", Absent::Nothing),
     kind("Wukong", "vm.novasphere.dev", "v1alpha1", "wukongs", Absent::Nothing),
     kind("NodeHealth", OURS, somersault_crd::VERSION, "nodehealths", Absent::Somersault),
     kind("Recovery", OURS, somersault_crd::VERSION, "recoveries", Absent::Somersault),

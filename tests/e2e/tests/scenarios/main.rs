@@ -6,6 +6,7 @@
 mod control_plane;
 mod death;
 mod life;
+mod storage;
 mod strategies;
 
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ const SCENARIOS: &[Scenario] = &[
     ("side_by_side_with_kubernetes", death::side_by_side),
     ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", death::attested),
     ("every_strategy_as_the_decision_table_says", strategies::all),
+    ("broken_storage_is_told_and_nothing_is_touched", storage::breaks),
     ("kubelet_killed_is_no_death", life::kubelet_killed),
     ("agent_silent_is_no_death", life::agent_stopped),
     ("one_way_cut_is_no_death", life::one_way_cut),
