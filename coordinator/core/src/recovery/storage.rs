@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::BootTime;
-use crate::decision::{BrokenDisk, Decider, Decision, Locality, Reason, Told, broken_disks};
+use crate::decision::{BrokenDisk, Decider, Decision, DecisionKind, Locality, Reason, Told, broken_disks};
 use crate::fleet::{self, DiskImage, DiskSource, Fleet, Grade, NodeReport, Vm, VolumeMode};
 use crate::io::{Effect, Severity};
 use crate::locality::{self, Likely};
@@ -36,7 +36,8 @@ use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 /// How long a finding, or its absence, must hold. A claim that its controller makes anew is back within a second or
 /// two, the swap of a claim by hand or by CDI takes a few; people who have lost a disk are not helped by the seconds.
 const SETTLE: Duration = Duration::from_secs(10);
-/// Between two looks. A person waits for more than that anyway, and ten thousand VMs take a few hundredths of a second.
+/// Between two looks. A person waits for more than that anyway, and a look at ten thousand VMs takes a tenth of a second
+/// in a build that is not even optimized.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A report may have been under way for this long: its listing is that much older than its age tells. A session that
 /// stalls is closed after ten seconds by its keep-alive; this is twice that.
@@ -283,7 +284,11 @@ impl StorageWatch {
                 continue;
             }
             let settled = self.settled(scene.now, key, found);
-            if settled.is_empty() || count >= CASES_MAX {
+            if settled.is_empty() {
+                self.unsettled(scene, key, fx);
+                continue;
+            }
+            if count >= CASES_MAX {
                 continue;
             }
             count += 1;
@@ -337,6 +342,17 @@ impl StorageWatch {
         settled.map(|(fault, _)| fault.clone()).collect()
     }
 
+    /// Nothing that was told is broken any more, but something else may be: sound only once that has had its time. It may
+    /// never settle, where an agent cannot list all of its folders.
+    fn unsettled(&mut self, scene: &Scene<'_>, key: &Key, fx: &mut Vec<Effect>) {
+        let mut suspected = self.suspects.get(key).into_iter().flat_map(Faults::values);
+        if suspected.all(|since| scene.now >= *since + KNOWN_AFTER) {
+            self.sound(scene, key, fx);
+        } else if let Some(case) = self.cases.get_mut(key) {
+            case.sound_since = None;
+        }
+    }
+
     /// An image that is known to be lost stays lost when the VM that ran with it is stopped.
     fn expect_images(&mut self, fleet: &Fleet, key: &Key, settled: &BTreeSet<BrokenDisk>) {
         let Some(memory) = self.memory.get_mut(key) else { return };
@@ -358,17 +374,22 @@ impl StorageWatch {
         fx: &mut Vec<Effect>,
     ) {
         // Nothing says any more what was told before: it stays as it was told.
-        if decision.reasons.first() == Some(&Reason::StorageSound) {
+        if decision.kind != DecisionKind::ManualRecovery {
             if let Some(case) = self.cases.get_mut(key) {
                 case.sound_since = None;
             }
             return;
         }
         let open = self.cases.get(key).filter(|case| case.progress == RecoveryProgress::NeedsPerson);
-        if open.is_none_or(|case| !case.faults.is_superset(&faults)) {
-            if open.is_none() && self.cases.len() >= CASES_MAX && !self.cases.contains_key(key) {
+        let news = open.is_none_or(|case| !case.faults.is_superset(&faults));
+        if !self.cases.contains_key(key) && self.cases.len() >= CASES_MAX {
+            // Those that are over make room; where there is none left, the next look tries again.
+            self.cases.retain(|_, case| case.progress == RecoveryProgress::NeedsPerson);
+            if self.cases.len() >= CASES_MAX {
                 return;
             }
+        }
+        if news {
             tell_failed(fx, &decision);
         }
         let runbook = storage_runbook(fleet, &decision);

@@ -62,6 +62,12 @@ fn first(fleet: &Fleet, decision: &Decision, vm: Option<&Vm>) -> String {
     let file_gone = decision.reasons.iter().any(file_gone);
     let runs_on: Vec<&NodeName> = decision.nodes.iter().collect();
     let mut text = String::from("## First\n\n");
+    if decision.reasons.contains(&Reason::DiskFailed) {
+        text.push_str(
+            "A physical disk is graded Failed: do not trust what it reads, and write nothing to it. Restore onto another \
+             disk.\n\n",
+        );
+    }
     if runs_on.is_empty() {
         text.push_str(&keep_stopped(decision, vm));
         return text;
