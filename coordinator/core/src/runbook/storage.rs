@@ -40,7 +40,7 @@ pub fn storage_runbook(fleet: &Fleet, decision: &Decision) -> String {
     text.push_str(&disks_chapter(fleet, decision));
     text.push_str("## Bringing the data back\n\n");
     text.push_str(
-        "In this order, from what loses least. Stop the VM before its claim gets another volume, and look into what you \
+        "In this order, from what loses least, once what is said under \"First\" is done. Stop the VM before its claim gets another volume, and look into what you \
          have found before the VM starts on it.\n\n",
     );
     for disk in decision.disks.iter().filter(|disk| is_concerned(decision, disk)) {
@@ -62,7 +62,8 @@ fn first(fleet: &Fleet, decision: &Decision, vm: Option<&Vm>) -> String {
     let file_gone = decision.reasons.iter().any(file_gone);
     let runs_on: Vec<&NodeName> = decision.nodes.iter().collect();
     let mut text = String::from("## First\n\n");
-    if decision.reasons.contains(&Reason::DiskFailed) {
+    let disk_failed = decision.reasons.contains(&Reason::DiskFailed);
+    if disk_failed {
         text.push_str(
             "A physical disk is graded Failed: do not trust what it reads, and write nothing to it. Restore onto another \
              disk.\n\n",
@@ -75,10 +76,12 @@ fn first(fleet: &Fleet, decision: &Decision, vm: Option<&Vm>) -> String {
     let nodes: Vec<String> = runs_on.iter().map(|node| code(node.as_str())).collect();
     let _ = write!(text, "It runs on {}. ", nodes.join(", "));
     if !file_gone {
-        text.push_str(
+        text.push_str(if disk_failed {
+            "Once it is stopped it may not start again.\n\n"
+        } else {
             "What it has open goes on working: leave it running until you know what you do. Once it is stopped it may not \
-             start again.\n\n",
-        );
+             start again.\n\n"
+        });
         return text;
     }
     text.push_str(
