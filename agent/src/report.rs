@@ -14,9 +14,13 @@ use crate::sense::{Sensed, WatchedRoot};
 /// What the agent knows of its node now; `None` before the first look at the machine.
 pub fn report(roots: &[WatchedRoot], sensed: &Sensed, now: Duration) -> Option<Report> {
     let host = sensed.host?;
+    let mut found: Vec<Volume> = roots.iter().flat_map(|root| volumes(root, now)).collect();
+    // Several roots together may have more folders than a report can hold: then no listing of it is complete.
+    let complete = found.len() <= VOLUMES_MAX;
+    found.truncate(VOLUMES_MAX);
     Some(Report {
-        roots: roots.iter().map(|root| storage_root(root, sensed)).collect(),
-        volumes: roots.iter().flat_map(|root| volumes(root, now)).take(VOLUMES_MAX).collect(),
+        roots: roots.iter().map(|root| storage_root(root, sensed, now, complete)).collect(),
+        volumes: found,
         disks: sensed.disks.iter().take(DISKS_MAX).map(|(name, assessment)| disk(name, assessment)).collect(),
         host,
     })
@@ -29,6 +33,7 @@ pub fn shape(report: &Report) -> Report {
     for root in &mut shape.roots {
         // That a root was seen at all is news: until then it has no room.
         (root.size_bytes, root.available_bytes) = (root.size_bytes.min(1), 0);
+        root.listed_age = root.listed_age.map(|_| Duration::ZERO);
     }
     for volume in &mut shape.volumes {
         (volume.allocated_bytes, volume.apparent_bytes, volume.inodes) = (0, 0, 0);
@@ -45,12 +50,13 @@ pub fn shape(report: &Report) -> Report {
     shape
 }
 
-fn storage_root(watched: &WatchedRoot, sensed: &Sensed) -> StorageRoot {
+fn storage_root(watched: &WatchedRoot, sensed: &Sensed, now: Duration, complete: bool) -> StorageRoot {
     let sample = watched.watch.sample();
     // A root that was never seen has no room: nothing must be planned onto it.
     let figures = sample.as_deref().map(|s| (s.size_bytes, s.available_bytes, s.read_only));
     let (size_bytes, available_bytes, read_only) = figures.unwrap_or((0, 0, false));
     let disks = sensed.disks_of_root.get(watched.root.path.as_str());
+    let listed_at = sample.as_deref().filter(|_| complete).and_then(|sample| sample.listed_at);
     StorageRoot {
         path: watched.root.path.clone(),
         storage_class: watched.root.class.clone(),
@@ -59,6 +65,7 @@ fn storage_root(watched: &WatchedRoot, sensed: &Sensed) -> StorageRoot {
         available_bytes,
         read_only,
         disk: disks.and_then(|disks| worst(disks, sensed)),
+        listed_age: listed_at.map(|at| now.saturating_sub(at)),
     }
 }
 
@@ -79,6 +86,7 @@ fn volumes(watched: &WatchedRoot, now: Duration) -> Vec<Volume> {
             apparent_bytes: volume.usage.apparent_bytes,
             inodes: volume.usage.inodes,
             sample_age: now.saturating_sub(volume.taken_at),
+            disk_image: volume.disk_image,
         })
     };
     sample.volumes.iter().filter_map(volume).collect()
@@ -133,8 +141,10 @@ mod tests {
         let volume = VolumeSample {
             taken_at: Duration::from_mins(1),
             usage: Usage { allocated_bytes: 4096, apparent_bytes: 100, inodes: 2, skipped: 0 },
+            disk_image: Some(true),
         };
         RootSample {
+            listed_at: Some(Duration::from_mins(1)),
             size_bytes: 1000,
             available_bytes: 400,
             volumes: (0..volumes).map(|n| (format!("pvc-{n}"), volume)).collect(),
@@ -184,6 +194,31 @@ mod tests {
         let base = shape(&made(watched(Some(sample(1))), &sensed(&[("sda", Ok)]), now));
         assert_ne!(base, shape(&made(watched(Some(sample(1))), &sensed(&[("sda", Failing)]), now)));
         assert_ne!(base, shape(&made(watched(Some(sample(2))), &sensed(&[("sda", Ok)]), now)));
+    }
+
+    #[test]
+    fn a_disk_image_that_goes_is_news_and_a_newer_listing_is_not() {
+        let now = Duration::from_secs(100);
+        let base = made(watched(Some(sample(1))), &sensed(&[]), now);
+        assert_eq!(base.roots[0].listed_age, Some(Duration::from_secs(40)));
+        let mut later = sample(1);
+        later.listed_at = Some(Duration::from_secs(90));
+        assert_eq!(shape(&base), shape(&made(watched(Some(later)), &sensed(&[]), now)));
+        for gone in [Some(false), None] {
+            let mut without = sample(1);
+            without.volumes.values_mut().for_each(|volume| volume.disk_image = gone);
+            assert_ne!(shape(&base), shape(&made(watched(Some(without)), &sensed(&[]), now)));
+        }
+    }
+
+    /// Who reads the report must not take a folder that did not fit for one that is gone.
+    #[test]
+    fn a_report_that_cannot_hold_every_folder_claims_no_complete_listing() {
+        let listed = |folders| {
+            made(watched(Some(sample(folders))), &sensed(&[]), Duration::from_secs(100)).roots[0].listed_age
+        };
+        assert!(listed(VOLUMES_MAX).is_some());
+        assert_eq!(listed(VOLUMES_MAX + 1), None);
     }
 
     #[test]

@@ -78,6 +78,7 @@ fn root(root: model::StorageRoot) -> fleet::StorageRoot {
         available_bytes: root.available_bytes,
         read_only: root.read_only,
         disk: root.disk,
+        listed_age: root.listed_age,
     }
 }
 
@@ -86,6 +87,11 @@ fn usage(volume: model::Volume) -> (String, fleet::Usage) {
         allocated_bytes: volume.allocated_bytes,
         apparent_bytes: volume.apparent_bytes,
         inodes: volume.inodes,
+        disk_image: match volume.disk_image {
+            None => fleet::DiskImage::Untold,
+            Some(true) => fleet::DiskImage::Present,
+            Some(false) => fleet::DiskImage::Absent,
+        },
     };
     (volume.path.into(), usage)
 }

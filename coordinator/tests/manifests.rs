@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use somersault_coordinator::cluster::Snapshot;
 use somersault_coordinator::cluster::directory::{files, read_dump};
 use somersault_coordinator_core::fleet::{
-    ClaimUse, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode, VolumeSource,
+    self, ClaimUse, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode, VolumeSource,
 };
 use somersault_coordinator_core::names::{Key, NodeName, Uid, VolumeName};
 use tempfile::TempDir;
@@ -114,6 +114,48 @@ fn hotplugged_and_state_volumes_count() {
     let pods: Vec<_> = db.pods.iter().map(|pod| pod.name.as_str()).collect();
     assert_eq!(pods, ["hp-volume-x1", "virt-launcher-db-abcde"]);
     assert_eq!(db.instance.as_ref().unwrap().migrating, Some(Some("n3".into())));
+}
+
+#[test]
+fn snapshots_say_of_which_claim_and_whether_they_are_ready() {
+    let fleet = read_dump(&fixtures()).unwrap().fleet;
+    let snapshot = |name: &str| fleet.snapshots[&shop(name)].clone();
+    let nightly = fleet::Snapshot {
+        claim: Some("db-data".into()),
+        ready: true,
+        taken: Some("2026-03-02T03:00:00Z".into()),
+    };
+    assert_eq!(snapshot("db-nightly"), nightly);
+    let begun = fleet::Snapshot { ready: false, taken: None, ..nightly };
+    assert_eq!(snapshot("db-now"), begun);
+    assert_eq!(snapshot("imported"), fleet::Snapshot { ready: true, ..fleet::Snapshot::default() });
+}
+
+#[test]
+fn a_folder_that_the_guest_shares_is_no_disk() {
+    let vm = "apiVersion: kubevirt.io/v1\nkind: VirtualMachine\nmetadata: {name: web, namespace: shop}\nspec:\n  \
+              running: true\n  template:\n    spec:\n      domain:\n        devices:\n          disks: [{name: root}]\n          \
+              filesystems: [{name: files, virtiofs: {}}]\n      volumes:\n      - name: root\n        persistentVolumeClaim: \
+              {claimName: a}\n      - name: files\n        persistentVolumeClaim: {claimName: b}\n";
+    let fleet = read_text(vm).fleet;
+    let disks: Vec<_> = fleet.vms[&shop("web")].disks.iter().map(claim_disk).collect();
+    assert_eq!(disks, [("a", ClaimUse::Disk), ("b", ClaimUse::Folder)]);
+}
+
+/// A volume that is still being attached has no image yet.
+#[test]
+fn an_instance_runs_with_the_claims_that_are_attached_to_it() {
+    let instance = "apiVersion: kubevirt.io/v1\nkind: VirtualMachine\nmetadata: {name: web, namespace: shop}\nspec:\n  \
+                    running: true\n  template: {spec: {domain: {}}}\n---\napiVersion: kubevirt.io/v1\nkind: \
+                    VirtualMachineInstance\nmetadata: {name: web, namespace: shop}\nspec:\n  domain: {}\n  volumes:\n  - name: \
+                    root\n    persistentVolumeClaim: {claimName: a}\n  - name: plugged\n    persistentVolumeClaim: \
+                    {claimName: b, hotpluggable: true}\n  - name: plugging\n    persistentVolumeClaim: {claimName: c, \
+                    hotpluggable: true}\nstatus:\n  phase: Running\n  volumeStatus:\n  - {name: root, target: vda}\n  - {name: \
+                    plugged, phase: Ready, hotplugVolume: {}, target: sda}\n  - {name: plugging, phase: AttachedToNode, \
+                    hotplugVolume: {}, target: ''}\n";
+    let fleet = read_text(instance).fleet;
+    let instance = fleet.vms[&shop("web")].instance.clone().unwrap();
+    assert_eq!(instance.claims.into_iter().collect::<Vec<_>>(), ["a", "b"]);
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The thread is the only one that touches the root. When its mount is dead it hangs alone, and no second one is
-//! started. Listing the root is cheap and done each period; walking the volumes takes 1 % of the time at most.
+//! started. Listing the root is cheap and done each period; walking the volumes takes 1 % of the time at most. Each
+//! listing also looks for `disk.img` in every folder, the file in which KubeVirt keeps a disk: one look at one inode.
 
 mod walk;
 
@@ -21,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Dir, Mode, OFlags, StatVfsMountFlags, fstatvfs, open};
+use rustix::fs::{Dir, FileType, Mode, OFlags, StatVfsMountFlags, fstatvfs, open};
 use somersault_proto::model::AbsolutePath;
 use somersault_proto::model::limits::VOLUMES_MAX;
 use tracing::warn;
@@ -49,6 +50,9 @@ pub struct RootSample {
     pub available_bytes: u64,
     /// It is mounted read-only.
     pub read_only: bool,
+    /// When its folders were listed; `None` where some of them could not be told, so that the absence of a name from
+    /// `volumes` says nothing.
+    pub listed_at: Option<Duration>,
     /// Folders directly below, by name.
     pub volumes: BTreeMap<String, VolumeSample>,
 }
@@ -60,6 +64,8 @@ pub struct VolumeSample {
     pub taken_at: Duration,
     /// What it takes.
     pub usage: Usage,
+    /// The last listing found a regular file `disk.img` in it; `None` where it could not be looked for.
+    pub disk_image: Option<bool>,
 }
 
 /// What is known of one root.
@@ -154,14 +160,23 @@ impl Sampler {
         let root = open(&self.root, flags, Mode::empty())?;
         let filesystem = fstatvfs(&root)?;
         step();
-        let (names, unreportable) = volume_names(&root, &self.root)?;
+        let listed_at = boottime();
+        let Listing { names, unreportable, complete } = list(&root, &self.root)?;
         if unreportable != self.unreportable {
             let root = self.root.display();
             warn!(%root, folders = unreportable, "cannot report folders: odd names, or beyond {VOLUMES_MAX}");
             self.unreportable = unreportable;
         }
         self.volumes.retain(|name, _| names.contains_key(name));
+        let mut images = BTreeMap::new();
+        for (name, raw_name) in &names {
+            step();
+            images.insert(name.clone(), walk::has_disk_image(root.as_fd(), raw_name));
+        }
         self.walk(&root, names, step);
+        for (name, volume) in &mut self.volumes {
+            volume.disk_image = images.get(name).copied().flatten();
+        }
         let size_bytes = filesystem.f_blocks.saturating_mul(filesystem.f_frsize);
         Ok(RootSample {
             taken_at: boottime(),
@@ -169,6 +184,7 @@ impl Sampler {
             size_bytes,
             available_bytes: filesystem.f_bavail.saturating_mul(filesystem.f_frsize).min(size_bytes),
             read_only: filesystem.f_flag.contains(StatVfsMountFlags::RDONLY),
+            listed_at: complete.then_some(listed_at),
             volumes: self.volumes.clone(),
         })
     }
@@ -184,7 +200,8 @@ impl Sampler {
             match walk_volume(root.as_fd(), &raw_name, &mut pace) {
                 Ok(usage) => {
                     let path = self.root.join(&name);
-                    let before = self.volumes.insert(name, VolumeSample { taken_at: boottime(), usage });
+                    let sample = VolumeSample { taken_at: boottime(), usage, disk_image: None };
+                    let before = self.volumes.insert(name, sample);
                     if usage.skipped != before.map_or(0, |before| before.usage.skipped) {
                         warn!(path = %path.display(), skipped = usage.skipped, "parts could not be counted");
                     }
@@ -192,6 +209,12 @@ impl Sampler {
                 // A volume that vanished since the listing is seen as gone by the next one.
                 Err(error) => {
                     warn!(path = %self.root.join(&name).display(), %error, "cannot count the volume");
+                    if error.kind() != io::ErrorKind::NotFound {
+                        // It is there, and must not be taken for gone because nobody can look into it.
+                        let usage = Usage { skipped: 1, ..Usage::default() };
+                        let sample = VolumeSample { taken_at: boottime(), usage, disk_image: None };
+                        self.volumes.entry(name).or_insert(sample);
+                    }
                 }
             }
         }
@@ -202,27 +225,43 @@ impl Sampler {
     }
 }
 
-/// Names of the folders that are volumes: not hidden ones (partial copies), not what `fsck` leaves. Besides, how
-/// many have a name that no report can hold, or are too many.
-fn volume_names(root: &OwnedFd, path: &Path) -> io::Result<(BTreeMap<String, CString>, usize)> {
-    let (mut names, mut unreportable) = (BTreeMap::new(), 0);
+/// What is directly below a root.
+struct Listing {
+    /// Names of the folders that are volumes: not hidden ones (partial copies), not what `fsck` leaves.
+    names: BTreeMap<String, CString>,
+    /// How many have a name that no report can hold, or are too many.
+    unreportable: usize,
+    /// Every folder is in `names`. A symbolic link is not followed, so what it leads to may be a folder that is not.
+    complete: bool,
+}
+
+fn list(root: &OwnedFd, path: &Path) -> io::Result<Listing> {
+    let mut listing = Listing { names: BTreeMap::new(), unreportable: 0, complete: true };
     for entry in Dir::read_from(root)? {
         let entry = entry?;
         let raw = entry.file_name();
         if raw.to_bytes().starts_with(b".") || raw.to_bytes() == b"lost+found" {
             continue;
         }
-        if !walk::is_folder(root.as_fd(), &entry) {
-            continue;
+        match walk::kind_of(root.as_fd(), &entry) {
+            Some(FileType::Directory) => {}
+            Some(FileType::Symlink) | None => {
+                listing.complete = false;
+                continue;
+            }
+            Some(_) => continue,
         }
         match raw.to_str() {
-            Ok(name) if names.len() < VOLUMES_MAX && volume_path(path, name).is_some() => {
-                names.insert(name.to_owned(), raw.to_owned());
+            Ok(name) if listing.names.len() < VOLUMES_MAX && volume_path(path, name).is_some() => {
+                listing.names.insert(name.to_owned(), raw.to_owned());
             }
-            _ => unreportable += 1,
+            _ => {
+                listing.unreportable += 1;
+                listing.complete = false;
+            }
         }
     }
-    Ok((names, unreportable))
+    Ok(listing)
 }
 
 /// The path of a volume as reports show it; `None` where they cannot.

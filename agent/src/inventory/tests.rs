@@ -88,6 +88,56 @@ fn a_pipe_in_a_volume_stops_nobody() {
     assert_eq!(sample(&root).volumes["v"].usage.inodes, 2);
 }
 
+/// The content is hostile: only a regular file of that very name is a disk.
+#[test]
+fn only_a_regular_file_named_disk_img_is_a_disk_image() {
+    let (root, outside) = (root(), root());
+    write(&outside.path().join("disk.img"), 10);
+    for name in ["empty", "filled", "linked", "folder", "deeper"] {
+        fs::create_dir(root.path().join(name)).expect("created");
+    }
+    write(&root.path().join("filled/disk.img"), 10);
+    symlink(outside.path().join("disk.img"), root.path().join("linked/disk.img")).expect("linked");
+    fs::create_dir(root.path().join("folder/disk.img")).expect("created");
+    fs::create_dir(root.path().join("deeper/a")).expect("created");
+    write(&root.path().join("deeper/a/disk.img"), 10);
+    let found = sample(&root).volumes;
+    let found: Vec<_> = found.iter().map(|(name, volume)| (name.as_str(), volume.disk_image)).collect();
+    let expected = [
+        ("deeper", Some(false)),
+        ("empty", Some(false)),
+        ("filled", Some(true)),
+        ("folder", Some(false)),
+        ("linked", Some(false)),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_disk_image_is_looked_for_at_each_listing_and_not_at_each_walk() {
+    let root = root();
+    fs::create_dir(root.path().join("v")).expect("created");
+    write(&root.path().join("v/disk.img"), 5000);
+    let mut sampler = Sampler::new(root.path(), Duration::from_hours(1));
+    let first = sampler.sample(&|| {}).expect("a sample");
+    assert_eq!(first.volumes["v"].disk_image, Some(true));
+    fs::remove_file(root.path().join("v/disk.img")).expect("removed");
+    let second = sampler.sample(&|| {}).expect("a sample");
+    assert_eq!(second.volumes["v"].disk_image, Some(false));
+    assert_eq!(second.volumes["v"].usage.apparent_bytes, 5000, "its next walk is not due");
+    assert!(second.listed_at > first.listed_at);
+}
+
+/// What a link leads to may be a volume: a name that is not listed says nothing then.
+#[test]
+fn a_root_with_a_link_in_it_is_not_listed_completely() {
+    let (root, outside) = (root(), root());
+    fs::create_dir(root.path().join("v")).expect("created");
+    assert!(sample(&root).listed_at.is_some());
+    symlink(outside.path(), root.path().join("elsewhere")).expect("linked");
+    assert_eq!(sample(&root).listed_at, None);
+}
+
 #[test]
 fn a_deep_tree_is_counted_as_far_as_paths_reach() {
     let root = root();

@@ -23,6 +23,8 @@ const LINKED_MAX: usize = 1_000_000;
 const SLICE: Duration = Duration::from_millis(20);
 /// For this long.
 const PAUSE: Duration = Duration::from_millis(80);
+/// The file in which KubeVirt keeps a disk on a volume of mode Filesystem.
+const DISK_IMAGE: &CStr = c"disk.img";
 
 /// Size of a volume, itself included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,14 +85,25 @@ pub(super) fn walk_volume(root: BorrowedFd<'_>, name: &CStr, pace: &mut Pace<'_>
     Ok(walk.usage)
 }
 
-/// Whether an entry of a root is a folder; asks the inode where the filesystem does not say.
-pub(super) fn is_folder(parent: BorrowedFd<'_>, entry: &DirEntry) -> bool {
+/// What an entry of a root is; asks the inode where the filesystem does not say. `None` where nobody can tell.
+pub(super) fn kind_of(parent: BorrowedFd<'_>, entry: &DirEntry) -> Option<FileType> {
     match entry.file_type() {
-        FileType::Directory => true,
         FileType::Unknown => {
-            look(parent, entry.file_name()).is_ok_and(|found| is(&found, FileType::Directory))
+            let found = look(parent, entry.file_name()).ok()?;
+            Some(FileType::from_raw_mode(found.stx_mode.into()))
         }
-        _ => false,
+        known => Some(known),
+    }
+}
+
+/// Whether the folder `name` below `root` has a regular file `disk.img` directly in it: a symbolic link of that name,
+/// or a folder, is none. `None` where it could not be looked for.
+pub(super) fn has_disk_image(root: BorrowedFd<'_>, name: &CStr) -> Option<bool> {
+    let volume = open_folder(root, name, ResolveFlags::empty()).ok()?;
+    match look(volume.as_fd(), DISK_IMAGE) {
+        Ok(found) => Some(is(&found, FileType::RegularFile)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(false),
+        Err(_) => None,
     }
 }
 

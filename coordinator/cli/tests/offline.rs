@@ -49,6 +49,51 @@ fn explain_names_the_disk_to_people() -> Result<()> {
     Ok(())
 }
 
+/// The fleet with a claim that is Lost, and what the coordinator said of it.
+fn with_a_lost_claim(recovery: &str) -> Result<String> {
+    let dump = fs::read_to_string(fixture("fleet.yaml"))?;
+    let at = dump.find("kind: PersistentVolumeClaim\nmetadata:\n  name: db-data").context("the claim")?;
+    let (before, after) = dump.split_at(at);
+    Ok(format!("{before}{}{recovery}", after.replacen("phase: Bound", "phase: Lost", 1)))
+}
+
+const TOLD: &str = "---\napiVersion: somersault.novasphere.dev/v1alpha1\nkind: Recovery\nmetadata: {name: db, namespace: \
+                    default}\nspec: {vm: db}\nstatus: {cause: StorageFailed, node: n1, decision: ManualRecovery, reasons: \
+                    [ClaimLost], progress: NeedsPerson, runbook: '# As told'}\n";
+
+#[test]
+fn broken_storage_is_shown_as_what_is_broken_now() -> Result<()> {
+    let dump = with_a_lost_claim("")?;
+    let ask = |args: &[&str]| run_with_input(&[args, &["--from", "-"]].concat(), &dump);
+    let ran = ask(&["explain", "db"])?;
+    assert!(
+        ran.out.contains("its storage is broken now, whether a node dies or not: ClaimLost"),
+        "{}",
+        ran.out
+    );
+    let ran = ask(&["report"])?;
+    assert!(ran.out.contains("1 VMs have broken storage already"), "{}", ran.out);
+    let ran = ask(&["runbook", "db"])?;
+    assert!(ran.out.contains("Its storage is broken, and no node of it died"), "{}", ran.out);
+    assert!(!ran.out.contains("attest"), "{}", ran.out);
+    let json = ask(&["explain", "db", "-o", "json"])?.json()?;
+    assert_eq!(json[0]["brokenStorage"], json!(["ClaimLost"]));
+    Ok(())
+}
+
+#[test]
+fn what_the_coordinator_told_of_storage_is_shown_with_its_cause() -> Result<()> {
+    let dump = with_a_lost_claim(TOLD)?;
+    let ask = |args: &[&str]| run_with_input(&[args, &["--from", "-"]].concat(), &dump);
+    let ran = ask(&["recoveries"])?;
+    assert!(ran.line("default/db").contains("StorageFailed"), "{}", ran.out);
+    let ran = ask(&["status"])?;
+    assert!(ran.out.contains("NeedsPerson (storage: ClaimLost)"), "{}", ran.out);
+    assert_eq!(ask(&["recoveries", "-o", "json"])?.json()?[0]["cause"], "StorageFailed");
+    assert_eq!(ask(&["runbook", "db"])?.out.trim_end(), "# As told");
+    Ok(())
+}
+
 #[test]
 fn a_stopped_vm_belongs_to_the_node_that_has_its_disk() -> Result<()> {
     let ran = run(&["explain", "n2", "--from", &fixture("fleet.yaml"), "-o", "json"])?;

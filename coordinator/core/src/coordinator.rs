@@ -1,9 +1,10 @@
 //! The one thing that the shell drives.
 //!
 //! ```text
-//!   input ─► facts ─► liveness ─► fencing (one case a node) ─► recovery ─► taints ─► migrations ─► evacuations
-//!                        │              │                         │
-//!                        └ declared     └ proof stored            └ decisions at once, deletions after the proof
+//!   input ─► facts ─► liveness ─► fencing (one case a node) ─► recovery ─► taints ─► storage ─► migrations ─► evacuations
+//!                        │              │                         │                    │
+//!                        └ declared     └ proof stored            │                    └ told of, never acted upon
+//!                                                                 └ decisions at once, deletions after the proof
 //! ```
 //!
 //! Only a leader judges and acts; a follower notes beats, so that it knows the fleet when it takes over. Each
@@ -21,13 +22,13 @@ use crate::evacuation::Evacuations;
 use crate::fencing::agents::{PowerOff, Rounds};
 use crate::fencing::lease::LeaseWatch;
 use crate::fencing::{Around, Case, FenceProof, FenceStage, PowerTaints, given_by_others, words};
-use crate::fleet::{FENCING_TAINT, Fleet, NodeReport, OUT_OF_SERVICE_TAINT};
+use crate::fleet::{DiskImage, FENCING_TAINT, Fleet, NodeReport, OUT_OF_SERVICE_TAINT};
 use crate::io::{Action, Effect, Input, Notice, Order, Record, RecordKey, Requests, Severity, Subject};
 use crate::liveness::{BeatOf, Liveness, Phase};
 use crate::migration::{Context, Migrations};
 use crate::names::{BootId, NodeName, OrderId};
 use crate::policy::{Policy, PolicyError};
-use crate::recovery::{Recovery, Trouble};
+use crate::recovery::{Elsewhere, Recovery, StorageWatch, Trouble};
 use crate::scene::{Facts, Scene};
 use crate::view::Milestone;
 
@@ -43,6 +44,7 @@ pub struct Coordinator {
     leases: LeaseWatch,
     cases: BTreeMap<NodeName, Case>,
     recovery: Recovery,
+    storage: StorageWatch,
     trouble: Trouble,
     /// The fleet changed since the VMs were last decided upon.
     undecided: bool,
@@ -77,6 +79,7 @@ impl Coordinator {
             leases: LeaseWatch::default(),
             cases: BTreeMap::new(),
             recovery: Recovery::default(),
+            storage: StorageWatch::default(),
             trouble: Trouble::default(),
             undecided: true,
             reports: BTreeMap::new(),
@@ -112,6 +115,7 @@ impl Coordinator {
         if self.facts.epoch.is_some() {
             self.judge(&mut fx);
         }
+        self.watch_storage(&mut fx);
         self.move_disks(&input, was_leading, &mut fx);
         self.wake = self.find_wake();
         fx
@@ -179,7 +183,8 @@ impl Coordinator {
                 self.take_policy(*policy, fx);
                 return Input::Tick;
             }
-            Input::Report { node, report } => {
+            Input::Report { node, mut report } => {
+                self.storage.reported(self.now, &node, self.reports.get(&node), &mut report);
                 self.facts.fleet.reports.insert(node.clone(), (*report).clone());
                 self.reports.insert(node, *report);
                 self.undecided = true;
@@ -242,6 +247,7 @@ impl Coordinator {
             .extend(self.reports.iter().map(|(node, report)| (node.clone(), report.clone())));
         self.facts.fleet_read = true;
         self.undecided = true;
+        self.storage.fleet_read();
         let scene = Scene { now: self.now, facts: &self.facts };
         self.liveness.fleet_read(&scene);
         self.power_taints.fleet_read(&scene);
@@ -294,6 +300,7 @@ impl Coordinator {
         self.stop_leading();
         self.facts.epoch = Some(epoch);
         self.facts.power_off.begin_leading();
+        self.storage.begin_leading(self.now);
         let scene = Scene { now: self.now, facts: &self.facts };
         self.leases.begin_leading(self.now);
         self.liveness.begin_leading(&scene);
@@ -330,6 +337,7 @@ impl Coordinator {
         self.facts.epoch = None;
         self.cases.clear();
         self.recovery.clear();
+        self.storage.stop_leading();
         self.tainting.clear();
         self.calling.clear();
         self.trouble = Trouble::default();
@@ -415,6 +423,7 @@ impl Coordinator {
             self.past_timelines.remove(&node);
             self.facts.power_off.forget(&node);
             self.reports.remove(&node);
+            self.storage.forget(&node);
         }
     }
 
@@ -423,6 +432,7 @@ impl Coordinator {
         let trouble = self.find_trouble();
         if self.undecided || trouble != self.trouble {
             self.recovery.decide(&scene, &trouble, fx);
+            self.storage.hand_over(|vm| self.recovery.has_case(vm));
             self.undecided = false;
             self.trouble = trouble;
         }
@@ -437,6 +447,33 @@ impl Coordinator {
                 case.mark(Milestone::Settled, self.now);
             }
         }
+    }
+
+    /// Looks at the VMs' storage where that is due. A follower only remembers what there was, for when it takes over.
+    fn watch_storage(&mut self, fx: &mut Vec<Effect>) {
+        if !self.facts.fleet_read || !self.storage.is_due(self.now) {
+            return;
+        }
+        for (node, path) in self.storage.remember(self.now, &self.facts.fleet) {
+            for reports in [&mut self.facts.fleet.reports, &mut self.reports] {
+                let usage = reports.get_mut(&node).and_then(|report| report.usage.get_mut(&path));
+                if let Some(usage) = usage {
+                    usage.disk_image = DiskImage::Vanished;
+                }
+            }
+            self.undecided = true;
+        }
+        if self.facts.epoch.is_none() {
+            return;
+        }
+        let scene = Scene { now: self.now, facts: &self.facts };
+        let (recovery, switching) = (&self.recovery, self.migrations.switching().collect());
+        let elsewhere = Elsewhere {
+            incident: &|vm| recovery.has_case(vm),
+            rebuilt: &|vm| recovery.is_rebuilding(vm),
+            switching,
+        };
+        self.storage.look(&scene, &elsewhere, fx);
     }
 
     fn find_trouble(&self) -> Trouble {
@@ -543,6 +580,7 @@ impl Coordinator {
             self.liveness.next_deadline(&scene),
             self.rounds.next_deadline(),
             self.recovery.next_deadline(&scene),
+            self.storage.next_deadline(),
             self.migrations.next_deadline(),
             self.evacuations.next_deadline(),
         ]

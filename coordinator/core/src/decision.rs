@@ -32,6 +32,7 @@ mod reason;
 pub(crate) mod remedy;
 mod report;
 mod restore;
+mod storage;
 mod whereabouts;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ use whereabouts::Whereabouts;
 pub use reason::Reason;
 pub use report::{ExpectedTimes, ReportRow, report};
 pub use restore::{RestoreSource, SourceKind};
+pub(crate) use storage::{BrokenDisk, Told, broken_disks};
 
 /// What becomes of a VM whose node dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -152,7 +154,13 @@ impl<'a> Decider<'a> {
 
     /// Decides what becomes of `vm` if the nodes of the question are dead.
     pub fn decide(&self, vm: &Key, question: &Question) -> Decision {
-        decide_with(&self.index, self.fleet, self.overrides, vm, question)
+        decide_with(&self.index, self.fleet, self.overrides, vm, question, &|_, _| true)
+    }
+
+    /// Decides about the VM's storage alone, as if only those faults were there that count, by disk and reason: the
+    /// others may be of the moment.
+    pub(crate) fn decide_storage(&self, vm: &Key, counts: &dyn Fn(&str, Reason) -> bool) -> Decision {
+        decide_with(&self.index, self.fleet, self.overrides, vm, &Question::default(), counts)
     }
 }
 
@@ -165,6 +173,7 @@ fn decide_with(
     overrides: &ClassOverrides,
     key: &Key,
     question: &Question,
+    counts: &dyn Fn(&str, Reason) -> bool,
 ) -> Decision {
     let Some(vm) = fleet.vms.get(key) else {
         let missing = (Reason::VmNotFound, format!("there is no VirtualMachine {key}"));
@@ -181,9 +190,16 @@ fn decide_with(
     if let Some(why) = not_concerned(vm, question, &whereabouts, &examined) {
         return draft.decide(key, DecisionKind::NothingToDo, vec![why]);
     }
-    let broken: Vec<Finding> = examined.iter().filter_map(Examined::broken).collect();
+    let counts = |disk: &Examined, reason| counts(&disk.finding.disk, reason);
+    let broken = examined.iter().filter_map(|disk| disk.broken().filter(|(reason, _)| counts(disk, *reason)));
+    let broken: Vec<Finding> = broken.collect();
     if !broken.is_empty() {
-        let blockers = blockers(index, key, vm, question, &whereabouts, &examined);
+        // With no dead node nobody asks what would forbid to start it elsewhere.
+        let blockers = if question.dead.is_empty() {
+            Vec::new()
+        } else {
+            blockers(index, key, vm, question, &whereabouts, &examined)
+        };
         return draft.manual(index, fleet, key, &examined, broken.into_iter().chain(blockers).collect());
     }
     if vm.run == RunStrategy::Halted {

@@ -4,6 +4,7 @@
 mod selector;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ pub struct Fleet {
     pub stray_launchers: BTreeSet<NodeName>,
     /// Every CDI `DataVolume`.
     pub data_volumes: BTreeMap<Key, DataVolume>,
+    /// Every `VolumeSnapshot`, where the cluster has that kind.
+    pub snapshots: BTreeMap<Key, Snapshot>,
     /// Every `VolumeAttachment`, by name.
     pub attachments: BTreeMap<String, Attachment>,
     /// Nodes whose agent has beaten some time, with the boot of its last beat, as our own objects tell.
@@ -276,6 +279,18 @@ pub struct DataVolume {
     pub image: Option<String>,
 }
 
+/// A `VolumeSnapshot`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// `spec.source.persistentVolumeClaimName`, of its own namespace; `None` for one that was not taken of a claim.
+    pub claim: Option<String>,
+    /// `status.readyToUse`.
+    pub ready: bool,
+    /// `status.creationTime` as it was written (RFC 3339, so that text order is the order of time); `None` before it
+    /// was taken.
+    pub taken: Option<String>,
+}
+
 /// A `VolumeAttachment`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
@@ -423,6 +438,8 @@ pub enum DiskSource {
 pub enum ClaimUse {
     /// A disk of the VM.
     Disk,
+    /// A folder that the guest shares (virtiofs): files of its own, and no disk image.
+    Folder,
     /// A disk attached while running (`hotpluggable`, or only in the instance's volume status).
     Hotplugged,
     /// `persistent-state-for-*`: TPM and EFI state.
@@ -448,6 +465,8 @@ pub struct Instance {
     pub migrating: Option<Option<NodeName>>,
     /// Condition Paused is True, with its reason.
     pub paused: Option<String>,
+    /// Names of the claims that it was started with, or that were attached to it since.
+    pub claims: BTreeSet<String>,
 }
 
 /// A launcher or hotplug pod.
@@ -508,6 +527,9 @@ pub struct StorageRoot {
     pub read_only: bool,
     /// The physical disk below, where it could be resolved.
     pub disk: Option<String>,
+    /// Age of its last complete listing when the report was made: only with one does it say something that a folder is
+    /// not in `usage`. `None` from older agents, and where some folder could not be told.
+    pub listed_age: Option<Duration>,
 }
 
 impl StorageRoot {
@@ -515,6 +537,21 @@ impl StorageRoot {
     pub fn holds(&self, path: &str) -> bool {
         path.strip_prefix(self.path.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
     }
+
+    /// Whether its listing would tell of this folder: agents list what is directly below a root, and leave out hidden
+    /// folders and what a filesystem check left.
+    pub fn lists(&self, path: &str) -> bool {
+        let name = path.strip_prefix(self.path.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
+        name.is_some_and(|name| {
+            !name.is_empty() && !name.contains('/') && !name.starts_with('.') && name != "lost+found"
+        })
+    }
+}
+
+/// A path as agents report it: without a slash at its end.
+pub fn folder(path: &str) -> &str {
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.is_empty() { path } else { trimmed }
 }
 
 /// Size of one volume folder.
@@ -526,6 +563,22 @@ pub struct Usage {
     pub apparent_bytes: u64,
     /// Files and folders.
     pub inodes: u64,
+    /// Whether `disk.img` is in it.
+    pub disk_image: DiskImage,
+}
+
+/// Whether a volume's folder holds the file in which `KubeVirt` keeps a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DiskImage {
+    /// Nobody could look, or the agent is an older one that does not.
+    #[default]
+    Untold,
+    /// It is there.
+    Present,
+    /// It is not there. A volume that no VM was ever started with has none.
+    Absent,
+    /// It is not there, and this coordinator has seen it there, under the same claim.
+    Vanished,
 }
 
 /// Health of a disk, as graded by its agent.

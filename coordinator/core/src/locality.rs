@@ -31,6 +31,8 @@ mod tests;
 use drivers::Vote;
 use reach::{Nodes, Reach};
 
+pub(crate) use reach::{Likely, likely_node};
+
 /// What people say of a storage class, by its name: for drivers that we cannot know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -98,7 +100,10 @@ pub(crate) fn judge(fleet: &Fleet, overrides: &ClassOverrides, vm_namespace: &st
 
 /// The volume that a claim is bound to. Absent phases are accepted: hand-written manifests have none, and the
 /// binding itself is what counts.
-fn bound_volume<'a>(fleet: &'a Fleet, key: &Key) -> Result<(&'a Claim, &'a VolumeName, &'a Volume), Verdict> {
+pub(crate) fn bound_volume<'a>(
+    fleet: &'a Fleet,
+    key: &Key,
+) -> Result<(&'a Claim, &'a VolumeName, &'a Volume), Verdict> {
     let Some(claim) = fleet.claims.get(key) else {
         return Err(Verdict::unknown(Reason::ClaimMissing, format!("claim {key} does not exist")));
     };

@@ -24,6 +24,7 @@
 
 mod incident;
 mod rebuild;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::incident::{Incident, VmCase};
 use self::rebuild::Rebuild;
+pub(crate) use self::storage::{Elsewhere, StorageWatch};
 use crate::BootTime;
 use crate::decision::{Decider, DecisionKind, Question};
 use crate::fencing::{FenceProof, Settled};
@@ -264,14 +266,25 @@ impl Recovery {
         (automatic, incident.vms.len() - automatic)
     }
 
+    /// Whether a node's incident is about this VM.
+    pub fn has_case(&self, vm: &Key) -> bool {
+        self.incidents.values().any(|incident| incident.vms.contains_key(vm))
+    }
+
+    /// Whether the VM is being rebuilt.
+    pub fn is_rebuilding(&self, vm: &Key) -> bool {
+        self.rebuilds.contains_key(vm)
+    }
+
     /// When time alone changes something.
     pub fn next_deadline(&self, scene: &Scene<'_>) -> Option<BootTime> {
         let rebuilds = self.rebuilds.values().filter_map(|rebuild| rebuild.next_deadline(scene));
         self.incidents.values().filter_map(|incident| incident.next_deadline(scene)).chain(rebuilds).min()
     }
 
-    /// What to show. A VM that was caught by two incidents is shown in the one in which something happened last.
-    pub fn views(&self, scene: &Scene<'_>) -> BTreeMap<Key, RecoveryView> {
+    /// What to show. A VM that was caught by two incidents is shown in the one in which something happened last; broken
+    /// storage is shown unless an incident that is not over is about the VM.
+    pub fn views(&self, scene: &Scene<'_>, storage: &StorageWatch) -> BTreeMap<Key, RecoveryView> {
         let attempts_max = scene.facts.policy.recovery.attempts_max;
         let rebuilds = self
             .rebuilds
@@ -284,6 +297,7 @@ impl Recovery {
         let mut running: Vec<(BootTime, Key, RecoveryView)> = running.chain(rebuilds).collect();
         running.sort_by_key(|(since, _, _)| *since);
         let mut views = self.ended.clone();
+        views.extend(storage.views(&scene.facts.fleet));
         views.extend(running.into_iter().map(|(_, key, view)| (key, view)));
         views
     }

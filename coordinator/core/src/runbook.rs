@@ -9,6 +9,7 @@ use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, Reason, Sou
 use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usage, Vm};
 use crate::names::{Key, NodeName, VolumeName};
 
+mod storage;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,8 @@ mod words;
 use words::{bytes, bytes_or_unknown, code, plain};
 
 pub(crate) use words::shell_word;
+
+pub use storage::storage_runbook;
 
 /// Writes the runbook of the decision's VM.
 pub fn runbook(fleet: &Fleet, decision: &Decision) -> String {
@@ -199,7 +202,7 @@ fn copies_chapter(decision: &Decision) -> String {
     }
     let _ = write!(
         text,
-        "\nSnapshots and backups are not seen from here: whether there are any is unknown. `kubectl get volumesnapshots -n {}` lists snapshots, where the cluster has them.\n\n",
+        "\nVolumeSnapshots of its claims are named where the cluster has them (`kubectl get volumesnapshots -n {}`); a snapshot is on the same storage as its volume, unless its driver says otherwise. Backups outside the cluster are not seen from here: whether there are any is unknown.\n\n",
         shell_word(&decision.vm.namespace)
     );
     text
@@ -211,6 +214,11 @@ fn has_source(decision: &Decision, disk: &str) -> bool {
 
 fn source_words(source: &SourceKind) -> String {
     match source {
+        SourceKind::Snapshot { name, ready, taken } => {
+            let taken = taken.as_deref().map_or_else(|| "at an unknown time".to_owned(), plain);
+            let ready = if *ready { "" } else { ", not ready to use" };
+            format!("snapshot {} (taken {taken}{ready})", code(name))
+        }
         SourceKind::Volume { name, phase, node } => {
             let node = node.as_ref().map_or_else(|| "unknown".to_owned(), |node| code(node.as_str()));
             let phase = if phase.is_empty() { "unknown" } else { phase };

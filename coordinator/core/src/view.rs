@@ -1,6 +1,6 @@
 //! What the core shows of itself: the display part of our objects' status. Built on demand, never read back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,11 @@ use crate::names::{BootId, Key, NodeName};
 pub struct View {
     /// By node.
     pub nodes: BTreeMap<NodeName, NodeView>,
-    /// By VM: of running incidents, and of those that ended since we lead.
+    /// By VM: of running incidents, of those that ended since we lead, and of broken storage.
     pub recoveries: BTreeMap<Key, RecoveryView>,
+    /// VMs whose storage may be broken, which nobody was told of yet. `None` while too little is known to call the
+    /// storage of any VM sound: what earlier leaders have told of it still holds then.
+    pub storage_in_doubt: Option<BTreeSet<Key>>,
     /// By key.
     pub migrations: BTreeMap<Key, MigrationView>,
     /// By name.
@@ -106,11 +109,23 @@ pub enum Milestone {
     Closed,
 }
 
+/// Why a VM has to be recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RecoveryCause {
+    /// Its node died.
+    NodeDied,
+    /// Its storage broke, and no node of it died.
+    StorageFailed,
+}
+
 /// One VM of an incident.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecoveryView {
-    /// The node that died.
-    pub node: NodeName,
+    /// Why.
+    pub cause: RecoveryCause,
+    /// The node that died; for broken storage the node that the VM runs on, else where its disk is, as far as that is
+    /// known.
+    pub node: Option<NodeName>,
     /// What becomes of the VM.
     pub decision: Decision,
     /// How far.
@@ -128,7 +143,7 @@ pub enum RecoveryProgress {
     Acting,
     /// Pods are deleted; the VM has not been seen running elsewhere yet.
     Restarting,
-    /// Seen running elsewhere.
+    /// Seen running elsewhere; for broken storage: nothing of it is broken any more.
     Recovered,
     /// A person must act.
     NeedsPerson,

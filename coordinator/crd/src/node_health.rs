@@ -274,6 +274,10 @@ pub struct RootInfo {
     /// The physical disk below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// How old the last complete listing of its folders was when the agent reported. Absent where a folder that is not
+    /// among `volumes` may be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listed_age_ms: Option<u64>,
 }
 
 /// A volume's folder, measured.
@@ -294,4 +298,18 @@ pub struct VolumeInfo {
     pub apparent_bytes: u64,
     /// Files and folders.
     pub inodes: u64,
+    /// Whether `disk.img` is in it; absent where nobody could look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_image: Option<DiskImage>,
+}
+
+/// Whether a volume's folder holds the file in which KubeVirt keeps a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum DiskImage {
+    /// It is there.
+    Present,
+    /// It is not there; a volume that no VM was ever started with has none.
+    Absent,
+    /// It is not there, and was there before.
+    Vanished,
 }

@@ -1,4 +1,4 @@
-//! `Recovery`: what becomes of one VM of a dead node.
+//! `Recovery`: what becomes of one VM whose node died, or whose storage broke.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -9,7 +9,7 @@ use crate::common::{DiskFinding, NAME_LENGTH_MAX, Proof};
 use crate::volume_migration::Stopped;
 
 /// One VM of an incident. Named like the VM, in its namespace; made by the coordinator when the node is
-/// declared unreachable, before anything is done.
+/// declared unreachable, before anything is done, or when its storage is found broken while its node lives.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(
     group = "somersault.novasphere.dev",
@@ -22,9 +22,10 @@ use crate::volume_migration::Stopped;
     status = "RecoveryStatus",
     derive = "PartialEq",
     derive = "Default",
-    doc = "What becomes of one VM whose node died: the decision, its reasons, how far it is, and the runbook \
-           where a person is needed. Named like the VM; made by the coordinator.",
+    doc = "What becomes of one VM whose node died or whose storage broke: the decision, its reasons, how far it is, \
+           and the runbook where a person is needed. Named like the VM; made by the coordinator.",
     validation = Rule::new("self.metadata.name == self.spec.vm").message("a Recovery is named like its VM"),
+    printcolumn(name = "Cause", type_ = "string", json_path = ".status.cause"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
     printcolumn(name = "Decision", type_ = "string", json_path = ".status.decision"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
@@ -45,7 +46,11 @@ pub struct RecoverySpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecoveryStatus {
-    /// The node that died.
+    /// Why the VM has to be recovered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The node that died. For broken storage the node that the VM runs on, else where its disk is; empty where that is
+    /// not known.
     #[serde(default)]
     pub node: String,
     /// What becomes of the VM.
@@ -73,14 +78,23 @@ pub struct RecoveryStatus {
     /// kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<RebuildRecord>,
-    /// `Decided`: what becomes of the VM is known. `Recovered`: it was seen running again; its reason is how far
-    /// the recovery is.
+    /// `Decided`: what becomes of the VM is known. `Recovered`: it was seen running again, or its storage sound again;
+    /// its reason is how far the recovery is. `Ended`: the node's incident is over, or nothing is broken any more.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// `metadata.generation` that this status takes into account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+}
+
+/// Why a VM has to be recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Cause {
+    /// Its node died.
+    NodeDied,
+    /// A claim, a volume, a folder or a disk of it broke while its node lives. Nothing is acted upon.
+    StorageFailed,
 }
 
 /// What becomes of a VM whose node died.
@@ -105,7 +119,7 @@ pub enum Progress {
     Acting,
     /// The old launcher is gone; the VM has not been seen running elsewhere yet.
     Restarting,
-    /// Seen running elsewhere.
+    /// Seen running elsewhere; for broken storage: nothing of it is broken any more.
     Recovered,
     /// A person must act: see the runbook.
     NeedsPerson,

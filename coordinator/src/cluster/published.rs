@@ -18,7 +18,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use somersault_coordinator_core::names::{Key, NodeName};
-use somersault_coordinator_core::view::{NodeState, NodeView, View};
+use somersault_coordinator_core::view::{NodeState, NodeView, RecoveryCause, RecoveryView, View};
 use somersault_crd as crd;
 
 use super::Snapshot;
@@ -51,8 +51,8 @@ const NODE_FIELDS: [&str; 12] = [
     "roots",
     "volumes",
 ];
-const RECOVERY_FIELDS: [&str; 8] =
-    ["node", "decision", "reasons", "remedy", "disks", "progress", "proof", "runbook"];
+const RECOVERY_FIELDS: [&str; 9] =
+    ["cause", "node", "decision", "reasons", "remedy", "disks", "progress", "proof", "runbook"];
 const MIGRATION_FIELDS: [&str; 2] = ["progress", "downtimeMs"];
 
 /// What was written when.
@@ -204,7 +204,9 @@ fn all(view: &View, snapshot: &Snapshot, clock: WallClock) -> Vec<Change> {
     }
     for (key, recovery) in &view.recoveries {
         let id = ObjectId::namespaced("Recovery", key);
-        let node = view.nodes.get(&recovery.node);
+        // Only a node that died is proven to be dead.
+        let node = recovery.node.as_ref().filter(|_| recovery.cause == RecoveryCause::NodeDied);
+        let node = node.and_then(|node| view.nodes.get(node));
         let change = node.map(display::proof).transpose().and_then(|proof| {
             let (status, verdicts) = display::recovery(recovery, proof.flatten())?;
             let values = fields(&status, &RECOVERY_FIELDS)?;
@@ -277,7 +279,8 @@ fn node_change(
     // Which folders there are is worth telling at once, how full they are is not.
     let roots = status.roots.iter().map(|root| json!([root.path, root.class, root.read_only, root.disk]));
     prompt.insert("roots".to_owned(), roots.collect());
-    let volumes = status.volumes.iter().map(|volume| json!([volume.path, volume.volume, volume.claim]));
+    let volumes = status.volumes.iter();
+    let volumes = volumes.map(|volume| json!([volume.path, volume.volume, volume.claim, volume.disk_image]));
     prompt.insert("volumes".to_owned(), volumes.collect());
     prompt.insert("generation".to_owned(), json!(generation));
     Ok(Change {
@@ -300,30 +303,64 @@ fn fields(status: &impl Serialize, wanted: &[&str]) -> Result<Map<String, Value>
     Ok(all)
 }
 
-/// Recoveries that are not marked as ended, with the node that died, of those that are stored.
-pub(super) fn open_recoveries<'a>(stored: impl Iterator<Item = &'a Value>) -> BTreeMap<ObjectId, NodeName> {
+/// What a Recovery that is not marked as ended is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Open {
+    cause: RecoveryCause,
+    node: NodeName,
+}
+
+impl Open {
+    /// As it is shown.
+    pub(super) fn of(view: &RecoveryView) -> Self {
+        Self { cause: view.cause, node: view.node.clone().unwrap_or_else(|| NodeName::from("")) }
+    }
+
+    /// As it is stored; older ones name no cause.
+    fn stored(object: &Value) -> Self {
+        let cause = match object["status"]["cause"].as_str() {
+            Some("StorageFailed") => RecoveryCause::StorageFailed,
+            _ => RecoveryCause::NodeDied,
+        };
+        Self { cause, node: NodeName::from(object["status"]["node"].as_str().unwrap_or_default()) }
+    }
+
+    /// Whether it is over, now that the view does not show it.
+    fn is_over(&self, vm: &Key, view: &View) -> bool {
+        match self.cause {
+            RecoveryCause::NodeDied => {
+                let state = view.nodes.get(&self.node).map(|node| node.state);
+                state.is_none_or(|state| state == NodeState::Healthy)
+            }
+            RecoveryCause::StorageFailed => {
+                view.storage_in_doubt.as_ref().is_some_and(|doubt| !doubt.contains(vm))
+            }
+        }
+    }
+}
+
+/// Recoveries that are not marked as ended, of those that are stored.
+pub(super) fn open_recoveries<'a>(stored: impl Iterator<Item = &'a Value>) -> BTreeMap<ObjectId, Open> {
     let open = |object: &&Value| {
         let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
         !conditions.into_iter().any(|c| c["type"] == display::ENDED && c["status"] == "True")
     };
-    let node = |object: &Value| NodeName::from(object["status"]["node"].as_str().unwrap_or_default());
-    let named = |object: &'a Value| Some((ObjectId::of(object).ok()?, node(object)));
+    let named = |object: &'a Value| Some((ObjectId::of(object).ok()?, Open::stored(object)));
     stored.filter(open).filter_map(named).collect()
 }
 
-/// Those whose incident is over: not in the view, and their node is healthy or gone. A new leader's view is empty at
-/// first, and must not end what still goes on.
-pub(super) fn stale(open: &BTreeMap<ObjectId, NodeName>, view: &View) -> Vec<ObjectId> {
+/// Those that are over: not in the view, and their node is healthy or gone, or the storage of every VM is known. A new
+/// leader's view is empty at first, and must not end what still goes on.
+pub(super) fn stale(open: &BTreeMap<ObjectId, Open>, view: &View) -> Vec<ObjectId> {
     if view.nodes.is_empty() {
         return Vec::new();
     }
     let live: HashSet<&Key> = view.recoveries.keys().collect();
-    let over = |node: &NodeName| {
-        let state = view.nodes.get(node).map(|node| node.state);
-        state.is_none_or(|state| state == NodeState::Healthy)
+    let over = |id: &ObjectId, open: &Open| {
+        let vm = id.key();
+        !live.contains(&vm) && open.is_over(&vm, view)
     };
-    let ended = open.iter().filter(|(id, node)| over(node) && !live.contains(&id.key()));
-    ended.map(|(id, _)| id.clone()).collect()
+    open.iter().filter(|(id, open)| over(id, open)).map(|(id, _)| id.clone()).collect()
 }
 
 /// Marks a Recovery as ended.
@@ -334,7 +371,7 @@ pub(super) fn end(object: &mut Value) {
         "type": display::ENDED,
         "status": "True",
         "reason": "IncidentOver",
-        "message": "the node's incident is over",
+        "message": "what it is about is over",
         "lastTransitionTime": now_seconds(),
         "observedGeneration": FIRST_GENERATION,
     });

@@ -7,15 +7,19 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use somersault_coordinator::cluster::Cluster;
 use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::coordinator::Coordinator;
 use somersault_coordinator_core::decision::{self, DecisionKind, Question};
 use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
 use somersault_coordinator_core::fencing::{FenceStage, ProofKind};
-use somersault_coordinator_core::fleet::{DiskHealth, Grade, Host, NodeReport, StorageRoot, Usage};
-use somersault_coordinator_core::io::{Notice, Record, Severity, Subject};
+use somersault_coordinator_core::fleet::{
+    DiskHealth, DiskImage, Grade, Host, NodeReport, StorageRoot, Usage,
+};
+use somersault_coordinator_core::io::{Effect, Input, Notice, Record, Severity, Subject};
 use somersault_coordinator_core::locality::ClassOverrides;
 use somersault_coordinator_core::migration::{MigrationRecord, Phase};
+use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::{
-    MigrationView, Milestone, NodeState, NodeView, RecoveryProgress, RecoveryView, View,
+    MigrationView, Milestone, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, View,
 };
 
 use super::{World, fence, migration, migration_id, node_health, shop};
@@ -30,6 +34,7 @@ pub fn view_of(state: NodeState) -> View {
         available_bytes: 40,
         read_only: false,
         disk: Some("vda".into()),
+        listed_age: Some(Duration::from_secs(3)),
     };
     let health = DiskHealth {
         grade: Grade::Failing,
@@ -37,7 +42,7 @@ pub fn view_of(state: NodeState) -> View {
         model: "M".into(),
         serial: "S".into(),
     };
-    let usage = Usage { allocated_bytes: 5, apparent_bytes: 9, inodes: 2 };
+    let usage = Usage { allocated_bytes: 5, apparent_bytes: 9, inodes: 2, disk_image: DiskImage::Present };
     let report = NodeReport {
         address: "10.9.0.1:7443".into(),
         agent_version: "0.1.0".into(),
@@ -84,6 +89,8 @@ async fn a_nodes_state_is_shown_and_its_record_stays() {
     assert_eq!(status["agent"]["certificateNotAfter"], json!("2027-01-15T08:00:00Z"));
     assert_eq!(status["proofsPossible"], json!(["PowerOffConfirmed", "HumanAttested"]));
     assert_eq!(status["disks"][0]["grade"], "Failing");
+    assert_eq!(status["roots"][0]["listedAgeMs"], 3_000);
+    assert_eq!(status["volumes"][0]["diskImage"], "Present");
     let volumes = status["volumes"].as_array().unwrap();
     assert!(volumes[0].get("volume").is_none(), "{}", volumes[0]);
     assert_eq!(
@@ -132,7 +139,8 @@ async fn recoveries_are_shown_and_end_with_their_incident() {
     let decision = decision::decide(&fleet, &ClassOverrides::default(), &shop("db"), &question);
     assert_ne!(decision.kind, DecisionKind::NothingToDo);
     let recovery = RecoveryView {
-        node: "n1".into(),
+        cause: RecoveryCause::NodeDied,
+        node: Some("n1".into()),
         decision,
         progress: RecoveryProgress::AwaitingProof,
         runbook: Some("# Steps".into()),
@@ -162,6 +170,95 @@ async fn recoveries_are_shown_and_end_with_their_incident() {
     let version = world.get(&id)["metadata"]["resourceVersion"].clone();
     world.directory.publish(&view).await.unwrap();
     assert_eq!(world.get(&id)["metadata"]["resourceVersion"], version);
+}
+
+/// From a claim that breaks in the cluster to the Recovery and the Event in it, with the whole core in between.
+#[tokio::test]
+async fn broken_storage_becomes_a_recovery_and_a_sound_one_ends_it() {
+    let (world, epoch) = World::leading().await;
+    let mut coordinator = Coordinator::new(Policy::default());
+    let mut now = Duration::from_secs(1_000);
+    let fleet = || world.directory.snapshots().borrow().fleet.clone();
+    let _ = coordinator.step(now, Input::Fleet(Box::new((*fleet()).clone())));
+    let _ = coordinator.step(now, Input::Leading { epoch, records: Vec::new() });
+    // Whatever the fixture has, as long as time goes by in it.
+    let mut settle = async |coordinator: &mut Coordinator| {
+        let mut told = Vec::new();
+        for _ in 0..4 {
+            now += Duration::from_secs(6);
+            let fleet = fleet();
+            told.extend(coordinator.step(now, Input::Fleet(Box::new((*fleet).clone()))));
+        }
+        for effect in &told {
+            if let Effect::Notify(notice @ Notice { subject: Subject::Vm(_), .. }) = effect {
+                world.directory.event(notice).await.unwrap();
+            }
+        }
+        world.directory.publish(&coordinator.view()).await.unwrap();
+    };
+    settle(&mut coordinator).await;
+    let id = ObjectId::namespaced("Recovery", &shop("web"));
+    assert!(world.get(&id).is_null(), "{}", world.get(&id));
+
+    let volume = ObjectId::cluster("PersistentVolume", "pv-web");
+    let kept = world.get(&volume);
+    assert!(!kept.is_null(), "the fixture has no volume of web");
+    world.directory.store().delete(&volume, None).unwrap();
+    world.until(|snapshot| !snapshot.fleet.volumes.contains_key(&"pv-web".into())).await;
+    settle(&mut coordinator).await;
+    let status = world.get(&id)["status"].clone();
+    assert_eq!(
+        (&status["cause"], &status["progress"], &status["reasons"][0]),
+        (&json!("StorageFailed"), &json!("NeedsPerson"), &json!("VolumeMissing"))
+    );
+    assert!(status["runbook"].as_str().unwrap().contains("no node of it died"), "{status}");
+    let said = |reason: &str| {
+        let events = world.directory.store().list("Event").unwrap();
+        events.iter().filter(|event| event["reason"] == reason).count()
+    };
+    assert_eq!((said("StorageFailed"), said("StorageSound")), (1, 0));
+
+    world.directory.store().create(kept).unwrap();
+    world.until(|snapshot| snapshot.fleet.volumes.contains_key(&"pv-web".into())).await;
+    settle(&mut coordinator).await;
+    let status = world.get(&id)["status"].clone();
+    assert_eq!(status["progress"], "Recovered");
+    let conditions = status["conditions"].as_array().unwrap();
+    let ended = conditions.iter().find(|condition| condition["type"] == "Ended").unwrap();
+    assert_eq!((&ended["status"], &ended["reason"]), (&json!("True"), &json!("StorageSound")));
+    assert_eq!(said("StorageSound"), 1);
+}
+
+#[tokio::test]
+async fn what_an_earlier_leader_told_of_storage_stays_until_more_is_known() {
+    let (world, _) = World::leading().await;
+    let mut view = view_of(NodeState::Healthy);
+    let fleet = world.directory.snapshots().borrow().fleet.clone();
+    let decision = decision::decide(&fleet, &ClassOverrides::default(), &shop("db"), &Question::default());
+    let recovery = RecoveryView {
+        cause: RecoveryCause::StorageFailed,
+        node: None,
+        decision,
+        progress: RecoveryProgress::NeedsPerson,
+        runbook: None,
+    };
+    view.recoveries.insert(shop("db"), recovery);
+    world.directory.publish(&view).await.unwrap();
+    let id = ObjectId::namespaced("Recovery", &shop("db"));
+    let ended = || {
+        let conditions = world.get(&id)["status"]["conditions"].as_array().unwrap().clone();
+        conditions.into_iter().find(|condition| condition["type"] == "Ended").unwrap()["status"].clone()
+    };
+    assert_eq!((&world.get(&id)["status"]["node"], ended()), (&json!(""), json!("False")));
+    view.recoveries.clear();
+    for in_doubt in [None, Some([shop("db")].into())] {
+        view.storage_in_doubt = in_doubt;
+        world.directory.publish(&view).await.unwrap();
+        assert_eq!(ended(), "False");
+    }
+    view.storage_in_doubt = Some([shop("web")].into());
+    world.directory.publish(&view).await.unwrap();
+    assert_eq!(ended(), "True");
 }
 
 #[tokio::test]

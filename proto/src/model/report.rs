@@ -36,6 +36,9 @@ pub struct StorageRoot {
     pub read_only: bool,
     /// Name of the disk below, where it could be resolved.
     pub disk: Option<String>,
+    /// Age of the last complete listing of its folders when the report was made; `None` where a folder that is not
+    /// told may be there.
+    pub listed_age: Option<Duration>,
 }
 
 /// One volume's folder.
@@ -51,6 +54,8 @@ pub struct Volume {
     pub inodes: u64,
     /// Age of the figures when the report was made.
     pub sample_age: Duration,
+    /// At the last listing there was a regular file `disk.img` in it; `None` where nobody could look.
+    pub disk_image: Option<bool>,
 }
 
 /// Grade of a disk, worst last.
@@ -147,6 +152,7 @@ impl TryFrom<v1::StorageRoot> for StorageRoot {
             available_bytes: wire.available_bytes,
             read_only: wire.read_only,
             disk: if wire.disk.is_empty() { None } else { Some(label("disk", wire.disk)?) },
+            listed_age: wire.listed_age_ms.map(Duration::from_millis),
         })
     }
 }
@@ -161,6 +167,7 @@ impl From<StorageRoot> for v1::StorageRoot {
             available_bytes: root.available_bytes,
             read_only: root.read_only,
             disk: root.disk.unwrap_or_default(),
+            listed_age_ms: root.listed_age.map(millis),
         }
     }
 }
@@ -175,6 +182,7 @@ impl TryFrom<v1::Volume> for Volume {
             apparent_bytes: wire.apparent_bytes,
             inodes: wire.inodes,
             sample_age: Duration::from_millis(wire.sample_age_ms),
+            disk_image: wire.disk_image,
         })
     }
 }
@@ -186,9 +194,14 @@ impl From<Volume> for v1::Volume {
             allocated_bytes: volume.allocated_bytes,
             apparent_bytes: volume.apparent_bytes,
             inodes: volume.inodes,
-            sample_age_ms: u64::try_from(volume.sample_age.as_millis()).unwrap_or(u64::MAX),
+            sample_age_ms: millis(volume.sample_age),
+            disk_image: volume.disk_image,
         }
     }
+}
+
+fn millis(age: Duration) -> u64 {
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl TryFrom<v1::Disk> for Disk {
@@ -311,6 +324,7 @@ mod tests {
                 available_bytes: 40,
                 read_only: false,
                 disk: "sda".into(),
+                listed_age_ms: Some(7),
             }],
             volumes: vec![v1::Volume {
                 path: "/srv/local/pvc-1".into(),
@@ -318,6 +332,7 @@ mod tests {
                 apparent_bytes: 20,
                 inodes: 2,
                 sample_age_ms: 5,
+                disk_image: Some(false),
             }],
             disks: vec![v1::Disk {
                 name: "sda".into(),
@@ -341,6 +356,15 @@ mod tests {
     fn a_valid_report_survives_both_ways() {
         let report = Report::try_from(wire_report()).unwrap();
         assert_eq!(v1::Report::from(report), wire_report());
+    }
+
+    #[test]
+    fn an_agent_that_does_not_look_for_images_tells_nothing_of_them() {
+        let mut wire = wire_report();
+        wire.volumes[0].disk_image = None;
+        wire.roots[0].listed_age_ms = None;
+        let report = Report::try_from(wire).unwrap();
+        assert_eq!((report.volumes[0].disk_image, report.roots[0].listed_age), (None, None));
     }
 
     #[test]
@@ -382,6 +406,7 @@ mod tests {
                 apparent_bytes: u64::MAX >> 16,
                 inodes: 1 << 32,
                 sample_age_ms: 1 << 20,
+                disk_image: Some(true),
             })
             .collect();
         assert!(wire.encoded_len() < super::super::FLEET_MESSAGE_BYTES_MAX, "{}", wire.encoded_len());

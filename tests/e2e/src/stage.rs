@@ -150,6 +150,11 @@ impl<'a> Stage<'a> {
         Ok(pod.and_then(|pod| pod["metadata"]["uid"].as_str()).map(str::to_owned))
     }
 
+    /// The `disk.img` of a VM, as this process can reach it while its node has power.
+    pub fn image(&self, vm: &Vm) -> Result<PathBuf> {
+        self.find(vm)?.place.path(self.bed)
+    }
+
     /// What a VM's disk says now. A local disk can be read only while its node has power.
     pub fn disk(&self, vm: &Vm) -> Result<Disk> {
         judge::read(&self.find(vm)?.place.path(self.bed)?)

@@ -1,7 +1,7 @@
 //! The API server's objects, and KubeVirt's controllers as they behave with them: an instance whose launcher is gone or
 //! failed is started anew, at once, on any node that takes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -306,6 +306,7 @@ impl Api {
                 has_run: false,
                 migrating: None,
                 paused: None,
+                claims: BTreeSet::new(),
             });
             let name = format!("virt-launcher-{}", key.name);
             let phase = "Pending".to_owned();

@@ -104,7 +104,8 @@ impl World {
             if !decided || recovery.progress != RecoveryProgress::AwaitingProof {
                 continue;
             }
-            let pods = self.api.pods_of(&recovery.node);
+            let Some(node) = &recovery.node else { continue };
+            let pods = self.api.pods_of(node);
             for (_, pod) in pods.into_iter().filter(|(vm, _)| vm == key) {
                 self.note(|| format!("c{index} (mutant) deletes {} without proof", pod.uid.0));
                 // The checks of the deletion itself are left out: what it leads to must be found.

@@ -158,6 +158,13 @@ fn paragraph(verdict: &Verdict) -> String {
         decision_meaning(verdict.decision),
     );
     let _ = writeln!(text, "  reasons: {}", verdict.reasons.join(", "));
+    if !verdict.broken_storage.is_empty() {
+        let _ = writeln!(
+            text,
+            "  its storage is broken now, whether a node dies or not: {}",
+            verdict.broken_storage.join(", ")
+        );
+    }
     for detail in &verdict.details {
         let _ = writeln!(text, "  because: {}", clean(detail));
     }

@@ -1,8 +1,8 @@
-//! `recoveries`: what becomes, or became, of the VMs of dead nodes.
+//! `recoveries`: what becomes, or became, of the VMs of dead nodes, and of those whose storage broke.
 
 use serde::Serialize;
 use somersault_crd::Recovery;
-use somersault_crd::recovery::{DecisionKind, Progress};
+use somersault_crd::recovery::{Cause, DecisionKind, Progress};
 
 use crate::args::{Global, SourceArgs};
 use crate::exit::{Exit, Failure};
@@ -17,7 +17,9 @@ pub struct Row {
     pub namespace: String,
     /// Name of the VM.
     pub name: String,
-    /// The node that died.
+    /// Why it has to be recovered; absent in those that an older coordinator wrote, which knew dead nodes only.
+    pub cause: Option<Cause>,
+    /// The node that died; for broken storage the node that it runs on, or that its disk is on.
     pub node: String,
     /// What becomes of it.
     pub decision: Option<DecisionKind>,
@@ -51,12 +53,24 @@ impl Row {
         Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
+            cause: status.cause,
             node: status.node,
             decision: status.decision,
             reasons: status.reasons,
             progress: status.progress,
             proof: status.proof,
             has_runbook: status.runbook.is_some(),
+        }
+    }
+
+    /// How far it is, in words; with what is broken, where that is its storage.
+    pub fn words(&self) -> String {
+        let (progress, _) = self.progress_words();
+        match (self.cause, self.progress, self.reasons.first()) {
+            (Some(Cause::StorageFailed), Some(Progress::NeedsPerson), Some(reason)) => {
+                format!("{progress} (storage: {reason})")
+            }
+            _ => progress.to_owned(),
         }
     }
 
@@ -76,15 +90,16 @@ impl Row {
 
 fn text(rows: &[Row]) -> String {
     if rows.is_empty() {
-        return "No node's VMs had to be recovered.".to_owned();
+        return "No VM had to be recovered.".to_owned();
     }
-    let mut table = table(&["VM", "NODE", "DECISION", "PROGRESS", "PROOF", "REASONS", "RUNBOOK"])
+    let mut table = table(&["VM", "CAUSE", "NODE", "DECISION", "PROGRESS", "PROOF", "REASONS", "RUNBOOK"])
         .below(&["REASONS", "RUNBOOK"]);
     for row in rows {
         let (progress, mood) = row.progress_words();
         let runbook = format!("kubectl somersault runbook {} -n {}", row.name, row.namespace);
         table.add_row([
             cell(&format!("{}/{}", row.namespace, row.name)),
+            cell(&row.cause.map(|cause| format!("{cause:?}")).unwrap_or_default()),
             cell(&row.node),
             cell(&row.decision.map(|kind| format!("{kind:?}")).unwrap_or_default()),
             mood_cell(progress, mood),

@@ -142,5 +142,12 @@ fn text(rows: &[Row]) -> String {
         count(Survives::AfterAttest),
         count(Survives::ByHand),
     );
+    let broken = rows.iter().filter(|row| !row.verdict.broken_storage.is_empty()).count();
+    if broken > 0 {
+        let _ = writeln!(
+            text,
+            "{broken} VMs have broken storage already, whether a node dies or not: kubectl somersault recoveries"
+        );
+    }
     text
 }

@@ -1,7 +1,8 @@
 //! `runbook`: what a person has to do to bring a VM back.
 
 use serde::Serialize;
-use somersault_coordinator_core::runbook::runbook;
+use somersault_coordinator_core::decision::{Decider, DecisionKind, Question};
+use somersault_coordinator_core::runbook::{runbook, storage_runbook};
 
 use super::explain::decide_for_vm;
 use crate::args::{Global, RunbookArgs};
@@ -15,7 +16,8 @@ struct Runbook {
     namespace: String,
     name: String,
     node: Option<String>,
-    /// Whether the node really is declared dead; otherwise the text is about what would be.
+    /// Whether the coordinator wrote it for a dead node or for broken storage; otherwise the text is about what is broken
+    /// now, or about what would be if its node died.
     incident: bool,
     /// Markdown.
     #[serde(rename = "runbook")]
@@ -29,11 +31,21 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
         world::end(&world);
     })?;
     let recovery = world.recoveries.get(&key).and_then(|recovery| recovery.status.as_ref());
-    let stored = recovery.and_then(|status| Some((status.runbook.clone()?, Some(status.node.clone()))));
+    let stored = recovery.and_then(|status| {
+        let node = Some(status.node.clone()).filter(|node| !node.is_empty());
+        Some((status.runbook.clone()?, node))
+    });
     let incident = stored.is_some();
     let (text, node) = stored.unwrap_or_else(|| {
         let (decision, node) = decide_for_vm(&world, &key);
-        (runbook(&world.fleet, &decision), node.map(|node| node.to_string()))
+        let node = node.map(|node| node.to_string());
+        let decider = Decider::new(&world.fleet, &world.policy.class_overrides);
+        let storage = decider.decide(&key, &Question::default());
+        if storage.kind == DecisionKind::ManualRecovery {
+            (storage_runbook(&world.fleet, &storage), node)
+        } else {
+            (runbook(&world.fleet, &decision), node)
+        }
     });
     let answer =
         Runbook { namespace: key.namespace, name: key.name, node, incident, text: clean_lines(&text) };

@@ -20,7 +20,9 @@ pub struct Verdict {
     pub decision: DecisionKind,
     /// Why, the most telling first.
     pub reasons: Vec<&'static str>,
-    /// The same in sentences.
+    /// Of these, what is broken already, whether its node dies or not.
+    pub broken_storage: Vec<&'static str>,
+    /// The reasons in sentences.
     pub details: Vec<String>,
     /// Nodes on which it may run: each must be proven dead before anything is done elsewhere.
     pub proof_needed_for: Vec<String>,
@@ -52,12 +54,14 @@ pub struct DiskRow {
 impl Verdict {
     /// The decision, if this node died.
     pub fn of(decision: &Decision, node: Option<&NodeName>) -> Self {
+        let broken = decision.reasons.iter().filter(|reason| reason.is_broken_storage());
         Self {
             namespace: decision.vm.namespace.clone(),
             name: decision.vm.name.clone(),
             node: node.map(ToString::to_string),
             decision: decision.kind,
             reasons: decision.reasons.iter().map(|reason| reason.as_str()).collect(),
+            broken_storage: broken.map(|reason| reason.as_str()).collect(),
             details: decision.details.clone(),
             proof_needed_for: decision.nodes.iter().map(ToString::to_string).collect(),
             disks: decision.disks.iter().map(DiskRow::of).collect(),

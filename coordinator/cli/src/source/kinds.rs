@@ -67,6 +67,7 @@ pub const READ: [Kind; 17] = [
         Absent::KubeVirt,
     ),
     kind("DataVolume", "cdi.kubevirt.io", "v1beta1", "datavolumes", Absent::Nothing),
+    kind("VolumeSnapshot", "snapshot.storage.k8s.io", "v1", "volumesnapshots", Absent::Nothing),
     kind("Wukong", "vm.novasphere.dev", "v1alpha1", "wukongs", Absent::Nothing),
     kind("NodeHealth", OURS, somersault_crd::VERSION, "nodehealths", Absent::Somersault),
     kind("Recovery", OURS, somersault_crd::VERSION, "recoveries", Absent::Somersault),

@@ -1,10 +1,14 @@
 //! What the coordinator has written about a node, back into the core's words: the core's questions about health and
 //! room can then be asked without an agent.
 
+use std::time::Duration;
+
 use somersault_coordinator_core::fencing::ProofKind;
-use somersault_coordinator_core::fleet::{DiskHealth, Grade, Host, NodeReport, StorageRoot, Usage};
+use somersault_coordinator_core::fleet::{
+    DiskHealth, DiskImage, Grade, Host, NodeReport, StorageRoot, Usage,
+};
 use somersault_crd::common::Proof;
-use somersault_crd::node_health::{DiskGrade, HostInfo, NodeHealthStatus};
+use somersault_crd::node_health::{self, DiskGrade, HostInfo, NodeHealthStatus};
 
 /// The agent's last report; `None` where none was ever written.
 pub fn report(status: &NodeHealthStatus) -> Option<NodeReport> {
@@ -17,12 +21,14 @@ pub fn report(status: &NodeHealthStatus) -> Option<NodeReport> {
         available_bytes: root.available_bytes,
         read_only: root.read_only,
         disk: root.disk.clone(),
+        listed_age: root.listed_age_ms.map(Duration::from_millis),
     });
     let usage = status.volumes.iter().map(|volume| {
         let usage = Usage {
             allocated_bytes: volume.allocated_bytes,
             apparent_bytes: volume.apparent_bytes,
             inodes: volume.inodes,
+            disk_image: disk_image(volume.disk_image),
         };
         (volume.path.clone(), usage)
     });
@@ -44,6 +50,15 @@ pub fn report(status: &NodeHealthStatus) -> Option<NodeReport> {
         disks: disks.collect(),
         host: status.host.as_ref().map(host).unwrap_or_default(),
     })
+}
+
+fn disk_image(image: Option<node_health::DiskImage>) -> DiskImage {
+    match image {
+        None => DiskImage::Untold,
+        Some(node_health::DiskImage::Present) => DiskImage::Present,
+        Some(node_health::DiskImage::Absent) => DiskImage::Absent,
+        Some(node_health::DiskImage::Vanished) => DiskImage::Vanished,
+    }
 }
 
 fn host(info: &HostInfo) -> Host {

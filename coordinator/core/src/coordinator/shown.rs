@@ -15,7 +15,8 @@ impl Coordinator {
         let names = objects.chain(self.liveness.pulses().map(|(node, _)| node)).chain(self.cases.keys());
         View {
             nodes: names.map(|node| (node.clone(), self.node_view(node))).collect(),
-            recoveries: self.recovery.views(&scene),
+            recoveries: self.recovery.views(&scene, &self.storage),
+            storage_in_doubt: self.storage.in_doubt(self.now),
             migrations: self.migrations.views(),
             evacuations: self.evacuations.views(),
             storm_hold: self.liveness.hold().map(str::to_owned),

@@ -310,6 +310,7 @@ impl Bench {
                 has_run: false,
                 migrating: None,
                 paused: None,
+                claims: BTreeSet::new(),
             });
         }
     }

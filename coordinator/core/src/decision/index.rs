@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::decision::disks::Examined;
 use crate::decision::whereabouts::Whereabouts;
 use crate::decision::{Finding, Reason};
-use crate::fleet::{ClaimUse, DiskSource, Fleet, Resources, Usage, Vm, Volume};
+use crate::fleet::{self, ClaimUse, DiskSource, Fleet, Resources, Snapshot, Usage, Vm, Volume};
 use crate::names::{Key, NodeName, VolumeName};
 
 /// Namespace and name of a claim: borrowed, since a fleet has thousands.
@@ -21,6 +21,8 @@ pub(super) struct Index<'a> {
     asked: BTreeMap<NodeName, Resources>,
     /// Volumes whose `claimRef` names a claim.
     volumes: BTreeMap<&'a Key, Vec<(&'a VolumeName, &'a Volume)>>,
+    /// Snapshots of a claim.
+    snapshots: BTreeMap<ClaimName<'a>, Vec<(&'a Key, &'a Snapshot)>>,
     /// Folders below storage roots that are in no `PersistentVolume`.
     orphans: Vec<(&'a NodeName, &'a str, &'a Usage)>,
 }
@@ -47,7 +49,14 @@ impl<'a> Index<'a> {
                 volumes.entry(&owner.key).or_default().push((name, volume));
             }
         }
-        Self { users, used_by_pods: &fleet.claims_used_by_others, asked, volumes, orphans: orphans(fleet) }
+        let mut snapshots: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (key, snapshot) in &fleet.snapshots {
+            if let Some(claim) = &snapshot.claim {
+                snapshots.entry((key.namespace.as_str(), claim.as_str())).or_default().push((key, snapshot));
+            }
+        }
+        let (used_by_pods, orphans) = (&fleet.claims_used_by_others, orphans(fleet));
+        Self { users, used_by_pods, asked, volumes, snapshots, orphans }
     }
 
     /// Who else uses the claim of this disk. Several ephemeral disks may share a backing, which nobody writes;
@@ -91,6 +100,12 @@ impl<'a> Index<'a> {
         self.volumes.get(claim).map_or(&[], Vec::as_slice)
     }
 
+    /// Snapshots of the claim.
+    pub(super) fn snapshots_of<'b>(&'b self, claim: &'b Key) -> &'b [(&'b Key, &'b Snapshot)] {
+        let name = (claim.namespace.as_str(), claim.name.as_str());
+        self.snapshots.get(&name).map_or(&[], Vec::as_slice)
+    }
+
     /// Folders that are in no `PersistentVolume`.
     pub(super) fn orphans(&self) -> &[(&'a NodeName, &'a str, &'a Usage)] {
         &self.orphans
@@ -98,7 +113,8 @@ impl<'a> Index<'a> {
 }
 
 fn orphans(fleet: &Fleet) -> Vec<(&NodeName, &str, &Usage)> {
-    let claimed: BTreeSet<&str> = fleet.volumes.values().filter_map(|volume| volume.source.path()).collect();
+    let claimed: BTreeSet<&str> =
+        fleet.volumes.values().filter_map(|volume| volume.source.path()).map(fleet::folder).collect();
     let mut found = Vec::new();
     for (node, report) in &fleet.reports {
         let folders = report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str()));

@@ -48,6 +48,7 @@ fn any_affinity() -> impl Strategy<Value = Option<NodeSelector>> {
 fn any_disk() -> impl Strategy<Value = Drawn> {
     let uses = vec![
         ClaimUse::Disk,
+        ClaimUse::Folder,
         ClaimUse::Hotplugged,
         ClaimUse::State,
         ClaimUse::EphemeralBacking,

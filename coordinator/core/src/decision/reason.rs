@@ -34,6 +34,23 @@ macro_rules! reasons {
     };
 }
 
+impl Reason {
+    /// Storage that is broken whether a node died or not.
+    pub const fn is_broken_storage(self) -> bool {
+        matches!(
+            self,
+            Self::ClaimLost
+                | Self::ClaimMissing
+                | Self::VolumeMissing
+                | Self::VolumeBoundElsewhere
+                | Self::VolumePathMissing
+                | Self::DiskImageMissing
+                | Self::DiskFailed
+                | Self::DiskNodeGone
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -69,6 +86,9 @@ reasons! {
     ClaimMissing => "a claim does not exist",
     /// The agent sees the storage root, but not the volume's folder in it.
     VolumePathMissing => "the folder of a volume is gone from its node",
+    /// The volume's folder is there, but not the `disk.img` that must be in it: `KubeVirt` makes a blank one at the
+    /// next start.
+    DiskImageMissing => "the disk image in the folder of a volume is gone",
     /// The physical disk below a volume is graded Failed.
     DiskFailed => "the physical disk below a volume has failed",
     /// The node that holds a disk has no Node object.

@@ -29,6 +29,15 @@ impl Decision {
             | Reason::VolumePathMissing => {
                 "bring the data back: see the sources that the runbook names".to_owned()
             }
+            Reason::DiskImageMissing if !self.nodes.is_empty() => {
+                "do not stop or restart it: its deleted disk.img may still be open, and can be copied; see the runbook"
+                    .to_owned()
+            }
+            Reason::DiskImageMissing => {
+                "do not start it, or it boots a blank disk: bring the data back first; see the sources that the runbook \
+                 names"
+                    .to_owned()
+            }
             Reason::ClaimMissing => format!("create {}, or take it out of the VM", claims(self)),
             Reason::DiskFailed => {
                 "do not trust what the disk reads: restore from a copy or a backup".to_owned()

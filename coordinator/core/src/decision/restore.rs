@@ -1,5 +1,8 @@
-//! What may bring the data of a broken disk back, as far as objects and agents tell: volumes kept from earlier,
-//! folders that look like it, the image of a system disk. Snapshots and backups are not seen from here.
+//! What may bring the data of a broken disk back, as far as objects and agents tell: snapshots of its claim, volumes
+//! kept from earlier, folders that look like it, the image of a system disk. Backups are not seen from here.
+//!
+//! A snapshot is named first: it is a copy of this very disk, its age is known, and restoring it touches nothing of
+//! what is there. Only a person can tell whether what a kept volume or a folder holds is newer.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +16,9 @@ use crate::names::{Key, NodeName, VolumeName};
 /// Most sources named for one disk: a person looks at each of them.
 const SOURCES_MAX: usize = 10;
 
+/// Of these, most snapshots: somebody who takes one each hour must not crowd out everything else.
+const SNAPSHOTS_MAX: usize = 4;
+
 /// Something that may bring a disk's data back.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RestoreSource {
@@ -25,6 +31,15 @@ pub struct RestoreSource {
 /// What may bring data back, the best first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum SourceKind {
+    /// A `VolumeSnapshot` of its claim.
+    Snapshot {
+        /// Its name, in the VM's namespace.
+        name: String,
+        /// It can be restored from.
+        ready: bool,
+        /// When it was taken (RFC 3339), where that is told.
+        taken: Option<String>,
+    },
     /// A `PersistentVolume` that names this claim in its `claimRef`: the one before a move, or one that was
     /// Released.
     Volume {
@@ -58,6 +73,7 @@ pub(super) fn sources(index: &Index, fleet: &Fleet, disks: &[Examined]) -> Vec<R
     {
         let mut kinds = Vec::new();
         if let Some(claim) = &disk.claim {
+            kinds.extend(snapshots(index, claim));
             kinds.extend(kept_volumes(index, fleet, claim, disk));
             kinds.extend(folders(index, claim, disk.volume.as_ref()));
         }
@@ -68,6 +84,20 @@ pub(super) fn sources(index: &Index, fleet: &Fleet, disks: &[Examined]) -> Vec<R
         );
     }
     found
+}
+
+/// Snapshots of the claim: those that can be used first, of these the newest first.
+fn snapshots(index: &Index, claim: &Key) -> Vec<SourceKind> {
+    let mut found = index.snapshots_of(claim).to_vec();
+    found.sort_by(|(_, a), (_, b)| (b.ready, &b.taken).cmp(&(a.ready, &a.taken)));
+    let snapshots = found.into_iter().take(SNAPSHOTS_MAX);
+    snapshots
+        .map(|(name, snapshot)| SourceKind::Snapshot {
+            name: name.name.clone(),
+            ready: snapshot.ready,
+            taken: snapshot.taken.clone(),
+        })
+        .collect()
 }
 
 /// Volumes whose `claimRef` names the claim: not the one that it is properly bound to.

@@ -1,6 +1,6 @@
 //! A small cluster for tests: three nodes in two zones, one VM on n1 with one disk on NFS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decision::{Decision, Question, decide};
 use crate::fleet::{
@@ -53,7 +53,11 @@ impl World {
         let volume = VolumeName(format!("pv-{claim}"));
         self.fleet.claims.insert(key(&claim), bound_claim(&volume));
         self.fleet.volumes.insert(volume, bound_volume(&claim, source, affinity));
-        self.vm(vm).disks.push(Disk {
+        let vm = self.vm(vm);
+        if let Some(instance) = &mut vm.instance {
+            instance.claims.insert(claim.clone());
+        }
+        vm.disks.push(Disk {
             name: name.to_owned(),
             source: DiskSource::Claim { name: claim, use_: ClaimUse::Disk },
             boot: false,
@@ -103,6 +107,12 @@ impl World {
 
     pub(crate) fn volume(&mut self, name: &str) -> &mut Volume {
         self.fleet.volumes.get_mut(&VolumeName::from(name)).expect("the volume was added")
+    }
+
+    pub(crate) fn volume_if_any(&mut self, name: &str, change: impl FnOnce(&mut Volume)) {
+        if let Some(volume) = self.fleet.volumes.get_mut(&VolumeName::from(name)) {
+            change(volume);
+        }
     }
 
     pub(crate) fn node(&mut self, name: &str) -> &mut Node {
@@ -155,6 +165,7 @@ pub(crate) fn running_vm(name: &str, node: &str) -> Vm {
             has_run: true,
             migrating: None,
             paused: None,
+            claims: BTreeSet::new(),
         }),
         pods: vec![Pod {
             name: format!("virt-launcher-{name}"),

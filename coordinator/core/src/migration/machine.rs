@@ -176,6 +176,13 @@ impl Migrations {
         effects
     }
 
+    /// Claims that change hands: from the stop for the last copy until all of it is over.
+    pub fn switching(&self) -> impl Iterator<Item = &Key> {
+        let open = self.all.values().map(Migration::newest);
+        let open = open.filter(|record| !record.phase.is_before_stop() && !record.phase.is_final());
+        open.flat_map(|record| record.disks.iter().map(|disk| &disk.claim))
+    }
+
     /// Records of the migrations that have begun and not ended, as they will be once stored.
     fn at_work(&self) -> impl Iterator<Item = &MigrationRecord> {
         let newest = |migration: &'_ Migration| -> bool {

@@ -125,6 +125,7 @@ impl World {
             available_bytes: 80 << 30,
             read_only: false,
             disk: Some("sda".into()),
+            listed_age: None,
         };
         let report = NodeReport { roots: vec![root], ..NodeReport::default() };
         self.fleet.reports.insert(name.into(), report);
@@ -171,7 +172,8 @@ impl World {
             claim: key(name),
         };
         self.content.insert(place(node, &volume.path), 0);
-        let usage = Usage { allocated_bytes: 1 << 30, apparent_bytes: 4 << 30, inodes: 2 };
+        let usage =
+            Usage { allocated_bytes: 1 << 30, apparent_bytes: 4 << 30, inodes: 2, ..Usage::default() };
         self.fleet
             .reports
             .get_mut(&NodeName::from(node))
@@ -473,8 +475,15 @@ impl World {
                 let node = nodes.first().map(|node| (*node).clone());
                 let uid = Uid(format!("vmi-{}", self.now.as_secs()));
                 let phase = "Running".into();
-                vm.instance =
-                    Some(Instance { uid, node, phase, has_run: true, migrating: None, paused: None });
+                vm.instance = Some(Instance {
+                    uid,
+                    node,
+                    phase,
+                    has_run: true,
+                    migrating: None,
+                    paused: None,
+                    claims: BTreeSet::new(),
+                });
             }
             if vm.instance.is_some() {
                 self.write(&vm_key, &places);

@@ -12,7 +12,7 @@ use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
 use crate::scene::{Scene, tell_vm};
-use crate::view::{RecoveryProgress, RecoveryView};
+use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 
 /// An attachment that is asked to go does so within seconds; one that stays is asked again.
 const DETACH_RETRY: BootTime = BootTime::from_secs(10);
@@ -308,7 +308,8 @@ impl VmCase {
     /// What to show; nothing before it was decided.
     pub fn view(&self, node: &NodeName) -> Option<RecoveryView> {
         Some(RecoveryView {
-            node: node.clone(),
+            cause: RecoveryCause::NodeDied,
+            node: Some(node.clone()),
             decision: self.decision.clone()?,
             progress: self.progress,
             runbook: self.runbook.clone(),

@@ -24,7 +24,7 @@ use crate::names::{Key, NodeName};
 use crate::rebuild::{DeadPod, RebuildRecord, RebuildStage, RebuiltDisk};
 use crate::runbook::rebuild_chapter;
 use crate::scene::{Scene, tell_vm};
-use crate::view::{RecoveryProgress, RecoveryView};
+use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 
 /// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
 const ACTION_RETRY: Duration = Duration::from_secs(10);
@@ -166,7 +166,8 @@ impl Rebuild {
             RebuildStage::GivingBack | RebuildStage::GivenBack => RecoveryProgress::NodeReturned,
         };
         RecoveryView {
-            node: self.record.node.clone(),
+            cause: RecoveryCause::NodeDied,
+            node: Some(self.record.node.clone()),
             decision: self.decision.clone(),
             progress,
             runbook: Some(self.runbook.clone()),

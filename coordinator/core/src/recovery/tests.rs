@@ -211,7 +211,7 @@ fn a_vm_of_two_incidents_is_shown_in_the_later_one() {
     bench.silence(&["n1"]);
     bench.run_ms(1_800);
     assert_eq!(progress(&bench, "net"), RecoveryProgress::AwaitingProof);
-    assert_eq!(bench.view().recoveries[&key("net")].node, "n1".into());
+    assert_eq!(bench.view().recoveries[&key("net")].node, Some("n1".into()));
 }
 
 fn attach(bench: &mut Bench, name: &str, node: &str, volume: &str) {

@@ -102,50 +102,151 @@ pub(super) fn chapter(vm_key: &Key, vm: &Vm, fleet: &Fleet, swaps: &[Swap]) -> S
 /// CDI re-creates a deleted claim of a `DataVolume` at once and imports over whatever it is bound to, unless it
 /// has noted that the claim is populated.
 fn handshake(swap: &Swap, namespace: &str) -> Option<(String, String)> {
-    let data_volume = shell_word(swap.claim.data_volume.as_deref()?);
+    let data_volume = swap.claim.data_volume.as_deref()?;
     let claim = shell_word(&swap.key.name);
     let what = format!(
         "Tell CDI that claim {} is populated, and see that it has understood: the second command must print the claim's name. If it still does not after a minute, stop here, or CDI imports over the data.",
         code(&swap.key.name)
     );
-    let commands = format!(
+    let commands = handshake_commands(namespace, &claim, data_volume);
+    Some((what, commands))
+}
+
+/// The same commands; namespace and claim are words of a shell already.
+pub(super) fn handshake_commands(namespace: &str, claim: &str, data_volume: &str) -> String {
+    let data_volume = shell_word(data_volume);
+    format!(
         "kubectl annotate pvc -n {namespace} {claim} cdi.kubevirt.io/storage.populatedFor={data_volume}\n\
          kubectl get dv -n {namespace} {data_volume} -o jsonpath='{{.metadata.annotations.cdi\\.kubevirt\\.io/storage\\.prePopulated}}'\n"
-    );
-    Some((what, commands))
+    )
 }
 
 fn new_volume(swap: &Swap) -> String {
     let Volume { class, capacity_bytes, access_modes, mode, .. } = swap.volume;
-    format!(
-        "apiVersion: v1\nkind: PersistentVolume\nmetadata:\n  name: {}\nspec:\n  storageClassName: {}\n  capacity:\n    storage: \"{capacity_bytes}\"\n  \
-         accessModes: {}\n  volumeMode: {}\n  persistentVolumeReclaimPolicy: Retain\n  claimRef:\n    apiVersion: v1\n    kind: PersistentVolumeClaim\n    \
-         namespace: {}\n    name: {}\n  local:\n    path: NEW_PATH\n  nodeAffinity:\n    required:\n      nodeSelectorTerms:\n      - matchExpressions:\n        \
-         - key: kubernetes.io/hostname\n          operator: In\n          values: [NEW_NODE]\n",
-        yaml(&format!("{}-restored", swap.volume_name)),
-        yaml(class),
-        yaml_list(access_modes),
-        mode_word(*mode),
-        yaml(&swap.key.namespace),
-        yaml(&swap.key.name),
-    )
+    let manifest = VolumeManifest {
+        name: &format!("{}-restored", swap.volume_name),
+        class,
+        capacity_bytes: *capacity_bytes,
+        access_modes,
+        mode: *mode,
+        claim: &swap.key,
+        claim_uid: None,
+        path: "NEW_PATH",
+        host: "NEW_NODE",
+    };
+    manifest.write()
 }
 
 fn new_claim(swap: &Swap) -> String {
-    let Claim { class, requested_bytes, access_modes, mode, data_volume, .. } = swap.claim;
-    let annotations = data_volume.as_ref().map_or_else(String::new, |name| {
-        format!("  annotations:\n    cdi.kubevirt.io/storage.populatedFor: {}\n", yaml(name))
-    });
-    format!(
-        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata:\n  namespace: {}\n  name: {}\n{annotations}spec:\n  storageClassName: {}\n  volumeName: {}\n  \
-         accessModes: {}\n  volumeMode: {}\n  resources:\n    requests:\n      storage: \"{requested_bytes}\"\n",
-        yaml(&swap.key.namespace),
-        yaml(&swap.key.name),
-        yaml(class),
-        yaml(&format!("{}-restored", swap.volume_name)),
-        yaml_list(access_modes),
-        mode_word(*mode),
-    )
+    let volume = format!("{}-restored", swap.volume_name);
+    ClaimManifest { volume: Some(&volume), ..ClaimManifest::like(&swap.key, swap.claim) }.write()
+}
+
+/// A `PersistentVolume` on a node, on reclaim policy Retain, for one claim.
+pub(super) struct VolumeManifest<'a> {
+    pub name: &'a str,
+    pub class: &'a str,
+    pub capacity_bytes: u64,
+    pub access_modes: &'a [String],
+    pub mode: VolumeMode,
+    pub claim: &'a Key,
+    /// For a claim that is there and waits for it; without a uid it waits for a claim of that name.
+    pub claim_uid: Option<&'a str>,
+    pub path: &'a str,
+    /// Hostname label of its node.
+    pub host: &'a str,
+}
+
+impl VolumeManifest<'_> {
+    pub fn write(&self) -> String {
+        let uid = self.claim_uid.map_or_else(String::new, |uid| format!("    uid: {}\n", yaml(uid)));
+        format!(
+            "apiVersion: v1\nkind: PersistentVolume\nmetadata:\n  name: {}\nspec:\n  storageClassName: {}\n  capacity:\n    storage: \"{}\"\n  \
+             accessModes: {}\n  volumeMode: {}\n  persistentVolumeReclaimPolicy: Retain\n  claimRef:\n    apiVersion: v1\n    kind: PersistentVolumeClaim\n    \
+             namespace: {}\n    name: {}\n{uid}  local:\n    path: {}\n  nodeAffinity:\n    required:\n      nodeSelectorTerms:\n      - matchExpressions:\n        \
+             - key: kubernetes.io/hostname\n          operator: In\n          values: [{}]\n",
+            yaml(self.name),
+            yaml(self.class),
+            self.capacity_bytes,
+            yaml_list(self.access_modes),
+            mode_word(self.mode),
+            yaml(&self.claim.namespace),
+            yaml(&self.claim.name),
+            yaml(self.path),
+            yaml(self.host),
+        )
+    }
+}
+
+/// A `PersistentVolumeClaim`.
+pub(super) struct ClaimManifest<'a> {
+    pub namespace: &'a str,
+    pub name: String,
+    pub class: &'a str,
+    pub requested_bytes: u64,
+    pub access_modes: &'a [String],
+    pub mode: VolumeMode,
+    /// The `DataVolume` that must not fill it.
+    pub data_volume: Option<&'a str>,
+    /// The volume that it is for.
+    pub volume: Option<&'a str>,
+    /// The snapshot that it is filled from.
+    pub snapshot: Option<&'a str>,
+}
+
+impl<'a> ClaimManifest<'a> {
+    /// As a claim that is there.
+    pub fn like(key: &'a Key, claim: &'a Claim) -> Self {
+        Self {
+            namespace: &key.namespace,
+            name: key.name.clone(),
+            class: &claim.class,
+            requested_bytes: claim.requested_bytes,
+            access_modes: &claim.access_modes,
+            mode: claim.mode,
+            data_volume: claim.data_volume.as_deref(),
+            volume: claim.volume.as_ref().map(VolumeName::as_str),
+            snapshot: None,
+        }
+    }
+
+    /// One that a volume fits, where there is no claim to go by.
+    pub fn for_volume(key: &'a Key, volume: &'a Volume) -> Self {
+        Self {
+            namespace: &key.namespace,
+            name: key.name.clone(),
+            class: &volume.class,
+            requested_bytes: volume.capacity_bytes,
+            access_modes: &volume.access_modes,
+            mode: volume.mode,
+            data_volume: None,
+            volume: None,
+            snapshot: None,
+        }
+    }
+
+    pub fn write(&self) -> String {
+        let annotations = self.data_volume.map_or_else(String::new, |name| {
+            format!("  annotations:\n    cdi.kubevirt.io/storage.populatedFor: {}\n", yaml(name))
+        });
+        let volume = self.volume.map_or_else(String::new, |name| format!("  volumeName: {}\n", yaml(name)));
+        let source = self.snapshot.map_or_else(String::new, |name| {
+            format!(
+                "  dataSource:\n    apiGroup: snapshot.storage.k8s.io\n    kind: VolumeSnapshot\n    name: {}\n",
+                yaml(name)
+            )
+        });
+        format!(
+            "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata:\n  namespace: {}\n  name: {}\n{annotations}spec:\n  storageClassName: {}\n{volume}{source}  \
+             accessModes: {}\n  volumeMode: {}\n  resources:\n    requests:\n      storage: \"{}\"\n",
+            yaml(self.namespace),
+            yaml(&self.name),
+            yaml(self.class),
+            yaml_list(self.access_modes),
+            mode_word(self.mode),
+            self.requested_bytes,
+        )
+    }
 }
 
 fn yaml_list(words: &[String]) -> String {

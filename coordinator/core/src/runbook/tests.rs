@@ -1,5 +1,7 @@
 //! What a runbook must say, must leave open, and must never advise.
 
+use std::time::Duration;
+
 use crate::decision::testkit::{World, bound_volume, host_path, on_host};
 use crate::fleet::{DiskHealth, Grade, NodeReport, StorageRoot, Usage};
 use crate::names::{NodeName, VolumeName};
@@ -19,6 +21,7 @@ fn told_world() -> World {
             available_bytes: 50 << 30,
             read_only: false,
             disk: Some("nvme0n1".to_owned()),
+            listed_age: Some(Duration::ZERO),
         }],
         usage: [("/data/vol".to_owned(), Usage { allocated_bytes: 3 << 29, ..Usage::default() })].into(),
         disks: [(

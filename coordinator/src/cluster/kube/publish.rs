@@ -11,12 +11,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt as _;
 use serde_json::Value;
-use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 
 use super::api::Api;
 use crate::cluster::manifest::ObjectId;
-use crate::cluster::published::{self, Change, Published};
+use crate::cluster::published::{self, Change, Open, Published};
 use crate::cluster::{ClusterError, Snapshot};
 
 /// Statuses written at the same time. A thousand nodes at the beginning of an epoch take a few seconds then, and the
@@ -33,7 +32,7 @@ pub(super) struct Shown {
     epoch: u64,
     published: Published,
     /// Recoveries that are not marked as ended; `None` before they were listed.
-    open: Option<BTreeMap<ObjectId, NodeName>>,
+    open: Option<BTreeMap<ObjectId, Open>>,
 }
 
 impl Shown {
@@ -97,7 +96,7 @@ impl Shown {
             && let Some(recovery) = view.recoveries.get(&change.id.key())
             && let Some(open) = &mut self.open
         {
-            open.insert(change.id.clone(), recovery.node.clone());
+            open.insert(change.id.clone(), Open::of(recovery));
         }
         self.published.written(change, conditions);
     }

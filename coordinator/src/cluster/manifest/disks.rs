@@ -10,7 +10,7 @@ use somersault_coordinator_core::names::Key;
 use super::convert::FieldError;
 use super::inventory::Inventory;
 use super::kubevirt::{
-    DataVolume, DataVolumeSpec, InstanceSpec, VirtualMachine, VirtualMachineInstance, Wukong,
+    DataVolume, DataVolumeSpec, InstanceSpec, VirtualMachine, VirtualMachineInstance, VolumeSnapshot, Wukong,
 };
 
 /// Label and name prefix of claims with a VM's TPM and EFI state.
@@ -46,6 +46,7 @@ pub(super) fn of_vm(
         found.push(template_volume(volume, &format!("spec.template.spec.volumes[{index}]"))?);
     }
     add_hotplugged(instance, &mut found);
+    share_folders(spec, &mut found);
     add_state(fleet, key, &mut found);
     let boot = boot_volume(spec, wukong, &found);
     let disks = found.into_iter().map(|(name, source)| {
@@ -95,6 +96,36 @@ fn source(field: &str, value: &Value, at: &str) -> Result<DiskSource, FieldError
         known if REBUILDABLE.contains(&known) => DiskSource::Rebuildable { field: known.to_owned() },
         other => DiskSource::Unknown { field: other.to_owned() },
     })
+}
+
+/// Claims that the guest shares as folders hold no disk image.
+fn share_folders(spec: &InstanceSpec, found: &mut [(String, DiskSource)]) {
+    let devices = spec.domain.devices.as_ref();
+    let shared = devices.and_then(|devices| devices.filesystems.as_deref()).unwrap_or_default();
+    for (name, source) in found {
+        if let DiskSource::Claim { use_: use_ @ ClaimUse::Disk, .. } = source
+            && shared.iter().any(|folder| folder.name == *name)
+        {
+            *use_ = ClaimUse::Folder;
+        }
+    }
+}
+
+/// Names of the claims that an instance runs with: those of its volumes, without what is still being attached.
+pub(super) fn of_instance(instance: &VirtualMachineInstance) -> BTreeSet<String> {
+    let status = instance.status.as_ref().and_then(|status| status.volume_status.as_deref());
+    let attaching = |name: &str| {
+        let volumes = status.unwrap_or_default().iter();
+        let mut of_it = volumes.filter(|volume| volume.name == name && volume.hotplug_volume.is_some());
+        of_it.any(|volume| volume.phase.as_deref() != Some("Ready"))
+    };
+    let volumes = instance.spec.volumes.iter().flatten();
+    let sources = volumes.filter_map(|volume| template_volume(volume, "spec.volumes").ok());
+    let claims = sources.filter_map(|(name, source)| match source {
+        DiskSource::Claim { name: claim, .. } if !attaching(&name) => Some(claim),
+        _ => None,
+    });
+    claims.collect()
 }
 
 /// Volumes that only the running instance has.
@@ -215,6 +246,17 @@ fn image_of(
 const IMAGE_SOURCES: [&str; 4] = ["http", "registry", "s3", "gcs"];
 /// Annotation of CDI: the claim of this `DataVolume` is never filled again.
 const PRE_POPULATED: &str = "cdi.kubevirt.io/storage.prePopulated";
+
+/// A `VolumeSnapshot`.
+pub(super) fn snapshot(object: &VolumeSnapshot) -> fleet::Snapshot {
+    let status = object.status.clone().unwrap_or_default();
+    let source = object.spec.source.persistent_volume_claim_name.clone();
+    fleet::Snapshot {
+        claim: source.filter(|claim| !claim.is_empty()),
+        ready: status.ready_to_use.unwrap_or(false),
+        taken: status.creation_time.map(|time| time.0.to_string()),
+    }
+}
 
 /// A `DataVolume`.
 pub(super) fn data_volume(object: &DataVolume) -> fleet::DataVolume {

@@ -8,9 +8,11 @@ use somersault_coordinator_core::BootTime;
 use somersault_coordinator_core::decision::{DiskFinding, Locality};
 use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState};
 use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
-use somersault_coordinator_core::fleet::{Fleet, Grade, NodeReport, Volume, VolumeMode};
+use somersault_coordinator_core::fleet::{DiskImage, Fleet, Grade, NodeReport, Volume, VolumeMode};
 use somersault_coordinator_core::names::{NodeName, VolumeName};
-use somersault_coordinator_core::view::{MigrationView, NodeState, NodeView, RecoveryProgress, RecoveryView};
+use somersault_coordinator_core::view::{
+    MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView,
+};
 use somersault_crd as crd;
 use somersault_crd::{common, node_health, volume_migration};
 
@@ -117,6 +119,7 @@ fn add_report(
         available_bytes: root.available_bytes,
         read_only: root.read_only,
         disk: root.disk.clone(),
+        listed_age_ms: root.listed_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
     }));
     for (path, usage) in &report.usage {
         let (volume, claim) = places.volume_at(name, path);
@@ -127,9 +130,19 @@ fn add_report(
             allocated_bytes: usage.allocated_bytes,
             apparent_bytes: usage.apparent_bytes,
             inodes: usage.inodes,
+            disk_image: disk_image(usage.disk_image),
         });
     }
     Ok(())
+}
+
+fn disk_image(image: DiskImage) -> Option<node_health::DiskImage> {
+    match image {
+        DiskImage::Untold => None,
+        DiskImage::Present => Some(node_health::DiskImage::Present),
+        DiskImage::Absent => Some(node_health::DiskImage::Absent),
+        DiskImage::Vanished => Some(node_health::DiskImage::Vanished),
+    }
 }
 
 /// Where the volumes of a fleet are, by their folders: asked for every folder of every node.
@@ -203,7 +216,7 @@ fn fencing_answers(agent: &FenceAgentView, clock: WallClock) -> Option<Verdict> 
     Some(Verdict::new("FencingAnswers", holds, agent.state.name(), format!("{what}; {answered}")))
 }
 
-/// Condition of a Recovery whose incident is over.
+/// Condition of a Recovery whose incident is over, or whose storage is sound again.
 pub const ENDED: &str = "Ended";
 
 /// Display of a VM's recovery.
@@ -215,13 +228,23 @@ pub fn recovery(
     let reasons: Vec<String> = decision.reasons.iter().map(|reason| reason.as_str().to_owned()).collect();
     let reason = reasons.first().cloned().unwrap_or_default();
     let recovered = view.progress == RecoveryProgress::Recovered;
+    let ended = match view.cause {
+        RecoveryCause::NodeDied => {
+            Verdict::new(ENDED, false, "IncidentGoesOn", "the node's incident is not over")
+        }
+        RecoveryCause::StorageFailed if recovered => {
+            Verdict::new(ENDED, true, "StorageSound", "nothing of it is broken any more")
+        }
+        RecoveryCause::StorageFailed => Verdict::new(ENDED, false, "StorageBroken", "its storage is broken"),
+    };
     let verdicts = vec![
         Verdict::new("Decided", true, reason, format!("{:?}", decision.kind)),
         Verdict::new("Recovered", recovered, format!("{:?}", view.progress), &decision.remedy),
-        Verdict::new(ENDED, false, "IncidentGoesOn", "the node's incident is not over"),
+        ended,
     ];
     let status = crd::RecoveryStatus {
-        node: view.node.0.clone(),
+        cause: Some(same_name(view.cause, "status.cause")?),
+        node: view.node.as_ref().map(|node| node.0.clone()).unwrap_or_default(),
         decision: Some(same_name(decision.kind, "status.decision")?),
         reasons,
         remedy: decision.remedy.clone(),

@@ -18,7 +18,9 @@ use somersault_coordinator_core::names::{BootId, Key, NodeName, VolumeName};
 use somersault_crd as crd;
 
 use super::convert::{self, FieldError};
-use super::kubevirt::{DataVolume, InstanceMigration, VirtualMachine, VirtualMachineInstance, Wukong};
+use super::kubevirt::{
+    DataVolume, InstanceMigration, VirtualMachine, VirtualMachineInstance, VolumeSnapshot, Wukong,
+};
 use super::{ObjectId, disks, pod, requests, vm};
 use crate::cluster::{Problem, Snapshot};
 
@@ -42,6 +44,7 @@ pub struct Inventory {
     pub(super) instances: BTreeMap<Key, Placed<VirtualMachineInstance>>,
     pub(super) live_migrations: BTreeMap<Key, Placed<InstanceMigration>>,
     pub(super) data_volumes: BTreeMap<Key, Placed<DataVolume>>,
+    pub(super) snapshots: BTreeMap<Key, Placed<VolumeSnapshot>>,
     /// With the raw `spec.startStrategy`, which must be given back as it was.
     pub(super) wukongs: BTreeMap<Key, (Placed<Wukong>, Option<String>)>,
     pub(super) node_healths: BTreeMap<NodeName, Placed<crd::NodeHealth>>,
@@ -102,6 +105,7 @@ impl Inventory {
             "VirtualMachineInstance" => keep(&mut self.instances, id.key(), place, value),
             "VirtualMachineInstanceMigration" => keep(&mut self.live_migrations, id.key(), place, value),
             "DataVolume" => keep(&mut self.data_volumes, id.key(), place, value),
+            "VolumeSnapshot" => keep(&mut self.snapshots, id.key(), place, value),
             "Wukong" => self.add_wukong(place, value),
             "NodeHealth" => keep(&mut self.node_healths, name, place, value),
             "VolumeMigration" => keep(&mut self.migrations, id.key(), place, value),
@@ -132,6 +136,7 @@ impl Inventory {
             "VirtualMachineInstance" => drop(self.instances.remove(&id.key())),
             "VirtualMachineInstanceMigration" => drop(self.live_migrations.remove(&id.key())),
             "DataVolume" => drop(self.data_volumes.remove(&id.key())),
+            "VolumeSnapshot" => drop(self.snapshots.remove(&id.key())),
             "Wukong" => drop(self.wukongs.remove(&id.key())),
             "NodeHealth" => drop(self.node_healths.remove(&name)),
             "VolumeMigration" => drop(self.migrations.remove(&id.key())),
@@ -195,6 +200,9 @@ impl Inventory {
         let data_volumes = self.data_volumes.iter();
         fleet.data_volumes =
             data_volumes.map(|(key, placed)| (key.clone(), disks::data_volume(&placed.object))).collect();
+        let snapshots = self.snapshots.iter();
+        fleet.snapshots =
+            snapshots.map(|(key, placed)| (key.clone(), disks::snapshot(&placed.object))).collect();
         fleet.agents_seen = self.node_healths.iter().filter_map(agent_seen).collect();
         vm::join(self, &mut fleet, &mut problems);
         let requests = requests::read(self, &mut problems);

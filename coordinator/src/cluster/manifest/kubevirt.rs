@@ -1,12 +1,12 @@
-//! The fields that we read of objects for which no Rust types are published: KubeVirt's, CDI's and Wukong's.
-//! Field names and meanings are those of `kubevirt.io/v1`, `cdi.kubevirt.io/v1beta1` and
-//! `vm.novasphere.dev/v1alpha1`. Everything else in the objects stays as it is, since writers change the raw
+//! The fields that we read of objects for which no Rust types are published: KubeVirt's, CDI's, Wukong's and those of
+//! the snapshot controller. Field names and meanings are those of `kubevirt.io/v1`, `cdi.kubevirt.io/v1beta1`,
+//! `vm.novasphere.dev/v1alpha1` and `snapshot.storage.k8s.io/v1`. Everything else in the objects stays as it is, since writers change the raw
 //! object and never these.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Affinity, Toleration};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -128,6 +128,16 @@ pub struct Devices {
     /// Disks, in their order.
     #[serde(default)]
     pub disks: Option<Vec<DiskDevice>>,
+    /// Folders that the guest shares.
+    #[serde(default)]
+    pub filesystems: Option<Vec<FilesystemDevice>>,
+}
+
+/// A folder that the guest shares.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FilesystemDevice {
+    /// Name of its volume.
+    pub name: String,
 }
 
 /// A disk device.
@@ -218,6 +228,9 @@ pub struct VolumeStatus {
     pub name: String,
     /// Its claim.
     pub persistent_volume_claim_info: Option<ClaimInfo>,
+    /// How far its attachment is; `Ready` at last.
+    #[serde(default)]
+    pub phase: Option<String>,
     /// Set while it is hotplugged.
     pub hotplug_volume: Option<Value>,
     /// Set for memory dumps.
@@ -307,6 +320,45 @@ pub struct SourceRef {
     pub namespace: Option<String>,
     /// Its name.
     pub name: String,
+}
+
+/// `snapshot.storage.k8s.io/v1` `VolumeSnapshot`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct VolumeSnapshot {
+    /// Spec.
+    pub spec: VolumeSnapshotSpec,
+    /// Status; absent before its controller has seen it.
+    #[serde(default)]
+    pub status: Option<VolumeSnapshotStatus>,
+}
+
+/// Its spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct VolumeSnapshotSpec {
+    /// What it is taken of.
+    #[serde(default)]
+    pub source: VolumeSnapshotSource,
+}
+
+/// What a snapshot is taken of.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSnapshotSource {
+    /// A claim of its namespace; absent where the snapshot was there before Kubernetes knew of it.
+    #[serde(default)]
+    pub persistent_volume_claim_name: Option<String>,
+}
+
+/// Its status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSnapshotStatus {
+    /// It can be restored from.
+    #[serde(default)]
+    pub ready_to_use: Option<bool>,
+    /// When it was taken.
+    #[serde(default)]
+    pub creation_time: Option<Time>,
 }
 
 /// `vm.novasphere.dev/v1alpha1` `Wukong`.

@@ -186,6 +186,7 @@ fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineIns
         has_run: phase == "Running" || transitions.iter().any(|transition| transition.phase == "Running"),
         migrating: own.or_else(|| requested_migration(inventory, key)).map(|to| node_name(to.as_deref())),
         paused: paused.map(|condition| condition.reason.unwrap_or_default()),
+        claims: disks::of_instance(instance),
         phase,
     }
 }

@@ -13,7 +13,7 @@ use somersault_coordinator_core::io::Record;
 use somersault_coordinator_core::locality::ClassOverrides;
 use somersault_coordinator_core::migration::Phase;
 use somersault_coordinator_core::view::{
-    MigrationView, Milestone, NodeState, NodeView, RecoveryProgress, RecoveryView, View,
+    MigrationView, Milestone, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, View,
 };
 
 use crate::bed::{Bed, NODE};
@@ -32,6 +32,7 @@ fn node(state: NodeState, message: &str, load: f64) -> NodeView {
         available_bytes: 40,
         read_only: false,
         disk: Some("vda".into()),
+        listed_age: None,
     };
     let health = somersault_coordinator_core::fleet::DiskHealth {
         grade: Grade::Failing,
@@ -39,7 +40,7 @@ fn node(state: NodeState, message: &str, load: f64) -> NodeView {
         model: "M".into(),
         serial: "S".into(),
     };
-    let usage = Usage { allocated_bytes: 5, apparent_bytes: 9, inodes: 2 };
+    let usage = Usage { allocated_bytes: 5, apparent_bytes: 9, inodes: 2, ..Usage::default() };
     let report = NodeReport {
         address: "10.9.0.1:7443".into(),
         agent_version: "0.1.0".into(),
@@ -185,7 +186,8 @@ pub async fn recoveries(bed: &Bed) -> Result<()> {
     let mut decision = decision::decide(&fleet, &ClassOverrides::default(), &shop("db"), &question);
     decision.kind = DecisionKind::ManualRecovery;
     let recovery = RecoveryView {
-        node: NODE.into(),
+        cause: RecoveryCause::NodeDied,
+        node: Some(NODE.into()),
         decision,
         progress: RecoveryProgress::NeedsPerson,
         runbook: Some("# Steps".into()),

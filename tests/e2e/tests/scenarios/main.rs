@@ -9,6 +9,7 @@ mod death;
 mod life;
 mod migration;
 mod rebuild;
+mod storage;
 mod strategies;
 
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ const SCENARIOS: &[Scenario] = &[
     ("system_disk_is_rebuilt_from_its_image", Short, rebuild::from_image),
     ("local_disks_move_to_another_node", Short, migration::to_another_node),
     ("every_strategy_as_the_decision_table_says", Short, strategies::all),
+    ("broken_storage_is_told_and_nothing_is_touched", Short, storage::breaks),
     ("kubelet_killed_is_no_death", Short, life::kubelet_killed),
     ("agent_silent_is_no_death", Short, life::agent_stopped),
     ("one_way_cut_is_no_death", Short, life::one_way_cut),

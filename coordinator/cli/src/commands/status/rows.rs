@@ -73,7 +73,7 @@ pub struct VmRow {
     pub runs_on: Option<String>,
     /// Phase of its instance, in doubt where its node is.
     pub running: String,
-    /// How far its recovery is, where its node died.
+    /// How far its recovery is, where its node died or its storage broke.
     pub recovery: Option<String>,
 }
 
@@ -230,7 +230,7 @@ fn vm_rows(world: &World) -> Vec<VmRow> {
             };
             let recovery = world.recoveries.get(&row.vm).map(|recovery| {
                 let row = recoveries::Row::of(&row.vm.namespace, &row.vm.name, recovery);
-                row.progress_words().0.to_owned()
+                row.words()
             });
             Some(VmRow {
                 verdict: Verdict { remedy: row.remedy, ..Verdict::of(&row.decision, row.node.as_ref()) },

@@ -1,12 +1,24 @@
 //! By storage that is broken, and what may bring the data back.
 
+use std::time::Duration;
+
 use DecisionKind::{ManualRecovery, NothingToDo};
 
 use crate::decision::table::check;
 use crate::decision::testkit::{World, bound_volume, host_path, key, on_host};
 use crate::decision::{DecisionKind, Reason, RestoreSource, SourceKind};
-use crate::fleet::{DiskHealth, Grade, NodeReport, RunStrategy, StorageRoot, Usage, VolumeSource};
+use crate::fleet::{
+    ClaimUse, DataVolume, DiskHealth, DiskImage, Grade, NodeReport, RunStrategy, Snapshot, StorageRoot,
+    Usage, VolumeMode, VolumeSource,
+};
 use crate::names::{NodeName, Uid, VolumeName};
+
+fn report_with_image(image: DiskImage) -> NodeReport {
+    let mut report = report_of_n1(Grade::Ok, &["/data/vol"]);
+    report.roots[0].listed_age = Some(Duration::ZERO);
+    report.usage.values_mut().for_each(|usage| usage.disk_image = image);
+    report
+}
 
 fn report_of_n1(grade: Grade, folders: &[&str]) -> NodeReport {
     NodeReport {
@@ -18,6 +30,7 @@ fn report_of_n1(grade: Grade, folders: &[&str]) -> NodeReport {
             available_bytes: 50,
             read_only: false,
             disk: Some("sda".to_owned()),
+            listed_age: None,
         }],
         usage: folders.iter().map(|&path| (path.to_owned(), Usage::default())).collect(),
         disks: [(
@@ -152,6 +165,161 @@ fn by_what_agents_tell() {
             &[Reason::RunsElsewhere],
         ),
     ]);
+}
+
+/// VM `web` with a disk in `/data/vol` of n1, of whose image the agent told this; asked about its storage alone.
+fn image(w: &mut World, image: DiskImage) {
+    w.add_disk("web", "x", host_path(), on_host(&["n1"]));
+    w.fleet.reports.insert(NodeName::from("n1"), report_with_image(image));
+    w.question.dead.clear();
+}
+
+fn stopped(w: &mut World) {
+    w.vm("web").run = RunStrategy::Halted;
+    w.vm("web").instance = None;
+    w.vm("web").pods.clear();
+}
+
+#[test]
+fn by_a_disk_image_that_is_not_there() {
+    check(&[
+        ("the VM runs with it", |w| image(w, DiskImage::Absent), ManualRecovery, &[Reason::DiskImageMissing]),
+        (
+            "the same when its node dies",
+            |w| {
+                image(w, DiskImage::Absent);
+                w.question.dead.insert(NodeName::from("n1"));
+            },
+            ManualRecovery,
+            &[Reason::DiskImageMissing, Reason::LocalDisk],
+        ),
+        ("it is there", |w| image(w, DiskImage::Present), NothingToDo, &[Reason::StorageSound]),
+        ("an older agent", |w| image(w, DiskImage::Untold), NothingToDo, &[Reason::StorageSound]),
+        (
+            "a volume with which no VM was ever started",
+            |w| {
+                image(w, DiskImage::Absent);
+                stopped(w);
+            },
+            NothingToDo,
+            &[Reason::Stopped],
+        ),
+        (
+            "a stopped VM whose image was there before",
+            |w| {
+                image(w, DiskImage::Vanished);
+                stopped(w);
+            },
+            ManualRecovery,
+            &[Reason::DiskImageMissing],
+        ),
+        (
+            "a stopped VM whose DataVolume has succeeded",
+            |w| {
+                image(w, DiskImage::Absent);
+                stopped(w);
+                w.claim("web-x").data_volume = Some("web-x".to_owned());
+                let filled = DataVolume { phase: "Succeeded".to_owned(), ..DataVolume::default() };
+                w.fleet.data_volumes.insert(key("web-x"), filled);
+            },
+            ManualRecovery,
+            &[Reason::DiskImageMissing],
+        ),
+        (
+            "a stopped VM whose DataVolume still imports",
+            |w| {
+                image(w, DiskImage::Absent);
+                stopped(w);
+                w.claim("web-x").data_volume = Some("web-x".to_owned());
+                let filling = DataVolume { phase: "ImportInProgress".to_owned(), ..DataVolume::default() };
+                w.fleet.data_volumes.insert(key("web-x"), filling);
+            },
+            NothingToDo,
+            &[Reason::Stopped],
+        ),
+        (
+            "a disk that was added since the VM started",
+            |w| {
+                image(w, DiskImage::Absent);
+                w.instance("web").claims.remove("web-x");
+            },
+            NothingToDo,
+            &[Reason::StorageSound],
+        ),
+        (
+            "a live migration moves it",
+            |w| {
+                image(w, DiskImage::Absent);
+                w.instance("web").migrating = Some(None);
+            },
+            NothingToDo,
+            &[Reason::StorageSound],
+        ),
+        (
+            "a shared folder has no image",
+            |w| {
+                image(w, DiskImage::Absent);
+                w.set_use("web", 1, ClaimUse::Folder);
+            },
+            NothingToDo,
+            &[Reason::StorageSound],
+        ),
+    ]);
+}
+
+#[test]
+fn what_agents_do_not_list_is_not_missing() {
+    let listed = |w: &mut World, path: &str, mode: VolumeMode| {
+        w.add_disk("web", "x", VolumeSource::Local { path: path.to_owned() }, on_host(&["n1"]));
+        w.volume("pv-web-x").mode = mode;
+        w.fleet.reports.insert(NodeName::from("n1"), report_with_image(DiskImage::Present));
+        w.question.dead.clear();
+        w.decide("web").reasons
+    };
+    let sound = [Reason::StorageSound];
+    assert_eq!(listed(&mut World::new(), "/data/vol/", VolumeMode::Filesystem), sound, "a slash at its end");
+    assert_eq!(listed(&mut World::new(), "/data/deep/vol", VolumeMode::Filesystem), sound);
+    assert_eq!(listed(&mut World::new(), "/data/.hidden", VolumeMode::Filesystem), sound);
+    assert_eq!(listed(&mut World::new(), "/data/device", VolumeMode::Block), sound, "no folder");
+    let gone = [Reason::VolumePathMissing];
+    assert_eq!(listed(&mut World::new(), "/data/gone", VolumeMode::Filesystem), gone);
+    let mut emptied = World::new();
+    emptied.add_disk("web", "x", host_path(), on_host(&["n1"]));
+    let mut report = report_with_image(DiskImage::Present);
+    report.usage.clear();
+    emptied.fleet.reports.insert(NodeName::from("n1"), report);
+    emptied.question.dead.clear();
+    assert_eq!(emptied.decide("web").reasons, gone, "the last folder of a root that was listed");
+}
+
+#[test]
+fn names_the_newest_usable_snapshots_first() {
+    let mut world = World::new();
+    world.claim("web-data").phase = "Lost".to_owned();
+    let snapshot = |claim: &str, ready, taken: Option<&str>| Snapshot {
+        claim: Some(claim.to_owned()),
+        ready,
+        taken: taken.map(str::to_owned),
+    };
+    for (name, made) in [
+        ("monday", snapshot("web-data", true, Some("2026-01-05T03:00:00Z"))),
+        ("tuesday", snapshot("web-data", true, Some("2026-01-06T03:00:00Z"))),
+        ("running", snapshot("web-data", false, None)),
+        ("of-another", snapshot("other", true, Some("2026-01-06T03:00:00Z"))),
+        ("imported", Snapshot { ready: true, ..Snapshot::default() }),
+    ] {
+        world.fleet.snapshots.insert(key(name), made);
+    }
+    let names: Vec<String> = world
+        .decide("web")
+        .restore_from
+        .into_iter()
+        .filter_map(|source| match source.source {
+            SourceKind::Snapshot { name, .. } => Some(name),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names, ["tuesday", "monday", "running"]);
 }
 
 #[test]
