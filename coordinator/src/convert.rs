@@ -1,5 +1,6 @@
 //! Between the wire's valid types and the core's vocabulary.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use somersault_coordinator_core::fleet;
@@ -58,6 +59,7 @@ pub fn report(hello: &model::Hello, not_after: SystemTime, report: model::Report
         certificate_until_s: Some(certificate_until_s),
         roots: report.roots.into_iter().map(root).collect(),
         usage: report.volumes.into_iter().map(usage).collect(),
+        gone: BTreeSet::new(),
         disks: report.disks.into_iter().map(disk).collect(),
         host: fleet::Host {
             cpu_ratio: report.host.cpu_ratio,

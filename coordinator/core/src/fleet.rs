@@ -497,6 +497,8 @@ pub struct NodeReport {
     pub roots: Vec<StorageRoot>,
     /// Folders below the roots, by path.
     pub usage: BTreeMap<String, Usage>,
+    /// Folders that an earlier listing told of, and no later one. Noted by the coordinator.
+    pub gone: BTreeSet<String>,
     /// Physical disks, by name.
     pub disks: BTreeMap<String, DiskHealth>,
     /// The machine itself.

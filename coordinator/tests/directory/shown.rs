@@ -52,6 +52,7 @@ pub fn view_of(state: NodeState) -> View {
             ("/var/lib/volumes/pv-state".to_owned(), usage),
             ("/var/lib/volumes/orphan".to_owned(), usage),
         ]),
+        gone: std::collections::BTreeSet::new(),
         disks: BTreeMap::from([("vda".to_owned(), health)]),
         host: Host { load1: 0.5, ..Host::default() },
     };

@@ -1,6 +1,7 @@
 //! What the coordinator has written about a node, back into the core's words: the core's questions about health and
 //! room can then be asked without an agent.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use somersault_coordinator_core::fencing::ProofKind;
@@ -47,6 +48,7 @@ pub fn report(status: &NodeHealthStatus) -> Option<NodeReport> {
         certificate_until_s: None,
         roots: roots.collect(),
         usage: usage.collect(),
+        gone: BTreeSet::new(),
         disks: disks.collect(),
         host: status.host.as_ref().map(host).unwrap_or_default(),
     })

@@ -168,8 +168,9 @@ struct Used<'a> {
 
 /// What the agent of a node last told about a volume there that makes it an incident of its own.
 fn broken_on_node(fleet: &Fleet, question: &Question, node: &NodeName, used: &Used<'_>) -> Option<Finding> {
-    let (reason, what) = on_node(fleet, node, used)?;
-    let when = if question.dead.contains(node) { "when last heard of, " } else { "" };
+    let dead = question.dead.contains(node);
+    let (reason, what) = on_node(fleet, node, dead, used)?;
+    let when = if dead { "when last heard of, " } else { "" };
     let disk = used.disk;
     let why = match what {
         Broken::Disk(name) => {
@@ -193,7 +194,14 @@ enum Broken<'a> {
     Image(&'a str, &'static str),
 }
 
-fn on_node<'a>(fleet: &'a Fleet, node: &NodeName, used: &Used<'a>) -> Option<(Reason, Broken<'a>)> {
+/// The last words of a dead node's agent may be older than the volume, so that only what it has lost before our eyes
+/// counts; of a living one nothing counts before its next listing (`recovery/storage`).
+fn on_node<'a>(
+    fleet: &'a Fleet,
+    node: &NodeName,
+    dead: bool,
+    used: &Used<'a>,
+) -> Option<(Reason, Broken<'a>)> {
     let path = fleet::folder(used.volume.source.path()?);
     let report = fleet.reports.get(node)?;
     let root = report.root_of(path)?;
@@ -207,8 +215,11 @@ fn on_node<'a>(fleet: &'a Fleet, node: &NodeName, used: &Used<'a>) -> Option<(Re
         return None;
     }
     match report.usage.get(path) {
-        None if has_looked(report, root, path) => Some((Reason::VolumePathMissing, Broken::Folder(path))),
-        None => None,
+        None => {
+            let missing = if dead { report.gone.contains(path) } else { has_looked(report, root, path) };
+            missing.then_some((Reason::VolumePathMissing, Broken::Folder(path)))
+        }
+        Some(usage) if dead && usage.disk_image == DiskImage::Absent => None,
         Some(usage) => {
             let how = image_must_exist(fleet, node, used, usage.disk_image)?;
             Some((Reason::DiskImageMissing, Broken::Image(path, how)))
@@ -271,7 +282,7 @@ pub(super) fn may_be_broken(fleet: &Fleet, key: &Key, vm: &Vm) -> bool {
             }
             let used = Used { vm, disk: &disk.name, claim_name: &claim_name, claim, volume, use_: *use_ };
             match locality::likely_node(fleet, volume) {
-                Likely::Node(node) => on_node(fleet, node, &used).is_some(),
+                Likely::Node(node) => on_node(fleet, node, false, &used).is_some(),
                 Likely::Nowhere => false,
                 Likely::Unclear => true,
             }

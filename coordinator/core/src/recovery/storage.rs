@@ -49,6 +49,9 @@ const KNOWN_AFTER: Duration = Duration::from_mins(3);
 /// runbook for each more VM helps nobody; the next ones come when these are sound.
 const CASES_MAX: usize = 1_000;
 
+/// Folders of a node of which it is remembered that they are gone: as many as a root may have volumes and more.
+const GONE_MAX: usize = 10_000;
+
 /// What is broken of a VM, and since when.
 type Faults = BTreeMap<BrokenDisk, BootTime>;
 
@@ -120,6 +123,16 @@ struct Case {
     sound_since: Option<BootTime>,
 }
 
+/// Folders that were listed and are not any more. Of a root that was not listed anew nothing is known anew.
+fn gone(old: &NodeReport, new: &NodeReport) -> BTreeSet<String> {
+    let looked = |path: &&String| {
+        new.root_of(path).is_none_or(|root| root.listed_age.is_some()) && !new.usage.contains_key(*path)
+    };
+    let kept = old.gone.iter().filter(|path| !new.usage.contains_key(*path));
+    // The newest first: volumes come and go for years.
+    old.usage.keys().filter(looked).chain(kept).take(GONE_MAX).cloned().collect()
+}
+
 /// Which VMs are looked after elsewhere.
 pub(crate) struct Elsewhere<'a> {
     /// In a node's incident: its case here ends.
@@ -162,6 +175,9 @@ impl StorageWatch {
         self.changed = true;
         let at = |root: &fleet::StorageRoot| Some((root.path.clone(), now.checked_sub(root.listed_age?)?));
         self.listed.insert(node.clone(), new.roots.iter().filter_map(at).collect());
+        if let Some(old) = old {
+            new.gone = gone(old, new);
+        }
         let vanished = old.into_iter().flat_map(|old| &old.usage);
         for (path, _) in vanished.filter(|(_, usage)| usage.disk_image == DiskImage::Vanished) {
             if let Some(usage) = new.usage.get_mut(path).filter(|usage| usage.disk_image == DiskImage::Absent)

@@ -46,6 +46,7 @@ fn node(state: NodeState, message: &str, load: f64) -> NodeView {
         agent_version: "0.1.0".into(),
         roots: vec![root],
         usage: BTreeMap::from([("/var/lib/volumes/orphan".to_owned(), usage)]),
+        gone: std::collections::BTreeSet::new(),
         disks: BTreeMap::from([("vda".to_owned(), health)]),
         host: Host { load1: load, ..Host::default() },
         certificate_until_s: None,

@@ -120,13 +120,35 @@ fn by_what_agents_tell() {
             &[Reason::LocalDisk],
         ),
         (
-            "folder gone",
+            "folder gone before the node died",
+            |w| {
+                w.add_disk("web", "x", host_path(), on_host(&["n1"]));
+                let mut report = report_of_n1(Grade::Ok, &["/data/other"]);
+                report.gone = ["/data/vol".to_owned()].into();
+                w.fleet.reports.insert(NodeName::from("n1"), report);
+            },
+            ManualRecovery,
+            &[Reason::VolumePathMissing, Reason::LocalDisk],
+        ),
+        (
+            "folder made since the dead node's last listing",
             |w| {
                 w.add_disk("web", "x", host_path(), on_host(&["n1"]));
                 w.fleet.reports.insert(NodeName::from("n1"), report_of_n1(Grade::Ok, &["/data/other"]));
             },
             ManualRecovery,
-            &[Reason::VolumePathMissing, Reason::LocalDisk],
+            &[Reason::LocalDisk],
+        ),
+        (
+            "image made since the dead node's last listing",
+            |w| {
+                w.add_disk("web", "x", host_path(), on_host(&["n1"]));
+                let mut report = report_of_n1(Grade::Ok, &["/data/vol"]);
+                report.usage.get_mut("/data/vol").expect("there").disk_image = DiskImage::Absent;
+                w.fleet.reports.insert(NodeName::from("n1"), report);
+            },
+            ManualRecovery,
+            &[Reason::LocalDisk],
         ),
         (
             "nothing measured yet",

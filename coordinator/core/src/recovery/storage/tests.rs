@@ -213,6 +213,27 @@ fn an_image_that_was_there_is_missed_under_the_same_claim_only() {
     assert_eq!(report.usage[FOLDER].disk_image, DiskImage::Vanished);
 }
 
+/// What a dead node is known to have lost: before our eyes, and not merely never listed.
+#[test]
+fn a_folder_that_a_later_listing_lacks_is_gone_until_it_is_listed_again() {
+    let mut bench = Bench::new(fast(&[]));
+    let gone = |bench: &Bench| {
+        let report = bench.view().nodes[&NodeName::from("n1")].report.clone().expect("reported");
+        report.gone.contains(FOLDER)
+    };
+    listed(&mut bench, &[]);
+    assert!(!gone(&bench), "it was never there");
+    listed(&mut bench, &[(FOLDER, DiskImage::Present)]);
+    tell(&mut bench, report(None, &[]));
+    assert!(!gone(&bench), "silence is no listing");
+    listed(&mut bench, &[(FOLDER, DiskImage::Present)]);
+    listed(&mut bench, &[]);
+    tell(&mut bench, report(None, &[]));
+    assert!(gone(&bench));
+    listed(&mut bench, &[(FOLDER, DiskImage::Present)]);
+    assert!(!gone(&bench));
+}
+
 /// An agent that has just started knows nothing yet: that makes nothing sound.
 #[test]
 fn silence_clears_nothing() {
