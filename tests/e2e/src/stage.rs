@@ -69,6 +69,10 @@ impl Vm {
     pub const fn always(name: &'static str, storage: Storage) -> Self {
         Self { name, storage, strategy: "Always" }
     }
+
+    fn is_imported(&self) -> bool {
+        matches!(self.storage, Storage::NetworkAndImage | Storage::LocalFromImage)
+    }
 }
 
 /// VM on network storage.
@@ -105,6 +109,20 @@ impl<'a> Stage<'a> {
     /// Removes the VMs of earlier scenarios, and starts these on a node.
     pub fn set(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
         clear(bed)?;
+        // An importer prefers no node, and the volume is where it ran.
+        let others: Vec<String> = bed.nodes().into_iter().filter(|other| other != node).collect();
+        let imports = vms.iter().any(Vm::is_imported);
+        for other in others.iter().filter(|_| imports) {
+            bed.cluster().ask(&["cordon", other])?;
+        }
+        let staged = Self::create(bed, node, vms);
+        for other in others.iter().filter(|_| imports) {
+            bed.cluster().ask(&["uncordon", other])?;
+        }
+        staged
+    }
+
+    fn create(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
         for vm in vms {
             create(bed, vm, node).with_context(|| format!("creating VM {}", vm.name))?;
         }

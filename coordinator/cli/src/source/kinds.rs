@@ -49,7 +49,7 @@ const KUBEVIRT: &str = "kubevirt.io";
 const OURS: &str = somersault_crd::GROUP;
 
 /// Everything that decisions are made from.
-pub const READ: [Kind; 17] = [
+pub const READ: [Kind; 18] = [
     kind("Node", "", "v1", "nodes", Absent::Never),
     kind("PersistentVolume", "", "v1", "persistentvolumes", Absent::Never),
     kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", Absent::Never),

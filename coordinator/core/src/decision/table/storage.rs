@@ -207,9 +207,9 @@ fn by_a_disk_image_that_is_not_there() {
     check(&[
         ("the VM runs with it", |w| image(w, DiskImage::Absent), ManualRecovery, &[Reason::DiskImageMissing]),
         (
-            "the same when its node dies",
+            "it was there before, and its node dies",
             |w| {
-                image(w, DiskImage::Absent);
+                image(w, DiskImage::Vanished);
                 w.question.dead.insert(NodeName::from("n1"));
             },
             ManualRecovery,
