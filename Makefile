@@ -26,7 +26,7 @@ export PATH
 
 # What `apt-get` is asked for, by the command that tells whether it is there already.
 NEED_BUILD := cc:gcc cc:libc6-dev
-NEED_DEMO := $(NEED_BUILD) ip:iproute2 unshare:util-linux nsenter:util-linux mkfs.ext4:e2fsprogs debugfs:e2fsprogs
+NEED_DEMO := $(NEED_BUILD) ip:iproute2 ss:iproute2 unshare:util-linux nsenter:util-linux mkfs.ext4:e2fsprogs debugfs:e2fsprogs
 
 NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:containerd runc:runc
 NEED_IMAGE := $(NEED_BUILD)

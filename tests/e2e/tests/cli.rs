@@ -149,7 +149,7 @@ impl Bed {
         let report = self.json(&["report"])?;
         ensure!(report["vms"][0]["survives"] == "ByHand", "{report:#}");
         self.run(&["runbook", "db"])?.says("# Runbook: VM `default/db`")?;
-        self.run(&["recoveries"])?.says("No node's VMs had to be recovered")
+        self.run(&["recoveries"])?.says("No VM had to be recovered")
     }
 
     fn asks_for_a_migration_once(&self) -> Result<()> {

@@ -76,12 +76,11 @@ fn main() -> ExitCode {
 /// Runs a scenario on the bed, which is built for the first one; one that failed leaves a bed that nobody trusts.
 fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(), Failed> {
     let mut bed = bed.lock().unwrap_or_else(PoisonError::into_inner);
-    let ready = match bed.take() {
-        Some(ready) => ready,
-        None => {
-            let tell = |what: &str| eprintln!("== {what}");
-            Bed::up("e2e", 3, Images::Debug, true, &tell).map_err(|error| told(&error))?
-        }
+    let ready = if let Some(ready) = bed.take() {
+        ready
+    } else {
+        let tell = |what: &str| eprintln!("== {what}");
+        Bed::up("e2e", 3, Images::Debug, true, &tell).map_err(|error| told(&error))?
     };
     let outcome = scenario(&ready)
         .and_then(|()| ready.calm().context("after the scenario"))

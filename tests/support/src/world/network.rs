@@ -50,6 +50,9 @@ pub fn darken(node: &str) -> Result<()> {
                  chain out { type filter hook output priority -300; policy drop; }; \
                  chain through { type filter hook forward priority -300; policy drop; }; }";
     in_network(node, &["nft", table])?;
+    // What its programs had written and nobody has received yet dies with a machine's memory. Here the kernel lives on,
+    // and would deliver it to the coordinator after the next boot: beats of a boot that is proven dead.
+    in_network(node, &["ss", "--tcp", "--all", "--kill"])?;
     // No name of the machine is known on its network any more, either.
     in_network(node, &["ip", "link", "set", "eth0", "arp", "off"])
 }
