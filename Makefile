@@ -2,6 +2,7 @@
 #   make demo    three nodes on this machine: detection, fencing, recovery, migration, evacuation, shown in a minute
 #   make test    all tests: unit, simulation, wire, contract; with root and Go also those on a Kubernetes cluster
 #   make demo-cluster  the main job on a real Kubernetes cluster: installed, a plug pulled, each VM handled (root, Go)
+#   make try           the same cluster with VMs, left to you until Ctrl-C
 #   make cluster       a real Kubernetes cluster on this machine; prints its KUBECONFIG (root, Go)
 #   make cluster-down  ends it; nothing is left behind
 #   make test-cluster  every test on such clusters, slow ones included; half an hour after the builds
@@ -41,10 +42,10 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, and where the cluster's programs are kept.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
 
-.PHONY: help demo-cluster image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
+.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak cluster cluster-down setup-cluster toolchain setup-build setup-demo
 
 help:
-	@sed -n '2,14s/^# \{0,1\}//p' Makefile
+	@sed -n '2,15s/^# \{0,1\}//p' Makefile
 
 demo: setup-demo
 	@echo "== building the coordinator, the agent, the command line and the demo (release)"
@@ -71,8 +72,13 @@ test-cluster: setup-cluster image-test
 
 demo-cluster: setup-cluster image image-fence
 	@echo "== building the cluster, the stand-in for KubeVirt, the command line and the story"
-	cargo build --locked -p somersault-test-cluster -p somersault-test-kubevirt -p kubectl-somersault -p somersault-test-e2e
+	cargo build --locked --workspace
 	@$(AS_ROOT) target/debug/somersault-demo-cluster
+
+try: setup-cluster image image-fence
+	@echo "== building the cluster, the stand-in for KubeVirt and the command line"
+	cargo build --locked --workspace
+	@$(AS_ROOT) target/debug/somersault-demo-cluster --stay
 
 # Stays up until `make cluster-down`. NODES=5 for more nodes.
 cluster: setup-cluster

@@ -1,9 +1,11 @@
 //! `make demo-cluster`: the main job on a real Kubernetes cluster, told step by step.
+//! `make try`: the same cluster and the same VMs, and the rest is up to you.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use clap::Parser;
 use somersault_test_cluster::{Missing, check_requirements};
 use somersault_test_e2e::bed::Bed;
 use somersault_test_e2e::programs::Images;
@@ -17,8 +19,18 @@ const NODES: u8 = 3;
 const DECIDE_DEADLINE: Duration = Duration::from_secs(30);
 const RETURN_DEADLINE: Duration = Duration::from_mins(3);
 
+#[derive(Parser)]
+#[command(about = "Somersault on a real Kubernetes cluster on this machine.")]
+struct Arguments {
+    /// Pull no plug: leave the cluster to whoever wants to try something, until Ctrl-C.
+    #[arg(long)]
+    stay: bool,
+}
+
 fn main() -> ExitCode {
-    match check_requirements().map_err(anyhow::Error::from).and_then(|()| play()) {
+    let Arguments { stay } = Arguments::parse();
+    let act = || if stay { leave_to_you() } else { play() };
+    match check_requirements().map_err(anyhow::Error::from).and_then(|()| act()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Missing>() => {
             eprintln!("{error:#}");
@@ -29,6 +41,32 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn leave_to_you() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let bed = Bed::up("demo", NODES, Images::Release, true, &|what| println!("== {what}"))?;
+    let node = bed.node_without_leader()?;
+    println!("== VMs on {node}: web on network storage, db on a local disk, odd on a disk that nobody can place");
+    let _stage = Stage::set(&bed, &node, &[WEB, DB, ODD])?;
+    print!("{}", bed.plugin(&["status"])?);
+    let program = bed.cluster().layout().program().display().to_string();
+    println!(
+        "\nIn another terminal:\n\n\
+         export KUBECONFIG={}\n\
+         export PATH=$PWD/target/debug:$PATH          # kubectl somersault\n\
+         alias kubectl='{program} --name demo kubectl --'  # unless you have one\n\
+         kubectl somersault report                    # what would become of each VM\n\
+         {program} --name demo cut {node}             # its network plug; power-off pulls the power cord\n\
+         kubectl somersault status --watch\n\
+         kubectl somersault recoveries\n\
+         {program} --name demo mend {node}; {program} --name demo power-on {node}\n\n\
+         Ctrl-C here takes everything down.",
+        bed.cluster().kubeconfig().display()
+    );
+    runtime.block_on(async { tokio::signal::ctrl_c().await })?;
+    println!("== the cluster is taken down, and nothing is left behind");
+    Ok(())
 }
 
 fn play() -> Result<()> {
