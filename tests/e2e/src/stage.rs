@@ -109,17 +109,10 @@ impl<'a> Stage<'a> {
     /// Removes the VMs of earlier scenarios, and starts these on a node.
     pub fn set(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
         clear(bed)?;
-        // An importer prefers no node, and the volume is where it ran.
-        let others: Vec<String> = bed.nodes().into_iter().filter(|other| other != node).collect();
-        let imports = vms.iter().any(Vm::is_imported);
-        for other in others.iter().filter(|_| imports) {
-            bed.cluster().ask(&["cordon", other])?;
+        if vms.iter().any(Vm::is_imported) {
+            return only_on(bed, node, || Self::create(bed, node, vms));
         }
-        let staged = Self::create(bed, node, vms);
-        for other in others.iter().filter(|_| imports) {
-            bed.cluster().ask(&["uncordon", other])?;
-        }
-        staged
+        Self::create(bed, node, vms)
     }
 
     fn create(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
@@ -241,9 +234,28 @@ impl Place {
     }
 }
 
+/// Does something while no other node takes pods: an importer prefers no node, and its volume is where it ran.
+pub fn only_on<T>(bed: &Bed, node: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let others: Vec<String> = bed.nodes().into_iter().filter(|other| other != node).collect();
+    let set = |what| others.iter().try_for_each(|other| bed.cluster().ask(&[what, other]).map(drop));
+    set("cordon")?;
+    let done = act();
+    set("uncordon")?;
+    done
+}
+
+/// What the disk of a claim on a node says now.
+pub fn claim_disk(bed: &Bed, claim: &str, node: &str) -> Result<Disk> {
+    judge::read(&place_of_claim(bed, claim, node)?.path(bed)?)
+}
+
 fn place_of(bed: &Bed, vm: &Vm, node: &str) -> Result<Place> {
+    place_of_claim(bed, &format!("{}-{DISK}", vm.name), node)
+}
+
+fn place_of_claim(bed: &Bed, claim: &str, node: &str) -> Result<Place> {
     let api = bed.api();
-    let claim = api.get(Kind::CLAIM, VMS, &format!("{}-{DISK}", vm.name))?;
+    let claim = api.get(Kind::CLAIM, VMS, claim)?;
     let volume = claim["spec"]["volumeName"].as_str().context("the claim is not bound")?;
     let volume = api.get(Kind::VOLUME, "", volume)?;
     let folder = ["hostPath", "local"].iter().find_map(|kind| volume["spec"][kind]["path"].as_str());

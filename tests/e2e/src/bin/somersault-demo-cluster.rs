@@ -47,7 +47,9 @@ fn leave_to_you() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let bed = Bed::up("demo", NODES, Images::Release, true, &|what| println!("== {what}"))?;
     let node = bed.node_without_leader()?;
-    println!("== VMs on {node}: web on network storage, db on a local disk, odd on a disk that nobody can place");
+    println!(
+        "== VMs on {node}: web on network storage, db on a local disk, odd on a disk that nobody can place"
+    );
     let _stage = Stage::set(&bed, &node, &[WEB, DB, ODD])?;
     print!("{}", bed.plugin(&["status"])?);
     let program = bed.cluster().layout().program().display().to_string();

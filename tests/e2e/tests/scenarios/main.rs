@@ -42,6 +42,8 @@ const SCENARIOS: &[Scenario] = &[
     ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", Short, death::attested),
     ("system_disk_is_rebuilt_from_its_image", Short, rebuild::from_image),
     ("local_disks_move_to_another_node", Short, migration::to_another_node),
+    ("disks_of_a_wukong_move_to_another_node", Short, migration::of_a_wukong),
+    ("a_node_is_emptied_while_the_leader_changes", Short, migration::of_a_node),
     ("every_strategy_as_the_decision_table_says", Short, strategies::all),
     ("broken_storage_is_told_and_nothing_is_touched", Short, storage::breaks),
     ("kubelet_killed_is_no_death", Short, life::kubelet_killed),
@@ -52,7 +54,7 @@ const SCENARIOS: &[Scenario] = &[
     ("all_nodes_cut_at_once_is_a_storm", Long, life::all_cut),
     ("the_leaders_own_node_dies", Short, death::leaders_node),
     ("coordinator_upgraded_during_an_incident", Long, control_plane::upgrade),
-    ("apiserver_restarted", Short, control_plane::restart),
+    ("apiserver_restarted", Long, control_plane::restart),
     ("apiserver_away_for_two_minutes", Long, control_plane::away),
     ("uninstalled_and_installed_again", Short, control_plane::uninstalled),
 ];

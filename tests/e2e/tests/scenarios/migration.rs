@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
-use somersault_test_e2e::bed::{Bed, VMS};
-use somersault_test_e2e::stage::{DB, Stage, Storage, Vm};
+use somersault_test_e2e::bed::{Bed, NAMESPACE, VMS};
+use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm};
+use somersault_test_kubevirt::builders;
+use somersault_test_kubevirt::judge::Disk;
 
 /// Copies of 16 MiB, a stop and a start: about ten seconds on an idle machine.
 const MIGRATE_DEADLINE: Duration = Duration::from_mins(4);
@@ -16,10 +18,15 @@ const WRITE_DEADLINE: Duration = Duration::from_mins(1);
 /// A VM whose one disk was imported by CDI.
 const IMPORTED: Vm = Vm::always("imported", Storage::LocalFromImage);
 
+/// Another VM on a local disk.
+const MAIL: Vm = Vm::always("mail", Storage::Local);
+/// Of the Wukong `wk`.
+const CLAIMS: [&str; 2] = ["wk-system", "wk-data"];
+
 /// A VM with a claim of its own, and one whose claim belongs to a `DataVolume`, which would import its image again.
 pub fn to_another_node(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
-    let target = bed.nodes().into_iter().find(|other| *other != node).context("a cluster of one node")?;
+    let target = another(bed, &node)?;
     let mut stage = Stage::set(bed, &node, &[DB, IMPORTED])?;
     for vm in [DB, IMPORTED] {
         let claim = format!("{}-disk", vm.name);
@@ -49,6 +56,78 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         bed.api().delete(Kind::VOLUME, "", old)?;
     }
     stage.judge()
+}
+
+/// A Wukong's VM with two disks, one of them imported: its operator makes missing claims anew, blank, and writes the
+/// whole VM every ten seconds.
+pub fn of_a_wukong(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let target = another(bed, &node)?;
+    stage::clear(bed)?;
+    stage::only_on(bed, &node, || {
+        bed.api().create(Kind::WUKONG, VMS, builders::wukong(VMS, "wk", "local-path"))?;
+        until("the Wukong's VM writes on both disks", MIGRATE_DEADLINE, &[bed.standin_log()], || {
+            let disks = CLAIMS.map(|claim| stage::claim_disk(bed, claim, &node));
+            let written = |disk: &Result<Disk>| disk.as_ref().is_ok_and(|disk| disk.records.len() > 5);
+            ensure!(disks.iter().all(written), "they say {disks:?}");
+            Ok(Some(()))
+        })
+    })?;
+    let start =
+        || Ok::<_, anyhow::Error>(bed.api().get(Kind::WUKONG, VMS, "wk")?["spec"]["startStrategy"].clone());
+    let (before, start_before) = (disks(bed, &node)?, start()?);
+    bed.plugin(&["migrate", "wk-vm", "-n", VMS, "--to-node", &target])?;
+    succeeded(bed, "wk-vm")?;
+    ensure!(start()? == start_before, "its start strategy was not given back: {}", start()?);
+    until("both disks are written on, on the other node", WRITE_DEADLINE, &[bed.standin_log()], || {
+        let now = disks(bed, &target)?;
+        Ok((now.iter().all(|disk| disk.instances().len() == 2)).then_some(()))
+    })?;
+    for (disk, before) in disks(bed, &target)?.iter().zip(&before) {
+        let faults = disk.continues(before);
+        ensure!(faults.is_empty(), "{faults:?}");
+    }
+    stage::clear(bed)
+}
+
+/// A node is emptied while its leader is replaced in the middle: each VM ends on one node, whole.
+pub fn of_a_node(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let target = another(bed, &node)?;
+    let vms = [DB, MAIL, IMPORTED];
+    let mut stage = Stage::set(bed, &node, &vms)?;
+    bed.plugin(&["evacuate", &node, "--to-node", &target, "--now"])?;
+    until("the first migration is under way", MIGRATE_DEADLINE, &[], || {
+        let migrations = bed.api().list(Kind::MIGRATION, VMS, "")?;
+        let begun =
+            |migration: &Value| !matches!(migration["status"]["phase"].as_str(), None | Some("Pending"));
+        Ok(migrations.iter().any(begun).then_some(()))
+    })?;
+    let leader = bed.leader()?;
+    let name = leader["metadata"]["name"].as_str().context("a leader without a name")?;
+    bed.cluster().ask(&["-n", NAMESPACE, "delete", "pod", name, "--grace-period=0", "--force"])?;
+    for vm in &vms {
+        succeeded(bed, vm.name)?;
+        stage.moved(vm, &target)?;
+        stage.wait_writes(vm, WRITE_DEADLINE)?;
+        ensure!(stage.node_of(vm.name)?.as_deref() == Some(&target), "{} does not run on {target}", vm.name);
+    }
+    until("the evacuation is complete", MIGRATE_DEADLINE, &[], || {
+        let said =
+            bed.cluster().ask(&["get", "evacuations", "-o", "jsonpath={.items[*].status.complete}"])?;
+        Ok((said.trim() == "true").then_some(()))
+    })?;
+    bed.cluster().ask(&["delete", "evacuations", "--all"])?;
+    stage.judge()
+}
+
+fn another(bed: &Bed, node: &str) -> Result<String> {
+    bed.nodes().into_iter().find(|other| other != node).context("a cluster of one node")
+}
+
+/// What the Wukong's disks say.
+fn disks(bed: &Bed, node: &str) -> Result<Vec<Disk>> {
+    CLAIMS.iter().map(|claim| stage::claim_disk(bed, claim, node)).collect()
 }
 
 /// The migration of this VM, once it has succeeded.
