@@ -70,8 +70,10 @@ pub struct Coordinator {
     migrations: Migrations,
     evacuations: Evacuations,
     now: BootTime,
-    /// When conclusions were last drawn.
-    judged_at: BootTime,
+    /// When the first step after the last look began: looks that take long themselves leave others their time.
+    looked_at: BootTime,
+    /// The last step looked at every node.
+    has_looked: bool,
     wake: Option<BootTime>,
 }
 
@@ -105,7 +107,8 @@ impl Coordinator {
             migrations: Migrations::default(),
             evacuations: Evacuations::default(),
             now: BootTime::ZERO,
-            judged_at: BootTime::ZERO,
+            looked_at: BootTime::ZERO,
+            has_looked: false,
             wake: None,
         }
     }
@@ -118,6 +121,9 @@ impl Coordinator {
     /// Takes what happened at `now` and says what to do about it, in this order.
     pub fn step(&mut self, now: BootTime, input: Input) -> Vec<Effect> {
         self.now = now;
+        if std::mem::take(&mut self.has_looked) {
+            self.looked_at = now;
+        }
         let mut fx = Vec::new();
         let mut can_wait = matches!(input, Input::Report { .. } | Input::Probed { .. });
         if let Input::Beat { node, boot_id, sequence } = &input {
@@ -144,7 +150,7 @@ impl Coordinator {
         self.ask_fence_agents(&mut fx);
         if self.facts.epoch.is_some() {
             self.judge(&mut fx);
-            self.judged_at = now;
+            self.has_looked = true;
         }
         self.move_disks(&input, was_leading, &mut fx);
         self.wake = self.find_wake();
@@ -159,7 +165,7 @@ impl Coordinator {
         let (nodes, vms) = (count(self.facts.fleet.nodes.len()), count(self.facts.fleet.vms.len()));
         // VMs are looked at only where some may have to move.
         let vms = if self.cases.is_empty() { 0 } else { vms };
-        let next = self.judged_at + LOOK_GAP_PER_NODE * nodes + LOOK_GAP_PER_VM * vms;
+        let next = self.looked_at + LOOK_GAP_PER_NODE * nodes + LOOK_GAP_PER_VM * vms;
         let too_soon = self.now < next;
         if too_soon {
             self.wake = Some(self.wake.filter(|wake| *wake > self.now).map_or(next, |wake| wake.min(next)));
@@ -645,15 +651,16 @@ mod tests {
         // Node 0 beats no more; each of the others beats once a second, and its kubelet tells as often.
         for now in 2..7_000_u32 {
             let (at, node) = (ms(now.into()), now % NODES);
-            let before = coordinator.judged_at;
             if node != 0 {
                 coordinator.step(at, beat(node));
+                looks += u32::from(coordinator.has_looked);
                 coordinator.step(at, Input::KubeletRenewed { node: name(node) });
+                looks += u32::from(coordinator.has_looked);
             }
             if coordinator.next_deadline().is_some_and(|wake| wake <= at) {
                 coordinator.step(at, Input::Tick);
+                looks += u32::from(coordinator.has_looked);
             }
-            looks += u32::from(coordinator.judged_at != before);
             let phase = coordinator.liveness.pulse(&name(0)).map(|pulse| pulse.phase);
             if declared.is_none() && phase == Some(Phase::Declared) {
                 declared = Some(now);
