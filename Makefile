@@ -10,7 +10,7 @@
 #   make image-fence   the image of the fence runner, with the fence agents: target/image/fence-runner.tar
 #   make image-smart   the image of the agent with smartctl: target/image/agent-smart.tar
 #   make lint    formatting, clippy, licences of the dependencies
-#   make bench   detection time over 50 failures, false verdicts under load
+#   make bench   detection time over 50 failures, false verdicts under load; a large cluster's cost (root, Go)
 #   make soak    kill -9 halfway through migrations; the simulation for as many seeds as you like (SEEDS=100000)
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
@@ -146,9 +146,12 @@ lint: setup-build
 	fi
 
 bench: setup-demo
-	@echo "== building the coordinator, the agent and the bench (release)"
-	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p somersault-bench
+	@echo "== building the coordinator, the agent, the test cluster and the bench (release)"
+	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p somersault-test-cluster -p somersault-bench
 	@target/release/somersault-bench detection
+	@echo "== a thousand nodes and ten thousand VMs as objects of a real API server (ten minutes; the first time builds it)"
+	@if [ -z "$(AS_ROOT)" ] || command -v sudo > /dev/null; then $(AS_ROOT) target/release/somersault-bench scale; \
+	  else echo "SKIPPED the fleet at scale: it needs root, and there is no sudo"; fi
 
 soak: setup-demo
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p kubectl-somersault -p somersault-demo

@@ -65,19 +65,29 @@ pub async fn watch_fleet(
     stop: CancellationToken,
 ) {
     let mut known: Vec<Problem> = Vec::new();
+    let mut judged: Option<Arc<Fleet>> = None;
     snapshots.mark_changed();
     loop {
         let due = async {
-            tokio::select! {
-                changed = snapshots.changed() => changed.is_ok(),
-                Ok(()) = policies.changed() => true,
-                () = tokio::time::sleep(RECOVERABILITY_AT_LEAST_EVERY) => true,
+            let again = tokio::time::sleep(RECOVERABILITY_AT_LEAST_EVERY);
+            tokio::pin!(again);
+            loop {
+                tokio::select! {
+                    Ok(()) = policies.changed() => return true,
+                    () = &mut again => return true,
+                    changed = snapshots.changed() => match changed {
+                        // Most snapshots of a large cluster differ in the kubelets' Leases only.
+                        Ok(()) if is_the_same(&mut snapshots, judged.as_ref()) => {}
+                        changed => return changed.is_ok(),
+                    },
+                }
             }
         };
         if stop.run_until_cancelled(due).await != Some(true) {
             break;
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        judged = Some(Arc::clone(&snapshot.fleet));
         let policy = Arc::clone(&policies.borrow_and_update());
         for problem in snapshot.problems.iter().filter(|problem| !known.contains(problem)) {
             let Problem { file, document, object, message } = problem;
@@ -99,6 +109,11 @@ pub async fn watch_fleet(
             break;
         }
     }
+}
+
+fn is_the_same(snapshots: &mut watch::Receiver<Arc<Snapshot>>, judged: Option<&Arc<Fleet>>) -> bool {
+    let newest = snapshots.borrow_and_update();
+    judged.is_some_and(|judged| Arc::ptr_eq(judged, &newest.fleet))
 }
 
 #[cfg(test)]

@@ -32,6 +32,17 @@ use crate::recovery::{Elsewhere, Recovery, StorageWatch, Trouble};
 use crate::scene::{Facts, Scene};
 use crate::view::Milestone;
 
+/// Between two looks at every node for the sake of signs of life and reports alone, for each node that there is. A look
+/// takes a few microseconds for each of them: of a thousand nodes that costs a tenth of a core at most, and three are
+/// looked at as soon as anything is heard.
+const LOOK_GAP_PER_NODE: BootTime = BootTime::from_micros(25);
+/// The same for each VM, while some node is dead.
+const LOOK_GAP_PER_VM: BootTime = BootTime::from_micros(5);
+
+/// Between two decisions for the sake of reports alone: each asks about every VM of a dead node, and a thousand agents
+/// report thirty times a second. A disk that fails has given its data up long before anybody could act on two seconds.
+const REPORTS_GAP: BootTime = BootTime::from_secs(2);
+
 /// The coordinator's mind.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -48,6 +59,10 @@ pub struct Coordinator {
     trouble: Trouble,
     /// The fleet changed since the VMs were last decided upon.
     undecided: bool,
+    /// So did what agents report.
+    reported: bool,
+    /// When the VMs were last decided upon.
+    decided_at: BootTime,
     reports: BTreeMap<NodeName, NodeReport>,
     /// Taints that were asked for and not seen yet, with the moment.
     tainting: BTreeMap<NodeName, (bool, BootTime)>,
@@ -57,6 +72,10 @@ pub struct Coordinator {
     migrations: Migrations,
     evacuations: Evacuations,
     now: BootTime,
+    /// When the first step after the last look began: looks that take long themselves leave others their time.
+    looked_at: BootTime,
+    /// The last step looked at every node.
+    has_looked: bool,
     wake: Option<BootTime>,
 }
 
@@ -82,6 +101,8 @@ impl Coordinator {
             storage: StorageWatch::default(),
             trouble: Trouble::default(),
             undecided: true,
+            reported: false,
+            decided_at: BootTime::ZERO,
             reports: BTreeMap::new(),
             tainting: BTreeMap::new(),
             calling: BTreeMap::new(),
@@ -89,6 +110,8 @@ impl Coordinator {
             migrations: Migrations::default(),
             evacuations: Evacuations::default(),
             now: BootTime::ZERO,
+            looked_at: BootTime::ZERO,
+            has_looked: false,
             wake: None,
         }
     }
@@ -101,24 +124,57 @@ impl Coordinator {
     /// Takes what happened at `now` and says what to do about it, in this order.
     pub fn step(&mut self, now: BootTime, input: Input) -> Vec<Effect> {
         self.now = now;
+        if std::mem::take(&mut self.has_looked) {
+            self.looked_at = now;
+        }
         let mut fx = Vec::new();
+        let mut can_wait = matches!(input, Input::Report { .. } | Input::Probed { .. });
         if let Input::Beat { node, boot_id, sequence } = &input {
             let ordinary = self.beat(node, boot_id, *sequence, &mut fx);
             // Nearly every input is a beat that changes nothing: no conclusion is due.
             if ordinary && self.wake.is_none_or(|wake| now < wake) {
                 return fx;
             }
+            can_wait = !self.cases.contains_key(node);
         }
         let was_leading = self.facts.epoch;
+        if let Input::KubeletRenewed { node } = &input {
+            can_wait = !self.cases.contains_key(node);
+            let healthy = self.liveness.pulse(node).is_some_and(|pulse| pulse.phase == Phase::Healthy);
+            if can_wait && healthy && self.wake.is_none_or(|wake| now < wake) {
+                self.take(input, &mut fx);
+                return fx;
+            }
+        }
         let input = self.take(input, &mut fx);
+        if can_wait && self.facts.epoch.is_some() && self.has_just_looked() {
+            return fx;
+        }
         self.ask_fence_agents(&mut fx);
         if self.facts.epoch.is_some() {
             self.judge(&mut fx);
+            self.has_looked = true;
         }
         self.watch_storage(&mut fx);
         self.move_disks(&input, was_leading, &mut fx);
         self.wake = self.find_wake();
         fx
+    }
+
+    /// Signs of life and reports come by the hundred a second, and none is a reason to declare anything. Each followed
+    /// by a look at every node would make us too late for the next ones, and then late for ever: they share a look,
+    /// which is due soon.
+    fn has_just_looked(&mut self) -> bool {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (nodes, vms) = (count(self.facts.fleet.nodes.len()), count(self.facts.fleet.vms.len()));
+        // VMs are looked at only where some may have to move.
+        let vms = if self.cases.is_empty() { 0 } else { vms };
+        let next = self.looked_at + LOOK_GAP_PER_NODE * nodes + LOOK_GAP_PER_VM * vms;
+        let too_soon = self.now < next;
+        if too_soon {
+            self.wake = Some(self.wake.filter(|wake| *wake > self.now).map_or(next, |wake| wake.min(next)));
+        }
+        too_soon
     }
 
     /// When to be called with [`Input::Tick`] at the latest.
@@ -187,7 +243,7 @@ impl Coordinator {
                 self.storage.reported(self.now, &node, self.reports.get(&node), &mut report);
                 self.facts.fleet.reports.insert(node.clone(), (*report).clone());
                 self.reports.insert(node, *report);
-                self.undecided = true;
+                self.reported = true;
                 return Input::Tick;
             }
             Input::FenceAgents(roster) => {
@@ -409,7 +465,7 @@ impl Coordinator {
 
     /// Nodes that are gone while nothing was wrong with them are simply forgotten.
     fn forget_removed(&mut self) {
-        if !self.facts.fleet_read || !self.undecided {
+        if !self.facts.fleet_read || !(self.undecided || self.reported) {
             return;
         }
         let gone =
@@ -430,10 +486,12 @@ impl Coordinator {
     fn recover(&mut self, declared: &[NodeName], fx: &mut Vec<Effect>) {
         let scene = Scene { now: self.now, facts: &self.facts };
         let trouble = self.find_trouble();
-        if self.undecided || trouble != self.trouble {
+        let reported = self.reported && self.now >= self.decided_at + REPORTS_GAP;
+        if self.undecided || reported || trouble != self.trouble {
             self.recovery.decide(&scene, &trouble, fx);
             self.storage.hand_over(|vm| self.recovery.has_case(vm));
-            self.undecided = false;
+            (self.undecided, self.reported) = (false, false);
+            self.decided_at = self.now;
             self.trouble = trouble;
         }
         for node in declared {
@@ -575,6 +633,7 @@ impl Coordinator {
         let retry = self.facts.policy.recovery.retry;
         let cases = self.cases.values().filter_map(|case| case.next_deadline(&scene, &self.leases));
         let called = self.calling.values().map(|(_, at)| *at + retry);
+        let reports = (self.reported && !self.cases.is_empty()).then(|| self.decided_at + REPORTS_GAP);
         let taints = self.tainting.values().map(|(_, at)| *at + retry).chain(called);
         [
             self.liveness.next_deadline(&scene),
@@ -583,6 +642,7 @@ impl Coordinator {
             self.storage.next_deadline(),
             self.migrations.next_deadline(),
             self.evacuations.next_deadline(),
+            reports,
         ]
         .into_iter()
         .flatten()
@@ -597,4 +657,54 @@ fn policy_refused(error: &PolicyError) -> String {
         "The changed policy contradicts what stays as it is until the coordinators start anew, and is not taken: \
          {error}."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    //! Shows that the number of looks at a large fleet does not grow with what is heard, and that none comes too late.
+
+    use super::*;
+    use crate::fleet::Node;
+
+    const NODES: u32 = 1_000;
+
+    fn name(node: u32) -> NodeName {
+        NodeName(format!("n{node:04}"))
+    }
+
+    fn beat(node: u32) -> Input {
+        Input::Beat { node: name(node), boot_id: BootId::from("b"), sequence: 1 }
+    }
+
+    #[test]
+    fn a_thousand_beating_nodes_do_not_keep_us_from_declaring_a_silent_one_in_time() {
+        let mut coordinator = Coordinator::new(Policy::default());
+        let nodes = (0..NODES).map(|node| (name(node), Node { ready: true, ..Node::default() }));
+        let fleet = Fleet { nodes: nodes.collect(), ..Fleet::default() };
+        let ms = BootTime::from_millis;
+        coordinator.step(ms(0), Input::Fleet(Box::new(fleet)));
+        coordinator.step(ms(0), Input::Leading { epoch: 1, records: Vec::new() });
+        (0..NODES).for_each(|node| drop(coordinator.step(ms(1), beat(node))));
+        let (mut looks, mut declared) = (0, None);
+        // Node 0 beats no more; each of the others beats once a second, and its kubelet tells as often.
+        for now in 2..7_000_u32 {
+            let (at, node) = (ms(now.into()), now % NODES);
+            if node != 0 {
+                coordinator.step(at, beat(node));
+                looks += u32::from(coordinator.has_looked);
+                coordinator.step(at, Input::KubeletRenewed { node: name(node) });
+                looks += u32::from(coordinator.has_looked);
+            }
+            if coordinator.next_deadline().is_some_and(|wake| wake <= at) {
+                coordinator.step(at, Input::Tick);
+                looks += u32::from(coordinator.has_looked);
+            }
+            let phase = coordinator.liveness.pulse(&name(0)).map(|pulse| pulse.phase);
+            if declared.is_none() && phase == Some(Phase::Declared) {
+                declared = Some(now);
+            }
+        }
+        assert!(declared.is_some_and(|at| (5_000..5_100).contains(&at)), "{declared:?}");
+        assert!(looks < 7 * 41, "{looks}");
+    }
 }

@@ -87,7 +87,7 @@ impl Recovery {
         let Some(incident) = self.incidents.remove(node) else { return };
         for (key, case) in incident.vms {
             let view = case.view(node).filter(|_| self.ended.len() < ENDED_MAX);
-            self.ended.extend(view.map(|view| (key, view)));
+            self.ended.extend(view.map(|view| (key, RecoveryView { ended: true, ..view })));
         }
     }
 
@@ -110,7 +110,7 @@ impl Recovery {
             let view = rebuild.view(scene.facts.policy.recovery.attempts_max);
             self.rebuilds.remove(vm);
             if self.ended.len() < ENDED_MAX {
-                self.ended.insert(vm.clone(), view);
+                self.ended.insert(vm.clone(), RecoveryView { ended: true, ..view });
             }
         }
     }

@@ -11,12 +11,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_coordinator_core::view::{NodeState, NodeView, RecoveryCause, RecoveryView, View};
 use somersault_crd as crd;
@@ -60,6 +62,18 @@ const MIGRATION_FIELDS: [&str; 2] = ["progress", "downtimeMs"];
 pub(super) struct Published {
     clock: WallClock,
     sent: HashMap<ObjectId, Sent>,
+    /// What each node's object shows: most of a large cluster's are the same at each look.
+    made: HashMap<NodeName, Made>,
+    /// The fleet that they were made with. It may be gone.
+    made_with: Weak<Fleet>,
+}
+
+/// What a node's object shows, and what it was made of.
+#[derive(Debug)]
+struct Made {
+    view: NodeView,
+    generation: i64,
+    change: Option<Change>,
 }
 
 #[derive(Debug)]
@@ -138,7 +152,12 @@ impl Change {
 impl Published {
     /// Nothing written yet.
     pub(super) fn new() -> Self {
-        Self { clock: WallClock { boot: boot_instant() }, sent: HashMap::new() }
+        Self {
+            clock: WallClock { boot: boot_instant() },
+            sent: HashMap::new(),
+            made: HashMap::new(),
+            made_with: Weak::new(),
+        }
     }
 
     /// What has to be written of this view now: what people wait for first.
@@ -146,15 +165,40 @@ impl Published {
         let boot = boot_instant();
         if boot.duration_since(self.clock.boot).abs() > CLOCK_STEP {
             self.clock.boot = boot;
+            self.made.clear();
         }
-        let mut changes = all(view, snapshot, self.clock);
+        self.make_nodes(view, snapshot);
         let now = Instant::now();
-        changes.retain(|change| self.is_due(change, now));
+        let nodes = view.nodes.keys().filter_map(|name| self.made.get(name)?.change.as_ref());
+        let mut changes: Vec<Change> = nodes.filter(|change| self.is_due(change, now)).cloned().collect();
+        let others = others(view, snapshot);
+        changes.extend(others.into_iter().filter(|change| self.is_due(change, now)));
         changes.sort_by_key(|change| match self.sent.get(&change.id) {
             Some(sent) => u8::from(sent.prompt == change.prompt) * 2,
             None => u8::from(change.id.kind == "NodeHealth"),
         });
         changes
+    }
+
+    /// Makes anew what nodes show that have changed since.
+    fn make_nodes(&mut self, view: &View, snapshot: &Snapshot) {
+        let fleet = Arc::downgrade(&snapshot.fleet);
+        let same_fleet = self.made_with.ptr_eq(&fleet);
+        self.made_with = fleet;
+        self.made.retain(|name, _| view.nodes.contains_key(name));
+        let places = Places::of(&snapshot.fleet);
+        for (name, node) in &view.nodes {
+            let generation = generation(snapshot, &ObjectId::cluster("NodeHealth", name.as_str()));
+            // Of the fleet, a node shows only whose the volumes are that lie there.
+            let has_volumes = node.report.as_ref().is_some_and(|report| !report.usage.is_empty());
+            let same = self.made.get(name).is_some_and(|made| {
+                made.generation == generation && (same_fleet || !has_volumes) && made.view == *node
+            });
+            if !same {
+                let change = tell(&name.0, node_change(name, node, self.clock, &places, generation));
+                self.made.insert(name.clone(), Made { view: node.clone(), generation, change });
+            }
+        }
     }
 
     fn is_due(&self, change: &Change, now: Instant) -> bool {
@@ -194,14 +238,13 @@ fn offset(id: &ObjectId, interval: Duration) -> Duration {
     Duration::from_millis(hasher.finish() % millis)
 }
 
-/// What every object shows.
-fn all(view: &View, snapshot: &Snapshot, clock: WallClock) -> Vec<Change> {
+fn generation(snapshot: &Snapshot, id: &ObjectId) -> i64 {
+    snapshot.generations.get(id).copied().unwrap_or(FIRST_GENERATION)
+}
+
+/// What every object but the nodes' shows.
+fn others(view: &View, snapshot: &Snapshot) -> Vec<Change> {
     let mut changes = Vec::new();
-    let generation = |id: &ObjectId| snapshot.generations.get(id).copied().unwrap_or(FIRST_GENERATION);
-    let places = Places::of(&snapshot.fleet);
-    for (name, node) in &view.nodes {
-        changes.extend(tell(&name.0, node_change(name, node, clock, &places, generation)));
-    }
     for (key, recovery) in &view.recoveries {
         let id = ObjectId::namespaced("Recovery", key);
         // Only a node that died is proven to be dead.
@@ -225,7 +268,7 @@ fn all(view: &View, snapshot: &Snapshot, clock: WallClock) -> Vec<Change> {
     }
     for (key, migration) in &view.migrations {
         let id = ObjectId::namespaced("VolumeMigration", key);
-        let generation = generation(&id);
+        let generation = generation(snapshot, &id);
         let (status, verdicts) = display::migration(migration);
         let change = fields(&status, &MIGRATION_FIELDS).map(|values| Change {
             id,
@@ -241,7 +284,7 @@ fn all(view: &View, snapshot: &Snapshot, clock: WallClock) -> Vec<Change> {
     }
     for (name, record) in &view.evacuations {
         let id = ObjectId::cluster("Evacuation", name);
-        let generation = generation(&id);
+        let generation = generation(snapshot, &id);
         let verdicts = display::evacuation(record);
         let prompt = json!([record.complete, record.message, generation]);
         changes.push(Change {
@@ -268,12 +311,11 @@ fn node_change(
     view: &NodeView,
     clock: WallClock,
     places: &Places<'_>,
-    generation: impl Fn(&ObjectId) -> i64,
+    generation: i64,
 ) -> Result<Change, FieldError> {
     let (status, verdicts) = display::node(name, view, places, clock)?;
     let values = fields(&status, &NODE_FIELDS)?;
     let id = ObjectId::cluster("NodeHealth", name.as_str());
-    let generation = generation(&id);
     let mut prompt = values.clone();
     prompt.remove("host");
     // Which folders there are is worth telling at once, how full they are is not.
@@ -387,4 +429,82 @@ fn boot_instant() -> Timestamp {
     // The clock exists on every Linux since 2.6.39; without it stamps would only be wrong for people.
     let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
     Timestamp::now().checked_sub(since_boot).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    //! Shows that what a node shows follows its view and its volumes, though it is made anew only when they change.
+
+    use somersault_coordinator_core::fleet::{NodeReport, Usage, Volume, VolumeMode, VolumeSource};
+
+    use super::*;
+
+    const FOLDER: &str = "/srv/volumes/a";
+
+    fn view(message: &str) -> View {
+        let report =
+            NodeReport { usage: [(FOLDER.into(), Usage::default())].into(), ..NodeReport::default() };
+        let node = NodeView {
+            state: NodeState::Healthy,
+            since: Duration::ZERO,
+            message: message.to_owned(),
+            boot_id: None,
+            proofs_possible: Vec::new(),
+            fence_agent: None,
+            proof: None,
+            timeline: Vec::new(),
+            report: Some(report),
+            fence: None,
+        };
+        View { nodes: [("n1".into(), node)].into(), ..View::default() }
+    }
+
+    fn snapshot(volumes: &[&str]) -> Snapshot {
+        let volume = Volume {
+            source: VolumeSource::HostPath { path: FOLDER.to_owned() },
+            node_affinity: None,
+            provisioned_by: None,
+            class: String::new(),
+            capacity_bytes: 0,
+            access_modes: Vec::new(),
+            mode: VolumeMode::Filesystem,
+            retained: true,
+            claim: None,
+            phase: "Available".to_owned(),
+        };
+        let volumes = volumes.iter().map(|name| ((*name).into(), volume.clone())).collect();
+        Snapshot { fleet: Arc::new(Fleet { volumes, ..Fleet::default() }), ..Snapshot::default() }
+    }
+
+    /// What is written of a view, and taken for written.
+    fn write(published: &mut Published, view: &View, snapshot: &Snapshot) -> Vec<Map<String, Value>> {
+        let changes = published.changes(view, snapshot);
+        let values = changes.iter().map(|change| change.values.clone()).collect();
+        for change in changes {
+            published.written(change, Value::Null);
+        }
+        values
+    }
+
+    #[test]
+    fn a_change_of_the_view_or_of_a_volume_is_shown_and_nothing_else() {
+        let mut published = Published::new();
+        let empty = snapshot(&[]);
+        assert_eq!(write(&mut published, &view("a"), &empty).len(), 1);
+        assert_eq!(write(&mut published, &view("a"), &empty).len(), 0);
+        assert_eq!(write(&mut published, &view("b"), &empty)[0]["message"], "b");
+        let shown = write(&mut published, &view("b"), &snapshot(&["pv-a"]));
+        assert_eq!(shown[0]["volumes"][0]["volume"], "pv-a");
+        let before = snapshot(&["pv-a"]);
+        assert_eq!(write(&mut published, &view("b"), &before).len(), 0, "another fleet, the same volumes");
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_shown_no_more() {
+        let mut published = Published::new();
+        let empty = snapshot(&[]);
+        write(&mut published, &view("a"), &empty);
+        assert_eq!(write(&mut published, &View::default(), &empty).len(), 0);
+        assert!(published.made.is_empty());
+    }
 }

@@ -144,6 +144,7 @@ async fn recoveries_are_shown_and_end_with_their_incident() {
         node: Some("n1".into()),
         decision,
         progress: RecoveryProgress::AwaitingProof,
+        ended: false,
         runbook: Some("# Steps".into()),
     };
     view.recoveries.insert(shop("db"), recovery);
@@ -241,6 +242,7 @@ async fn what_an_earlier_leader_told_of_storage_stays_until_more_is_known() {
         node: None,
         decision,
         progress: RecoveryProgress::NeedsPerson,
+        ended: false,
         runbook: None,
     };
     view.recoveries.insert(shop("db"), recovery);

@@ -1,9 +1,12 @@
-//! `make bench`: how fast a dead node is declared, and whether a loaded machine makes a living one look dead.
+//! `make bench`: how fast a dead node is declared, and whether a loaded machine makes a living one look dead; and what
+//! a large cluster costs.
 //!
-//! Real coordinator, real agents, each on a node of its own (network, mounts, processes), fast profile.
+//! `detection`: real coordinator, real agents, each on a node of its own (network, mounts, processes), fast profile.
+//! `scale`: real coordinator on a real kube-apiserver full of objects, simulated agents.
 
 mod detection;
 mod fleet;
+mod scale;
 mod statistics;
 
 use std::path::PathBuf;
@@ -32,6 +35,9 @@ enum What {
         #[arg(long, default_value_t = 60)]
         hog_seconds: u64,
     },
+    /// Memory, processor and requests of a coordinator of a large cluster, and a node with many VMs that dies. Skipped
+    /// where there is neither root nor Go.
+    Scale(scale::Options),
     /// First process of a node.
     #[command(hide = true)]
     Node {
@@ -51,6 +57,7 @@ fn run() -> Result<ExitCode> {
     let what = Cli::parse().what;
     let (repetitions, hog) = match what {
         What::Node { specification } => return fleet::run_node(&specification).map(|()| ExitCode::SUCCESS),
+        What::Scale(options) => return scale::run(options).map(|()| ExitCode::SUCCESS),
         What::Detection { repetitions, hog_seconds } => (repetitions, Duration::from_secs(hog_seconds)),
     };
     match enter::enter()? {

@@ -40,6 +40,21 @@ pub struct Options {
     pub program: PathBuf,
 }
 
+/// How to build a cluster of an etcd and a kube-apiserver alone: for questions about objects, of which it can hold
+/// more than any number of nodes here could stand for. Nobody controls them: what a controller would make of an object
+/// is up to the caller.
+#[derive(Clone, Debug)]
+pub struct ApiOptions {
+    /// See [`Options::name`].
+    pub name: String,
+    /// See [`Options::tied`].
+    pub tied: bool,
+    /// See [`Options::program`].
+    pub program: PathBuf,
+    /// Whose requests are written to the log `audit`, as a policy file of the apiserver says it.
+    pub audit_policy: String,
+}
+
 /// A cluster that is up.
 pub struct Cluster {
     layout: Layout,
@@ -53,19 +68,30 @@ impl Cluster {
     pub fn up(options: &Options) -> Result<Self> {
         requirements::check()?;
         ensure!((1..=NODES_MAX).contains(&options.nodes), "a cluster has 1 to {NODES_MAX} nodes");
-        let layout = Layout::of(&options.name)?;
+        Self::raise(&options.name, options.tied, |cluster| cluster.build(options))
+    }
+
+    /// Builds a cluster without nodes and controllers, and waits until its apiserver is ready; like [`Cluster::up`]
+    /// in all else.
+    pub fn up_api(options: &ApiOptions) -> Result<Self> {
+        requirements::check_api()?;
+        Self::raise(&options.name, options.tied, |cluster| cluster.build_api(options))
+    }
+
+    fn raise(name: &str, tied: bool, build: impl FnOnce(&Self) -> Result<()>) -> Result<Self> {
+        let layout = Layout::of(name)?;
         if world::init(&layout)?.is_some() {
             bail!("cluster {} is up already; `down` ends it", layout.name());
         }
         let parts = parts::ensure()?;
         remove_files(&layout)?;
-        let cluster = Self { layout, parts, tied: options.tied };
-        match cluster.build(options) {
+        let cluster = Self { layout, parts, tied };
+        match build(&cluster) {
             Ok(()) => Ok(cluster),
             Err(error) => {
                 // The logs' ends are in the error already.
                 if let Err(undo) = cluster.remove() {
-                    eprintln!("cluster {} is not gone: {undo:#}", options.name);
+                    eprintln!("cluster {name} is not gone: {undo:#}");
                 }
                 Err(error)
             }
@@ -247,39 +273,74 @@ impl Cluster {
     fn build(&self, options: &Options) -> Result<()> {
         let began = Instant::now();
         let layout = &self.layout;
-        for folder in [layout.images(), layout.network_folder(), layout.logs()] {
-            std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        }
-        copy_program(&options.program, &layout.program())?;
+        self.make_home(&options.program)?;
         self.toolbox_image().write(&layout.images().join("toolbox.tar"))?;
         let names: Vec<_> = (1..=options.nodes).map(node_name).collect();
         pki::create(layout, &names)?;
         let programs = control_plane::prepare(layout, &self.parts)?;
-        std::fs::write(layout.control_plane("programs.json"), serde_json::to_vec(&programs)?)
-            .context("writing what to run")?;
+        self.write_programs(&programs)?;
         (1..=options.nodes).try_for_each(|number| node::build(layout, &self.parts, number))?;
 
-        let port = world::start(layout, options.tied)?;
-        pki::write_kubeconfig(layout, &layout.kubeconfig(), "admin", &format!("https://127.0.0.1:{port}"))?;
-        give_to_caller(&layout.kubeconfig())?;
+        self.start_world(options.tied)?;
         names.iter().try_for_each(|node| self.power_on(node))?;
-        let logs = ["etcd", "kube-apiserver"].map(|part| Log(layout.log(part)));
-        until("the apiserver is ready", API_DEADLINE, &logs, || {
-            self.ask(&["get", "--raw=/readyz"]).map(Some)
-        })?;
+        let logs = self.wait_api()?;
         until("the first objects are there", API_DEADLINE, &logs, || {
             self.apply(include_str!("../manifests/cluster.yaml")).map(Some)
         })?;
         names.iter().try_for_each(|node| self.wait_ready(node))?;
         self.wait_accounts()?;
+        self.wait_settled(&programs)?;
+        eprintln!("== {} nodes Ready after {:.1} s", names.len(), began.elapsed().as_secs_f32());
+        Ok(())
+    }
+
+    fn build_api(&self, options: &ApiOptions) -> Result<()> {
+        self.make_home(&options.program)?;
+        pki::create(&self.layout, &[])?;
+        let programs = control_plane::prepare_api(&self.layout, &self.parts, &options.audit_policy)?;
+        self.write_programs(&programs)?;
+        self.start_world(options.tied)?;
+        self.wait_api()?;
+        self.wait_settled(&programs)
+    }
+
+    /// The folders, and the program that becomes the world's first process.
+    fn make_home(&self, program: &Path) -> Result<()> {
+        let layout = &self.layout;
+        for folder in [layout.images(), layout.network_folder(), layout.logs()] {
+            std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        copy_program(program, &layout.program())
+    }
+
+    fn write_programs(&self, programs: &[Program]) -> Result<()> {
+        std::fs::write(self.layout.control_plane("programs.json"), serde_json::to_vec(programs)?)
+            .context("writing what to run")
+    }
+
+    fn start_world(&self, tied: bool) -> Result<()> {
+        let layout = &self.layout;
+        let port = world::start(layout, tied)?;
+        pki::write_kubeconfig(layout, &layout.kubeconfig(), "admin", &format!("https://127.0.0.1:{port}"))?;
+        give_to_caller(&layout.kubeconfig())
+    }
+
+    /// Returns the logs that tell why it takes long.
+    fn wait_api(&self) -> Result<[Log; 2]> {
+        let logs = ["etcd", "kube-apiserver"].map(|part| Log(self.layout.log(part)));
+        until("the apiserver is ready", API_DEADLINE, &logs, || {
+            self.ask(&["get", "--raw=/readyz"]).map(Some)
+        })?;
+        Ok(logs)
+    }
+
+    fn wait_settled(&self, programs: &[Program]) -> Result<()> {
         let control = self.control(None)?;
         programs.iter().try_for_each(|Program { name, log, .. }| {
             until(&format!("{name} runs"), API_DEADLINE, &[Log(log.clone())], || {
                 Ok(control.is_settled(name).then_some(()))
             })
-        })?;
-        eprintln!("== {} nodes Ready after {:.1} s", names.len(), began.elapsed().as_secs_f32());
-        Ok(())
+        })
     }
 
     /// A pod is refused as long as its namespace's account does not exist.

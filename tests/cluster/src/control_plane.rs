@@ -16,6 +16,10 @@ use crate::supervisor::Program;
 /// Namespace of local-path-provisioner, its helper pods and its configuration.
 pub const PROVISIONER_NAMESPACE: &str = "local-path-storage";
 
+/// What etcd may store where there are objects only: more than its default of 2 GiB, which ten thousand VMs with the
+/// revisions of a few minutes come near to; it recommends no more than this.
+const STORE_BYTES_MAX: u64 = 8 << 30;
+
 /// Writes the configuration files, and says what to run.
 pub fn prepare(layout: &Layout, parts: &Parts) -> Result<Vec<Program>> {
     std::fs::create_dir_all(layout.control_plane("")).context("creating the control plane's folder")?;
@@ -28,10 +32,7 @@ pub fn prepare(layout: &Layout, parts: &Parts) -> Result<Vec<Program>> {
     std::fs::write(&config, include_str!("../manifests/local-path.json"))
         .context("writing the provisioner's configuration")?;
 
-    let part = |name: &str, flags: Vec<String>| {
-        let command = [text(&parts.controlplane), name.to_owned()].into_iter().chain(flags).collect();
-        Program::new(name, command, layout.log(name))
-    };
+    let part = |name, flags| part(layout, parts, name, flags);
     std::fs::create_dir_all(layout.control_plane("bmc-faults")).context("creating a folder of faults")?;
     let bmc = ["inside", bmc::PROGRAM, layout.name()].map(str::to_owned);
     let bmc = std::iter::once(text(&layout.program())).chain(bmc).collect();
@@ -46,6 +47,24 @@ pub fn prepare(layout: &Layout, parts: &Parts) -> Result<Vec<Program>> {
         Program::new("local-path-provisioner", provisioner, layout.log("local-path-provisioner")),
         Program::new(bmc::PROGRAM, bmc, layout.log(bmc::PROGRAM)),
     ])
+}
+
+/// The same for an etcd and a kube-apiserver alone, whose requests are logged as the audit policy says.
+pub fn prepare_api(layout: &Layout, parts: &Parts, audit_policy: &str) -> Result<Vec<Program>> {
+    std::fs::create_dir_all(layout.control_plane("")).context("creating the control plane's folder")?;
+    let policy = layout.control_plane("audit.yaml");
+    std::fs::write(&policy, audit_policy).context("writing the audit policy")?;
+    let mut apiserver = apiserver(layout);
+    apiserver.push(format!("--audit-policy-file={}", text(&policy)));
+    apiserver.push(format!("--audit-log-path={}", text(&layout.log("audit"))));
+    let mut etcd = etcd(layout);
+    etcd.push(format!("--quota-backend-bytes={STORE_BYTES_MAX}"));
+    Ok(vec![part(layout, parts, "etcd", etcd), part(layout, parts, "kube-apiserver", apiserver)])
+}
+
+fn part(layout: &Layout, parts: &Parts, name: &str, flags: Vec<String>) -> Program {
+    let command = [text(&parts.controlplane), name.to_owned()].into_iter().chain(flags).collect();
+    Program::new(name, command, layout.log(name))
 }
 
 fn etcd(layout: &Layout) -> Vec<String> {

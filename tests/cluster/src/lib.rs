@@ -44,10 +44,10 @@ mod world;
 
 pub use addresses::{BMC_PORT, GATEWAY, node_address};
 pub use bmc::{BMC_PASSWORD, BMC_USER, Fault as BmcFault};
-pub use cluster::{Cluster, Options, TOOLBOX_IMAGE, condition};
+pub use cluster::{ApiOptions, Cluster, Options, TOOLBOX_IMAGE, condition};
 pub use image::Image;
 pub use inside::{InsideCommand, run as run_inside};
 pub use layout::Layout;
 
-pub use requirements::{Missing, check as check_requirements, usable_or_skip};
+pub use requirements::{Missing, api_usable_or_skip, check as check_requirements, usable_or_skip};
 pub use wait::{Log, until};

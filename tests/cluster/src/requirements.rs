@@ -18,6 +18,8 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("ctr", "containerd"),
     ("runc", "runc"),
 ];
+/// So many of them, from the first one, are needed where there are no nodes.
+const API_PROGRAMS: usize = 3;
 /// Where distributions put the network plugins; Debian's place first.
 const CNI_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
 const CNI_PLUGINS: [&str; 3] = ["ptp", "host-local", "loopback"];
@@ -29,21 +31,37 @@ pub struct Missing(pub Vec<String>);
 
 /// Looks for everything, and names all that is missing at once.
 pub fn check() -> Result<(), Missing> {
-    let mut missing = Vec::new();
-    if !Uid::effective().is_root() {
-        missing
-            .push("it needs root, for loop devices, network namespaces and containers: use sudo".to_owned());
-    } else if !can_unshare() {
-        missing
-            .push("it may not make namespaces: in a container, start that one with --privileged".to_owned());
-    } else if !Path::new("/dev/loop-control").exists() {
+    let mut missing: Vec<_> = no_namespaces().into_iter().collect();
+    if missing.is_empty() && !Path::new("/dev/loop-control").exists() {
         missing.push("it has no loop devices: `modprobe loop`; in a container, --privileged".to_owned());
     }
-    let mut packages: Vec<_> =
-        PROGRAMS.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
+    let mut packages = packages_of(&PROGRAMS);
     if cni_folder().is_none() {
         packages.push("containernetworking-plugins");
     }
+    all(missing, packages)
+}
+
+/// The same for a cluster without nodes, which needs neither disks nor containers.
+pub fn check_api() -> Result<(), Missing> {
+    all(no_namespaces().into_iter().collect(), packages_of(&PROGRAMS[..API_PROGRAMS]))
+}
+
+fn no_namespaces() -> Option<String> {
+    if !Uid::effective().is_root() {
+        Some("it needs root, for loop devices, network namespaces and containers: use sudo".to_owned())
+    } else if can_unshare() {
+        None
+    } else {
+        Some("it may not make namespaces: in a container, start that one with --privileged".to_owned())
+    }
+}
+
+fn packages_of(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect()
+}
+
+fn all(mut missing: Vec<String>, mut packages: Vec<&str>) -> Result<(), Missing> {
     packages.dedup();
     if !packages.is_empty() {
         missing.push(format!("programs are missing: apt-get install {}", packages.join(" ")));
@@ -57,7 +75,19 @@ pub fn check() -> Result<(), Missing> {
 /// # Panics
 /// In CI, when something is missing.
 pub fn usable_or_skip(test: &str) -> bool {
-    let Err(missing) = check().and_then(|()| crate::parts::check()) else { return true };
+    run_or_skip(test, check())
+}
+
+/// The same for a cluster without nodes.
+///
+/// # Panics
+/// In CI, when something is missing.
+pub fn api_usable_or_skip(test: &str) -> bool {
+    run_or_skip(test, check_api())
+}
+
+fn run_or_skip(test: &str, checked: Result<(), Missing>) -> bool {
+    let Err(missing) = checked.and_then(|()| crate::parts::check()) else { return true };
     assert!(std::env::var_os("CI").is_none(), "{test} must run in CI, but {missing}");
     eprintln!("SKIPPED {test}: {missing}");
     false

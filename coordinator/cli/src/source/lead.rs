@@ -82,7 +82,8 @@ fn watch_for(lease: &Lease) -> Duration {
 
 fn is_held(lease: &Lease) -> bool {
     let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_ref());
-    holder.is_some_and(|holder| !holder.is_empty())
+    // A Lease that was put back is waited for like a silent leader's: it has nobody's name (the coordinator's election).
+    holder.is_some_and(|holder| !holder.is_empty() && !holder.starts_with("nobody:"))
 }
 
 /// Renewed within its duration, by clocks that may differ: in either direction.

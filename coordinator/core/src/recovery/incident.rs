@@ -29,6 +29,8 @@ pub(super) struct Incident {
     pub superseded: BTreeSet<Uid>,
     /// Pods that had run when the proof was stored; `None` before that.
     died: Option<BTreeSet<Uid>>,
+    /// Attachments to the node whose VM goes on elsewhere, by name, as the cluster was last read.
+    left_behind: Vec<(String, Uid)>,
     /// Attachments whose deletion was asked for, and when it may be asked for again.
     detaching: BTreeMap<Action, BootTime>,
 }
@@ -75,6 +77,7 @@ impl Incident {
         rebuilds: &BTreeMap<Key, Rebuild>,
         fx: &mut Vec<Effect>,
     ) {
+        self.left_behind = left_behind(&scene.facts.fleet, node);
         let vms = &scene.facts.fleet.vms;
         self.vms.retain(|key, _| vms.contains_key(key) && !rebuilds.contains_key(key));
         for (key, vm) in vms.iter().filter(|(key, _)| !rebuilds.contains_key(*key)) {
@@ -205,24 +208,12 @@ impl Incident {
     /// Deletes the attachments of volumes whose VM goes on elsewhere, again and again until the cluster shows it. The
     /// cluster alone says which: a leader that takes over need not know who recreated the VM.
     fn detach(&mut self, scene: &Scene<'_>, proof: &FenceProof, fx: &mut Vec<Effect>) {
-        let fleet = &scene.facts.fleet;
-        let here = fleet.attachments.iter().filter(|(_, at)| at.node == *proof.node() && !at.deleting);
-        // Most nodes have none, and the VMs are many.
-        if here.clone().next().is_none() {
-            self.detaching.clear();
-            return;
-        }
-        let elsewhere = fleet.vms.iter().filter(|(_, vm)| goes_on_elsewhere(vm, proof.node()));
-        let volumes: BTreeSet<&VolumeName> =
-            elsewhere.flat_map(|(key, vm)| volumes_of(fleet, key, vm)).collect();
-        let wanted: Vec<Action> = here
-            .filter(|(_, at)| at.volume.as_ref().is_some_and(|volume| volumes.contains(volume)))
-            .map(|(name, at)| Action::DeleteAttachment {
-                attachment: name.clone(),
-                uid: at.uid.clone(),
-                proof: proof.clone(),
-            })
-            .collect();
+        let wanted = self.left_behind.iter().map(|(name, uid)| Action::DeleteAttachment {
+            attachment: name.clone(),
+            uid: uid.clone(),
+            proof: proof.clone(),
+        });
+        let wanted: BTreeSet<Action> = wanted.collect();
         self.detaching.retain(|action, _| wanted.contains(action));
         for action in wanted {
             if self.detaching.get(&action).is_none_or(|again| scene.now >= *again) {
@@ -312,6 +303,7 @@ impl VmCase {
             node: Some(node.clone()),
             decision: self.decision.clone()?,
             progress: self.progress,
+            ended: false,
             runbook: self.runbook.clone(),
         })
     }
@@ -382,6 +374,20 @@ fn goes_on_elsewhere(vm: &Vm, node: &NodeName) -> bool {
     let here = vm.pods.iter().any(|pod| pod.node.as_ref() == Some(node))
         || instance.is_some_and(|instance| instance.node.as_ref() == Some(node));
     !here && (instance.is_some() || !vm.pods.is_empty())
+}
+
+/// Attachments to this node whose VM goes on elsewhere. It takes a look at every VM, so it is asked only when the cluster
+/// was read anew.
+fn left_behind(fleet: &Fleet, node: &NodeName) -> Vec<(String, Uid)> {
+    let here = fleet.attachments.iter().filter(|(_, at)| at.node == *node && !at.deleting);
+    // Most nodes have none, and the VMs are many.
+    if here.clone().next().is_none() {
+        return Vec::new();
+    }
+    let elsewhere = fleet.vms.iter().filter(|(_, vm)| goes_on_elsewhere(vm, node));
+    let volumes: BTreeSet<&VolumeName> = elsewhere.flat_map(|(key, vm)| volumes_of(fleet, key, vm)).collect();
+    let left = here.filter(|(_, at)| at.volume.as_ref().is_some_and(|volume| volumes.contains(volume)));
+    left.map(|(name, at)| (name.clone(), at.uid.clone())).collect()
 }
 
 fn volumes_of<'a>(fleet: &'a Fleet, key: &Key, vm: &'a Vm) -> impl Iterator<Item = &'a VolumeName> {

@@ -170,6 +170,7 @@ impl Rebuild {
             node: Some(self.record.node.clone()),
             decision: self.decision.clone(),
             progress,
+            ended: false,
             runbook: Some(self.runbook.clone()),
         }
     }

@@ -435,6 +435,7 @@ impl StorageWatch {
                 node: node_of(fleet, key, case),
                 decision: case.decision.clone(),
                 progress: case.progress,
+                ended: false,
                 runbook: Some(case.runbook.clone()),
             };
             (key.clone(), view)

@@ -111,10 +111,21 @@ impl Kind {
 /// Takes out of an object what no decision looks at, and what changes at every touch or with every report of ours:
 /// it would be kept in memory and make the whole cluster be joined anew.
 fn strip(object: &mut Value) {
-    let quiet = quiet_status(object["kind"].as_str().unwrap_or_default());
+    let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+    let quiet = quiet_status(&kind);
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("managedFields");
         metadata.remove("resourceVersion");
+    }
+    match kind.as_str() {
+        "Pod" => strip_pod(object),
+        // Of what it was made from, its VM tells all but the volumes that were plugged in since.
+        "VirtualMachineInstance" => {
+            without(object, "metadata", &["annotations"]);
+            only(object, "spec", &["volumes"]);
+        }
+        "Node" => without(object, "metadata", &["annotations"]),
+        _ => {}
     }
     // By name: indexing would put a null where there is nothing.
     let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) else { return };
@@ -133,6 +144,46 @@ fn strip(object: &mut Value) {
         && let Some(object) = object.as_object_mut()
     {
         object.remove("status");
+    }
+}
+
+/// A launcher has a page of commands, mounts and volumes; its node, its claims and what it asks for are all that
+/// counts. In memory, each volume of a pod takes more than a kilobyte, whatever it is.
+fn strip_pod(object: &mut Value) {
+    without(object, "metadata", &["annotations"]);
+    only(object, "spec", &["nodeName", "containers", "initContainers", "volumes"]);
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for list in ["containers", "initContainers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            keep(container, &["name", "resources", "restartPolicy"]);
+        }
+    }
+    if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
+        let has_claim = |volume: &Value| CLAIM_VOLUMES.iter().any(|source| volume.get(source).is_some());
+        volumes.retain(has_claim);
+    }
+}
+
+/// Volumes of a pod that are claims.
+const CLAIM_VOLUMES: [&str; 2] = ["persistentVolumeClaim", "ephemeral"];
+
+/// Takes these fields out of a part of an object.
+fn without(object: &mut Value, part: &str, fields: &[&str]) {
+    if let Some(part) = object.get_mut(part).and_then(Value::as_object_mut) {
+        part.retain(|field, _| !fields.contains(&field.as_str()));
+    }
+}
+
+/// Keeps only these fields of a part of an object.
+fn only(object: &mut Value, part: &str, fields: &[&str]) {
+    if let Some(part) = object.get_mut(part) {
+        keep(part, fields);
+    }
+}
+
+fn keep(part: &mut Value, fields: &[&str]) {
+    if let Some(part) = part.as_object_mut() {
+        part.retain(|field, _| fields.contains(&field.as_str()));
     }
 }
 

@@ -34,11 +34,11 @@ const REBUILDABLE: [&str; 9] = [
 /// Every volume of the VM.
 pub(super) fn of_vm(
     inventory: &Inventory,
-    fleet: &Fleet,
     key: &Key,
     vm: &VirtualMachine,
     instance: Option<&VirtualMachineInstance>,
     wukong: Option<&Wukong>,
+    states: &States,
 ) -> Result<Vec<Disk>, FieldError> {
     let spec = &vm.spec.template.spec;
     let mut found: Vec<(String, DiskSource)> = Vec::new();
@@ -47,7 +47,7 @@ pub(super) fn of_vm(
     }
     add_hotplugged(instance, &mut found);
     share_folders(spec, &mut found);
-    add_state(fleet, key, &mut found);
+    states.add(key, &mut found);
     let boot = boot_volume(spec, wukong, &found);
     let disks = found.into_iter().map(|(name, source)| {
         let boot = boot.as_deref() == Some(name.as_str());
@@ -168,23 +168,49 @@ fn as_hotplugged(source: DiskSource) -> DiskSource {
     }
 }
 
-/// Claims with the VM's TPM and EFI state, which no template names.
-fn add_state(fleet: &Fleet, key: &Key, found: &mut Vec<(String, DiskSource)>) {
-    let in_namespace = fleet.claims.iter().filter(|(at, _)| at.namespace == key.namespace);
-    let own = in_namespace.filter(|(at, claim)| match claim.labels.get(STATE_LABEL) {
-        Some(vm) => *vm == key.name,
-        None => has_state_name(&at.name, &key.name),
-    });
-    let listed: BTreeSet<String> = found
-        .iter()
-        .filter_map(|(_, source)| match source {
-            DiskSource::Claim { name, .. } => Some(name.clone()),
-            _ => None,
-        })
-        .collect();
-    for (at, _) in own.filter(|(at, _)| !listed.contains(&at.name)) {
-        let source = DiskSource::Claim { name: at.name.clone(), use_: ClaimUse::State };
-        found.push((at.name.clone(), source));
+/// Claims with VMs' TPM and EFI state, which no template names. Found once for all VMs: most claims are none, and a
+/// large cluster has as many claims as VMs.
+pub(super) struct States {
+    /// By namespace.
+    claims: BTreeMap<String, Vec<State>>,
+}
+
+struct State {
+    claim: String,
+    /// Whose it is, where a label says so; else its name does.
+    vm: Option<String>,
+}
+
+impl States {
+    /// Of this fleet's claims.
+    pub(super) fn of(fleet: &Fleet) -> Self {
+        let mut claims: BTreeMap<String, Vec<State>> = BTreeMap::new();
+        for (at, claim) in &fleet.claims {
+            let vm = claim.labels.get(STATE_LABEL).cloned();
+            if vm.is_some() || at.name.starts_with(STATE_LABEL) {
+                claims.entry(at.namespace.clone()).or_default().push(State { claim: at.name.clone(), vm });
+            }
+        }
+        Self { claims }
+    }
+
+    fn add(&self, key: &Key, found: &mut Vec<(String, DiskSource)>) {
+        let Some(states) = self.claims.get(&key.namespace) else { return };
+        let own = states.iter().filter(|state| match &state.vm {
+            Some(vm) => *vm == key.name,
+            None => has_state_name(&state.claim, &key.name),
+        });
+        let listed: BTreeSet<String> = found
+            .iter()
+            .filter_map(|(_, source)| match source {
+                DiskSource::Claim { name, .. } => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        for State { claim, .. } in own.filter(|state| !listed.contains(&state.claim)) {
+            let source = DiskSource::Claim { name: claim.clone(), use_: ClaimUse::State };
+            found.push((claim.clone(), source));
+        }
     }
 }
 

@@ -229,6 +229,9 @@ pub fn recovery(
     let reason = reasons.first().cloned().unwrap_or_default();
     let recovered = view.progress == RecoveryProgress::Recovered;
     let ended = match view.cause {
+        RecoveryCause::NodeDied if view.ended => {
+            Verdict::new(ENDED, true, "IncidentOver", "the node's incident is over")
+        }
         RecoveryCause::NodeDied => {
             Verdict::new(ENDED, false, "IncidentGoesOn", "the node's incident is not over")
         }

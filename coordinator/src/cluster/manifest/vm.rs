@@ -37,9 +37,9 @@ const MEMORY_OVERHEAD_BYTES: u64 = 268 << 20;
 
 /// Joins every VM into the fleet, and notes who else uses claims.
 pub(super) fn join(inventory: &Inventory, fleet: &mut Fleet, problems: &mut Vec<Problem>) {
-    let mut pods = PodsByVm::of(inventory);
+    let (mut pods, states) = (PodsByVm::of(inventory), disks::States::of(fleet));
     for (key, placed) in &inventory.vms {
-        let joined = one(inventory, fleet, key, placed, &pods);
+        let joined = one(inventory, key, placed, &pods, &states);
         if let Ok(vm) = &joined {
             pods.taken.extend(vm.pods.iter().map(|pod| Key::new(key.namespace.clone(), pod.name.clone())));
         }
@@ -51,10 +51,10 @@ pub(super) fn join(inventory: &Inventory, fleet: &mut Fleet, problems: &mut Vec<
 
 fn one(
     inventory: &Inventory,
-    fleet: &Fleet,
     key: &Key,
     placed: &Placed<VirtualMachine>,
     pods: &PodsByVm<'_>,
+    states: &disks::States,
 ) -> Result<Vm, FieldError> {
     let vm = &placed.object;
     let wukong = owning_wukong(inventory, key, &vm.metadata);
@@ -72,7 +72,7 @@ fn one(
         owner,
         run: run_strategy(vm)?,
         start,
-        disks: disks::of_vm(inventory, fleet, key, vm, instance, wukong.map(|(wukong, _)| wukong))?,
+        disks: disks::of_vm(inventory, key, vm, instance, wukong.map(|(wukong, _)| wukong), states)?,
         node_selector: spec.node_selector.clone().unwrap_or_default(),
         node_affinity: affinity.map(convert::node_selector),
         tolerations: spec.tolerations.iter().flatten().map(toleration).collect(),
