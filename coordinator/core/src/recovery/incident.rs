@@ -7,7 +7,7 @@ use super::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
 use crate::fencing::FenceProof;
-use crate::fleet::{DiskSource, Fleet, Vm};
+use crate::fleet::{DiskSource, Fleet, RunStrategy, Vm};
 use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
@@ -132,7 +132,14 @@ impl Incident {
     pub fn node_returned(&mut self, scene: &Scene<'_>, node: &NodeName, fx: &mut Vec<Effect>) {
         for (key, case) in self.vms.iter_mut().filter(|(_, case)| case.is_untouched()) {
             case.enter(RecoveryProgress::NodeReturned, scene.now);
-            let message = format!("{node} is back and {key} was not touched: it starts there by itself.");
+            let run = scene.facts.fleet.vms.get(key).map(|vm| vm.run);
+            let starts = match run {
+                Some(RunStrategy::Always | RunStrategy::RerunOnFailure) => {
+                    "KubeVirt starts it again by itself"
+                }
+                _ => "its run strategy does not start it by itself: start it where it should run",
+            };
+            let message = format!("{node} is back and {key} was not touched: {starts}.");
             tell_vm(fx, Severity::Info, key, "NodeReturned", message);
         }
     }
