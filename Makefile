@@ -99,10 +99,7 @@ image: setup-image image-binaries
 
 image-fence: setup-image-fence image-smart image-binaries
 	@echo "== putting the fence agents together from Debian's packages"
-	@deploy/image/debian-rootfs.sh target/image/fence-runner $(FENCE_PACKAGES)
-	@install -D -m 0555 -t target/image/fence-runner/usr/local/bin target/image/build/$(HOST)/release/somersault-coordinator
-	@install -m 0644 deploy/image/etc/* target/image/fence-runner/etc/
-	@deploy/image/build.sh $(IMAGE_FENCE) deploy/image/fence-runner.Dockerfile target/image/fence-runner target/image/fence-runner.tar
+	@$(call fence_image,target/image,target/image/build/$(HOST)/release/somersault-coordinator)
 
 image-smart: setup-image-fence image-binaries
 	@echo "== putting smartctl together from Debian's packages"
@@ -117,10 +114,7 @@ image-test: setup-image-fence
 	cargo build --workspace --locked
 	@tests/e2e/debug-rootfs.sh target/image-test/somersault target/debug/{somersault-coordinator,somersault-agent,kubectl-somersault}
 	@deploy/image/build.sh $(IMAGE) deploy/image/Dockerfile target/image-test/somersault target/image-test/somersault.tar
-	@deploy/image/debian-rootfs.sh target/image-test/fence-runner $(FENCE_PACKAGES)
-	@install -D -m 0555 -t target/image-test/fence-runner/usr/local/bin target/image-test/somersault/usr/local/bin/somersault-coordinator
-	@install -m 0644 deploy/image/etc/* target/image-test/fence-runner/etc/
-	@deploy/image/build.sh $(IMAGE_FENCE) deploy/image/fence-runner.Dockerfile target/image-test/fence-runner target/image-test/fence-runner.tar
+	@$(call fence_image,target/image-test,target/image-test/somersault/usr/local/bin/somersault-coordinator)
 
 # Static: they need no file of an image, and the resolver of glibc (2.34 or later) has files and DNS built in.
 # The same bytes whoever builds them where: no paths of this machine, no build ids. (--target keeps these flags from
@@ -186,6 +180,14 @@ setup-cluster: toolchain
 	@$(call apt_missing,$(NEED_CLUSTER))
 	@for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do [ -e $$folder/ptp ] && exit 0; done; \
 	  $(call apt_missing,ptp:containernetworking-plugins)
+
+# The fence runner's image and archive below a folder, with this coordinator in it.
+define fence_image
+	deploy/image/debian-rootfs.sh $(1)/fence-runner $(FENCE_PACKAGES) && \
+	install -D -m 0555 -t $(1)/fence-runner/usr/local/bin $(2) && \
+	install -m 0644 deploy/image/etc/* $(1)/fence-runner/etc/ && \
+	deploy/image/build.sh $(IMAGE_FENCE) deploy/image/fence-runner.Dockerfile $(1)/fence-runner $(1)/fence-runner.tar
+endef
 
 # Installs the packages whose commands are missing, and nothing when none is.
 define apt_missing

@@ -11,7 +11,9 @@
 //! step first takes the input in, then lets everything draw its conclusions from what is known now.
 
 mod agents;
+mod pace;
 mod shown;
+mod taints;
 #[cfg(test)]
 pub(crate) mod testkit;
 
@@ -21,8 +23,8 @@ use crate::BootTime;
 use crate::evacuation::Evacuations;
 use crate::fencing::agents::{PowerOff, Rounds};
 use crate::fencing::lease::LeaseWatch;
-use crate::fencing::{Around, Case, FenceProof, FenceStage, PowerTaints, given_by_others, words};
-use crate::fleet::{DiskImage, FENCING_TAINT, Fleet, NodeReport, OUT_OF_SERVICE_TAINT};
+use crate::fencing::{Around, Case, FenceStage, PowerTaints, given_by_others, words};
+use crate::fleet::{DiskImage, Fleet, NodeReport};
 use crate::io::{Action, Effect, Input, Notice, Order, Record, RecordKey, Requests, Severity, Subject};
 use crate::liveness::{BeatOf, Liveness, Phase};
 use crate::migration::{Context, Migrations};
@@ -31,13 +33,6 @@ use crate::policy::{Policy, PolicyError};
 use crate::recovery::{Elsewhere, Recovery, StorageWatch, Trouble};
 use crate::scene::{Facts, Scene};
 use crate::view::Milestone;
-
-/// Between two looks at every node for the sake of signs of life and reports alone, for each node that there is. A look
-/// takes a few microseconds for each of them: of a thousand nodes that costs a tenth of a core at most, and three are
-/// looked at as soon as anything is heard.
-const LOOK_GAP_PER_NODE: BootTime = BootTime::from_micros(25);
-/// The same for each VM, while some node is dead.
-const LOOK_GAP_PER_VM: BootTime = BootTime::from_micros(5);
 
 /// Between two decisions for the sake of reports alone: each asks about every VM of a dead node, and a thousand agents
 /// report thirty times a second. A disk that fails has given its data up long before anybody could act on two seconds.
@@ -159,22 +154,6 @@ impl Coordinator {
         self.move_disks(&input, was_leading, &mut fx);
         self.wake = self.find_wake();
         fx
-    }
-
-    /// Signs of life and reports come by the hundred a second, and none is a reason to declare anything. Each followed
-    /// by a look at every node would make us too late for the next ones, and then late for ever: they share a look,
-    /// which is due soon.
-    fn has_just_looked(&mut self) -> bool {
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let (nodes, vms) = (count(self.facts.fleet.nodes.len()), count(self.facts.fleet.vms.len()));
-        // VMs are looked at only where some may have to move.
-        let vms = if self.cases.is_empty() { 0 } else { vms };
-        let next = self.looked_at + LOOK_GAP_PER_NODE * nodes + LOOK_GAP_PER_VM * vms;
-        let too_soon = self.now < next;
-        if too_soon {
-            self.wake = Some(self.wake.filter(|wake| *wake > self.now).map_or(next, |wake| wake.min(next)));
-        }
-        too_soon
     }
 
     /// When to be called with [`Input::Tick`] at the latest.
@@ -552,61 +531,6 @@ impl Coordinator {
         trouble
     }
 
-    /// Sets and removes our taint, again and again until the cluster shows it.
-    fn taint(&mut self, fx: &mut Vec<Effect>) {
-        for (name, node) in &self.facts.fleet.nodes {
-            let case = self.cases.get(name);
-            let wanted = case.is_some_and(Case::wants_taint);
-            let healthy = || self.liveness.pulse(name).is_some_and(|pulse| pulse.phase == Phase::Healthy);
-            let tainted = node.has_taint(FENCING_TAINT);
-            let due = if wanted { !tainted } else { tainted && case.is_none() && healthy() };
-            if !due {
-                self.tainting.remove(name);
-                continue;
-            }
-            let asked = self.tainting.get(name);
-            if asked.is_some_and(|(what, at)| {
-                *what == wanted && self.now < *at + self.facts.policy.recovery.retry
-            }) {
-                continue;
-            }
-            self.tainting.insert(name.clone(), (wanted, self.now));
-            let node = name.clone();
-            fx.push(Effect::Act(if wanted { Action::Taint { node } } else { Action::Untaint { node } }));
-        }
-    }
-
-    /// Sets and removes the out-of-service taint, where people want it, again and again until the cluster shows it.
-    fn call_out_of_service(&mut self, fx: &mut Vec<Effect>) {
-        let scene = Scene { now: self.now, facts: &self.facts };
-        let wanted: BTreeMap<&NodeName, &FenceProof> = if self.facts.policy.recovery.out_of_service {
-            self.recovery.out_of_service(&scene, &self.trouble).collect()
-        } else {
-            BTreeMap::new()
-        };
-        for (name, node) in &self.facts.fleet.nodes {
-            let action = match wanted.get(name) {
-                // Somebody else's does the same.
-                Some(&proof) if !node.has_taint(OUT_OF_SERVICE_TAINT) => {
-                    Action::OutOfService { proof: proof.clone() }
-                }
-                None if node.is_out_of_service_by_us() => Action::InService { node: name.clone() },
-                _ => {
-                    self.calling.remove(name);
-                    continue;
-                }
-            };
-            let asked = self.calling.get(name);
-            if asked.is_some_and(|(what, at)| {
-                *what == action && self.now < *at + self.facts.policy.recovery.retry
-            }) {
-                continue;
-            }
-            self.calling.insert(name.clone(), (action.clone(), self.now));
-            fx.push(Effect::Act(action));
-        }
-    }
-
     fn move_disks(&mut self, input: &Input, was_leading: Option<u64>, fx: &mut Vec<Effect>) {
         let Some(epoch) = self.facts.epoch.or(was_leading) else { return };
         let usable = self.usable();
@@ -657,54 +581,4 @@ fn policy_refused(error: &PolicyError) -> String {
         "The changed policy contradicts what stays as it is until the coordinators start anew, and is not taken: \
          {error}."
     )
-}
-
-#[cfg(test)]
-mod tests {
-    //! Shows that the number of looks at a large fleet does not grow with what is heard, and that none comes too late.
-
-    use super::*;
-    use crate::fleet::Node;
-
-    const NODES: u32 = 1_000;
-
-    fn name(node: u32) -> NodeName {
-        NodeName(format!("n{node:04}"))
-    }
-
-    fn beat(node: u32) -> Input {
-        Input::Beat { node: name(node), boot_id: BootId::from("b"), sequence: 1 }
-    }
-
-    #[test]
-    fn a_thousand_beating_nodes_do_not_keep_us_from_declaring_a_silent_one_in_time() {
-        let mut coordinator = Coordinator::new(Policy::default());
-        let nodes = (0..NODES).map(|node| (name(node), Node { ready: true, ..Node::default() }));
-        let fleet = Fleet { nodes: nodes.collect(), ..Fleet::default() };
-        let ms = BootTime::from_millis;
-        coordinator.step(ms(0), Input::Fleet(Box::new(fleet)));
-        coordinator.step(ms(0), Input::Leading { epoch: 1, records: Vec::new() });
-        (0..NODES).for_each(|node| drop(coordinator.step(ms(1), beat(node))));
-        let (mut looks, mut declared) = (0, None);
-        // Node 0 beats no more; each of the others beats once a second, and its kubelet tells as often.
-        for now in 2..7_000_u32 {
-            let (at, node) = (ms(now.into()), now % NODES);
-            if node != 0 {
-                coordinator.step(at, beat(node));
-                looks += u32::from(coordinator.has_looked);
-                coordinator.step(at, Input::KubeletRenewed { node: name(node) });
-                looks += u32::from(coordinator.has_looked);
-            }
-            if coordinator.next_deadline().is_some_and(|wake| wake <= at) {
-                coordinator.step(at, Input::Tick);
-                looks += u32::from(coordinator.has_looked);
-            }
-            let phase = coordinator.liveness.pulse(&name(0)).map(|pulse| pulse.phase);
-            if declared.is_none() && phase == Some(Phase::Declared) {
-                declared = Some(now);
-            }
-        }
-        assert!(declared.is_some_and(|at| (5_000..5_100).contains(&at)), "{declared:?}");
-        assert!(looks < 7 * 41, "{looks}");
-    }
 }

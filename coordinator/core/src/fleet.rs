@@ -344,6 +344,19 @@ impl Vm {
             .and_then(|instance| instance.node.as_ref())
             .or_else(|| self.pods.iter().find_map(|pod| pod.node.as_ref()))
     }
+
+    /// Names of the claims of its disks, in their order.
+    pub fn claim_names(&self) -> impl Iterator<Item = &String> {
+        self.disks.iter().filter_map(|disk| match &disk.source {
+            DiskSource::Claim { name, .. } => Some(name),
+            _ => None,
+        })
+    }
+
+    /// The same with their namespace, which is the VM's.
+    pub fn claims(&self, namespace: &str) -> impl Iterator<Item = Key> {
+        self.claim_names().map(move |name| Key::new(namespace, name))
+    }
 }
 
 /// Who decides whether a VM runs.

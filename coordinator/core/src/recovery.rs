@@ -86,8 +86,15 @@ impl Recovery {
     pub fn end(&mut self, node: &NodeName) {
         let Some(incident) = self.incidents.remove(node) else { return };
         for (key, case) in incident.vms {
-            let view = case.view(node).filter(|_| self.ended.len() < ENDED_MAX);
-            self.ended.extend(view.map(|view| (key, RecoveryView { ended: true, ..view })));
+            if let Some(view) = case.view(node) {
+                self.keep_ended(key, view);
+            }
+        }
+    }
+
+    fn keep_ended(&mut self, vm: Key, view: RecoveryView) {
+        if self.ended.len() < ENDED_MAX {
+            self.ended.insert(vm, RecoveryView { ended: true, ..view });
         }
     }
 
@@ -109,9 +116,7 @@ impl Recovery {
         if rebuild.is_over() {
             let view = rebuild.view(scene.facts.policy.recovery.attempts_max);
             self.rebuilds.remove(vm);
-            if self.ended.len() < ENDED_MAX {
-                self.ended.insert(vm.clone(), RecoveryView { ended: true, ..view });
-            }
+            self.keep_ended(vm.clone(), view);
         }
     }
 

@@ -249,6 +249,13 @@ pub fn claim_disk(bed: &Bed, claim: &str, node: &str) -> Result<Disk> {
     judge::read(&place_of_claim(bed, claim, node)?.path(bed)?)
 }
 
+/// Where the `disk.img` of a volume is on its node.
+pub fn image_of(bed: &Bed, volume: &str) -> Result<String> {
+    let volume = bed.api().get(Kind::VOLUME, "", volume)?;
+    let folder = ["hostPath", "local"].iter().find_map(|kind| volume["spec"][kind]["path"].as_str());
+    Ok(format!("{}/disk.img", folder.context("a volume without a path")?))
+}
+
 fn place_of(bed: &Bed, vm: &Vm, node: &str) -> Result<Place> {
     place_of_claim(bed, &format!("{}-{DISK}", vm.name), node)
 }
@@ -257,9 +264,7 @@ fn place_of_claim(bed: &Bed, claim: &str, node: &str) -> Result<Place> {
     let api = bed.api();
     let claim = api.get(Kind::CLAIM, VMS, claim)?;
     let volume = claim["spec"]["volumeName"].as_str().context("the claim is not bound")?;
-    let volume = api.get(Kind::VOLUME, "", volume)?;
-    let folder = ["hostPath", "local"].iter().find_map(|kind| volume["spec"][kind]["path"].as_str());
-    let path = format!("{}/disk.img", folder.context("a volume without a path")?);
+    let path = image_of(bed, volume)?;
     Ok(match path.strip_prefix("/mnt/network/") {
         Some(shared) => Place::Here(bed.cluster().layout().network_folder().join(shared)),
         None => Place::On { node: node.to_owned(), path },

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::{Api, Client};
+use somersault_coordinator::cluster::kube::NOBODY;
 use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 
 use super::api::limited;
@@ -83,7 +84,7 @@ fn watch_for(lease: &Lease) -> Duration {
 fn is_held(lease: &Lease) -> bool {
     let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_ref());
     // A Lease that was put back is waited for like a silent leader's: it has nobody's name (the coordinator's election).
-    holder.is_some_and(|holder| !holder.is_empty() && !holder.starts_with("nobody:"))
+    holder.is_some_and(|holder| !holder.is_empty() && holder != NOBODY)
 }
 
 /// Renewed within its duration, by clocks that may differ: in either direction.

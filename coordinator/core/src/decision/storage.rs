@@ -73,30 +73,17 @@ fn told(fleet: &Fleet, disk: &Examined) -> Option<Told> {
 mod tests {
     use super::*;
     use crate::decision::decide;
-    use crate::decision::testkit::{World, host_path, key, on_host, on_label};
-    use crate::fleet::{
-        DiskHealth, DiskImage, Grade, NodeReport, StorageRoot, Usage, VolumeMode, VolumeSource, ZONE_LABEL,
-    };
+    use crate::decision::testkit::{World, data_report, host_path, key, on_host, on_label};
+    use crate::fleet::{DiskImage, Grade, NodeReport, Usage, VolumeMode, VolumeSource, ZONE_LABEL};
     use proptest::prelude::*;
 
     fn report(image: DiskImage, folder: bool, grade: Grade, listed: bool) -> NodeReport {
         let usage = Usage { disk_image: image, ..Usage::default() };
-        let health = DiskHealth { grade, reasons: Vec::new(), model: String::new(), serial: String::new() };
-        NodeReport {
-            roots: vec![StorageRoot {
-                path: "/data".to_owned(),
-                class: "gold".to_owned(),
-                shared: false,
-                size_bytes: 100,
-                available_bytes: 50,
-                read_only: false,
-                disk: Some("sda".to_owned()),
-                listed_age: listed.then_some(std::time::Duration::ZERO),
-            }],
-            usage: folder.then(|| ("/data/vol".to_owned(), usage)).into_iter().collect(),
-            disks: [("sda".to_owned(), health)].into(),
-            ..NodeReport::default()
-        }
+        data_report(
+            listed.then_some(std::time::Duration::ZERO),
+            grade,
+            folder.then_some(("/data/vol", usage)),
+        )
     }
 
     proptest! {

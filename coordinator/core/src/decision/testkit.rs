@@ -1,12 +1,13 @@
 //! A small cluster for tests: three nodes in two zones, one VM on n1 with one disk on NFS.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::decision::{Decision, Question, decide};
 use crate::fleet::{
-    Claim, ClaimRef, ClaimUse, DataVolume, Disk, DiskSource, Fleet, Instance, Node, NodeSelector, Owner, Pod,
-    Requirement, Resources, RunStrategy, SavedStart, StorageClass, Vm, Volume, VolumeMode, VolumeSource,
-    ZONE_LABEL,
+    Claim, ClaimRef, ClaimUse, DataVolume, Disk, DiskHealth, DiskSource, Fleet, Grade, Instance, Node,
+    NodeReport, NodeSelector, Owner, Pod, Requirement, Resources, RunStrategy, SavedStart, StorageClass,
+    StorageRoot, Usage, Vm, Volume, VolumeMode, VolumeSource, ZONE_LABEL,
 };
 use crate::locality::ClassOverrides;
 use crate::names::{Key, NodeName, Uid, VolumeName};
@@ -20,6 +21,35 @@ pub(crate) struct World {
     pub(crate) fleet: Fleet,
     pub(crate) overrides: ClassOverrides,
     pub(crate) question: Question,
+}
+
+/// Storage root `/data` on disk `sda`, last listed so long ago.
+pub(crate) fn data_root(listed_age: Option<Duration>) -> StorageRoot {
+    StorageRoot {
+        path: "/data".to_owned(),
+        class: "gold".to_owned(),
+        shared: false,
+        size_bytes: 100,
+        available_bytes: 50,
+        read_only: false,
+        disk: Some("sda".to_owned()),
+        listed_age,
+    }
+}
+
+/// What an agent tells of that root, its disk and the folders in it.
+pub(crate) fn data_report<'a>(
+    listed_age: Option<Duration>,
+    grade: Grade,
+    folders: impl IntoIterator<Item = (&'a str, Usage)>,
+) -> NodeReport {
+    let health = DiskHealth { grade, reasons: Vec::new(), model: String::new(), serial: String::new() };
+    NodeReport {
+        roots: vec![data_root(listed_age)],
+        usage: folders.into_iter().map(|(path, usage)| (path.to_owned(), usage)).collect(),
+        disks: [("sda".to_owned(), health)].into(),
+        ..NodeReport::default()
+    }
 }
 
 impl World {

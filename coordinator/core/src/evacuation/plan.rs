@@ -102,14 +102,7 @@ pub(super) fn destination(
 
 fn classes_of(line: &Planned, fleet: &Fleet) -> Vec<String> {
     let claims = match fleet.vms.get(&line.subject).filter(|_| line.is_vm) {
-        Some(vm) => vm
-            .disks
-            .iter()
-            .filter_map(|disk| match &disk.source {
-                DiskSource::Claim { name, .. } => Some(Key::new(line.subject.namespace.clone(), name)),
-                _ => None,
-            })
-            .collect(),
+        Some(vm) => vm.claims(&line.subject.namespace).collect(),
         None => vec![line.subject.clone()],
     };
     claims.iter().filter_map(|claim| fleet.claims.get(claim)).map(|claim| claim.class.clone()).collect()

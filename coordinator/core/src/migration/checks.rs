@@ -124,7 +124,7 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
             return Err(Refusal::new("ClaimUsedByPod", message));
         }
         let other = asked.ctx.fleet.vms.iter().find(|(key, vm)| {
-            Some(*key) != subject.as_ref() && plan::claims_of(key, vm).any(|claim| claim == disk.claim)
+            Some(*key) != subject.as_ref() && vm.claims(&key.namespace).any(|claim| claim == disk.claim)
         });
         if let Some((other, _)) = other {
             let message =

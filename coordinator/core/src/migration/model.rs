@@ -415,7 +415,7 @@ impl World {
             return Err("another uid".into());
         }
         for (key, vm) in &self.fleet.vms {
-            let uses = super::plan::claims_of(key, vm).any(|used| used == *claim);
+            let uses = vm.claims(&key.namespace).any(|used| used == *claim);
             assert!(!uses || vm.instance.is_none(), "claim {claim} is deleted under a running VM");
         }
         let volume = found.volume.clone().expect("bound");

@@ -60,8 +60,11 @@ fn subject<'a>(migration: &Key, spec: &MigrationSpec, ctx: &Context<'a>) -> Resu
         }
         (None, Some(claim)) => {
             let key = key(claim);
-            let user =
-                ctx.fleet.vms.iter().find(|(vm_key, vm)| claims_of(vm_key, vm).any(|used| used == key));
+            let user = ctx
+                .fleet
+                .vms
+                .iter()
+                .find(|(vm_key, vm)| vm.claims(&vm_key.namespace).any(|used| used == key));
             match user {
                 Some((vm, _)) => Err(Refusal::new(
                     "ClaimUsedByVm",
@@ -74,13 +77,6 @@ fn subject<'a>(migration: &Key, spec: &MigrationSpec, ctx: &Context<'a>) -> Resu
         }
         _ => Err(Refusal::new("InvalidSpec", "set exactly one of spec.vm and spec.claim")),
     }
-}
-
-pub(super) fn claims_of<'a>(key: &'a Key, vm: &'a Vm) -> impl Iterator<Item = Key> + 'a {
-    vm.disks.iter().filter_map(move |disk| match &disk.source {
-        DiskSource::Claim { name, .. } => Some(Key::new(key.namespace.clone(), name)),
-        _ => None,
-    })
 }
 
 /// A local disk and where it is.

@@ -7,7 +7,7 @@ use super::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
 use crate::fencing::FenceProof;
-use crate::fleet::{DiskSource, Fleet, RunStrategy, Vm};
+use crate::fleet::{Fleet, RunStrategy, Vm};
 use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
@@ -397,12 +397,8 @@ fn left_behind(fleet: &Fleet, node: &NodeName) -> Vec<(String, Uid)> {
     left.map(|(name, at)| (name.clone(), at.uid.clone())).collect()
 }
 
-fn volumes_of<'a>(fleet: &'a Fleet, key: &Key, vm: &'a Vm) -> impl Iterator<Item = &'a VolumeName> {
-    let claims = vm.disks.iter().filter_map(move |disk| match &disk.source {
-        DiskSource::Claim { name, .. } => Some(Key::new(key.namespace.clone(), name.clone())),
-        _ => None,
-    });
-    claims.filter_map(move |claim| fleet.claims.get(&claim)?.volume.as_ref())
+fn volumes_of<'a>(fleet: &'a Fleet, key: &'a Key, vm: &'a Vm) -> impl Iterator<Item = &'a VolumeName> {
+    vm.claims(&key.namespace).filter_map(move |claim| fleet.claims.get(&claim)?.volume.as_ref())
 }
 
 fn running_elsewhere<'a>(vm: &'a Vm, node: &NodeName) -> Option<&'a NodeName> {

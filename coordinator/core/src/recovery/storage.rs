@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::BootTime;
 use crate::decision::{BrokenDisk, Decider, Decision, DecisionKind, Locality, Reason, Told, broken_disks};
-use crate::fleet::{self, DiskImage, DiskSource, Fleet, Grade, NodeReport, Vm, VolumeMode};
+use crate::fleet::{self, DiskImage, Fleet, Grade, NodeReport, Vm, VolumeMode};
 use crate::io::{Effect, Severity};
 use crate::locality::{self, Likely};
 use crate::names::{Key, NodeName, Uid};
@@ -94,19 +94,12 @@ struct Image {
 impl Memory {
     /// Claims that are made anew, plugged and unplugged for years must not add up.
     fn forget_others(&mut self, fleet: &Fleet, key: &Key, vm: &Vm) {
-        let claims = || {
-            vm.disks.iter().filter_map(|disk| match &disk.source {
-                DiskSource::Claim { name, .. } => Some(name),
-                _ => None,
-            })
-        };
         if self.bound.len() > vm.disks.len() {
-            self.bound.retain(|bound| claims().any(|name| name == bound));
+            self.bound.retain(|bound| vm.claim_names().any(|name| name == bound));
         }
         if self.images.len() > vm.disks.len() {
-            let uid =
-                |name: &String| fleet.claims.get(&Key::new(&key.namespace, name)).map(|claim| &claim.uid);
-            self.images.retain(|image, _| claims().any(|name| uid(name) == Some(image)));
+            let uid = |claim: &Key| fleet.claims.get(claim).map(|claim| &claim.uid);
+            self.images.retain(|image, _| vm.claims(&key.namespace).any(|claim| uid(&claim) == Some(image)));
         }
     }
 }
@@ -149,11 +142,7 @@ impl Elsewhere<'_> {
     }
 
     fn is_switching(&self, fleet: &Fleet, key: &Key) -> bool {
-        let disks = fleet.vms.get(key).into_iter().flat_map(|vm| &vm.disks);
-        let mut claims = disks.filter_map(|disk| match &disk.source {
-            DiskSource::Claim { name, .. } => Some(Key::new(&key.namespace, name)),
-            _ => None,
-        });
+        let mut claims = fleet.vms.get(key).into_iter().flat_map(|vm| vm.claims(&key.namespace));
         claims.any(|claim| self.switching.contains(&claim))
     }
 }
@@ -245,8 +234,7 @@ impl StorageWatch {
                 bound: BTreeSet::new(),
                 images: BTreeMap::new(),
             });
-            for disk in &vm.disks {
-                let DiskSource::Claim { name, .. } = &disk.source else { continue };
+            for name in vm.claim_names() {
                 let claim_key = Key::new(&key.namespace, name);
                 let Ok((claim, _, volume)) = locality::bound_volume(fleet, &claim_key) else { continue };
                 if !memory.bound.contains(name) {

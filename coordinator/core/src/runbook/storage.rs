@@ -316,7 +316,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::decision::testkit::{World, bound_volume, host_path, key, on_host};
+    use crate::decision::testkit::{World, bound_volume, data_root, host_path, key, on_host};
     use crate::fleet::{ClaimRef, DiskImage, NodeReport, RunStrategy, Snapshot, StorageRoot, Usage};
     use crate::names::Uid;
 
@@ -326,16 +326,7 @@ mod tests {
         world.question.dead.clear();
         world.add_disk("web", "x", host_path(), on_host(&["n1"]));
         let usage = |image| Usage { disk_image: image, allocated_bytes: 4096, ..Usage::default() };
-        let root = StorageRoot {
-            path: "/data".to_owned(),
-            class: "gold".to_owned(),
-            shared: false,
-            size_bytes: 100,
-            available_bytes: 50,
-            read_only: false,
-            disk: None,
-            listed_age: Some(Duration::ZERO),
-        };
+        let root = StorageRoot { disk: None, ..data_root(Some(Duration::ZERO)) };
         let usage = folders.iter().map(|(path, image)| ((*path).to_owned(), usage(*image))).collect();
         let report = NodeReport { roots: vec![root], usage, ..NodeReport::default() };
         world.fleet.reports.insert(NodeName::from("n1"), report);

@@ -60,7 +60,7 @@ pub(super) fn seconds_of(holder: &str, times: &Times) -> i32 {
 }
 
 /// Whose name a Lease has that was put back: no pod's, and not given back either.
-pub(super) const NOBODY: &str = "nobody: this Lease was deleted, and whoever led may not have noticed yet";
+pub const NOBODY: &str = "nobody: this Lease was deleted, and whoever led may not have noticed yet";
 
 /// What was found in the Lease's place.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,5 +27,6 @@ mod write;
 
 pub use self::client::ConnectError;
 pub use self::cluster::{Access, Kube};
+pub use self::election::NOBODY;
 pub use self::lead::LEASE_NAME;
 pub use self::write::Writer;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
-use somersault_test_e2e::stage::{IMAGE, SYSTEM_DISK, Stage};
+use somersault_test_e2e::stage::{IMAGE, SYSTEM_DISK, Stage, image_of};
 use somersault_test_kubevirt::judge;
 
 const DECIDE_DEADLINE: Duration = Duration::from_secs(30);
@@ -58,11 +58,4 @@ pub fn from_image(bed: &Bed) -> Result<()> {
 /// Whether and when it is to run.
 fn start_of(vm: &Value) -> (Value, Value) {
     (vm["spec"]["running"].clone(), vm["spec"]["runStrategy"].clone())
-}
-
-/// Where a local volume's `disk.img` is on its node.
-fn image_of(bed: &Bed, volume: &str) -> Result<String> {
-    let volume = bed.api().get(Kind::VOLUME, "", volume)?;
-    let folder = ["hostPath", "local"].iter().find_map(|kind| volume["spec"][kind]["path"].as_str());
-    Ok(format!("{}/disk.img", folder.context("a volume without a path")?))
 }

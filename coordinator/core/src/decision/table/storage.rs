@@ -5,11 +5,11 @@ use std::time::Duration;
 use DecisionKind::{ManualRecovery, NothingToDo};
 
 use crate::decision::table::check;
-use crate::decision::testkit::{World, bound_volume, host_path, key, on_host};
+use crate::decision::testkit::{World, bound_volume, data_report, host_path, key, on_host};
 use crate::decision::{DecisionKind, Reason, RestoreSource, SourceKind};
 use crate::fleet::{
-    ClaimUse, DataVolume, DiskHealth, DiskImage, Grade, NodeReport, RunStrategy, Snapshot, StorageRoot,
-    Usage, VolumeMode, VolumeSource,
+    ClaimUse, DataVolume, DiskImage, Grade, NodeReport, RunStrategy, Snapshot, Usage, VolumeMode,
+    VolumeSource,
 };
 use crate::names::{NodeName, Uid, VolumeName};
 
@@ -21,25 +21,7 @@ fn report_with_image(image: DiskImage) -> NodeReport {
 }
 
 fn report_of_n1(grade: Grade, folders: &[&str]) -> NodeReport {
-    NodeReport {
-        roots: vec![StorageRoot {
-            path: "/data".to_owned(),
-            class: "gold".to_owned(),
-            shared: false,
-            size_bytes: 100,
-            available_bytes: 50,
-            read_only: false,
-            disk: Some("sda".to_owned()),
-            listed_age: None,
-        }],
-        usage: folders.iter().map(|&path| (path.to_owned(), Usage::default())).collect(),
-        disks: [(
-            "sda".to_owned(),
-            DiskHealth { grade, reasons: Vec::new(), model: String::new(), serial: String::new() },
-        )]
-        .into(),
-        ..NodeReport::default()
-    }
+    data_report(None, grade, folders.iter().map(|&path| (path, Usage::default())))
 }
 
 #[test]

@@ -7,9 +7,9 @@ use super::{Elsewhere, KNOWN_AFTER, SETTLE, StorageWatch};
 use crate::BootTime;
 use crate::coordinator::testkit::{Bench, boot, fast};
 use crate::decision::Reason;
-use crate::decision::testkit::{World, key};
+use crate::decision::testkit::{World, data_report, key};
 use crate::fencing::agents::PowerOff;
-use crate::fleet::{DiskHealth, DiskImage, Grade, NodeReport, RunStrategy, StorageRoot, Usage};
+use crate::fleet::{DiskImage, Grade, NodeReport, RunStrategy, Usage};
 use crate::io::{Effect, Input, Notice, Requests};
 use crate::names::{NodeName, Uid};
 use crate::policy::Policy;
@@ -24,23 +24,11 @@ const A_LISTING_MS: u64 = 60_000;
 /// A report of n1, with a listing of this age, or of an agent that has not listed yet.
 fn report(listed_s: Option<u64>, folders: &[(&str, DiskImage)]) -> NodeReport {
     let usage = |disk_image| Usage { disk_image, ..Usage::default() };
-    let health =
-        DiskHealth { grade: Grade::Ok, reasons: Vec::new(), model: String::new(), serial: String::new() };
-    NodeReport {
-        roots: vec![StorageRoot {
-            path: "/data".to_owned(),
-            class: "gold".to_owned(),
-            shared: false,
-            size_bytes: 100,
-            available_bytes: 50,
-            read_only: false,
-            disk: Some("sda".to_owned()),
-            listed_age: listed_s.map(Duration::from_secs),
-        }],
-        usage: folders.iter().map(|(path, image)| ((*path).to_owned(), usage(*image))).collect(),
-        disks: [("sda".to_owned(), health)].into(),
-        ..NodeReport::default()
-    }
+    data_report(
+        listed_s.map(Duration::from_secs),
+        Grade::Ok,
+        folders.iter().map(|(path, image)| (*path, usage(*image))),
+    )
 }
 
 fn tell(bench: &mut Bench, report: NodeReport) {
