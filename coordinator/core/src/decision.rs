@@ -116,6 +116,16 @@ pub struct Decision {
     pub remedy: String,
 }
 
+impl Decision {
+    /// Whether nothing but chance brings the VM back to its disks: one of them may be on a single node, and no volume
+    /// tells the scheduler of a node.
+    pub(crate) fn is_unpinned(&self) -> bool {
+        let any = |is: fn(&Locality) -> bool| self.disks.iter().any(|disk| is(&disk.locality));
+        any(|locality| *locality == Locality::Unknown)
+            && !any(|locality| matches!(locality, Locality::Local { .. }))
+    }
+}
+
 /// One disk, judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskFinding {

@@ -1,13 +1,20 @@
-//! What we believe about nodes, disks and VMs: the cluster's objects as valid domain values, and what the
-//! agents report. Facts only; every judgement is made elsewhere (`locality`, `decision`, `liveness`).
+//! What we believe about nodes, disks and VMs: the cluster's objects as valid domain values (`node` has those of
+//! nodes), and what the agents report (`report`). Facts only; every judgement is made elsewhere (`locality`,
+//! `decision`, `liveness`).
 
+mod node;
+mod report;
 mod selector;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::node::{
+    CLOUD_SHUTDOWN_TAINT, FENCING_TAINT, KUBERNETES_UNREACHABLE_TAINT, Node, OUT_OF_SERVICE_OURS,
+    OUT_OF_SERVICE_TAINT, Taint, Toleration, ZONE_LABEL,
+};
+pub use self::report::{DiskHealth, DiskImage, Grade, Host, NodeReport, StorageRoot, Usage, folder};
 pub use self::selector::{NodeSelector, Requirement};
 use crate::names::{BootId, Key, NodeName, Uid, VolumeName};
 
@@ -39,98 +46,6 @@ pub struct Fleet {
     pub agents_seen: BTreeMap<NodeName, BootId>,
     /// Last report of each agent, whether it is alive now or not.
     pub reports: BTreeMap<NodeName, NodeReport>,
-}
-
-/// A Node object.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Node {
-    /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
-    /// Condition Ready is True.
-    pub ready: bool,
-    /// `spec.unschedulable`.
-    pub unschedulable: bool,
-    /// `spec.taints`.
-    pub taints: Vec<Taint>,
-    /// `status.nodeInfo.bootID`.
-    pub boot_id: Option<BootId>,
-    /// `status.allocatable`.
-    pub allocatable: Resources,
-    /// `host` or `host:port` of the first `InternalIP`, for probes of the kernel.
-    pub address: Option<String>,
-}
-
-/// Label that holds the node's failure zone.
-pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-/// Taint of a cloud controller: the machine is shut down.
-pub const CLOUD_SHUTDOWN_TAINT: &str = "node.cloudprovider.kubernetes.io/shutdown";
-/// Taint of a person or another remediator: the machine is out of service.
-pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
-/// Value of the out-of-service taint where we have set it ourselves.
-pub const OUT_OF_SERVICE_OURS: &str = "somersault";
-/// Our own `NoSchedule` taint, from the declaration until Quarantine ends.
-pub const FENCING_TAINT: &str = "somersault.novasphere.dev/unreachable";
-
-impl Node {
-    /// The failure zone, or `""` where nobody labelled one: unlabelled nodes share a zone.
-    pub fn zone(&self) -> &str {
-        self.labels.get(ZONE_LABEL).map_or("", String::as_str)
-    }
-
-    /// Whether a taint with this key is set, whatever its effect.
-    pub fn has_taint(&self, key: &str) -> bool {
-        self.taints.iter().any(|taint| taint.key == key)
-    }
-
-    /// Whether the out-of-service taint is set by us.
-    pub fn is_out_of_service_by_us(&self) -> bool {
-        self.taints.iter().any(Taint::is_our_out_of_service)
-    }
-}
-
-/// One taint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Taint {
-    /// Taint key.
-    pub key: String,
-    /// Taint value.
-    pub value: String,
-    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
-    pub effect: String,
-}
-
-impl Taint {
-    /// The out-of-service taint, with our value.
-    pub fn is_our_out_of_service(&self) -> bool {
-        self.key == OUT_OF_SERVICE_TAINT && self.value == OUT_OF_SERVICE_OURS
-    }
-}
-
-/// One toleration, as Kubernetes writes it; absent fields are empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Toleration {
-    /// Taint key; empty with `Exists` tolerates every taint.
-    pub key: String,
-    /// `Equal`, `Exists`, or empty for `Equal`.
-    pub operator: String,
-    /// Taint value, for `Equal`.
-    pub value: String,
-    /// Taint effect; empty for every effect.
-    pub effect: String,
-}
-
-impl Toleration {
-    /// Whether it tolerates the taint, by the rules of Kubernetes.
-    pub fn tolerates(&self, taint: &Taint) -> bool {
-        let effect = self.effect.is_empty() || self.effect == taint.effect;
-        let key = self.key == taint.key || (self.key.is_empty() && self.operator == "Exists");
-        let value = match self.operator.as_str() {
-            "Exists" => true,
-            "" | "Equal" => self.value == taint.value,
-            _ => false,
-        };
-        effect && key && value
-    }
 }
 
 /// CPU and memory, offered or asked.
@@ -495,147 +410,4 @@ pub struct Pod {
     pub phase: String,
     /// The instance that it was created for.
     pub instance: Option<Uid>,
-}
-
-/// What an agent last told of its node.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodeReport {
-    /// `host:port` of the agent's own server.
-    pub address: String,
-    /// Its version.
-    pub agent_version: String,
-    /// When the certificate that it reported with ends, in seconds since 1970; absent in an offline report.
-    pub certificate_until_s: Option<u64>,
-    /// Folders that hold volumes.
-    pub roots: Vec<StorageRoot>,
-    /// Folders below the roots, by path.
-    pub usage: BTreeMap<String, Usage>,
-    /// Folders that an earlier listing told of, and no later one. Noted by the coordinator.
-    pub gone: BTreeSet<String>,
-    /// Physical disks, by name.
-    pub disks: BTreeMap<String, DiskHealth>,
-    /// The machine itself.
-    pub host: Host,
-}
-
-impl NodeReport {
-    /// The storage root that a path is below: the longest that fits.
-    pub fn root_of(&self, path: &str) -> Option<&StorageRoot> {
-        self.roots.iter().filter(|root| root.holds(path)).max_by_key(|root| root.path.len())
-    }
-}
-
-/// A folder that holds volumes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StorageRoot {
-    /// Absolute path on the node.
-    pub path: String,
-    /// Storage class whose volumes live there.
-    pub class: String,
-    /// Every node with this root sees the same content.
-    pub shared: bool,
-    /// Size of the filesystem.
-    pub size_bytes: u64,
-    /// Room left on it.
-    pub available_bytes: u64,
-    /// It cannot be written.
-    pub read_only: bool,
-    /// The physical disk below, where it could be resolved.
-    pub disk: Option<String>,
-    /// Age of its last complete listing when the report was made: only with one does it say something that a folder is
-    /// not in `usage`. `None` from older agents, and where some folder could not be told.
-    pub listed_age: Option<Duration>,
-}
-
-impl StorageRoot {
-    /// Whether a path is below it.
-    pub fn holds(&self, path: &str) -> bool {
-        path.strip_prefix(self.path.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
-    }
-
-    /// Whether its listing would tell of this folder: agents list what is directly below a root, and leave out hidden
-    /// folders and what a filesystem check left.
-    pub fn lists(&self, path: &str) -> bool {
-        let name = path.strip_prefix(self.path.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
-        name.is_some_and(|name| {
-            !name.is_empty() && !name.contains('/') && !name.starts_with('.') && name != "lost+found"
-        })
-    }
-}
-
-/// A path as agents report it: without a slash at its end.
-pub fn folder(path: &str) -> &str {
-    let trimmed = path.trim_end_matches('/');
-    if trimmed.is_empty() { path } else { trimmed }
-}
-
-/// Size of one volume folder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Blocks really taken.
-    pub allocated_bytes: u64,
-    /// Sum of file sizes.
-    pub apparent_bytes: u64,
-    /// Files and folders.
-    pub inodes: u64,
-    /// Whether `disk.img` is in it.
-    pub disk_image: DiskImage,
-}
-
-/// Whether a volume's folder holds the file in which `KubeVirt` keeps a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum DiskImage {
-    /// Nobody could look, or the agent is an older one that does not.
-    #[default]
-    Untold,
-    /// It is there.
-    Present,
-    /// It is not there. A volume that no VM was ever started with has none.
-    Absent,
-    /// It is not there, and this coordinator has seen it there, under the same claim.
-    Vanished,
-}
-
-/// Health of a disk, as graded by its agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskHealth {
-    /// Grade.
-    pub grade: Grade,
-    /// `CamelCase` reasons.
-    pub reasons: Vec<String>,
-    /// Model, or empty.
-    pub model: String,
-    /// Serial number, or empty.
-    pub serial: String,
-}
-
-/// Grade of a disk, worst last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Grade {
-    /// No signal.
-    #[default]
-    Unknown,
-    /// No complaint.
-    Ok,
-    /// Worth a look.
-    Warning,
-    /// Readable; evacuate.
-    Failing,
-    /// Do not trust what it reads.
-    Failed,
-}
-
-/// The machine itself, at the time of the report.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Host {
-    /// Share of CPU in use, 0..=1.
-    pub cpu_ratio: f64,
-    /// Installed memory.
-    pub memory_total_bytes: u64,
-    /// Memory to be had.
-    pub memory_available_bytes: u64,
-    /// Load average of one minute.
-    pub load1: f64,
-    /// Share of time in which some task waited for IO.
-    pub io_pressure_ratio: Option<f64>,
 }

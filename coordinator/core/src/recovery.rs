@@ -211,6 +211,10 @@ impl Recovery {
                 self.incidents.get_mut(node)?.tainted = true;
                 None
             }
+            Action::Untaint { node } => {
+                self.incidents.get_mut(node)?.tainted = false;
+                None
+            }
             Action::DeletePod { proof, .. } => {
                 let node = proof.node().clone();
                 let rebuilt = self.rebuilds.values().any(|rebuild| rebuild.has_asked(action));
@@ -269,6 +273,11 @@ impl Recovery {
         let Some(incident) = self.incidents.get(node) else { return (0, 0) };
         let automatic = incident.vms.values().filter(|case| case.is_automatic()).count();
         (automatic, incident.vms.len() - automatic)
+    }
+
+    /// Whether a VM of the node waits for its disks, and nothing but the scheduler keeps it at them.
+    pub fn has_unpinned(&self, node: &NodeName) -> bool {
+        self.incidents.get(node).is_some_and(|incident| incident.vms.values().any(VmCase::is_unpinned))
     }
 
     /// Whether a node's incident is about this VM.

@@ -330,6 +330,12 @@ impl VmCase {
         decision.is_some_and(|decision| decision.nodes.iter().all(|node| trouble.proven.contains_key(node)))
     }
 
+    /// It waits for its node, and the scheduler does not know that its disks are there.
+    pub fn is_unpinned(&self) -> bool {
+        let waits = matches!(self.progress, RecoveryProgress::NeedsPerson | RecoveryProgress::NodeReturned);
+        waits && self.decision.as_ref().is_some_and(Decision::is_unpinned)
+    }
+
     fn is_untouched(&self) -> bool {
         matches!(self.progress, RecoveryProgress::AwaitingProof | RecoveryProgress::NeedsPerson)
             && self.attempts == 0

@@ -410,3 +410,45 @@ fn a_node_object_that_is_deleted_while_vms_wait_for_a_proof_ends_the_incident() 
     assert!(bench.deleted().is_empty());
     assert!(!bench.view().nodes.contains_key(&NodeName::from("n1")));
 }
+
+/// `local` has its disk in a folder, and its volume does not say on which node.
+fn with_a_loose_volume(fence_agents: &[&str]) -> Bench {
+    let mut bench = Bench::new(fast(fence_agents));
+    let volumes = bench.fleet.volumes.values_mut();
+    volumes.for_each(|volume| volume.node_affinity = None);
+    bench.show_fleet();
+    bench
+}
+
+#[test]
+fn a_vm_that_may_start_anywhere_is_not_kept_from_its_own_node_by_our_taint() {
+    let mut bench = with_a_loose_volume(&[]);
+    bench.fleet.vms.remove(&key("net"));
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    assert_eq!(progress(&bench, "local"), RecoveryProgress::NeedsPerson);
+    assert!(!bench.is_tainted("n1"));
+    bench.beat("n1", 2);
+    bench.run_ms(30_000);
+    assert_eq!(progress(&bench, "local"), RecoveryProgress::NodeReturned);
+    assert!(!bench.is_tainted("n1"), "in quarantine neither");
+}
+
+#[test]
+fn the_taint_stays_for_those_that_start_elsewhere_until_kubernetes_keeps_them_away() {
+    let mut bench = with_a_loose_volume(&[]);
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    assert!(bench.is_tainted("n1"), "net waits for a proof");
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(5_000);
+    bench.show_fleet();
+    bench.run_ms(2_000);
+    assert_eq!(progress(&bench, "net"), RecoveryProgress::Recovered);
+    assert!(bench.is_tainted("n1"), "a pod could still be put on the dead node");
+    bench.taint("n1", crate::fleet::KUBERNETES_UNREACHABLE_TAINT);
+    bench.show_fleet();
+    bench.run_ms(5_000);
+    assert!(!bench.is_tainted("n1"));
+}
