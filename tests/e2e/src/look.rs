@@ -25,6 +25,13 @@ impl Bed {
         })
     }
 
+    /// Waits until the node does not have our taint.
+    pub fn wait_untainted(&self, node: &str, deadline: Duration) -> Result<()> {
+        until(&format!("our taint is off {node}"), deadline, &[], || {
+            Ok((!has_our_taint(&self.api().get(Kind::NODE, "", node)?)).then_some(()))
+        })
+    }
+
     /// Watches for as long as this: no node may be declared dead, tainted or switched off.
     pub fn stays_undeclared(&self, during: Duration) -> Result<()> {
         let began = Instant::now();
