@@ -1,6 +1,6 @@
 # Everything that a newcomer needs. Each target does the set-up that it needs, and says so.
 #   make demo    three nodes on this machine: detection, fencing, recovery, migration, evacuation, shown in a minute
-#   make test    all tests: unit, simulation, wire, contract; with root and Go also those on a Kubernetes cluster
+#   make test    all tests: unit, simulation, wire, contract; with root and Go also those on a Kubernetes cluster (WITHOUT_CLUSTER=1: not those)
 #   make demo-cluster  the main job on a real Kubernetes cluster: installed, a plug pulled, each VM handled (root, Go)
 #   make try           the same cluster with VMs, left to you until Ctrl-C
 #   make cluster       a real Kubernetes cluster on this machine; prints its KUBECONFIG (root, Go)
