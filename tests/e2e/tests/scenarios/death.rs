@@ -129,7 +129,10 @@ fn comes_back(bed: &Bed, stage: &Stage<'_>, node: &str) -> Result<()> {
     bed.cluster().wait_ready(node)?;
     if stage.staged().any(|vm| vm.storage == Storage::Unknown) {
         bed.wait_untainted(node, RETURN_DEADLINE)?;
-        ensure!(bed.node_state(node)? != "Healthy", "our taint kept a VM from its disk until quarantine ended");
+        ensure!(
+            bed.node_state(node)? != "Healthy",
+            "our taint kept a VM from its disk until quarantine ended"
+        );
     }
     bed.wait_state(node, "Healthy", RETURN_DEADLINE)?;
     for vm in stage.staged().filter(|vm| vm.storage != Storage::Unknown) {
