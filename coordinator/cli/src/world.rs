@@ -24,6 +24,8 @@ use crate::source::{Source, unreadable};
 
 mod reports;
 
+pub use reports::proof_kind;
+
 /// How long a fence agent takes to cut the power and read it back, for the report's estimate only: baseboard
 /// controllers answer within a second each and cut the power within a few.
 const POWER_OFF_EXPECTED: Duration = Duration::from_secs(5);
@@ -102,7 +104,7 @@ impl World {
     pub fn proofs(&self) -> BTreeMap<NodeName, Vec<ProofKind>> {
         let known = |node: &NodeName| -> Option<Vec<ProofKind>> {
             let possible = &self.healths.get(node)?.status.as_ref()?.proofs_possible;
-            (!possible.is_empty()).then(|| possible.iter().map(|proof| reports::proof_kind(*proof)).collect())
+            (!possible.is_empty()).then(|| possible.iter().map(|proof| proof_kind(*proof)).collect())
         };
         let guessed = |node: &NodeName| {
             let fenced = self.policy.fencing.nodes.contains(node).then_some(ProofKind::PowerOffConfirmed);

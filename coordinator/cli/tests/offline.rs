@@ -209,6 +209,29 @@ fn runbook_tells_what_to_do_before_anything_failed() -> Result<()> {
     Ok(())
 }
 
+/// Of a VM that needs no person the coordinator writes no runbook: how far it is, is told all the same.
+#[test]
+fn runbook_knows_the_proof_and_the_progress_of_a_recovery() -> Result<()> {
+    let fleet = fs::read_to_string(fixture("fleet.yaml"))?;
+    let ask = |progress: &str, ended: &str| {
+        let recovery = format!(
+            "---\napiVersion: somersault.novasphere.dev/v1alpha1\nkind: Recovery\nmetadata: {{name: web, namespace: \
+             default}}\nspec: {{vm: web}}\nstatus: {{cause: NodeDied, node: n1, decision: Recreate, progress: {progress}, proof: \
+             PowerOffConfirmed, conditions: [{{type: Ended, status: '{ended}', reason: A, message: '', lastTransitionTime: \
+             '2026-01-01T00:00:00Z'}}]}}\n"
+        );
+        run_with_input(&["runbook", "web", "-n", "default", "--from", "-"], &format!("{fleet}{recovery}"))
+    };
+    let proven = ask("AwaitingProof", "False")?;
+    assert!(proven.out.contains("is proven dead (PowerOffConfirmed"), "{}", proven.out);
+    assert!(!proven.out.contains("somersault attest"), "{}", proven.out);
+    let acting = ask("Acting", "False")?;
+    assert!(acting.out.contains("The coordinator brings it back"), "{}", acting.out);
+    let over = ask("Recovered", "True")?;
+    assert!(over.out.contains("Nothing has happened"), "{}", over.out);
+    Ok(())
+}
+
 #[test]
 fn a_pipe_carries_no_colours_and_no_wrapping() -> Result<()> {
     for command in ["status", "report"] {

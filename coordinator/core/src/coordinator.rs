@@ -393,7 +393,7 @@ impl Coordinator {
         if !case.is_closed() {
             return;
         }
-        self.recovery.end(node);
+        self.recovery.end(&scene, node);
         self.past_timelines.insert(node.clone(), case.timeline().to_vec());
         if case.is_removed(&scene) {
             words::removed(fx, &scene, node);
@@ -423,7 +423,7 @@ impl Coordinator {
                 None => Case::declared(&scene, node, pulse),
             };
             case.fleet_read(&scene, Some(pulse), fx);
-            self.recovery.end(node);
+            self.recovery.end(&scene, node);
             self.recovery.begin(node);
             self.cases.insert(node.clone(), case);
         }

@@ -40,7 +40,6 @@ use crate::fleet::FENCING_TAINT;
 use crate::io::{Action, Effect};
 use crate::names::{Key, NodeName, Uid};
 use crate::rebuild::RebuildRecord;
-use crate::runbook::runbook;
 use crate::scene::Scene;
 use crate::view::{RecoveryProgress, RecoveryView};
 
@@ -83,8 +82,9 @@ impl Recovery {
     }
 
     /// The incident is over.
-    pub fn end(&mut self, node: &NodeName) {
-        let Some(incident) = self.incidents.remove(node) else { return };
+    pub fn end(&mut self, scene: &Scene<'_>, node: &NodeName) {
+        let Some(mut incident) = self.incidents.remove(node) else { return };
+        incident.write_runbooks(&scene.facts.fleet, &BTreeMap::new(), true);
         for (key, case) in incident.vms {
             if let Some(view) = case.view(node) {
                 self.keep_ended(key, view);
@@ -114,7 +114,7 @@ impl Recovery {
         let Some(rebuild) = self.rebuilds.get_mut(vm) else { return };
         rebuild.committed(scene, fx);
         if rebuild.is_over() {
-            let view = rebuild.view(scene.facts.policy.recovery.attempts_max);
+            let view = rebuild.view(scene);
             self.rebuilds.remove(vm);
             self.keep_ended(vm.clone(), view);
         }
@@ -135,11 +135,13 @@ impl Recovery {
         }
         let fleet = &scene.facts.fleet;
         let decider = Decider::new(fleet, &scene.facts.policy.class_overrides);
+        let proven = trouble.proven.iter().map(|(node, proof)| (node.clone(), proof.kind())).collect();
         for (node, incident) in &mut self.incidents {
             let returned = trouble.returned.contains(node);
             incident.look(scene, node, !returned, &self.rebuilds, fx);
             if returned {
                 incident.node_returned(scene, node, fx);
+                incident.write_runbooks(fleet, &proven, false);
                 continue;
             }
             // Before a proof, the question is what would become of the VM if every declared node were proven.
@@ -156,9 +158,9 @@ impl Recovery {
                     incident.vms.remove(&key);
                     continue;
                 }
-                let book = (decision.kind != DecisionKind::Recreate).then(|| runbook(fleet, &decision));
-                incident.decided(scene, node, decision, book, fx);
+                incident.decided(scene, node, decision, fx);
             }
+            incident.write_runbooks(fleet, &proven, false);
         }
     }
 
@@ -299,11 +301,8 @@ impl Recovery {
     /// What to show. A VM that was caught by two incidents is shown in the one in which something happened last; broken
     /// storage is shown unless an incident that is not over is about the VM.
     pub fn views(&self, scene: &Scene<'_>, storage: &StorageWatch) -> BTreeMap<Key, RecoveryView> {
-        let attempts_max = scene.facts.policy.recovery.attempts_max;
-        let rebuilds = self
-            .rebuilds
-            .iter()
-            .map(|(key, rebuild)| (rebuild.since(), key.clone(), rebuild.view(attempts_max)));
+        let rebuilds =
+            self.rebuilds.iter().map(|(key, rebuild)| (rebuild.since(), key.clone(), rebuild.view(scene)));
         let running = self.incidents.iter().flat_map(|(node, incident)| {
             let view = move |(key, case): (&Key, &VmCase)| Some((case.since, key.clone(), case.view(node)?));
             incident.vms.iter().filter_map(view)

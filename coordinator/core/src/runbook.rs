@@ -1,7 +1,13 @@
 //! The runbook of one VM: what a person must know and may do, in Markdown.
 //!
-//! A pure function of the decision and the fleet. It says what objects and agents tell, and "unknown" for the
-//! rest: a runbook that guesses is worse than none.
+//! A pure function of the decision, the fleet, and how the VM stands in its incident. It says what objects and agents
+//! tell, and "unknown" for the rest: a runbook that guesses is worse than none. One that still tells to replace a claim
+//! when that is in use again is worse still, so it follows the recovery to its end:
+//!
+//! ```text
+//!   nothing happened, or nothing touched yet ──► what a person may do (here; what needs proof says so, or has it)
+//!   acted upon, running again, node back, over ──► that it is so, and what is left (`settled`)
+//! ```
 
 use std::fmt::Write;
 
@@ -9,6 +15,8 @@ use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, Reason, Sou
 use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usage, Vm};
 use crate::names::{Key, NodeName, VolumeName};
 
+mod settled;
+mod standing;
 mod storage;
 mod swap;
 #[cfg(test)]
@@ -19,31 +27,51 @@ use words::{bytes, bytes_or_unknown, code, plain};
 
 pub(crate) use words::shell_word;
 
+pub use settled::runbook_over;
+pub use standing::{Progress, Standing};
 pub use storage::storage_runbook;
 
 /// Writes the runbook of the decision's VM.
-pub fn runbook(fleet: &Fleet, decision: &Decision) -> String {
+pub fn runbook(fleet: &Fleet, decision: &Decision, standing: &Standing) -> String {
+    if standing.over || !matches!(standing.progress, Progress::Supposed | Progress::Untouched) {
+        return settled::write(fleet, decision, standing);
+    }
     let vm = fleet.vms.get(&decision.vm);
-    let mut text = format!("# Runbook: VM {}\n\n", code(&decision.vm.to_string()));
+    let mut text = title(&decision.vm);
+    if standing.progress == Progress::Supposed {
+        text.push_str("Nothing has happened: this is what would be if its node died.\n\n");
+    }
     let _ = write!(text, "{}\n\n", headline(decision));
     for detail in &decision.details {
         let _ = writeln!(text, "- {}", plain(detail));
     }
-    let _ = write!(text, "\n{}\n\n", where_it_ran(decision));
+    let _ = write!(text, "\n{}\n\n", where_it_ran(decision, standing));
     text.push_str(&disks_chapter(fleet, decision));
     if decision.kind == DecisionKind::Rebuild {
         text.push_str(&rebuild_chapter(decision));
     }
     text.push_str("## Options\n\n");
-    let swaps = swap::local_claims(fleet, decision);
-    let options = options(fleet, decision, vm, !swaps.is_empty());
+    // A rebuild is the coordinator's own work: a person who replaces its claims would only get in its way.
+    let by_itself = decision.kind == DecisionKind::Rebuild;
+    let swaps = if by_itself { Vec::new() } else { swap::local_claims(fleet, decision) };
+    let options = options(fleet, decision, standing, !swaps.is_empty());
     for (number, option) in (1..).zip(options) {
         let _ = write!(text, "### {number}. {option}\n\n");
     }
     if let Some(vm) = vm.filter(|_| !swaps.is_empty()) {
-        text.push_str(&swap::chapter(&decision.vm, vm, fleet, &swaps));
+        let unproven: Vec<&NodeName> = unproven(decision, standing).collect();
+        text.push_str(&swap::chapter(&decision.vm, vm, fleet, &swaps, &unproven));
     }
     text
+}
+
+fn title(vm: &Key) -> String {
+    format!("# Runbook: VM {}\n\n", code(&vm.to_string()))
+}
+
+/// Nodes on which it may run, as far as is proven.
+fn unproven<'a>(decision: &'a Decision, standing: &'a Standing) -> impl Iterator<Item = &'a NodeName> {
+    decision.nodes.iter().filter(|node| !standing.proven.contains_key(*node))
 }
 
 fn headline(decision: &Decision) -> String {
@@ -63,15 +91,28 @@ fn headline(decision: &Decision) -> String {
     format!("**{kind}.** ({})", reasons.join(", "))
 }
 
-fn where_it_ran(decision: &Decision) -> String {
+fn where_it_ran(decision: &Decision, standing: &Standing) -> String {
     if decision.nodes.is_empty() {
         return "It runs on no node.".to_owned();
     }
-    let nodes: Vec<String> = decision.nodes.iter().map(|node| code(node.as_str())).collect();
-    format!(
-        "It may still run on {}: start it nowhere else before each of these is proven dead.",
-        nodes.join(", ")
-    )
+    let proven = decision.nodes.iter().filter_map(|node| Some((node, standing.proof(node)?)));
+    let mut sentences: Vec<String> = proven
+        .map(|(node, proof)| {
+            format!(
+                "Node {} is proven dead ({proof}): nothing of it can run or write there any more.",
+                code(node.as_str())
+            )
+        })
+        .collect();
+    let living: Vec<String> = unproven(decision, standing).map(|node| code(node.as_str())).collect();
+    if !living.is_empty() {
+        let runs = if standing.progress == Progress::Supposed { "runs" } else { "may still run" };
+        sentences.push(format!(
+            "It {runs} on {}: start it nowhere else before each of these is proven dead.",
+            living.join(", ")
+        ));
+    }
+    sentences.join(" ")
 }
 
 /// A disk of the decision with what its node's agent last told.
@@ -152,8 +193,14 @@ fn disks_chapter(fleet: &Fleet, decision: &Decision) -> String {
     text
 }
 
+/// What a rebuild means for what is inside the VM.
+const NEW_SYSTEM_DISK: &str = "What was written to the system disk is not on the new one: packages, settings, logs. To cloud-init the guest is a new \
+         instance: it makes new SSH host keys, and users and networks are set up as at the first start. What is needed of the old \
+         disk can be copied from the old volume once its node is back; remove that volume and its folder yourself when nothing of it is \
+         needed any more.";
+
 /// What a rebuild does and does not bring back.
-pub(crate) fn rebuild_chapter(decision: &Decision) -> String {
+fn rebuild_chapter(decision: &Decision) -> String {
     let mut text = String::from(
         "## What the rebuild does\n\nOnce the node is proven dead, the coordinator stops the VM, deletes the claim of each system disk \
          below so that its DataVolume imports the image once more, and starts the VM on another node. Its other disks are attached as \
@@ -169,12 +216,7 @@ pub(crate) fn rebuild_chapter(decision: &Decision) -> String {
             or_unknown(&disk.volume),
         );
     }
-    text.push_str(
-        "\nWhat was written to the system disk is not on the new one: packages, settings, logs. To cloud-init the guest is a new \
-         instance: it makes new SSH host keys, and users and networks are set up as at the first start. What is needed of the old \
-         disk can be copied from the old volume once its node is back; remove that volume and its folder yourself when nothing of it is \
-         needed any more.\n\n",
-    );
+    let _ = write!(text, "\n{NEW_SYSTEM_DISK}\n\n");
     text
 }
 
@@ -237,19 +279,19 @@ fn source_words(source: &SourceKind) -> String {
 }
 
 /// The options that apply, each with its title on the first line.
-fn options(fleet: &Fleet, decision: &Decision, vm: Option<&Vm>, movable: bool) -> Vec<String> {
+fn options(fleet: &Fleet, decision: &Decision, standing: &Standing, movable: bool) -> Vec<String> {
     let mut options = Vec::new();
     options.extend(clear_the_way(decision));
     for node in home_nodes(decision) {
-        options.push(bring_back(fleet, node, vm));
+        options.push(bring_back(fleet, decision, node));
     }
-    for node in &decision.nodes {
-        options.push(attest(node));
-    }
+    options.extend(unproven(decision, standing).map(attest));
     if movable {
-        options.push(move_disks(fleet, decision));
+        let dead = !decision.nodes.is_empty() && unproven(decision, standing).next().is_none();
+        options.push(move_disks(fleet, decision, dead));
     }
-    if decision.disks.iter().any(|disk| matches!(disk.locality, Locality::Local { .. } | Locality::Unknown)) {
+    let placed = |disk: &DiskFinding| !matches!(disk.locality, Locality::Local { .. } | Locality::Unknown);
+    if decision.kind != DecisionKind::Rebuild && !decision.disks.iter().all(placed) {
         options.push(restore(decision, movable));
     }
     options
@@ -281,22 +323,27 @@ fn clear_the_way(decision: &Decision) -> Option<String> {
     (!lines.is_empty()).then(|| format!("Remove what stands in the way\n\n{}", lines.join("\n")))
 }
 
-fn bring_back(fleet: &Fleet, node: &NodeName, vm: Option<&Vm>) -> String {
+fn bring_back(fleet: &Fleet, decision: &Decision, node: &NodeName) -> String {
     let address = fleet.nodes.get(node).and_then(|node| node.address.as_deref()).unwrap_or("unknown");
-    let starts = match vm.map(|vm| vm.run) {
+    format!(
+        "Bring node {name} back\n\nThe safest way where the machine can be repaired (address: {}). {starts}\n\n```sh\nkubectl get node {word}\nkubectl somersault status\n```",
+        code(address),
+        name = code(node.as_str()),
+        starts = returns(fleet.vms.get(&decision.vm)),
+        word = shell_word(node.as_str()),
+    )
+}
+
+/// What the VM does once its node is back.
+fn returns(vm: Option<&Vm>) -> &'static str {
+    match vm.map(|vm| vm.run) {
         Some(RunStrategy::Always | RunStrategy::RerunOnFailure) => {
             "The VM then starts there by itself, with everything that was written to its disks."
         }
         Some(RunStrategy::Manual | RunStrategy::Once | RunStrategy::Halted) | None => {
             "Its disks are then there again; the VM does not start by itself (its run strategy)."
         }
-    };
-    format!(
-        "Bring node {name} back\n\nThe safest way where the machine can be repaired (address: {}). {starts}\n\n```sh\nkubectl get node {word}\nkubectl somersault status\n```",
-        code(address),
-        name = code(node.as_str()),
-        word = shell_word(node.as_str()),
-    )
+    }
 }
 
 fn attest(node: &NodeName) -> String {
@@ -307,7 +354,7 @@ fn attest(node: &NodeName) -> String {
     )
 }
 
-fn move_disks(fleet: &Fleet, decision: &Decision) -> String {
+fn move_disks(fleet: &Fleet, decision: &Decision, dead: bool) -> String {
     let mut text = String::from("Move the disks to another node\n\n");
     for finding in &decision.disks {
         let Locality::Local { node } = &finding.locality else { continue };
@@ -334,12 +381,20 @@ fn move_disks(fleet: &Fleet, decision: &Decision) -> String {
             code(node.as_str()),
         );
     }
-    let _ = write!(
-        text,
-        "\nWhile the node lives, one command copies, verifies and switches all of them:\n\n```sh\nkubectl somersault migrate {} -n {} --to-node NEW_NODE\n```\n\n\
-         If it is dead: attest it, put the physical disk into another node and mount it there, or copy the folders from it, then follow \"Pointing claims at other volumes\" below. Mount it read-only first, and copy before anything else if it is not healthy.",
-        shell_word(&decision.vm.name),
-        shell_word(&decision.vm.namespace)
+    text.push('\n');
+    if dead {
+        text.push_str("Put");
+    } else {
+        let _ = write!(
+            text,
+            "While the node lives, one command copies, verifies and switches all of them:\n\n```sh\nkubectl somersault migrate {} -n {} --to-node NEW_NODE\n```\n\n\
+             If it is dead: attest it, put",
+            shell_word(&decision.vm.name),
+            shell_word(&decision.vm.namespace)
+        );
+    }
+    text.push_str(
+        " the physical disk into another node and mount it there, or copy the folders from it, then follow \"Pointing claims at other volumes\" below. Mount it read-only first, and copy before anything else if it is not healthy.",
     );
     text
 }

@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::names::{Key, NodeName};
+use somersault_coordinator_core::runbook::runbook_over;
 use somersault_coordinator_core::view::{NodeState, NodeView, RecoveryCause, RecoveryView, View};
 use somersault_crd as crd;
 
@@ -405,8 +406,9 @@ pub(super) fn stale(open: &BTreeMap<ObjectId, Open>, view: &View) -> Vec<ObjectI
     open.iter().filter(|(id, open)| over(id, open)).map(|(id, _)| id.clone()).collect()
 }
 
-/// Marks a Recovery as ended.
-pub(super) fn end(object: &mut Value) {
+/// Marks a Recovery as ended. Its runbook told what to do while it went on; to follow that now would replace what is in
+/// use again.
+pub(super) fn end(id: &ObjectId, object: &mut Value) {
     let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let others = conditions.into_iter().filter(|condition| condition["type"] != display::ENDED);
     let ended = json!({
@@ -422,6 +424,9 @@ pub(super) fn end(object: &mut Value) {
         object["status"] = json!({});
     }
     object["status"]["conditions"] = conditions;
+    if object["status"]["runbook"].is_string() {
+        object["status"]["runbook"] = json!(runbook_over(&id.key()));
+    }
 }
 
 /// What the wall clock said when this machine's boot clock said 0.

@@ -169,6 +169,8 @@ async fn recoveries_are_shown_and_end_with_their_incident() {
     view.nodes.get_mut(&"n1".into()).unwrap().state = NodeState::Healthy;
     world.directory.publish(&view).await.unwrap();
     assert!(ended());
+    let runbook = world.get(&id)["status"]["runbook"].clone();
+    assert!(runbook.as_str().unwrap().contains("It is over"), "{runbook}");
     let version = world.get(&id)["metadata"]["resourceVersion"].clone();
     world.directory.publish(&view).await.unwrap();
     assert_eq!(world.get(&id)["metadata"]["resourceVersion"], version);

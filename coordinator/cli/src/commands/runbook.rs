@@ -1,14 +1,16 @@
 //! `runbook`: what a person has to do to bring a VM back.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
 use somersault_coordinator_core::decision::{Decider, DecisionKind, Question};
-use somersault_coordinator_core::runbook::{runbook, storage_runbook};
+use somersault_coordinator_core::runbook::{Progress, Standing, runbook, storage_runbook};
+use somersault_crd::recovery;
 
 use super::explain::decide_for_vm;
 use crate::args::{Global, RunbookArgs};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, clean_lines};
-use crate::world::{self, World};
+use crate::world::{self, World, proof_kind};
 
 /// A runbook.
 #[derive(Debug, Serialize)]
@@ -44,11 +46,31 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
         if storage.kind == DecisionKind::ManualRecovery {
             (storage_runbook(&world.fleet, &storage), node)
         } else {
-            (runbook(&world.fleet, &decision), node)
+            (runbook(&world.fleet, &decision, &standing(recovery)), node)
         }
     });
     let answer =
         Runbook { namespace: key.namespace, name: key.name, node, incident, text: clean_lines(&text) };
     output::print(global.output, &answer, || answer.text.clone())?;
     Ok(world::end(&world))
+}
+
+/// How the VM stands in an incident in which the coordinator wrote no runbook, since it needs no person: what is proven,
+/// and how far it is. Nothing has happened where there is none, or it is over.
+fn standing(recovery: Option<&recovery::RecoveryStatus>) -> Standing {
+    let open = recovery.filter(|status| {
+        let ended = |condition: &Condition| condition.type_ == "Ended" && condition.status == "True";
+        status.cause != Some(recovery::Cause::StorageFailed) && !status.conditions.iter().any(ended)
+    });
+    let Some(status) = open else { return Standing::default() };
+    let progress = match status.progress {
+        None => Progress::Supposed,
+        Some(recovery::Progress::AwaitingProof) => Progress::Untouched,
+        Some(recovery::Progress::NeedsPerson) => Progress::Stuck,
+        Some(recovery::Progress::Acting | recovery::Progress::Restarting) => Progress::UnderWay,
+        Some(recovery::Progress::Recovered) => Progress::Elsewhere,
+        Some(recovery::Progress::NodeReturned) => Progress::NodeBack,
+    };
+    let proven = status.proof.map(|proof| (status.node.as_str().into(), proof_kind(proof)));
+    Standing { proven: proven.into_iter().collect(), progress, over: false }
 }

@@ -6,11 +6,12 @@ use super::Trouble;
 use super::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
-use crate::fencing::FenceProof;
+use crate::fencing::{FenceProof, ProofKind};
 use crate::fleet::{Fleet, RunStrategy, Vm};
 use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
+use crate::runbook::{Progress, Standing, runbook};
 use crate::scene::{Scene, tell_vm};
 use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 
@@ -105,14 +106,7 @@ impl Incident {
     }
 
     /// A VM was decided upon, for the first time or anew.
-    pub fn decided(
-        &mut self,
-        scene: &Scene<'_>,
-        node: &NodeName,
-        decision: Decision,
-        runbook: Option<String>,
-        fx: &mut Vec<Effect>,
-    ) {
+    pub fn decided(&mut self, scene: &Scene<'_>, node: &NodeName, decision: Decision, fx: &mut Vec<Effect>) {
         let Some(case) = self.vms.get_mut(&decision.vm) else { return };
         if case.decision.as_ref().map(|old| old.kind) != Some(decision.kind) {
             tell_decision(fx, node, &decision);
@@ -122,7 +116,6 @@ impl Incident {
             _ => RecoveryProgress::NeedsPerson,
         };
         case.decision = Some(decision);
-        case.runbook = runbook;
         if case.progress != progress {
             case.enter(progress, scene.now);
         }
@@ -141,6 +134,16 @@ impl Incident {
             };
             let message = format!("{node} is back and {key} was not touched: {starts}.");
             tell_vm(fx, Severity::Info, key, "NodeReturned", message);
+        }
+    }
+
+    /// Writes every runbook anew: what a person may do follows from what is proven and from how far the recovery is.
+    pub fn write_runbooks(&mut self, fleet: &Fleet, proven: &BTreeMap<NodeName, ProofKind>, over: bool) {
+        let mut standing = Standing { proven: proven.clone(), over, ..Standing::default() };
+        for case in self.vms.values_mut() {
+            standing.progress = case.stands();
+            let decision = case.decision.as_ref().filter(|of| of.kind != DecisionKind::Recreate);
+            case.runbook = decision.map(|decision| runbook(fleet, decision, &standing));
         }
     }
 
@@ -184,10 +187,10 @@ impl Incident {
             }
             if case.kind() == Some(DecisionKind::Rebuild) {
                 let pods = dead.iter().map(|pod| DeadPod { name: pod.name.clone(), uid: pod.uid.clone() });
-                let (decision, runbook) = (case.decision.clone(), case.runbook.clone().unwrap_or_default());
-                let rebuild = decision.and_then(|decision| {
-                    Rebuild::begin(scene, proof.node(), vm, pods.collect(), decision, runbook)
-                });
+                let rebuild = case
+                    .decision
+                    .clone()
+                    .and_then(|decision| Rebuild::begin(scene, proof.node(), vm, pods.collect(), decision));
                 if let Some(rebuild) = rebuild {
                     self.superseded.extend(dead.iter().map(|pod| pod.uid.clone()));
                     *places -= 1;
@@ -339,6 +342,18 @@ impl VmCase {
     fn is_untouched(&self) -> bool {
         matches!(self.progress, RecoveryProgress::AwaitingProof | RecoveryProgress::NeedsPerson)
             && self.attempts == 0
+    }
+
+    /// The same as its progress, as far as it matters to a person.
+    fn stands(&self) -> Progress {
+        match self.progress {
+            RecoveryProgress::AwaitingProof => Progress::Untouched,
+            RecoveryProgress::NeedsPerson if self.attempts == 0 => Progress::Untouched,
+            RecoveryProgress::NeedsPerson => Progress::Stuck,
+            RecoveryProgress::Acting | RecoveryProgress::Restarting => Progress::UnderWay,
+            RecoveryProgress::Recovered => Progress::Elsewhere,
+            RecoveryProgress::NodeReturned => Progress::NodeBack,
+        }
     }
 
     fn enter(&mut self, progress: RecoveryProgress, now: BootTime) {

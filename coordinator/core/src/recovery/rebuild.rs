@@ -22,7 +22,7 @@ use crate::fleet::{ClaimUse, DiskSource, RunStrategy, Vm};
 use crate::io::{Action, Effect, Record, Severity};
 use crate::names::{Key, NodeName};
 use crate::rebuild::{DeadPod, RebuildRecord, RebuildStage, RebuiltDisk};
-use crate::runbook::rebuild_chapter;
+use crate::runbook::{Progress, Standing, runbook};
 use crate::scene::{Scene, tell_vm};
 use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 
@@ -40,7 +40,6 @@ const IMPORT_POD_PHASE: &str = "cdi.kubevirt.io/storage.pod.phase";
 #[derive(Clone, Debug)]
 pub(super) struct Rebuild {
     decision: Decision,
-    runbook: String,
     /// As stored, once `stored`.
     record: RebuildRecord,
     stored: bool,
@@ -73,7 +72,6 @@ impl Rebuild {
         vm: &Vm,
         pods: Vec<DeadPod>,
         decision: Decision,
-        runbook: String,
     ) -> Option<Self> {
         let local = decision.disks.iter().filter(|disk| {
             let is_disk = vm.disks.iter().any(|of| {
@@ -93,26 +91,18 @@ impl Rebuild {
             pods,
             disks: disks.filter(|disks| !disks.is_empty())?,
         };
-        Some(Self::new(scene, record, decision, runbook, false))
+        Some(Self::new(scene, record, decision, false))
     }
 
     /// A leader before us left this record.
     pub fn inherited(scene: &Scene<'_>, record: RebuildRecord) -> Self {
         let decision = decision_of(&record);
-        let runbook = rebuild_chapter(&decision);
-        Self::new(scene, record, decision, runbook, true)
+        Self::new(scene, record, decision, true)
     }
 
-    fn new(
-        scene: &Scene<'_>,
-        record: RebuildRecord,
-        decision: Decision,
-        runbook: String,
-        stored: bool,
-    ) -> Self {
+    fn new(scene: &Scene<'_>, record: RebuildRecord, decision: Decision, stored: bool) -> Self {
         Self {
             decision,
-            runbook,
             record,
             stored,
             committing: None,
@@ -153,25 +143,29 @@ impl Rebuild {
             || (self.record.stage == RebuildStage::Importing && scene.now < self.entered + limit)
     }
 
-    /// What to show; after `attempts_max` failures a person is asked for.
-    pub fn view(&self, attempts_max: u32) -> RecoveryView {
-        let progress = match self.record.stage {
-            _ if self.failures >= attempts_max && !self.is_over() => RecoveryProgress::NeedsPerson,
+    /// What to show; after too many failures a person is asked for.
+    pub fn view(&self, scene: &Scene<'_>) -> RecoveryView {
+        let stuck = self.failures >= scene.facts.policy.recovery.attempts_max && !self.is_over();
+        let (progress, stands) = match self.record.stage {
+            _ if stuck => (RecoveryProgress::NeedsPerson, Progress::Stuck),
             RebuildStage::Retaining
             | RebuildStage::Stopping
             | RebuildStage::Replacing
-            | RebuildStage::Starting => RecoveryProgress::Acting,
-            RebuildStage::Importing => RecoveryProgress::Restarting,
-            RebuildStage::Rebuilt => RecoveryProgress::Recovered,
-            RebuildStage::GivingBack | RebuildStage::GivenBack => RecoveryProgress::NodeReturned,
+            | RebuildStage::Starting => (RecoveryProgress::Acting, Progress::UnderWay),
+            RebuildStage::Importing => (RecoveryProgress::Restarting, Progress::UnderWay),
+            RebuildStage::Rebuilt => (RecoveryProgress::Recovered, Progress::Elsewhere),
+            RebuildStage::GivingBack | RebuildStage::GivenBack => {
+                (RecoveryProgress::NodeReturned, Progress::NodeBack)
+            }
         };
+        let standing = Standing { over: self.is_over(), ..Standing::at(stands) };
         RecoveryView {
             cause: RecoveryCause::NodeDied,
             node: Some(self.record.node.clone()),
             decision: self.decision.clone(),
             progress,
             ended: false,
-            runbook: Some(self.runbook.clone()),
+            runbook: Some(runbook(&scene.facts.fleet, &self.decision, &standing)),
         }
     }
 

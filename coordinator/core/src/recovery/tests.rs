@@ -49,6 +49,36 @@ fn decisions_are_published_at_the_declaration_and_acted_upon_after_the_proof() {
 }
 
 #[test]
+fn a_runbook_follows_the_proof_and_the_recovery() {
+    let runbook = |bench: &Bench| bench.view().recoveries[&key("local")].runbook.clone().expect("there");
+    let attested = || {
+        let mut bench = Bench::new(fast(&[]));
+        bench.silence(&["n1"]);
+        bench.run_ms(1_500);
+        assert!(runbook(&bench).contains("It may still run on `n1`"), "{}", runbook(&bench));
+        bench.attest("n1", 1, "eve");
+        bench.run_ms(100);
+        assert!(runbook(&bench).contains("Node `n1` is proven dead (HumanAttested"), "{}", runbook(&bench));
+        assert!(!runbook(&bench).contains("somersault attest"), "{}", runbook(&bench));
+        bench
+    };
+    let (mut bench, mut elsewhere) = (attested(), attested());
+    bench.beat("n1", 2);
+    bench.run_ms(1_000);
+    assert!(runbook(&bench).contains("is back, and nothing of the VM was touched"), "{}", runbook(&bench));
+    bench.run_ms(100_000);
+    assert!(bench.view().recoveries[&key("local")].ended);
+    assert!(runbook(&bench).contains("It is over"), "{}", runbook(&bench));
+    let vm = elsewhere.fleet.vms.get_mut(&key("local")).expect("there");
+    vm.instance.as_mut().expect("there").node = Some("n3".into());
+    vm.pods[0].node = Some("n3".into());
+    elsewhere.show_fleet();
+    assert_eq!(progress(&elsewhere, "local"), RecoveryProgress::Recovered);
+    assert!(runbook(&elsewhere).contains("It runs again, on `n3`"), "{}", runbook(&elsewhere));
+    assert!(!runbook(&elsewhere).contains("delete"), "{}", runbook(&elsewhere));
+}
+
+#[test]
 fn hotplug_pods_go_with_their_launcher() {
     let mut bench = fenced();
     let vm = bench.fleet.vms.get_mut(&key("net")).expect("there");

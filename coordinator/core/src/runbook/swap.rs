@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use crate::decision::{Decision, DiskFinding, Locality};
 use crate::fleet::{Claim, Fleet, Vm, Volume, VolumeMode};
-use crate::names::{Key, VolumeName};
+use crate::names::{Key, NodeName, VolumeName};
 use crate::runbook::words::{code, shell_word, yaml};
 
 /// A local claim, with everything that pointing it at another volume needs.
@@ -40,14 +40,25 @@ impl<'a> Swap<'a> {
     }
 }
 
-/// The chapter, for every local claim of the VM together: with one of two swapped the VM does not start.
-pub(super) fn chapter(vm_key: &Key, vm: &Vm, fleet: &Fleet, swaps: &[Swap]) -> String {
+/// The chapter, for every local claim of the VM together: with one of two swapped the VM does not start. `unproven` are
+/// the nodes on which it may still run.
+pub(super) fn chapter(
+    vm_key: &Key,
+    vm: &Vm,
+    fleet: &Fleet,
+    swaps: &[Swap],
+    unproven: &[&NodeName],
+) -> String {
     let mut text = String::from(
         "## Pointing claims at other volumes\n\n\
          `NEW_NODE` is the hostname label of the node that holds the data now. `disk.img` must be owned by 107:107 \
          and be a raw image: a missing one boots a blank disk. Do every disk of this VM: it does not start with some \
          of them only.\n\n",
     );
+    if !unproven.is_empty() {
+        let nodes: Vec<String> = unproven.iter().map(|node| code(node.as_str())).collect();
+        let _ = write!(text, "Begin only once each of these nodes is proven dead: {}.\n\n", nodes.join(", "));
+    }
     let namespace = shell_word(&vm_key.namespace);
     let mut steps: Vec<(String, String)> = Vec::new();
     for node in vm.node().into_iter().filter(|node| fleet.nodes.contains_key(*node)) {
@@ -77,9 +88,13 @@ pub(super) fn chapter(vm_key: &Key, vm: &Vm, fleet: &Fleet, swaps: &[Swap]) -> S
     let pods: String =
         vm.pods.iter().fold(String::new(), |lines, pod| format!("{lines} {}", shell_word(&pod.name)));
     if !pods.is_empty() {
-        steps.push((
+        let what = if unproven.is_empty() {
+            "Remove the VM's pods: they died with their node, and only their objects are left."
+        } else {
             "Only when the node is proven dead: remove the VM's pods from it. A launcher that lives writes to the old disk."
-                .to_owned(),
+        };
+        steps.push((
+            what.to_owned(),
             format!("kubectl delete pod -n {namespace} --force --grace-period=0{pods}\n"),
         ));
     }

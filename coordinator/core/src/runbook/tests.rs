@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::decision::testkit::{World, bound_volume, host_path, on_host};
+use crate::fencing::ProofKind;
 use crate::fleet::{DiskHealth, Grade, NodeReport, StorageRoot, Usage};
 use crate::names::{NodeName, VolumeName};
-use crate::runbook::{runbook, shell_word};
+use crate::runbook::{Progress, Standing, runbook, shell_word};
 
 /// VM `web` with a local disk on n1, whose agent told everything before it died.
 fn told_world() -> World {
@@ -41,7 +42,18 @@ fn told_world() -> World {
 }
 
 fn written(world: &World) -> String {
-    runbook(&world.fleet, &world.decide("web"))
+    at(world, Progress::Untouched)
+}
+
+fn at(world: &World, progress: Progress) -> String {
+    runbook(&world.fleet, &world.decide("web"), &Standing::at(progress))
+}
+
+/// The same with n1 proven dead.
+fn proven(world: &World) -> String {
+    let proven = [("n1".into(), ProofKind::PowerOffConfirmed)].into();
+    let standing = Standing { proven, ..Standing::at(Progress::Untouched) };
+    runbook(&world.fleet, &world.decide("web"), &standing)
 }
 
 fn assert_has(text: &str, parts: &[&str]) {
@@ -155,4 +167,102 @@ fn shell_words_are_quoted_where_needed() {
     assert_eq!(shell_word(""), "''");
     assert_eq!(shell_word("it's\n"), r"'it'\''s'");
     assert_eq!(shell_word("$(x)"), "'$(x)'");
+}
+
+#[test]
+fn with_a_proof_nothing_is_left_to_attest() {
+    let text = proven(&told_world());
+    assert_has(
+        &text,
+        &[
+            "Node `n1` is proven dead (PowerOffConfirmed: its fence agent switched it off and read that back)",
+            "Put the physical disk into another node",
+            "Remove the VM's pods: they died with their node",
+            "kubectl delete pod -n shop --force --grace-period=0 virt-launcher-web",
+        ],
+    );
+    for gone in ["may still run", "attest", "somersault migrate", "Only when the node is proven dead"] {
+        assert!(!text.contains(gone), "{gone:?} is in:\n{text}");
+    }
+}
+
+#[test]
+fn the_proof_of_one_node_says_nothing_of_another() {
+    let mut world = told_world();
+    let mut other = world.vm("web").pods[0].clone();
+    (other.name, other.node) = ("virt-launcher-web-2".to_owned(), Some("n2".into()));
+    world.vm("web").pods.push(other);
+    let text = proven(&world);
+    assert_has(
+        &text,
+        &["Node `n1` is proven dead", "It may still run on `n2`", "kubectl somersault attest n2"],
+    );
+    assert_has(&text, &["Begin only once each of these nodes is proven dead: `n2`"]);
+    assert!(!text.contains("attest n1"), "{text}");
+}
+
+#[test]
+fn before_anything_happened_it_says_so() {
+    assert_has(
+        &at(&told_world(), Progress::Supposed),
+        &["Nothing has happened: this is what would be", "It runs on `n1`: start it nowhere else"],
+    );
+    assert!(!written(&told_world()).contains("Nothing has happened"));
+}
+
+/// What the VM has is in use again: to follow the old commands would destroy it.
+#[test]
+fn what_is_in_use_again_is_not_touched() {
+    for over in [false, true] {
+        for progress in [
+            Progress::UnderWay,
+            Progress::Stuck,
+            Progress::Elsewhere,
+            Progress::NodeBack,
+            Progress::Untouched,
+        ] {
+            if !over && progress == Progress::Untouched {
+                continue;
+            }
+            let world = told_world();
+            let standing = Standing { over, ..Standing::at(progress) };
+            let text = runbook(&world.fleet, &world.decide("web"), &standing);
+            for command in ["delete", "patch", "create", "attest", "rm -r", "cordon", "NEW_PATH"] {
+                assert!(!text.contains(command), "{progress:?}: {command:?} is in:\n{text}");
+            }
+            assert_eq!(text.contains("It is over"), over, "{text}");
+        }
+    }
+}
+
+/// A person has replaced the claim by hand, as told: of interest is what is left of the old one.
+#[test]
+fn names_the_old_volume_once_no_claim_has_it() {
+    let mut world = told_world();
+    let decision = world.decide("web");
+    world.volume("pv-web-x").phase = "Released".to_owned();
+    world.volume("pv-web-x").retained = true;
+    world.claim("web-x").volume = Some("pv-web-x-restored".into());
+    world.instance("web").node = Some("n2".into());
+    let text = runbook(&world.fleet, &decision, &Standing::at(Progress::Elsewhere));
+    assert_has(
+        &text,
+        &[
+            "It runs again, on `n2`",
+            "### `pv-web-x` of disk `x`",
+            "losetup --find --show --read-only --partscan /data/vol/disk.img",
+            "kubectl delete pv pv-web-x\nrm -r /data/vol      # on node n1",
+        ],
+    );
+    assert!(!text.contains("pvc"), "{text}");
+}
+
+#[test]
+fn a_rebuild_is_left_to_the_coordinator() {
+    let mut world = World::new();
+    world.add_local_system_disk("web");
+    world.vm("web").rebuild_allowed = true;
+    let text = written(&world);
+    assert_has(&text, &["It is rebuilt elsewhere", "Bring node `n1` back", "kubectl somersault attest n1"]);
+    assert!(!text.contains("delete pvc"), "{text}");
 }

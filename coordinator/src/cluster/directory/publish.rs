@@ -46,7 +46,7 @@ pub(super) fn end(
 ) -> Result<(), ClusterError> {
     for id in stale {
         tx.patch(id, |object| {
-            published::end(object);
+            published::end(id, object);
             Ok(())
         })?;
         published.forget(id);

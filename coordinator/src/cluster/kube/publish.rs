@@ -129,7 +129,7 @@ async fn end_stale(api: &Api, shown: &Mutex<Shown>, view: &View) -> Result<(), C
     let stale = lock(shown).open.as_ref().map(|open| published::stale(open, view)).unwrap_or_default();
     for id in stale {
         let ended = api.modify_status(&id, |object| {
-            published::end(object);
+            published::end(&id, object);
             Ok(())
         });
         match ended.await {

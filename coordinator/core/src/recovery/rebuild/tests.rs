@@ -306,3 +306,30 @@ fn an_agent_that_turns_out_to_live_is_told_to_stop_the_launcher_of_a_rebuilt_vm(
         assert_eq!(told, 1, "rebuild over: {over}");
     }
 }
+
+/// At no stage may a person be told to replace the claim that is being made anew, or is in use already.
+#[test]
+fn its_runbook_touches_no_claim_and_names_the_old_volume_in_the_end() {
+    let runbook = |bench: &Bench| bench.view().recoveries[&key("image")].runbook.clone().expect("there");
+    for inherited in [false, true] {
+        let mut bench = tainted();
+        for wanted in [RebuildStage::Retaining, RebuildStage::Importing] {
+            assert_eq!(stage(&bench), Some(wanted));
+            let text = runbook(&bench);
+            assert!(text.contains("The coordinator brings it back") && text.contains(OLD), "{text}");
+            assert!(!text.contains("kubectl delete") && !text.contains("attest"), "{text}");
+            bench.cluster_answers = true;
+            bench.run_ms(15_000);
+        }
+        if inherited {
+            bench.restart();
+        }
+        bench.import_ends("image");
+        bench.run_ms(1_000);
+        assert_eq!(stage(&bench), Some(RebuildStage::Rebuilt));
+        let text = runbook(&bench);
+        assert!(text.contains("It is over") && text.contains("It runs again, on"), "{text}");
+        assert!(text.contains("kubectl delete pv pv-image-system\n"), "{text}");
+        assert!(!text.contains("pvc") && !text.contains("attest"), "{text}");
+    }
+}

@@ -1,0 +1,143 @@
+//! The runbook of a VM that needs nobody to bring it back any more: the coordinator does, or has done it, or a person
+//! has, or its node is back. It says so, and names what is left. What the VM has now is in use: no command here touches
+//! a claim, a pod, or a volume to which a claim is bound.
+
+use std::fmt::Write;
+
+use super::standing::{Progress, Standing};
+use super::words::{code, shell_word};
+use super::{returns, title};
+use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
+use crate::fleet::{Fleet, Vm, Volume};
+use crate::names::{Key, NodeName, VolumeName};
+
+/// Writes it.
+pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> String {
+    let vm = fleet.vms.get(&decision.vm);
+    let mut text = title(&decision.vm);
+    if standing.over {
+        text.push_str("**It is over: nothing of this recovery is left to do.** ");
+    }
+    text.push_str(&headline(decision, standing, vm));
+    text.push_str("\n\n");
+    if matches!(standing.progress, Progress::UnderWay | Progress::Stuck) {
+        text.push_str(&watch(&decision.vm));
+        if decision.kind == DecisionKind::Rebuild {
+            text.push_str(&super::rebuild_chapter(decision));
+        }
+        return text;
+    }
+    if decision.kind == DecisionKind::Rebuild && standing.progress == Progress::Elsewhere {
+        let _ = write!(text, "Its system disk is new. {}\n\n", super::NEW_SYSTEM_DISK);
+    }
+    text.push_str(&left_volumes(fleet, decision));
+    text.push_str(&next_time(&decision.vm));
+    text
+}
+
+/// All that is left to say of a recovery of which no more is known than that it is over.
+pub fn runbook_over(vm: &Key) -> String {
+    format!(
+        "{}**It is over: nothing of this recovery is left to do.** What it said before holds no more.\n\n{}",
+        title(vm),
+        next_time(vm)
+    )
+}
+
+fn headline(decision: &Decision, standing: &Standing, vm: Option<&Vm>) -> String {
+    match standing.progress {
+        Progress::UnderWay => {
+            "**The coordinator brings it back.** Leave its claims, volumes and pods alone.".to_owned()
+        }
+        Progress::Stuck => "**The coordinator brings it back and does not get on; it tries again and again.** The Events say \
+             why. Mend that, and leave its claims, volumes and pods alone."
+            .to_owned(),
+        Progress::Elsewhere => match vm.and_then(running_on) {
+            Some(node) => format!("**It runs again, on {}.** What it has now is in use: leave it alone.", code(node.as_str())),
+            None => "**It was seen running again, elsewhere.** What it has now is in use: leave it alone.".to_owned(),
+        },
+        Progress::NodeBack => {
+            let node = decision.nodes.first().map_or_else(|| "Its node".to_owned(), |node| format!("Node {}", code(node.as_str())));
+            format!("**{node} is back, and nothing of the VM was touched.** {}", returns(vm))
+        }
+        Progress::Untouched | Progress::Supposed => "Nothing of the VM was touched.".to_owned(),
+    }
+}
+
+fn running_on(vm: &Vm) -> Option<&NodeName> {
+    vm.instance.as_ref().filter(|instance| instance.phase == "Running")?.node.as_ref()
+}
+
+fn watch(vm: &Key) -> String {
+    let (ns, name) = (shell_word(&vm.namespace), shell_word(&vm.name));
+    format!(
+        "```sh\nkubectl somersault recoveries -n {ns}\nkubectl get vm,vmi,datavolume,pvc,pods -n {ns}\nkubectl get events -n {ns} \
+         --field-selector involvedObject.name={name}\n```\n\n"
+    )
+}
+
+/// What becomes of it the next time is another question.
+fn next_time(vm: &Key) -> String {
+    format!(
+        "What would become of it if its node died now:\n\n```sh\nkubectl somersault explain {} -n {}\n```\n",
+        shell_word(&vm.name),
+        shell_word(&vm.namespace)
+    )
+}
+
+/// Volumes that it had on its node, and that no claim has now.
+fn left_volumes(fleet: &Fleet, decision: &Decision) -> String {
+    let left: Vec<(&DiskFinding, &NodeName, VolumeName, &Volume)> = decision
+        .disks
+        .iter()
+        .filter_map(|disk| {
+            let Locality::Local { node } = &disk.locality else { return None };
+            let name = VolumeName(disk.volume.clone()?);
+            let volume = fleet.volumes.get(&name)?;
+            (!is_in_use(fleet, decision, &name, volume)).then_some((disk, node, name, volume))
+        })
+        .collect();
+    if left.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from(
+        "## Old volumes\n\nThese it had before, and no claim has them now. They are kept until somebody removes them.\n\n",
+    );
+    for (disk, node, name, volume) in left {
+        let _ = write!(
+            text,
+            "### {} of disk {}\n\nLook into it, as root on node {} once that is back; mount it read-only.\n\n```sh\n{}```\n\n\
+             When nothing of it is needed any more, and it still is Released:\n\n```sh\n{}```\n\n",
+            code(name.as_str()),
+            code(&disk.disk),
+            code(node.as_str()),
+            look_commands(&name, volume),
+            remove_commands(&name, node, volume),
+        );
+    }
+    text
+}
+
+/// Bound, or about to be; or named by a claim that is there.
+fn is_in_use(fleet: &Fleet, decision: &Decision, name: &VolumeName, volume: &Volume) -> bool {
+    let mut claims = fleet.claims.iter().filter(|(key, _)| key.namespace == decision.vm.namespace);
+    volume.phase != "Released" || claims.any(|(_, claim)| claim.volume.as_ref() == Some(name))
+}
+
+fn look_commands(name: &VolumeName, volume: &Volume) -> String {
+    let mut text = format!("kubectl get pv {}\n", shell_word(name.as_str()));
+    if let Some(path) = volume.source.path() {
+        let image = shell_word(&format!("{}/disk.img", path.trim_end_matches('/')));
+        let _ = writeln!(text, "losetup --find --show --read-only --partscan {image}");
+    }
+    text
+}
+
+/// On reclaim policy Retain nobody removes the folder with the object.
+fn remove_commands(name: &VolumeName, node: &NodeName, volume: &Volume) -> String {
+    let mut text = format!("kubectl delete pv {}\n", shell_word(name.as_str()));
+    if let Some(path) = volume.source.path().filter(|_| volume.retained) {
+        let _ = writeln!(text, "rm -r {}      # on node {}", shell_word(path), shell_word(node.as_str()));
+    }
+    text
+}
