@@ -141,6 +141,9 @@ pub struct DiskFinding {
     pub locality: Locality,
     /// How we know, in words.
     pub because: String,
+    /// Its volume is a folder of a node, and nothing says of which: a node affinity would.
+    #[serde(default)]
+    pub untied: bool,
 }
 
 /// Decides what becomes of `vm` if the nodes of the question are dead. For many VMs of one fleet, a [`Decider`]

@@ -12,7 +12,7 @@
 use std::fmt::Write;
 
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, Reason, SourceKind, remedy};
-use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usage, Vm};
+use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usage};
 use crate::names::{Key, NodeName, VolumeName};
 
 mod settled;
@@ -21,11 +21,15 @@ mod storage;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod untied;
 mod words;
 
 use words::{bytes, bytes_or_unknown, code, plain};
 
 pub(crate) use words::shell_word;
+
+/// Label by which volumes are tied to their node.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 pub use settled::runbook_over;
 pub use standing::{Progress, Standing};
@@ -282,6 +286,10 @@ fn source_words(source: &SourceKind) -> String {
 fn options(fleet: &Fleet, decision: &Decision, standing: &Standing, movable: bool) -> Vec<String> {
     let mut options = Vec::new();
     options.extend(clear_the_way(decision));
+    let untied = untied::disks(fleet, decision);
+    if !untied.is_empty() {
+        options.push(untied::tie(fleet, decision, &untied));
+    }
     for node in home_nodes(decision) {
         options.push(bring_back(fleet, decision, node));
     }
@@ -329,21 +337,51 @@ fn bring_back(fleet: &Fleet, decision: &Decision, node: &NodeName) -> String {
         "Bring node {name} back\n\nThe safest way where the machine can be repaired (address: {}). {starts}\n\n```sh\nkubectl get node {word}\nkubectl somersault status\n```",
         code(address),
         name = code(node.as_str()),
-        starts = returns(fleet.vms.get(&decision.vm)),
+        starts = returns(fleet, decision),
         word = shell_word(node.as_str()),
     )
 }
 
 /// What the VM does once its node is back.
-fn returns(vm: Option<&Vm>) -> &'static str {
-    match vm.map(|vm| vm.run) {
+fn returns(fleet: &Fleet, decision: &Decision) -> String {
+    let unknown: Vec<String> = decision
+        .disks
+        .iter()
+        .filter(|disk| disk.locality == Locality::Unknown || disk.volume.is_none() && is_local(disk))
+        .map(|disk| code(&disk.disk))
+        .collect();
+    match fleet.vms.get(&decision.vm).map(|vm| vm.run) {
+        Some(RunStrategy::Always | RunStrategy::RerunOnFailure)
+            if unknown.is_empty() || untied::is_held(fleet, decision) =>
+        {
+            "The VM then starts there by itself, with everything that was written to its disks.".to_owned()
+        }
         Some(RunStrategy::Always | RunStrategy::RerunOnFailure) => {
-            "The VM then starts there by itself, with everything that was written to its disks."
+            let tie = if untied::disks(fleet, decision).is_empty() {
+                ""
+            } else {
+                " Tie its disks to their node first, as said above."
+            };
+            format!(
+                "**The VM then starts by itself, on whichever node the scheduler likes:** nothing ties it to the node that holds {}, \
+                 and on another one it may boot a blank disk.{tie}",
+                unknown.join(", ")
+            )
         }
         Some(RunStrategy::Manual | RunStrategy::Once | RunStrategy::Halted) | None => {
-            "Its disks are then there again; the VM does not start by itself (its run strategy)."
+            "Its disks are then there again; the VM does not start by itself (its run strategy).".to_owned()
         }
     }
+}
+
+fn is_local(disk: &DiskFinding) -> bool {
+    matches!(disk.locality, Locality::Local { .. })
+}
+
+/// What a node's volumes are tied to it by.
+fn hostname<'a>(fleet: &'a Fleet, node: &'a NodeName) -> &'a str {
+    let label = fleet.nodes.get(node).and_then(|node| node.labels.get(HOSTNAME));
+    label.map_or(node.as_str(), String::as_str)
 }
 
 fn attest(node: &NodeName) -> String {

@@ -126,7 +126,10 @@ fn examine_one(
         }
         _ => None,
     });
+    let unplaced = matches!(&fault, Some((Reason::LocalityUnknown, _)));
+    let free_folder = |volume: &Volume| volume.source.path().is_some() && volume.node_affinity.is_none();
     let finding = DiskFinding {
+        untied: unplaced && volume.is_some_and(free_folder),
         disk: disk.name.clone(),
         claim: claim_key.as_ref().map(|key| key.name.clone()),
         volume: volume_name.as_ref().map(|name| name.0.clone()),

@@ -48,12 +48,26 @@ impl Decision {
             Reason::LocalDisk | Reason::LocalHotplug | Reason::LocalState | Reason::LocalBacking => {
                 to_network(&namespace, &vm)
             }
-            Reason::HostDisk => "move the hostDisk's data into a claim".to_owned(),
-            Reason::LocalityUnknown => match unknown_class(self) {
-                Some(class) => format!(
+            Reason::HostDisk => {
+                "move the hostDisk's data into a claim; until then tie the VM to its node: see the runbook".to_owned()
+            }
+            Reason::LocalityUnknown => match (untied(self), unknown_class(self)) {
+                (Some(volume), class) => {
+                    let shared = class.map_or_else(String::new, |class| {
+                        format!(
+                            "; where every node sees its folder: say in the policy that storage class {class} is \
+                             Network (storageClasses)"
+                        )
+                    });
+                    format!(
+                        "tie volume {volume} to the one node that holds its folder, by a node affinity: see the \
+                         runbook{shared}"
+                    )
+                }
+                (None, Some(class)) => format!(
                     "say in the policy whether storage class {class} is Local or Network (storageClasses)"
                 ),
-                None => "put its data on a claim whose place can be told".to_owned(),
+                (None, None) => "put its data on a claim whose place can be told".to_owned(),
             },
             Reason::ClaimNotBound => "see why the claim does not bind: kubectl describe pvc".to_owned(),
             Reason::DataVolumeImporting => "wait for the import to end".to_owned(),
@@ -109,6 +123,11 @@ fn unknown_class(decision: &Decision) -> Option<&str> {
     let unknown =
         decision.disks.iter().filter(|disk| disk.locality == Locality::Unknown && disk.volume.is_some());
     unknown.filter_map(|disk| disk.class.as_deref()).min()
+}
+
+/// The first volume, by name, that a node affinity would place.
+fn untied(decision: &Decision) -> Option<&str> {
+    decision.disks.iter().filter(|disk| disk.untied).filter_map(|disk| disk.volume.as_deref()).min()
 }
 
 fn claims(decision: &Decision) -> String {

@@ -512,6 +512,7 @@ fn decision_of(record: &RebuildRecord) -> Decision {
         class: Some(disk.class.clone()),
         locality: Locality::Local { node: record.node.clone() },
         because: "as it was when the rebuild began".to_owned(),
+        untied: false,
     };
     let kept = |disk: &RebuiltDisk| RestoreSource {
         disk: disk.disk.clone(),

@@ -18,7 +18,7 @@ pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> 
     if standing.over {
         text.push_str("**It is over: nothing of this recovery is left to do.** ");
     }
-    text.push_str(&headline(decision, standing, vm));
+    text.push_str(&headline(fleet, decision, standing, vm));
     text.push_str("\n\n");
     if matches!(standing.progress, Progress::UnderWay | Progress::Stuck) {
         text.push_str(&watch(&decision.vm));
@@ -44,7 +44,7 @@ pub fn runbook_over(vm: &Key) -> String {
     )
 }
 
-fn headline(decision: &Decision, standing: &Standing, vm: Option<&Vm>) -> String {
+fn headline(fleet: &Fleet, decision: &Decision, standing: &Standing, vm: Option<&Vm>) -> String {
     match standing.progress {
         Progress::UnderWay => {
             "**The coordinator brings it back.** Leave its claims, volumes and pods alone.".to_owned()
@@ -58,7 +58,7 @@ fn headline(decision: &Decision, standing: &Standing, vm: Option<&Vm>) -> String
         },
         Progress::NodeBack => {
             let node = decision.nodes.first().map_or_else(|| "Its node".to_owned(), |node| format!("Node {}", code(node.as_str())));
-            format!("**{node} is back, and nothing of the VM was touched.** {}", returns(vm))
+            format!("**{node} is back, and nothing of the VM was touched.** {}", returns(fleet, decision))
         }
         Progress::Untouched | Progress::Supposed => "Nothing of the VM was touched.".to_owned(),
     }

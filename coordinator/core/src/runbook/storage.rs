@@ -13,14 +13,11 @@
 use std::fmt::Write;
 
 use super::swap::{self, ClaimManifest, VolumeManifest};
-use super::words::{code, plain, shell_word, yaml};
-use super::{disks_chapter, source_words};
+use super::words::{code, json, plain, shell_word};
+use super::{disks_chapter, hostname, source_words};
 use crate::decision::{Decision, DiskFinding, Reason, SourceKind};
 use crate::fleet::{Claim, Fleet, Owner, Vm, Volume};
 use crate::names::{Key, NodeName, VolumeName};
-
-/// Label by which volumes are pinned to their node.
-const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// Writes the runbook of a decision about storage alone.
 pub fn storage_runbook(fleet: &Fleet, decision: &Decision) -> String {
@@ -266,7 +263,6 @@ fn volume_again(
     name: &VolumeName,
     (node, path): (&NodeName, &str),
 ) -> String {
-    let labels = fleet.nodes.get(node).and_then(|node| node.labels.get(HOSTNAME));
     let manifest = VolumeManifest {
         name: name.as_str(),
         class: &claim.class,
@@ -276,7 +272,7 @@ fn volume_again(
         claim: key,
         claim_uid: Some(claim.uid.as_str()),
         path,
-        host: labels.map_or(node.as_str(), String::as_str),
+        host: hostname(fleet, node),
     };
     format!(
         "  The volume's object, made again under its old name: the claim is Bound to it at once. See first that the folder \
@@ -299,12 +295,6 @@ fn wait(key: &Key) -> String {
         shell_word(&key.namespace),
         shell_word(&key.name)
     )
-}
-
-/// Text of others within a JSON string: what YAML escapes, JSON does too.
-fn json(text: &str) -> String {
-    let quoted = yaml(text);
-    quoted[1..quoted.len() - 1].to_owned()
 }
 
 fn quoted(word: &str) -> String {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::decision::testkit::{World, bound_volume, host_path, on_host};
 use crate::fencing::ProofKind;
-use crate::fleet::{DiskHealth, Grade, NodeReport, StorageRoot, Usage};
+use crate::fleet::{DiskHealth, DiskSource, Grade, NodeReport, StorageRoot, Usage};
 use crate::names::{NodeName, VolumeName};
 use crate::runbook::{Progress, Standing, runbook, shell_word};
 
@@ -127,8 +127,64 @@ fn does_not_start_a_vm_beside_a_disk_that_nobody_can_place() {
     let mut world = told_world();
     world.volume("pv-web-data").source = host_path();
     let text = written(&world);
-    assert_has(&text, &["LocalityUnknown: say in the policy whether storage class gold is Local or Network"]);
+    assert_has(
+        &text,
+        &[
+            "LocalityUnknown: tie volume pv-web-data to the one node that holds its folder",
+            "The VM then starts there by itself",
+        ],
+    );
     assert!(!text.contains("kubectl delete pvc"), "{text}");
+}
+
+/// A hostPath volume without affinity is where nobody told the scheduler.
+fn untied_world() -> World {
+    let mut world = told_world();
+    world.vm("web").disks.pop();
+    world.volume("pv-web-data").source = host_path();
+    world.node("n1").labels.insert("kubernetes.io/hostname".to_owned(), "host-1".to_owned());
+    world
+}
+
+#[test]
+fn a_vm_that_nothing_ties_to_its_disk_does_not_come_back_by_itself() {
+    assert_has(
+        &written(&untied_world()),
+        &[
+            "Tie its disks to the node that holds them",
+            "- `data`: `/data/vol`, which the agent of node `n1` lists.",
+            r#"kubectl patch pv pv-web-data --type=merge -p '{"spec":{"nodeAffinity":{"required":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"kubernetes.io/hostname","operator":"In","values":["host-1"]}]}]}}}}'"#,
+            r#"kubectl patch recoverypolicy default --type=merge -p '{"spec":{"storageClasses":{"gold":"Network"}}}'"#,
+            "starts by itself, on whichever node the scheduler likes:** nothing ties it to the node that holds `data`",
+        ],
+    );
+    let mut world = untied_world();
+    world.vm("web").node_selector.insert("kubernetes.io/hostname".to_owned(), "host-1".to_owned());
+    assert_has(&written(&world), &["The VM then starts there by itself"]);
+}
+
+#[test]
+fn a_folder_of_which_nobody_told_or_that_all_see_is_tied_to_no_node_by_guess() {
+    let mut world = untied_world();
+    world.fleet.reports.get_mut(&NodeName::from("n1")).expect("there").usage.clear();
+    assert_has(&written(&world), &["`NODE` is the hostname label", r#""values":["NODE"]"#]);
+    world.fleet.reports.get_mut(&NodeName::from("n1")).expect("there").roots[0].shared = true;
+    let text = written(&world);
+    assert_has(&text, &["which every node sees, as an agent tells", "kubectl patch recoverypolicy default"]);
+    assert!(!text.contains("kubectl patch pv"), "{text}");
+}
+
+#[test]
+fn a_host_disk_is_tied_through_its_vm() {
+    let mut world = untied_world();
+    world.vm("web").disks[0].source = DiskSource::HostDisk { path: "/data/disk.img".to_owned() };
+    assert_has(
+        &written(&world),
+        &[
+            r#"kubectl patch vm web -n shop --type=merge -p '{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"host-1"}}}}}'"#,
+            "on whichever node the scheduler likes",
+        ],
+    );
 }
 
 #[test]

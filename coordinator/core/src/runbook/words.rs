@@ -26,6 +26,12 @@ pub(super) fn yaml(text: &str) -> String {
     format!("\"{}\"", visible(text).replace('\\', r"\\").replace('"', "\\\""))
 }
 
+/// Text of others within a JSON string: what YAML escapes, JSON does too.
+pub(super) fn json(text: &str) -> String {
+    let quoted = yaml(text);
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
 /// Bytes in the largest binary unit that leaves at least one, with one decimal.
 pub(super) fn bytes(count: u64) -> String {
     const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];

@@ -1,0 +1,131 @@
+//! Disks whose data is in a folder of one node though nothing ties their VM to that node: `hostPath` volumes without
+//! node affinity, and hostDisks. KubeVirt starts such a VM wherever the scheduler likes, and on another node a new folder
+//! and a blank `disk.img` take the place of the data.
+
+use std::fmt::Write;
+
+use super::words::{code, json, shell_word};
+use super::{HOSTNAME, hostname};
+use crate::decision::{Decision, DiskFinding, Locality};
+use crate::fleet::{self, DiskSource, Fleet};
+use crate::names::{NodeName, VolumeName};
+
+/// What stands for the node that nobody told.
+const PLACEHOLDER: &str = "NODE";
+
+/// A disk that nothing ties to the node that holds it.
+pub(super) struct Untied<'a> {
+    name: &'a str,
+    path: &'a str,
+    /// Its volume and the class of that; a hostDisk has none.
+    volume: Option<(VolumeName, &'a str)>,
+}
+
+/// The disks of the decision's VM that nothing ties to the node that holds them.
+pub(super) fn disks<'a>(fleet: &'a Fleet, decision: &'a Decision) -> Vec<Untied<'a>> {
+    let of_volume = |finding: &'a DiskFinding| {
+        let name = VolumeName(finding.volume.clone()?);
+        let path = fleet.volumes.get(&name)?.source.path()?;
+        Some(Untied {
+            name: &finding.disk,
+            path,
+            volume: Some((name, finding.class.as_deref().unwrap_or_default())),
+        })
+    };
+    let vm = fleet.vms.get(&decision.vm);
+    let host_disks = vm.into_iter().flat_map(|vm| &vm.disks).filter_map(|disk| match &disk.source {
+        DiskSource::HostDisk { path } => Some(Untied { name: &disk.name, path, volume: None }),
+        _ => None,
+    });
+    decision.disks.iter().filter(|disk| disk.untied).filter_map(of_volume).chain(host_disks).collect()
+}
+
+/// Whether something else ties the VM to a node: a local volume's affinity, or its own node selector.
+pub(super) fn is_held(fleet: &Fleet, decision: &Decision) -> bool {
+    let selects = fleet.vms.get(&decision.vm).is_some_and(|vm| vm.node_selector.contains_key(HOSTNAME));
+    let local = |disk: &DiskFinding| disk.volume.is_some() && matches!(disk.locality, Locality::Local { .. });
+    selects || decision.disks.iter().any(local)
+}
+
+/// How its disks are tied to their node, for good and at any time.
+pub(super) fn tie(fleet: &Fleet, decision: &Decision, disks: &[Untied]) -> String {
+    let mut text = String::from(
+        "Tie its disks to the node that holds them\n\nNothing tells Kubernetes which node that is: wherever the VM starts, \
+         on another node it boots a blank disk. Do this before the node comes back; it can be done at any time. A \
+         volume without node affinity may be given one, once and for good: see first that the folder is on that node, and on no \
+         other.\n\n",
+    );
+    for disk in disks {
+        let _ = write!(text, "- {}: {}", code(disk.name), code(disk.path));
+        match &disk.volume {
+            Some((name, class)) => text.push_str(&tie_volume(fleet, decision, disk, name, class)),
+            None => text.push_str(&tie_vm(fleet, decision)),
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+fn tie_volume(fleet: &Fleet, decision: &Decision, disk: &Untied, name: &VolumeName, class: &str) -> String {
+    let mut text = String::new();
+    if is_shared(fleet, disk.path) {
+        text.push_str(", which every node sees, as an agent tells.");
+    } else {
+        let holder = decision.nodes.iter().find(|node| lists(fleet, node, disk.path));
+        let host = if let Some(node) = holder {
+            let _ = write!(text, ", which the agent of node {} lists.", code(node.as_str()));
+            hostname(fleet, node)
+        } else {
+            text.push_str(
+                "; no agent of a node that it ran on lists it: `NODE` is the hostname label of the node that holds it.",
+            );
+            PLACEHOLDER
+        };
+        let patch = format!(
+            r#"{{"spec":{{"nodeAffinity":{{"required":{{"nodeSelectorTerms":[{{"matchExpressions":[{{"key":"{HOSTNAME}","operator":"In","values":["{}"]}}]}}]}}}}}}}}"#,
+            json(host)
+        );
+        let _ = write!(
+            text,
+            "\n\n```sh\nkubectl patch pv {} --type=merge -p {}\n```\n\n  Never a folder that every node sees, such as an NFS mount.",
+            shell_word(name.as_str()),
+            shell_word(&patch)
+        );
+    }
+    if class.is_empty() {
+        text.push_str("\n\n");
+        return text;
+    }
+    let patch = format!(r#"{{"spec":{{"storageClasses":{{"{}":"Network"}}}}}}"#, json(class));
+    let _ = write!(
+        text,
+        " Where all volumes of its class are so, say that in the policy instead:\n\n```sh\nkubectl patch recoverypolicy default \
+         --type=merge -p {}\n```\n\n",
+        shell_word(&patch)
+    );
+    text
+}
+
+/// A hostDisk has no volume that could say where it is: its VM must.
+fn tie_vm(fleet: &Fleet, decision: &Decision) -> String {
+    let host = decision.nodes.first().map_or(PLACEHOLDER, |node| hostname(fleet, node));
+    let patch = format!(
+        r#"{{"spec":{{"template":{{"spec":{{"nodeSelector":{{"{HOSTNAME}":"{}"}}}}}}}}}}"#,
+        json(host)
+    );
+    format!(
+        ", a hostDisk, on the node that the VM ran on. It has no volume: the VM itself is tied, through its owner where it has \
+         one.\n\n```sh\nkubectl patch vm {} -n {} --type=merge -p {}\n```\n\n",
+        shell_word(&decision.vm.name),
+        shell_word(&decision.vm.namespace),
+        shell_word(&patch)
+    )
+}
+
+fn lists(fleet: &Fleet, node: &NodeName, path: &str) -> bool {
+    fleet.reports.get(node).is_some_and(|report| report.usage.contains_key(fleet::folder(path)))
+}
+
+fn is_shared(fleet: &Fleet, path: &str) -> bool {
+    fleet.reports.values().any(|report| report.root_of(path).is_some_and(|root| root.shared))
+}
