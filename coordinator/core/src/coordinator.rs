@@ -355,7 +355,7 @@ impl Coordinator {
             if self.facts.fleet_read {
                 case.fleet_read(&scene, self.liveness.pulse(&node), &mut Vec::new());
             }
-            self.recovery.begin(&node);
+            self.recovery.begin(&node, case.proven_by());
             self.cases.insert(node, case);
         }
         for record in records {
@@ -382,7 +382,7 @@ impl Coordinator {
         let scene = Scene { now: self.now, facts: &self.facts };
         let Some(case) = self.cases.get_mut(node) else { return };
         match case.committed(&scene, fx) {
-            Some(FenceStage::Fenced { .. }) => self.recovery.proven(&scene, node),
+            Some(FenceStage::Fenced { proof }) => self.recovery.proven(&scene, node, proof),
             Some(FenceStage::Quarantine { boot_id }) => {
                 words::quarantined(fx, &scene, node);
                 let declared = case.stored().and_then(|record| record.boot_id.as_ref());
@@ -424,7 +424,7 @@ impl Coordinator {
             };
             case.fleet_read(&scene, Some(pulse), fx);
             self.recovery.end(&scene, node);
-            self.recovery.begin(node);
+            self.recovery.begin(node, None);
             self.cases.insert(node.clone(), case);
         }
         for (node, case) in &mut self.cases {

@@ -18,6 +18,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fencing::ProofKind;
 use crate::fleet::{Owner, SavedStart};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 
@@ -32,6 +33,9 @@ pub struct RebuildRecord {
     pub node: NodeName,
     /// Epoch of the leader that wrote it.
     pub epoch: u64,
+    /// What proved that the node is dead; older records do not tell.
+    #[serde(default)]
+    pub proof: Option<ProofKind>,
     /// How far.
     pub stage: RebuildStage,
     /// The VM's owner and start field before we stopped it; set from `Stopping` on.

@@ -35,7 +35,7 @@ use self::rebuild::Rebuild;
 pub(crate) use self::storage::{Elsewhere, StorageWatch};
 use crate::BootTime;
 use crate::decision::{Decider, DecisionKind, Question};
-use crate::fencing::{FenceProof, Settled};
+use crate::fencing::{FenceProof, ProofKind, Settled};
 use crate::fleet::FENCING_TAINT;
 use crate::io::{Action, Effect};
 use crate::names::{Key, NodeName, Uid};
@@ -69,15 +69,15 @@ pub(crate) struct Trouble {
 }
 
 impl Recovery {
-    /// A node was declared, by us or by a leader before us.
-    pub fn begin(&mut self, node: &NodeName) {
-        self.incidents.entry(node.clone()).or_default();
+    /// A node was declared, by us or by a leader before us, who may have stored a proof.
+    pub fn begin(&mut self, node: &NodeName, proof: Option<ProofKind>) {
+        self.incidents.entry(node.clone()).or_default().proof = proof;
     }
 
     /// The proof of a node was stored by us: what had run there until now died with that boot.
-    pub fn proven(&mut self, scene: &Scene<'_>, node: &NodeName) {
+    pub fn proven(&mut self, scene: &Scene<'_>, node: &NodeName, proof: ProofKind) {
         if let Some(incident) = self.incidents.get_mut(node) {
-            incident.note_dead_pods(scene, node);
+            incident.proven(scene, node, proof);
         }
     }
 
@@ -85,10 +85,8 @@ impl Recovery {
     pub fn end(&mut self, scene: &Scene<'_>, node: &NodeName) {
         let Some(mut incident) = self.incidents.remove(node) else { return };
         incident.write_runbooks(&scene.facts.fleet, &BTreeMap::new(), true);
-        for (key, case) in incident.vms {
-            if let Some(view) = case.view(node) {
-                self.keep_ended(key, view);
-            }
+        for (_, key, view) in incident.views(node) {
+            self.keep_ended(key.clone(), view);
         }
     }
 
@@ -303,10 +301,8 @@ impl Recovery {
     pub fn views(&self, scene: &Scene<'_>, storage: &StorageWatch) -> BTreeMap<Key, RecoveryView> {
         let rebuilds =
             self.rebuilds.iter().map(|(key, rebuild)| (rebuild.since(), key.clone(), rebuild.view(scene)));
-        let running = self.incidents.iter().flat_map(|(node, incident)| {
-            let view = move |(key, case): (&Key, &VmCase)| Some((case.since, key.clone(), case.view(node)?));
-            incident.vms.iter().filter_map(view)
-        });
+        let running = self.incidents.iter().flat_map(|(node, incident)| incident.views(node));
+        let running = running.map(|(since, key, view)| (since, key.clone(), view));
         let mut running: Vec<(BootTime, Key, RecoveryView)> = running.chain(rebuilds).collect();
         running.sort_by_key(|(since, _, _)| *since);
         let mut views = self.ended.clone();

@@ -130,6 +130,8 @@ pub struct RecoveryView {
     pub decision: Decision,
     /// How far.
     pub progress: RecoveryProgress,
+    /// The proof of its own incident; a later one of the same node has another.
+    pub proof: Option<ProofKind>,
     /// The incident is over: nothing of this changes any more.
     pub ended: bool,
     /// For a person, where one is needed; Markdown.

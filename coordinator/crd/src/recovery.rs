@@ -138,6 +138,9 @@ pub struct RebuildRecord {
     pub node: String,
     /// Epoch of the leader that wrote it.
     pub epoch: u64,
+    /// What proved that the node is dead; absent in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
     /// How far.
     pub stage: RebuildStage,
     /// The VM's owner and start field before the coordinator stopped it.

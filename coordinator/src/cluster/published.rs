@@ -248,11 +248,7 @@ fn others(view: &View, snapshot: &Snapshot) -> Vec<Change> {
     let mut changes = Vec::new();
     for (key, recovery) in &view.recoveries {
         let id = ObjectId::namespaced("Recovery", key);
-        // Only a node that died is proven to be dead.
-        let node = recovery.node.as_ref().filter(|_| recovery.cause == RecoveryCause::NodeDied);
-        let node = node.and_then(|node| view.nodes.get(node));
-        let change = node.map(display::proof).transpose().and_then(|proof| {
-            let (status, verdicts) = display::recovery(recovery, proof.flatten())?;
+        let change = display::recovery(recovery).and_then(|(status, verdicts)| {
             let values = fields(&status, &RECOVERY_FIELDS)?;
             Ok(Change {
                 template: Some(new_recovery(&id)),

@@ -138,6 +138,7 @@ fn rebuild(epoch: u64, stage: RebuildStage) -> RebuildRecord {
         vm_uid: "v-web".into(),
         node: "n2".into(),
         epoch,
+        proof: Some(ProofKind::PowerOffConfirmed),
         stage,
         stopped: Some((Owner::Itself, SavedStart::RunStrategy("Always".into()))),
         pods: vec![DeadPod { name: "virt-launcher-web-abcde".into(), uid: "p-web".into() }],

@@ -144,6 +144,7 @@ async fn recoveries_are_shown_and_end_with_their_incident() {
         node: Some("n1".into()),
         decision,
         progress: RecoveryProgress::AwaitingProof,
+        proof: Some(ProofKind::HumanAttested),
         ended: false,
         runbook: Some("# Steps".into()),
     };
@@ -157,6 +158,7 @@ async fn recoveries_are_shown_and_end_with_their_incident() {
         (&json!("AwaitingProof"), &json!("# Steps"))
     );
     assert!(!shown["status"]["reasons"].as_array().unwrap().is_empty());
+    assert_eq!(shown["status"]["proof"], "HumanAttested", "its own, whatever its node shows");
     let ended = || {
         let conditions = world.get(&id)["status"]["conditions"].as_array().unwrap().clone();
         let ended = conditions.into_iter().find(|condition| condition["type"] == "Ended").unwrap();
@@ -244,6 +246,7 @@ async fn what_an_earlier_leader_told_of_storage_stays_until_more_is_known() {
         node: None,
         decision,
         progress: RecoveryProgress::NeedsPerson,
+        proof: None,
         ended: false,
         runbook: None,
     };

@@ -28,6 +28,8 @@ pub(super) struct Incident {
     pub acted: bool,
     /// Launchers that were deleted, or are about to be.
     pub superseded: BTreeSet<Uid>,
+    /// What proved that the node is dead, whoever stored it.
+    pub proof: Option<ProofKind>,
     /// Pods that had run when the proof was stored; `None` before that.
     died: Option<BTreeSet<Uid>>,
     /// Attachments to the node whose VM goes on elsewhere, by name, as the cluster was last read.
@@ -60,8 +62,9 @@ impl Incident {
         self.vms.iter().filter(open).map(|(key, _)| key.clone()).collect()
     }
 
-    /// What had run on the node until now died with its boot: nothing of it can start again.
-    pub fn note_dead_pods(&mut self, scene: &Scene<'_>, node: &NodeName) {
+    /// The node is proven dead: what had run there until now died with its boot, and nothing of it can start again.
+    pub fn proven(&mut self, scene: &Scene<'_>, node: &NodeName, proof: ProofKind) {
+        self.proof = Some(proof);
         let ran = |vm: &&Vm| vm.instance.as_ref().is_some_and(|instance| instance.has_run);
         let pods = scene.facts.fleet.vms.values().filter(ran).flat_map(|vm| &vm.pods);
         self.died =
@@ -137,6 +140,11 @@ impl Incident {
         }
     }
 
+    /// What to show of each VM, and since when it is so.
+    pub fn views<'a>(&'a self, node: &NodeName) -> impl Iterator<Item = (BootTime, &'a Key, RecoveryView)> {
+        self.vms.iter().filter_map(move |(key, case)| Some((case.since, key, case.view(node, self.proof)?)))
+    }
+
     /// Writes every runbook anew: what a person may do follows from what is proven and from how far the recovery is.
     pub fn write_runbooks(&mut self, fleet: &Fleet, proven: &BTreeMap<NodeName, ProofKind>, over: bool) {
         let mut standing = Standing { proven: proven.clone(), over, ..Standing::default() };
@@ -190,7 +198,7 @@ impl Incident {
                 let rebuild = case
                     .decision
                     .clone()
-                    .and_then(|decision| Rebuild::begin(scene, proof.node(), vm, pods.collect(), decision));
+                    .and_then(|decision| Rebuild::begin(scene, proof, vm, pods.collect(), decision));
                 if let Some(rebuild) = rebuild {
                     self.superseded.extend(dead.iter().map(|pod| pod.uid.clone()));
                     *places -= 1;
@@ -307,12 +315,13 @@ impl VmCase {
     }
 
     /// What to show; nothing before it was decided.
-    pub fn view(&self, node: &NodeName) -> Option<RecoveryView> {
+    fn view(&self, node: &NodeName, proof: Option<ProofKind>) -> Option<RecoveryView> {
         Some(RecoveryView {
             cause: RecoveryCause::NodeDied,
             node: Some(node.clone()),
             decision: self.decision.clone()?,
             progress: self.progress,
+            proof,
             ended: false,
             runbook: self.runbook.clone(),
         })

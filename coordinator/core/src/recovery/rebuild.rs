@@ -68,7 +68,7 @@ impl Rebuild {
     /// Begins; nothing was done yet. `None` where a disk's claim or volume is not what the decision says any more.
     pub fn begin(
         scene: &Scene<'_>,
-        node: &NodeName,
+        proof: &FenceProof,
         vm: &Vm,
         pods: Vec<DeadPod>,
         decision: Decision,
@@ -84,8 +84,9 @@ impl Rebuild {
         let record = RebuildRecord {
             vm: decision.vm.clone(),
             vm_uid: vm.uid.clone(),
-            node: node.clone(),
+            node: proof.node().clone(),
             epoch: scene.facts.epoch?,
+            proof: Some(proof.kind()),
             stage: RebuildStage::Retaining,
             stopped: None,
             pods,
@@ -164,6 +165,7 @@ impl Rebuild {
             node: Some(self.record.node.clone()),
             decision: self.decision.clone(),
             progress,
+            proof: self.record.proof,
             ended: false,
             runbook: Some(runbook(&scene.facts.fleet, &self.decision, &standing)),
         }

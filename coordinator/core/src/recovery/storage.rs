@@ -424,6 +424,7 @@ impl StorageWatch {
                 node: node_of(fleet, key, case),
                 decision: case.decision.clone(),
                 progress: case.progress,
+                proof: None,
                 ended: false,
                 runbook: Some(case.runbook.clone()),
             };

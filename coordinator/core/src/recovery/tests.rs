@@ -3,6 +3,7 @@
 use crate::coordinator::testkit::{Bench, boot, fast};
 use crate::decision::DecisionKind;
 use crate::decision::testkit::{key, nfs, running_vm};
+use crate::fencing::ProofKind;
 use crate::fleet::{Attachment, Pod};
 use crate::io::{Action, Effect, FenceResult, Input};
 use crate::names::{NodeName, Uid};
@@ -76,6 +77,28 @@ fn a_runbook_follows_the_proof_and_the_recovery() {
     assert_eq!(progress(&elsewhere, "local"), RecoveryProgress::Recovered);
     assert!(runbook(&elsewhere).contains("It runs again, on `n3`"), "{}", runbook(&elsewhere));
     assert!(!runbook(&elsewhere).contains("delete"), "{}", runbook(&elsewhere));
+}
+
+/// Each Recovery shows what proved its own incident, whatever becomes of the node later.
+#[test]
+fn a_recovery_keeps_the_proof_of_its_incident() {
+    let proof = |bench: &Bench, vm| bench.view().recoveries[&key(vm)].proof;
+    let mut bench = Bench::new(fast(&[]));
+    bench.silence(&["n1"]);
+    bench.run_ms(1_500);
+    assert_eq!(proof(&bench, "net"), None);
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(1_000);
+    assert_eq!(proof(&bench, "net"), Some(ProofKind::HumanAttested));
+    bench.beat("n1", 2);
+    bench.run_ms(100_000);
+    assert_eq!(bench.view().nodes[&NodeName::from("n1")].proof, None, "its incident is over");
+    assert!(bench.view().recoveries[&key("net")].ended);
+    assert_eq!(proof(&bench, "net"), Some(ProofKind::HumanAttested));
+    bench.silence(&["n1"]);
+    bench.run_ms(1_500);
+    assert_eq!(proof(&bench, "net"), Some(ProofKind::HumanAttested), "it runs elsewhere");
+    assert_eq!(proof(&bench, "local"), None, "the second incident is not proven yet");
 }
 
 #[test]

@@ -220,10 +220,7 @@ fn fencing_answers(agent: &FenceAgentView, clock: WallClock) -> Option<Verdict> 
 pub const ENDED: &str = "Ended";
 
 /// Display of a VM's recovery.
-pub fn recovery(
-    view: &RecoveryView,
-    proof: Option<common::Proof>,
-) -> Result<(crd::RecoveryStatus, Vec<Verdict>), FieldError> {
+pub fn recovery(view: &RecoveryView) -> Result<(crd::RecoveryStatus, Vec<Verdict>), FieldError> {
     let decision = &view.decision;
     let reasons: Vec<String> = decision.reasons.iter().map(|reason| reason.as_str().to_owned()).collect();
     let reason = reasons.first().cloned().unwrap_or_default();
@@ -253,16 +250,11 @@ pub fn recovery(
         remedy: decision.remedy.clone(),
         disks: decision.disks.iter().map(disk).collect(),
         progress: Some(same_name(view.progress, "status.progress")?),
-        proof,
+        proof: view.proof.map(|proof| same_name(proof, "status.proof")).transpose()?,
         runbook: view.runbook.clone(),
         ..crd::RecoveryStatus::default()
     };
     Ok((status, verdicts))
-}
-
-/// A proof as our objects spell it.
-pub fn proof(view: &NodeView) -> Result<Option<common::Proof>, FieldError> {
-    view.proof.map(|proof| same_name(proof, "status.proof")).transpose()
 }
 
 fn disk(finding: &DiskFinding) -> common::DiskFinding {

@@ -191,6 +191,7 @@ pub async fn recoveries(bed: &Bed) -> Result<()> {
         node: Some(NODE.into()),
         decision,
         progress: RecoveryProgress::NeedsPerson,
+        proof: None,
         ended: false,
         runbook: Some("# Steps".into()),
     };

@@ -3,6 +3,7 @@
 use crate::coordinator::testkit::{Bench, fast};
 use crate::decision::DecisionKind;
 use crate::decision::testkit::{World, key, running_vm};
+use crate::fencing::ProofKind;
 use crate::fleet::RunStrategy;
 use crate::io::{Action, Effect, FenceResult, Input, Record, RecordKey};
 use crate::names::NodeName;
@@ -327,6 +328,8 @@ fn its_runbook_touches_no_claim_and_names_the_old_volume_in_the_end() {
         bench.import_ends("image");
         bench.run_ms(1_000);
         assert_eq!(stage(&bench), Some(RebuildStage::Rebuilt));
+        let proof = bench.view().recoveries[&key("image")].proof;
+        assert_eq!(proof, Some(ProofKind::PowerOffConfirmed), "inherited: {inherited}");
         let text = runbook(&bench);
         assert!(text.contains("It is over") && text.contains("It runs again, on"), "{text}");
         assert!(text.contains("kubectl delete pv pv-image-system\n"), "{text}");
