@@ -44,7 +44,7 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
         let decider = Decider::new(&world.fleet, &world.policy.class_overrides);
         let storage = decider.decide(&key, &Question::default());
         if storage.kind == DecisionKind::ManualRecovery {
-            (storage_runbook(&world.fleet, &storage), node)
+            (storage_runbook(&world.fleet, &world.policy.class_overrides, &storage), node)
         } else {
             (runbook(&world.fleet, &decision, &standing(recovery)), node)
         }

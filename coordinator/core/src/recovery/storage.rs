@@ -303,7 +303,7 @@ impl StorageWatch {
                 settled.iter().any(|fault| fault.disk == disk && fault.reason == reason)
             };
             let decision = decider.decide_storage(key, &counts);
-            self.broken(key, settled, decision, fleet, fx);
+            self.broken(scene, key, settled, decision, fx);
         }
     }
 
@@ -371,10 +371,10 @@ impl StorageWatch {
 
     fn broken(
         &mut self,
+        scene: &Scene<'_>,
         key: &Key,
         faults: BTreeSet<BrokenDisk>,
         decision: Decision,
-        fleet: &Fleet,
         fx: &mut Vec<Effect>,
     ) {
         // Nothing says any more what was told before: it stays as it was told.
@@ -396,7 +396,7 @@ impl StorageWatch {
         if news {
             tell_failed(fx, &decision);
         }
-        let runbook = storage_runbook(fleet, &decision);
+        let runbook = storage_runbook(&scene.facts.fleet, &scene.facts.policy.class_overrides, &decision);
         let progress = RecoveryProgress::NeedsPerson;
         let case = Case { decision, runbook, faults, progress, sound_since: None };
         self.cases.insert(key.clone(), case);

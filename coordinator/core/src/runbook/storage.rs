@@ -17,10 +17,11 @@ use super::words::{code, json, plain, shell_word};
 use super::{disks_chapter, hostname, source_words};
 use crate::decision::{Decision, DiskFinding, Reason, SourceKind};
 use crate::fleet::{Claim, Fleet, Owner, Vm, Volume};
+use crate::locality::{ClassOverride, ClassOverrides};
 use crate::names::{Key, NodeName, VolumeName};
 
-/// Writes the runbook of a decision about storage alone.
-pub fn storage_runbook(fleet: &Fleet, decision: &Decision) -> String {
+/// Writes the runbook of a decision about storage alone; `overrides` are the policy's words on classes.
+pub fn storage_runbook(fleet: &Fleet, overrides: &ClassOverrides, decision: &Decision) -> String {
     let vm = fleet.vms.get(&decision.vm);
     let reasons: Vec<&str> = decision.reasons.iter().map(|reason| reason.as_str()).collect();
     let mut text = format!(
@@ -42,7 +43,7 @@ pub fn storage_runbook(fleet: &Fleet, decision: &Decision) -> String {
     );
     for disk in decision.disks.iter().filter(|disk| is_concerned(decision, disk)) {
         let _ = write!(text, "### Disk {}\n\n", code(&disk.disk));
-        text.push_str(&ways(fleet, decision, disk));
+        text.push_str(&ways(fleet, overrides, decision, disk));
     }
     text
 }
@@ -148,12 +149,12 @@ fn path_of<'a>(fleet: &'a Fleet, disk: &DiskFinding) -> Option<&'a str> {
 }
 
 /// What may bring back one disk.
-fn ways(fleet: &Fleet, decision: &Decision, disk: &DiskFinding) -> String {
+fn ways(fleet: &Fleet, overrides: &ClassOverrides, decision: &Decision, disk: &DiskFinding) -> String {
     let mut text = String::new();
     let sources = decision.restore_from.iter().filter(|source| source.disk == disk.disk);
     for source in sources.map(|source| &source.source) {
         let _ = write!(text, "- From {}.\n\n", source_words(source));
-        if let Some(commands) = commands(fleet, decision, disk, source) {
+        if let Some(commands) = commands(fleet, overrides, decision, disk, source) {
             let _ = write!(text, "{commands}\n\n");
         }
     }
@@ -167,7 +168,13 @@ fn ways(fleet: &Fleet, decision: &Decision, disk: &DiskFinding) -> String {
     text
 }
 
-fn commands(fleet: &Fleet, decision: &Decision, disk: &DiskFinding, source: &SourceKind) -> Option<String> {
+fn commands(
+    fleet: &Fleet,
+    overrides: &ClassOverrides,
+    decision: &Decision,
+    disk: &DiskFinding,
+    source: &SourceKind,
+) -> Option<String> {
     let key = Key::new(&decision.vm.namespace, disk.claim.as_ref()?);
     let claim = fleet.claims.get(&key);
     match source {
@@ -184,7 +191,7 @@ fn commands(fleet: &Fleet, decision: &Decision, disk: &DiskFinding, source: &Sou
             let claim = claim?;
             // A volume of that name that is there is not this folder.
             let name = claim.volume.as_ref().filter(|name| !fleet.volumes.contains_key(*name))?;
-            Some(volume_again(fleet, &key, claim, name, (node, path)))
+            Some(volume_again(fleet, overrides, &key, claim, name, (node, path)))
         }
     }
 }
@@ -258,11 +265,16 @@ fn bind_anew(key: &Key, claim: Option<&Claim>, name: &VolumeName, volume: &Volum
 /// Bound again.
 fn volume_again(
     fleet: &Fleet,
+    overrides: &ClassOverrides,
     key: &Key,
     claim: &Claim,
     name: &VolumeName,
     (node, path): (&NodeName, &str),
 ) -> String {
+    // Tied to this node, a volume that every node sees would tie its VM to it too.
+    let root = fleet.reports.get(node).and_then(|report| report.root_of(path));
+    let shared = root.is_some_and(|root| root.shared)
+        || overrides.0.get(&claim.class) == Some(&ClassOverride::Network);
     let manifest = VolumeManifest {
         name: name.as_str(),
         class: &claim.class,
@@ -272,7 +284,7 @@ fn volume_again(
         claim: key,
         claim_uid: Some(claim.uid.as_str()),
         path,
-        host: hostname(fleet, node),
+        host: (!shared).then(|| hostname(fleet, node)),
     };
     format!(
         "  The volume's object, made again under its old name: the claim is Bound to it at once. See first that the folder \
@@ -330,7 +342,7 @@ mod tests {
     }
 
     fn written(world: &World) -> String {
-        storage_runbook(&world.fleet, &world.decide("web"))
+        storage_runbook(&world.fleet, &world.overrides, &world.decide("web"))
     }
 
     fn assert_in_order(text: &str, parts: &[&str]) {
@@ -439,6 +451,26 @@ mod tests {
             "values: [\"n1\"]",
         ];
         assert_in_order(&written(&world), &steps);
+    }
+
+    /// Tied to one node, the volume would tie a VM on network storage to that node for good.
+    #[test]
+    fn a_folder_that_every_node_sees_is_tied_to_none() {
+        for by_policy in [false, true] {
+            let mut world = lost();
+            world.fleet.volumes.remove(&VolumeName::from("pv-web-x"));
+            world.claim("web-x").volume = Some(VolumeName::from("pvc-1"));
+            let report = world.fleet.reports.get_mut(&NodeName::from("n1")).expect("told");
+            report.usage.insert("/data/pvc-1_shop_web-x".to_owned(), Usage::default());
+            report.roots[0].shared = !by_policy;
+            if by_policy {
+                world.overrides.0.insert("gold".to_owned(), ClassOverride::Network);
+            }
+            let text = written(&world);
+            let place = "  hostPath:\n    path: \"/data/pvc-1_shop_web-x\"\n    type: Directory\n";
+            assert_in_order(&text, &["kind: PersistentVolume\n", place]);
+            assert!(!text.contains("nodeAffinity"), "{text}");
+        }
     }
 
     #[test]

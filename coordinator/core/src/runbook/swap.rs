@@ -7,6 +7,7 @@ use std::fmt::Write;
 use crate::decision::{Decision, DiskFinding, Locality};
 use crate::fleet::{Claim, Fleet, Vm, Volume, VolumeMode};
 use crate::names::{Key, NodeName, VolumeName};
+use crate::runbook::HOSTNAME;
 use crate::runbook::words::{code, shell_word, yaml};
 
 /// A local claim, with everything that pointing it at another volume needs.
@@ -147,7 +148,7 @@ fn new_volume(swap: &Swap) -> String {
         claim: &swap.key,
         claim_uid: None,
         path: "NEW_PATH",
-        host: "NEW_NODE",
+        host: Some("NEW_NODE"),
     };
     manifest.write()
 }
@@ -157,7 +158,7 @@ fn new_claim(swap: &Swap) -> String {
     ClaimManifest { volume: Some(&volume), ..ClaimManifest::like(&swap.key, swap.claim) }.write()
 }
 
-/// A `PersistentVolume` on a node, on reclaim policy Retain, for one claim.
+/// A `PersistentVolume` with a folder of a node, or of all, on reclaim policy Retain, for one claim.
 pub(super) struct VolumeManifest<'a> {
     pub name: &'a str,
     pub class: &'a str,
@@ -168,18 +169,27 @@ pub(super) struct VolumeManifest<'a> {
     /// For a claim that is there and waits for it; without a uid it waits for a claim of that name.
     pub claim_uid: Option<&'a str>,
     pub path: &'a str,
-    /// Hostname label of its node.
-    pub host: &'a str,
+    /// Hostname label of its node; `None` where every node sees the folder.
+    pub host: Option<&'a str>,
 }
 
 impl VolumeManifest<'_> {
     pub fn write(&self) -> String {
         let uid = self.claim_uid.map_or_else(String::new, |uid| format!("    uid: {}\n", yaml(uid)));
+        let path = yaml(self.path);
+        let place = match self.host {
+            Some(host) => format!(
+                "  local:\n    path: {path}\n  nodeAffinity:\n    required:\n      nodeSelectorTerms:\n      - matchExpressions:\n        \
+                 - key: {HOSTNAME}\n          operator: In\n          values: [{}]\n",
+                yaml(host)
+            ),
+            // `local` must have an affinity. A mount that is not there must fail, and not boot a blank disk.
+            None => format!("  hostPath:\n    path: {path}\n    type: Directory\n"),
+        };
         format!(
             "apiVersion: v1\nkind: PersistentVolume\nmetadata:\n  name: {}\nspec:\n  storageClassName: {}\n  capacity:\n    storage: \"{}\"\n  \
              accessModes: {}\n  volumeMode: {}\n  persistentVolumeReclaimPolicy: Retain\n  claimRef:\n    apiVersion: v1\n    kind: PersistentVolumeClaim\n    \
-             namespace: {}\n    name: {}\n{uid}  local:\n    path: {}\n  nodeAffinity:\n    required:\n      nodeSelectorTerms:\n      - matchExpressions:\n        \
-             - key: kubernetes.io/hostname\n          operator: In\n          values: [{}]\n",
+             namespace: {}\n    name: {}\n{uid}{place}",
             yaml(self.name),
             yaml(self.class),
             self.capacity_bytes,
@@ -187,8 +197,6 @@ impl VolumeManifest<'_> {
             mode_word(self.mode),
             yaml(&self.claim.namespace),
             yaml(&self.claim.name),
-            yaml(self.path),
-            yaml(self.host),
         )
     }
 }
