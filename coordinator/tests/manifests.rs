@@ -274,8 +274,9 @@ fn launchers_that_no_vm_owns_are_strays_and_topologies_bound_a_class() {
 #[test]
 fn pods_that_no_vm_owns_use_their_claims() {
     let fleet = read_dump(&fixtures()).unwrap().fleet;
-    let others: Vec<_> = fleet.claims_used_by_others.iter().map(|key| key.name.as_str()).collect();
-    assert_eq!(others, ["lonely-root", "report-cache"]);
+    let used = fleet.claims_used_by_others.iter();
+    let used: Vec<String> = used.map(|(claim, pods)| format!("{}: {pods:?}", claim.name)).collect();
+    assert_eq!(used, [r#"lonely-root: {"virt-launcher-lonely-abcde"}"#, r#"report-cache: {"report-1"}"#]);
 }
 
 #[test]

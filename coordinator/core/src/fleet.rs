@@ -32,8 +32,8 @@ pub struct Fleet {
     pub classes: BTreeMap<String, StorageClass>,
     /// Every `VirtualMachine`, with its instance, launchers and owner joined in.
     pub vms: BTreeMap<Key, Vm>,
-    /// Claims that a pod other than a VM's own launcher or hotplug pod uses.
-    pub claims_used_by_others: BTreeSet<Key>,
+    /// Claims that pods other than a VM's own launcher or hotplug pod use, with the names of those pods.
+    pub claims_used_by_others: BTreeMap<Key, BTreeSet<String>>,
     /// Nodes with a launcher or hotplug pod that belongs to no VM of ours.
     pub stray_launchers: BTreeSet<NodeName>,
     /// Every CDI `DataVolume`.
@@ -376,6 +376,17 @@ pub enum ClaimUse {
     EphemeralBacking,
     /// `memoryDump`: expendable.
     MemoryDump,
+}
+
+/// Pods that use a claim, named; of many the first few, which tell what they belong to.
+pub(crate) fn pods_words(pods: &BTreeSet<String>) -> String {
+    const NAMED: usize = 3;
+    let names: Vec<&str> = pods.iter().take(NAMED).map(String::as_str).collect();
+    let (noun, names) = (if pods.len() == 1 { "pod" } else { "pods" }, names.join(", "));
+    match pods.len().saturating_sub(NAMED) {
+        0 => format!("{noun} {names}"),
+        more => format!("{noun} {names} and {more} more"),
+    }
 }
 
 /// A `VirtualMachineInstance`.

@@ -16,7 +16,7 @@ pub(super) struct Index<'a> {
     /// VMs that use a claim, with what they keep there.
     users: BTreeMap<ClaimName<'a>, Vec<(&'a Key, ClaimUse)>>,
     /// Claims that pods outside any VM use.
-    used_by_pods: &'a BTreeSet<Key>,
+    used_by_pods: &'a BTreeMap<Key, BTreeSet<String>>,
     /// What all VMs on a node ask for.
     asked: BTreeMap<NodeName, Resources>,
     /// Volumes whose `claimRef` names a claim.
@@ -76,9 +76,9 @@ impl<'a> Index<'a> {
                 findings.push((Reason::ClaimSharedWithVm, format!("VM {other} uses claim {claim} too")));
             }
         }
-        if self.used_by_pods.contains(claim) {
-            findings
-                .push((Reason::ClaimUsedByPod, format!("a pod that is not the VM's own uses claim {claim}")));
+        if let Some(pods) = self.used_by_pods.get(claim) {
+            let detail = format!("claim {claim} is used outside of any VM, by {}", fleet::pods_words(pods));
+            findings.push((Reason::ClaimUsedByPod, detail));
         }
         findings
     }

@@ -3,7 +3,7 @@
 
 use super::{Check, Context, Destination, DiskMove, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
-use crate::fleet::{Owner, VolumeMode};
+use crate::fleet::{Owner, VolumeMode, pods_words};
 use crate::names::Key;
 
 /// A planned migration, and what was found on the way.
@@ -119,8 +119,13 @@ fn not_migrating_already(asked: &Asked<'_>) -> Answer {
 fn disks_unshared(asked: &Asked<'_>) -> Answer {
     let subject = asked.spec.vm.as_ref().map(|name| Key::new(asked.key.namespace.clone(), name));
     for disk in asked.disks {
-        if asked.ctx.fleet.claims_used_by_others.contains(&disk.claim) {
-            let message = format!("a pod that is no VM's launcher uses claim {}: stop it first", disk.claim);
+        if let Some(pods) = asked.ctx.fleet.claims_used_by_others.get(&disk.claim) {
+            let message = format!(
+                "claim {} is in use outside of any VM, by {}: scale down or delete what uses it first; a pod that has ended \
+                 counts as long as it exists",
+                disk.claim,
+                pods_words(pods)
+            );
             return Err(Refusal::new("ClaimUsedByPod", message));
         }
         let other = asked.ctx.fleet.vms.iter().find(|(key, vm)| {

@@ -260,7 +260,7 @@ fn refuses_with_a_reason_and_touches_nothing() {
             world.fleet.vms.get_mut(&key("vm")).expect("there").owner = owner;
         }),
         ("ClaimUsedByPod", |world| {
-            world.fleet.claims_used_by_others.insert(key("vm-data"));
+            world.fleet.claims_used_by_others.insert(key("vm-data"), ["backup".to_owned()].into());
         }),
         ("BlockModeNotSupported", |world| {
             world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").mode = VolumeMode::Block;
@@ -284,6 +284,24 @@ fn refuses_with_a_reason_and_touches_nothing() {
         assert!(!record.message.is_empty());
         assert_eq!(world.fleet.volumes, before, "{reason}: something was touched");
         assert!(!world.effects.iter().any(|effect| matches!(effect, Effect::Act(_))), "{reason}");
+    }
+}
+
+#[test]
+fn a_pod_that_is_in_the_way_is_named() {
+    let refusal = |pods: &[&str]| {
+        let mut world = asked();
+        let pods = pods.iter().map(|pod| (*pod).to_owned()).collect();
+        world.fleet.claims_used_by_others.insert(key("vm-data"), pods);
+        assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
+        world.store[&key("m")].message.clone()
+    };
+    for (pods, words) in [
+        (&["backup-x7k2p"][..], "by pod backup-x7k2p: "),
+        (&["a", "b"], "by pods a, b: "),
+        (&["a", "b", "c", "d", "e"], "by pods a, b, c and 2 more: "),
+    ] {
+        assert!(refusal(pods).contains(words), "{words}: {}", refusal(pods));
     }
 }
 

@@ -313,7 +313,7 @@ mod tests {
 
     /// Claims that somebody else uses, by name.
     fn used(bench: &Bench) -> Vec<String> {
-        bench.snapshot().fleet.claims_used_by_others.iter().map(|claim| claim.name.clone()).collect()
+        bench.snapshot().fleet.claims_used_by_others.keys().map(|claim| claim.name.clone()).collect()
     }
 
     fn pod(name: &str, claim: &str) -> Value {

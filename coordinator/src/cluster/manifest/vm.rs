@@ -330,17 +330,19 @@ impl<'a> PodsByVm<'a> {
         if foreign { Vec::new() } else { self.by_instance.get(key).cloned().unwrap_or_default() }
     }
 
-    /// Claims of pods that no VM took. Finished pods count: while they exist, Kubernetes keeps their claims
-    /// from being deleted.
-    fn claims_of_the_rest(&self, inventory: &Inventory) -> BTreeSet<Key> {
-        let strays = inventory.pods.iter().filter(|(key, _)| !self.taken.contains(key));
-        let of_strays = strays.flat_map(|(key, placed)| {
-            claims_of(&placed.object).map(|name| Key::new(key.namespace.clone(), name))
-        });
-        let of_others = inventory.claims_of_other_pods.iter().flat_map(|(pod, claims)| {
-            claims.iter().map(|name| Key::new(pod.namespace.clone(), name.clone()))
-        });
-        of_strays.chain(of_others).collect()
+    /// Claims of pods that no VM took, with those pods. Finished pods count: while they exist, Kubernetes keeps their
+    /// claims from being deleted.
+    fn claims_of_the_rest(&self, inventory: &Inventory) -> BTreeMap<Key, BTreeSet<String>> {
+        let strays = inventory.pods.iter().filter(|(pod, _)| !self.taken.contains(pod));
+        let of_strays =
+            strays.flat_map(|(pod, placed)| claims_of(&placed.object).map(move |claim| (pod, claim)));
+        let others = inventory.claims_of_other_pods.iter();
+        let of_others = others.flat_map(|(pod, claims)| claims.iter().map(move |claim| (pod, claim.clone())));
+        let mut used: BTreeMap<Key, BTreeSet<String>> = BTreeMap::new();
+        for (pod, claim) in of_strays.chain(of_others) {
+            used.entry(Key::new(pod.namespace.clone(), claim)).or_default().insert(pod.name.clone());
+        }
+        used
     }
 
     /// Nodes of launchers and hotplug pods that no VM took, and that have not ended.

@@ -182,7 +182,7 @@ fn by_sharing() {
         (
             "a backup pod on the claim",
             |w| {
-                w.fleet.claims_used_by_others.insert(key("web-data"));
+                w.fleet.claims_used_by_others.insert(key("web-data"), ["backup".to_owned()].into());
             },
             ManualRecovery,
             &[Reason::ClaimUsedByPod],
