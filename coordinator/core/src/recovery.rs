@@ -24,6 +24,7 @@
 
 mod incident;
 mod rebuild;
+pub(crate) mod remedy;
 mod storage;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use crate::fencing::{FenceRecord, ProofKind};
 use crate::fleet::NodeReport;
 use crate::migration::MigrationRecord;
 use crate::names::{BootId, Key, NodeName};
+use crate::recovery::remedy::while_dead;
 
 /// Everything that people may want to see.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -136,6 +137,18 @@ pub struct RecoveryView {
     pub ended: bool,
     /// For a person, where one is needed; Markdown.
     pub runbook: Option<String>,
+}
+
+impl RecoveryView {
+    /// What helps: as long as its node is dead what can be done then, else what lets it fare better next time.
+    pub fn remedy(&self) -> String {
+        let settled = matches!(self.progress, RecoveryProgress::Recovered | RecoveryProgress::NodeReturned);
+        if self.cause == RecoveryCause::NodeDied && !self.ended && !settled {
+            while_dead(&self.decision, self.proof.is_some())
+        } else {
+            self.decision.remedy.clone()
+        }
+    }
 }
 
 /// How far a recovery is.

@@ -59,7 +59,7 @@ pub struct RecoveryStatus {
     /// Why, the most telling first.
     #[serde(default)]
     pub reasons: Vec<String>,
-    /// What to do so that the VM fares better next time.
+    /// What to do: while its node is dead what helps then, else what lets the VM fare better next time.
     #[serde(default)]
     pub remedy: String,
     /// Each disk, judged.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Trouble;
 use super::rebuild::Rebuild;
+use super::remedy::while_dead;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
 use crate::fencing::{FenceProof, ProofKind};
@@ -446,6 +447,7 @@ fn tell_decision(fx: &mut Vec<Effect>, node: &NodeName, decision: &Decision) {
         _ => (Severity::Warning, "needs a person, see its runbook; it is not touched"),
     };
     let why = decision.details.first().map(|why| format!(": {why}")).unwrap_or_default();
-    let message = format!("{node} is unreachable. {} {what}{why}. {}", decision.vm, decision.remedy);
+    let message =
+        format!("{node} is unreachable. {} {what}{why}. {}", decision.vm, while_dead(decision, false));
     tell_vm(fx, severity, &decision.vm, "RecoveryDecided", message.trim_end().to_owned());
 }

@@ -237,9 +237,10 @@ pub fn recovery(view: &RecoveryView) -> Result<(crd::RecoveryStatus, Vec<Verdict
         }
         RecoveryCause::StorageFailed => Verdict::new(ENDED, false, "StorageBroken", "its storage is broken"),
     };
+    let remedy = view.remedy();
     let verdicts = vec![
         Verdict::new("Decided", true, reason, format!("{:?}", decision.kind)),
-        Verdict::new("Recovered", recovered, format!("{:?}", view.progress), &decision.remedy),
+        Verdict::new("Recovered", recovered, format!("{:?}", view.progress), &remedy),
         ended,
     ];
     let status = crd::RecoveryStatus {
@@ -247,7 +248,7 @@ pub fn recovery(view: &RecoveryView) -> Result<(crd::RecoveryStatus, Vec<Verdict
         node: view.node.as_ref().map(|node| node.0.clone()).unwrap_or_default(),
         decision: Some(same_name(decision.kind, "status.decision")?),
         reasons,
-        remedy: decision.remedy.clone(),
+        remedy,
         disks: decision.disks.iter().map(disk).collect(),
         progress: Some(same_name(view.progress, "status.progress")?),
         proof: view.proof.map(|proof| same_name(proof, "status.proof")).transpose()?,

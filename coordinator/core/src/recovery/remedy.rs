@@ -1,0 +1,125 @@
+//! What helps a VM while its node is dead.
+//!
+//! What a decision advises is for the time before and after: nothing can be copied off a node that is dead.
+
+use crate::decision::{Decision, DecisionKind, Locality, Reason};
+use crate::names::NodeName;
+use crate::runbook::shell_word;
+
+/// What a person can do now.
+pub(crate) fn while_dead(decision: &Decision, proven: bool) -> String {
+    match decision.kind {
+        DecisionKind::Recreate | DecisionKind::Rebuild if !proven => {
+            let attest = decision
+                .nodes
+                .iter()
+                .map(|node| format!("kubectl somersault attest {}", shell_word(node.as_str())));
+            format!(
+                "where no proof comes by itself: power {} off, then {}",
+                words(&decision.nodes),
+                attest.collect::<Vec<_>>().join(" && ")
+            )
+        }
+        DecisionKind::Rebuild => "none needed: the coordinator brings it back".to_owned(),
+        DecisionKind::ManualRecovery if decision.reasons.first().is_some_and(|first| lies_there(*first)) => {
+            format!(
+                "bring {} back, or bring the VM back by hand: kubectl somersault runbook {}",
+                words(&homes(decision)),
+                shell_word(&decision.vm.to_string())
+            )
+        }
+        DecisionKind::Recreate | DecisionKind::ManualRecovery | DecisionKind::NothingToDo => {
+            decision.remedy.clone()
+        }
+    }
+}
+
+/// What is missing lies on the dead node, and what would have helped is to have it elsewhere.
+fn lies_there(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::LocalDisk
+            | Reason::LocalHotplug
+            | Reason::LocalState
+            | Reason::LocalBacking
+            | Reason::HostDisk
+            | Reason::RebuildNotAllowed
+            | Reason::DataVolumeMissing
+            | Reason::ImageNotImportable
+            | Reason::DataVolumePrePopulated
+            | Reason::ClassNotPortable
+    )
+}
+
+/// The nodes that hold its disks, else those that it may run on.
+fn homes(decision: &Decision) -> Vec<NodeName> {
+    let local = decision.disks.iter().filter_map(|disk| match &disk.locality {
+        Locality::Local { node } => Some(node.clone()),
+        _ => None,
+    });
+    let mut homes: Vec<NodeName> = local.collect();
+    homes.sort_unstable();
+    homes.dedup();
+    if homes.is_empty() { decision.nodes.clone() } else { homes }
+}
+
+fn words(nodes: &[NodeName]) -> String {
+    match nodes {
+        [] => "its node".to_owned(),
+        [node] => format!("node {node}"),
+        nodes => format!("nodes {}", nodes.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::coordinator::testkit::{Bench, fast};
+    use crate::decision::testkit::key;
+    use crate::io::Effect;
+
+    fn remedy(bench: &Bench, vm: &str) -> String {
+        bench.view().recoveries[&key(vm)].remedy()
+    }
+
+    /// What people were told when each VM was decided upon.
+    fn told(bench: &Bench) -> Vec<&str> {
+        let texts = bench.effects.iter().filter_map(|(_, effect)| match effect {
+            Effect::Notify(notice) if notice.reason == "RecoveryDecided" => Some(notice.message.as_str()),
+            _ => None,
+        });
+        texts.collect()
+    }
+
+    #[test]
+    fn nobody_is_told_to_copy_from_a_dead_node() {
+        let mut bench = Bench::new(fast(&[]));
+        bench.silence(&["n1"]);
+        bench.run_ms(5_000);
+        let by_hand = "bring node n1 back, or bring the VM back by hand: kubectl somersault runbook ";
+        assert_eq!(remedy(&bench, "local"), format!("{by_hand}{}", key("local")));
+        let told = told(&bench);
+        assert!(told.len() == 2 && told.iter().all(|text| !text.contains("migrate")), "{told:?}");
+        assert_eq!(
+            remedy(&bench, "net"),
+            "where no proof comes by itself: power node n1 off, then kubectl somersault attest n1"
+        );
+        bench.attest("n1", 1, "eve");
+        bench.run_ms(100);
+        assert_eq!(remedy(&bench, "local"), format!("{by_hand}{}", key("local")));
+        assert_eq!(remedy(&bench, "net"), "none needed");
+    }
+
+    #[test]
+    fn once_the_node_is_back_its_disks_can_be_moved() {
+        let mut bench = Bench::new(fast(&[]));
+        bench.silence(&["n1"]);
+        bench.run_ms(5_000);
+        bench.beat("n1", 2);
+        bench.run_ms(30_000);
+        assert!(
+            remedy(&bench, "local").contains("kubectl somersault migrate"),
+            "{}",
+            remedy(&bench, "local")
+        );
+    }
+}
