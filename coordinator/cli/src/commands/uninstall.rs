@@ -8,8 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::Api;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt as _};
 use serde::Serialize;
 use serde_json::json;
 
@@ -26,10 +27,12 @@ mod plan;
 use plan::{Plan, Step};
 
 /// A leader that was told to stop gives its Lease back at once; one that died loses it after 15 s, or what the policy
-/// says instead, at most a minute.
+/// says instead, at most a minute. Pods go within their grace of 10 s, those of a dead node never.
 const STOP_MAX: Duration = Duration::from_secs(90);
-/// Between two looks at the Lease.
+/// Between two looks at the Lease and the pods.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Pods of the coordinator: it has a few replicas.
+const PODS_MAX: u32 = 500;
 /// Whoever types more than this has not typed yes.
 const ANSWER_BYTES_MAX: u64 = 64;
 
@@ -110,7 +113,8 @@ fn perform(server: &ApiServer, step: &Step) -> Result<(), Failure> {
     }
 }
 
-/// Takes the coordinator's replicas away, and waits until nobody leads.
+/// Takes the coordinator's replicas away, and waits until they are gone and nobody leads: between two of them the Lease
+/// may be free for a moment. A pod that never goes is one of a dead node: its coordinator would lead by now if it could.
 fn stop_coordinator(server: &ApiServer) -> Result<(), Failure> {
     let patch = Patch::Merge(json!({ "spec": { "replicas": 0 } }));
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
@@ -120,8 +124,18 @@ fn stop_coordinator(server: &ApiServer) -> Result<(), Failure> {
         answer => drop(answer.map_err(|trouble| trouble.failure(server.address(), &object))?),
     }
     let begun = Instant::now();
-    while server.led()?.unwrap_or(true) {
-        if begun.elapsed() > STOP_MAX {
+    loop {
+        let (leads, left) = (server.led()?.unwrap_or(true), coordinator_pods(server)?);
+        let late = begun.elapsed() > STOP_MAX;
+        match (leads, left.as_slice()) {
+            (false, []) => return Ok(()),
+            (false, left) if late => {
+                output::note(&format!("still there, and leading nothing: {}", left.join(", ")));
+                return Ok(());
+            }
+            _ => {}
+        }
+        if late {
             return Err(Failure::Failed(format!(
                 "a coordinator still leads {} s after it was told to stop; see its pods, then go on with the same \
                  command: kubectl get pods -n {} -l {}=coordinator",
@@ -132,7 +146,17 @@ fn stop_coordinator(server: &ApiServer) -> Result<(), Failure> {
         }
         thread::sleep(LOOK_EVERY);
     }
-    Ok(())
+}
+
+/// Names of the coordinator's pods that are there.
+fn coordinator_pods(server: &ApiServer) -> Result<Vec<String>, Failure> {
+    let api: Api<Pod> = Api::namespaced(server.client().clone(), install::NAMESPACE);
+    let (label, value) = install::NAME_LABEL;
+    let labels = format!("{label}={value},{}=coordinator", install::COMPONENT_LABEL);
+    let pods = server
+        .wait(limited(api.list(&ListParams::default().labels(&labels).limit(PODS_MAX))))
+        .map_err(|trouble| trouble.failure(server.address(), "the coordinator's pods"))?;
+    Ok(pods.items.iter().map(|pod| format!("pod {}", pod.name_any())).collect())
 }
 
 /// Shows what would be done, and wants a yes.
@@ -158,7 +182,7 @@ fn text(answer: &Answer) -> String {
         format!("{title}\n{}", lines_of(lines))
     };
     let steps = if answer.steps.is_empty() {
-        "Nothing of Somersault is here any more.\n".to_owned()
+        "Nothing is left to remove.\n".to_owned()
     } else {
         list("This would be done, in this order:", &answer.steps)
     };

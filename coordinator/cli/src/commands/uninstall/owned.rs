@@ -39,6 +39,8 @@ const fn kind(name: &'static str, api: &'static str, plural: &'static str, scope
     Kind { name, api, plural, scope, unlabelled: &[] }
 }
 
+/// The kind of the leader's Lease.
+const LEASE: &str = "Lease";
 const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
@@ -55,7 +57,7 @@ pub const KINDS: [Kind; 17] = [
     kind("NetworkPolicy", "/apis/networking.k8s.io/v1", "networkpolicies", Scope::Ours),
     Kind {
         unlabelled: &[install::COORDINATOR],
-        ..kind("Lease", "/apis/coordination.k8s.io/v1", "leases", Scope::Ours)
+        ..kind(LEASE, "/apis/coordination.k8s.io/v1", "leases", Scope::Ours)
     },
     Kind { unlabelled: &[install::CA_BUNDLE], ..kind("ConfigMap", "/api/v1", "configmaps", Scope::Ours) },
     Kind { unlabelled: &[install::CA_SECRET], ..kind("Secret", "/api/v1", "secrets", Scope::Ours) },
@@ -86,9 +88,22 @@ pub struct Owned {
 }
 
 impl Owned {
+    /// An object of our namespace.
+    #[cfg(test)]
+    pub fn named(kind: &str, name: &str) -> Self {
+        let kind = KINDS.into_iter().find(|known| known.name == kind).expect("a kind of ours");
+        let (namespace, uid) = (install::NAMESPACE.to_owned(), "u".to_owned());
+        Self { kind, namespace, name: name.to_owned(), uid }
+    }
+
     fn of(kind: Kind, object: &Value) -> Self {
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         Self { kind, namespace: text("namespace"), name: text("name"), uid: text("uid") }
+    }
+
+    /// By it the next coordinator knows that the last one has given up (the coordinator's election).
+    pub fn is_leaders_lease(&self) -> bool {
+        self.kind.name == LEASE && self.name == install::COORDINATOR
     }
 
     /// `Kind name`, with the namespace where it has one.

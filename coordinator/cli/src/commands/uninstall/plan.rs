@@ -15,6 +15,7 @@ use somersault_coordinator_core::fleet::FENCING_TAINT;
 use somersault_coordinator_core::io::Action;
 use somersault_coordinator_core::migration::{MigrationRecord, Phase};
 use somersault_coordinator_core::names::Key;
+use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 use somersault_crd::VolumeMigration;
 use somersault_crd::node_health::FenceStage;
 
@@ -81,6 +82,10 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
             plan.steps.push(Step::GiveBack(Action::InService { node: name.clone() }));
         }
     }
+    // Records tell that there was a leader: where they stay and the Lease is gone, the next one waits for whoever may not
+    // have noticed. The last coordinator has given it back when it stopped; nothing has to be written.
+    let (leases, owned): (Vec<_>, Vec<_>) =
+        owned.into_iter().partition(|owned| definitions.is_none() && owned.is_leaders_lease());
     plan.steps.extend(owned.into_iter().map(Step::Delete));
     match definitions {
         Some(definitions) => plan.steps.extend(definitions.into_iter().map(Step::Delete)),
@@ -90,6 +95,14 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
                 .to_owned(),
         ),
     }
+    plan.stays.extend(leases.iter().map(|lease| {
+        format!(
+            "{}: by it the coordinator of a later installation leads at once; without it, while the definitions are there, \
+             it waits {} s for a leader that may not know yet",
+            lease.words(),
+            LEADER_LEASE_MAX.as_secs()
+        )
+    }));
     plan.stays.extend(old_volumes(world));
     plan.stays.push(format!(
         "the namespace {0} with what you have put there (such as Secret {1}): kubectl delete namespace {0}",
@@ -270,6 +283,18 @@ mod tests {
         }
         let plan = plan(&world(&[migration("Succeeded")]), false, Vec::new(), None);
         assert!(plan.steps.is_empty() && plan.under_way.is_empty(), "{plan:?}");
+    }
+
+    #[test]
+    fn the_leaders_lease_stays_as_long_as_records_tell_of_a_leader() {
+        let owned = || vec![Owned::named("Deployment", "c"), Owned::named("Lease", install::COORDINATOR)];
+        let lease = format!("Lease {}/{}", install::NAMESPACE, install::COORDINATOR);
+        let kept = plan(&world(&[]), true, owned(), None);
+        assert!(!words(&kept).iter().any(|step| step.contains("Lease")), "{:?}", words(&kept));
+        assert!(kept.stays.iter().any(|stays| stays.starts_with(&lease)), "{:?}", kept.stays);
+        let gone = plan(&world(&[]), true, owned(), Some(Vec::new()));
+        assert!(words(&gone).contains(&format!("delete {lease}")), "{:?}", words(&gone));
+        assert!(!gone.stays.iter().any(|stays| stays.contains("Lease")), "{:?}", gone.stays);
     }
 
     #[test]
