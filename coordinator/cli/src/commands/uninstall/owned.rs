@@ -45,7 +45,7 @@ const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
 /// In the order in which they go.
-pub const KINDS: [Kind; 17] = [
+pub const KINDS: [Kind; 18] = [
     // What stands in other people's way goes first.
     kind("ValidatingAdmissionPolicyBinding", ADMISSION, "validatingadmissionpolicybindings", Scope::Cluster),
     kind("ValidatingAdmissionPolicy", ADMISSION, "validatingadmissionpolicies", Scope::Cluster),
@@ -66,6 +66,7 @@ pub const KINDS: [Kind; 17] = [
     kind("ClusterRoleBinding", RBAC, "clusterrolebindings", Scope::Cluster),
     kind("ClusterRole", RBAC, "clusterroles", Scope::Cluster),
     kind("ServiceAccount", "/api/v1", "serviceaccounts", Scope::Ours),
+    kind("ResourceQuota", "/api/v1", "resourcequotas", Scope::Ours),
     kind("PriorityClass", "/apis/scheduling.k8s.io/v1", "priorityclasses", Scope::Cluster),
 ];
 
@@ -191,4 +192,29 @@ fn found<T>(answer: Result<T, Trouble>) -> Result<Option<T>, Trouble> {
 
 fn request(error: kube::core::request::Error) -> Trouble {
     Trouble::Kube(kube::Error::BuildRequest(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that `deploy/` installs, as files.
+    const INSTALLED: [&str; 7] = [
+        include_str!("../../../../../deploy/base/agent.yaml"),
+        include_str!("../../../../../deploy/base/coordinator.yaml"),
+        include_str!("../../../../../deploy/base/namespace.yaml"),
+        include_str!("../../../../../deploy/base/network-policy.yaml"),
+        include_str!("../../../../../deploy/base/rbac.yaml"),
+        include_str!("../../../../../deploy/components/fence-runner/fence-runner.yaml"),
+        include_str!("../../../../../deploy/crds/recoveries.yaml"),
+    ];
+
+    #[test]
+    fn every_kind_that_is_installed_goes_or_is_said_to_stay() {
+        for line in INSTALLED.iter().flat_map(|file| file.lines()) {
+            let Some(kind) = line.strip_prefix("kind: ") else { continue };
+            let stays = ["Namespace", DEFINITIONS.name].contains(&kind);
+            assert!(stays || KINDS.iter().any(|known| known.name == kind), "{kind} is forgotten");
+        }
+    }
 }

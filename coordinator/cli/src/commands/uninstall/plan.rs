@@ -10,11 +10,13 @@
 //! The coordinator stops first: it would set again what is taken away here. A VM whose claims are just being swapped
 //! is never started: its disks may be blank.
 
+use std::collections::BTreeMap;
+
 use somersault_coordinator::cluster::manifest::records::migration_record;
 use somersault_coordinator_core::fleet::FENCING_TAINT;
 use somersault_coordinator_core::io::Action;
 use somersault_coordinator_core::migration::{MigrationRecord, Phase};
-use somersault_coordinator_core::names::Key;
+use somersault_coordinator_core::names::{Key, VolumeName};
 use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 use somersault_crd::VolumeMigration;
 use somersault_crd::node_health::FenceStage;
@@ -170,29 +172,40 @@ fn give_back_start(key: &Key, migration: &VolumeMigration, plan: &mut Plan) {
     }
 }
 
-/// Volumes that migrations left behind, on Retain.
+/// Volumes on Retain that no claim has any more, each with why it is there.
 fn old_volumes(world: &World) -> Vec<String> {
-    let mut volumes: Vec<String> = world
-        .migrations
-        .values()
-        .filter_map(|migration| migration.status.as_ref())
-        .flat_map(|status| &status.disks)
-        .flat_map(|disk| [(&disk.old_volume, &disk.claim), (&disk.new_volume.name, &disk.claim)])
-        .filter_map(|(volume, claim)| {
-            let (name, kept) = world.fleet.volumes.iter().find(|(name, _)| name.as_str() == volume)?;
-            let claim = Key::new(claim.namespace.clone(), claim.name.clone());
-            let in_use = world.fleet.claims.get(&claim).is_some_and(|claim| claim.volume.as_ref() == Some(name));
-            (!in_use).then(|| {
-                format!(
-                    "volume {name} ({}), once of claim {claim}: its data is kept; delete it by hand when you are sure",
-                    if kept.phase.is_empty() { "phase unknown" } else { &kept.phase }
-                )
-            })
+    let migrated = world.migrations.iter().flat_map(|(key, migration)| {
+        let disks = migration.status.iter().flat_map(|status| &status.disks);
+        disks.flat_map(move |disk| {
+            let claim = Key::new(disk.claim.namespace.clone(), disk.claim.name.clone());
+            let moved = format!("kept when VolumeMigration {key} moved claim {claim} off it");
+            let made = format!("made by VolumeMigration {key} for claim {claim}, which has another one");
+            [(disk.old_volume.as_str(), claim.clone(), moved), (disk.new_volume.name.as_str(), claim, made)]
         })
-        .collect();
-    volumes.sort();
-    volumes.dedup();
-    volumes
+    });
+    let rebuilt = world.recoveries.iter().flat_map(|(vm, recovery)| {
+        let rebuilds = recovery.status.iter().filter_map(|status| status.rebuild.as_ref());
+        rebuilds.flat_map(|rebuild| &rebuild.disks).map(move |disk| {
+            let claim = Key::new(vm.namespace.clone(), disk.claim.clone());
+            let why = format!("kept when VM {vm} was rebuilt and its claim {claim} made anew");
+            (disk.old_volume.as_str(), claim, why)
+        })
+    });
+    let mut kept = BTreeMap::new();
+    for (name, claim, why) in migrated.chain(rebuilt) {
+        let Some(volume) = world.fleet.volumes.get(&VolumeName::from(name)) else { continue };
+        let has = world.fleet.claims.get(&claim).and_then(|claim| claim.volume.as_ref());
+        if has.is_none_or(|volume| volume.as_str() != name) {
+            kept.entry(name).or_insert((volume.phase.as_str(), why));
+        }
+    }
+    let line = |(name, (phase, why)): (&str, (&str, String))| {
+        let phase = if phase.is_empty() { "phase unknown" } else { phase };
+        format!(
+            "volume {name} ({phase}), {why}: delete it by hand when you are sure that nobody needs its data"
+        )
+    };
+    kept.into_iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -295,6 +308,75 @@ mod tests {
         let gone = plan(&world(&[]), true, owned(), Some(Vec::new()));
         assert!(words(&gone).contains(&format!("delete {lease}")), "{:?}", words(&gone));
         assert!(!gone.stays.iter().any(|stays| stays.contains("Lease")), "{:?}", gone.stays);
+    }
+
+    fn volume(name: &str, claim: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": name },
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "capacity": { "storage": "1Gi" },
+                "claimRef": { "namespace": "shop", "name": claim },
+                "persistentVolumeReclaimPolicy": "Retain", "local": { "path": format!("/srv/{name}") },
+            },
+            "status": { "phase": "Released" },
+        })
+    }
+
+    fn claim(name: &str, volume: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": { "namespace": "shop", "name": name, "uid": name },
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } },
+                "volumeName": volume,
+            },
+            "status": { "phase": "Bound" },
+        })
+    }
+
+    #[test]
+    fn volumes_that_moves_and_rebuilds_have_left_are_named_with_their_reason() {
+        let mut moved = migration("Succeeded");
+        moved["status"]["disks"] = json!([{
+            "claim": { "namespace": "shop", "name": "data" }, "claimUID": "u", "template": {"class": "c", "requestedBytes": 1},
+            "oldVolume": "pv-old", "sourceNode": "n1", "sourcePath": "/srv/pv-old", "targetNode": "n2",
+            "newVolume": {
+                "name": "pv-new", "class": "c", "path": "/srv/pv-new", "capacityBytes": 1,
+                "claim": { "namespace": "shop", "name": "data" },
+            },
+        }]);
+        let rebuilt = |old: &str, claim: &str| {
+            json!({
+                "apiVersion": somersault_crd::API_VERSION, "kind": "Recovery",
+                "metadata": { "name": "web", "namespace": "shop" },
+                "spec": { "vm": "web" },
+                "status": { "rebuild": {
+                    "vmUID": "u", "node": "n1", "epoch": 3, "stage": "Rebuilt",
+                    "disks": [{
+                        "disk": "root", "claim": claim, "claimUID": "u", "dataVolume": claim, "oldVolume": old, "class": "c",
+                    }],
+                } },
+            })
+        };
+        let objects = [
+            moved,
+            rebuilt("pv-image", "root"),
+            volume("pv-old", "data"),
+            volume("pv-new", "data"),
+            volume("pv-image", "root"),
+            volume("pv-image-2", "root"),
+            claim("data", "pv-new"),
+            claim("root", "pv-image-2"),
+        ];
+        let kept = old_volumes(&world(&objects));
+        assert_eq!(kept.len(), 2, "{kept:#?}");
+        let of_rebuild = "volume pv-image (Released), kept when VM shop/web was rebuilt and its claim shop/root made anew: ";
+        assert!(kept[0].starts_with(of_rebuild), "{kept:#?}");
+        let of_move = "volume pv-old (Released), kept when VolumeMigration shop/db-to-n2 moved claim shop/data off it: ";
+        assert!(kept[1].starts_with(of_move), "{kept:#?}");
+        assert!(plan(&world(&objects), true, Vec::new(), None).stays.contains(&kept[0]));
+        let given_back = [rebuilt("pv-image", "root"), volume("pv-image", "root"), claim("root", "pv-image")];
+        assert_eq!(old_volumes(&world(&given_back)), [""; 0], "it is in use");
     }
 
     #[test]
