@@ -131,6 +131,9 @@ pub struct StatusArgs {
     /// Draw it again every second until interrupted; large clusters less often
     #[arg(short, long, conflicts_with = "from")]
     pub watch: bool,
+    /// Also migrations and evacuations that ended more than a day ago
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Debug, Args)]

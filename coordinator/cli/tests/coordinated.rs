@@ -50,6 +50,29 @@ fn status_says_when_nobody_keeps_it_up() -> Result<()> {
 }
 
 #[test]
+fn what_ended_long_ago_is_shown_on_demand() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ended = |at: &str| {
+        json!([{
+            "type": "Complete", "status": "True", "reason": "Succeeded", "message": "", "lastTransitionTime": at,
+        }])
+    };
+    for (at, shown) in [("2020-01-02T03:04:05Z", false), (&jiff::Timestamp::now().to_string(), true)] {
+        cluster.store()?.patch(&migration("old"), |object| {
+            object["status"]["conditions"] = ended(at);
+            Ok(())
+        })?;
+        let ran = cluster.run(&["status"])?;
+        assert_eq!(!ran.line("default/old").is_empty(), shown, "{}", ran.out);
+        assert_eq!(ran.line("Not shown: 1 migrations").is_empty(), shown, "{}", ran.out);
+        assert!(!cluster.run(&["status", "--all"])?.line("default/old").is_empty());
+    }
+    let json = cluster.run(&["status", "-o", "json"])?.json()?;
+    assert_eq!(json["endedLongAgo"], 0, "{json:#}");
+    Ok(())
+}
+
+#[test]
 fn status_for_machines_has_what_the_table_has() -> Result<()> {
     let status = Cluster::coordinated()?.run(&["status", "-o", "json"])?.json()?;
     assert_eq!(status["nodes"][0]["state"], "AwaitingProof");

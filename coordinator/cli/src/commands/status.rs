@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::args::{Format, Global, StatusArgs};
 use crate::exit::{Exit, Failure};
@@ -17,31 +18,37 @@ mod rows;
 
 pub use rows::volumes;
 
-use rows::{NodeRow, Status, VmRow, VolumeRow};
+use rows::{Ended, NodeRow, Status, VmRow, VolumeRow};
 
 /// Runs the command.
 pub fn run(global: &Global, args: &StatusArgs) -> Result<Exit, Failure> {
     if args.watch {
-        return watch(global, args.source.policy.as_deref());
+        return watch(global, args);
     }
     let world = World::read(global, &args.source)?;
-    let status = Status::of(&world, global.namespace.as_deref());
+    let status = look(&world, global, args);
     output::print(global.output, &status, || text(&status))?;
     Ok(world::end(&world))
+}
+
+fn look(world: &World, global: &Global, args: &StatusArgs) -> Status {
+    let ended = if args.all { Ended::All } else { Ended::LatelyAt(Timestamp::now()) };
+    Status::of(world, global.namespace.as_deref(), ended)
 }
 
 /// Before a server that did not answer is asked again: one that is just starting has enough to do.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Draws until interrupted, or until nobody reads any more. A server that goes away is told, and waited for.
-fn watch(global: &Global, policy: Option<&Path>) -> Result<Exit, Failure> {
+fn watch(global: &Global, args: &StatusArgs) -> Result<Exit, Failure> {
+    let policy = args.source.policy.as_deref();
     let terminal = io::stdout().is_terminal() && global.output == Format::Table;
     let source = Source::open(global)?;
     let mut last: Option<String> = None;
     loop {
         let rest = match (World::of_cluster(&source, policy), &last) {
             (Ok(world), _) => {
-                let status = Status::of(&world, global.namespace.as_deref());
+                let status = look(&world, global, args);
                 let drawn = text(&status);
                 if terminal {
                     output::write_out(&screen(&drawn))?;
@@ -97,6 +104,13 @@ fn text(status: &Status) -> String {
     }
     if !status.evacuations.is_empty() {
         let _ = write!(text, "\n{}", evacuations(status));
+    }
+    if status.ended_long_ago > 0 {
+        let _ = writeln!(
+            text,
+            "\nNot shown: {} migrations and evacuations that ended more than a day ago (--all).",
+            status.ended_long_ago
+        );
     }
     if !status.problems.is_empty() {
         let _ = writeln!(

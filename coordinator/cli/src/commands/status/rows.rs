@@ -18,8 +18,10 @@ use crate::output::{self, Mood};
 use crate::units;
 use crate::world::World;
 
+mod ended;
 pub mod volumes;
 
+pub use ended::Ended;
 pub use volumes::VolumeRow;
 
 /// Everything.
@@ -36,10 +38,12 @@ pub struct Status {
     pub vms: Vec<VmRow>,
     /// Claims with their volumes, and volumes without a claim.
     pub volumes: Vec<VolumeRow>,
-    /// Migrations, those that have ended included.
+    /// Migrations, those that have ended lately included.
     pub migrations: Vec<MigrationRow>,
-    /// Evacuations, those that have ended included.
+    /// Evacuations, those that have ended lately included.
     pub evacuations: Vec<EvacuationRow>,
+    /// How many of both ended so long ago that they are left out.
+    pub ended_long_ago: usize,
     /// Manifests that could not be read: file, document, object, what is wrong.
     pub problems: Vec<String>,
 }
@@ -110,22 +114,30 @@ pub struct EvacuationRow {
 
 impl Status {
     /// What the objects say; VMs, claims and migrations of one namespace where one is given.
-    pub fn of(world: &World, namespace: Option<&str>) -> Self {
+    pub fn of(world: &World, namespace: Option<&str>, ended: Ended) -> Self {
         let wanted = |have: &str| namespace.is_none_or(|want| have == want);
         let nodes = node_rows(world);
         let held: Vec<&str> =
             nodes.iter().filter(|row| row.state == "StormHold").map(|row| row.name.as_str()).collect();
         let migrations = world.migrations.iter().filter(|(key, _)| wanted(&key.namespace));
+        let (migrations, old_migrations): (Vec<_>, Vec<_>) = migrations.partition(|(_, migration)| {
+            ended.shows(migration.status.as_ref().map_or(&[], |status| status.conditions.as_slice()))
+        });
+        let (evacuations, old_evacuations): (Vec<_>, Vec<_>) =
+            world.evacuations.iter().partition(|(_, evacuation)| {
+                ended.shows(evacuation.status.as_ref().map_or(&[], |status| status.conditions.as_slice()))
+            });
         Self {
             storm_hold: (!held.is_empty()).then(|| held.join(", ")),
             vms: vm_rows(world).into_iter().filter(|row| wanted(&row.verdict.namespace)).collect(),
             volumes: volumes::rows(world, namespace),
+            ended_long_ago: old_migrations.len() + old_evacuations.len(),
             migrations: migrations
+                .into_iter()
                 .map(|(key, object)| MigrationRow::of(&key.namespace, &key.name, object))
                 .collect(),
-            evacuations: world
-                .evacuations
-                .iter()
+            evacuations: evacuations
+                .into_iter()
                 .map(|(name, object)| EvacuationRow::of(name, object))
                 .collect(),
             problems: world.problems.iter().map(output::describe).collect(),
