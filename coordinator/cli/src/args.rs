@@ -8,6 +8,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit;
 
+mod names;
+
+pub use names::{Named, ObjectRef, Target};
+
 /// Virtual machines on node-local disks: what would become of them, what becomes of them, and moving them.
 #[derive(Debug, Parser)]
 #[command(
@@ -138,46 +142,22 @@ pub struct StatusArgs {
 
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// A VM or a node; `vm/NAME` or `node/NAME` where one name is both
+    /// A VM, as NAME or NAMESPACE/NAME, or a node; `vm/NAME` or `node/NAME` where one name is both
     #[arg(value_name = "VM|NODE")]
     pub target: Target,
     #[command(flatten)]
     pub source: SourceArgs,
 }
 
-/// A VM or a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Whichever of the two exists.
-    Either(String),
-    /// A VM.
-    Vm(String),
-    /// A node.
-    Node(String),
-}
-
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('/') {
-            None if !text.is_empty() => Ok(Self::Either(text.to_owned())),
-            Some(("vm" | "virtualmachine", name)) if !name.is_empty() => Ok(Self::Vm(name.to_owned())),
-            Some(("node" | "no", name)) if !name.is_empty() => Ok(Self::Node(name.to_owned())),
-            _ => Err("must be NAME, vm/NAME or node/NAME".to_owned()),
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("subject").args(["vm", "claim"]).required(true)))]
 #[command(group(clap::ArgGroup::new("destination").args(["to_node", "to_class"]).required(true)))]
 pub struct MigrateArgs {
-    /// The VM whose local disks move together
-    pub vm: Option<String>,
-    /// A claim that no VM uses
+    /// The VM whose local disks move together, as NAME or NAMESPACE/NAME
+    pub vm: Option<Named>,
+    /// A claim that no VM uses, as NAME or NAMESPACE/NAME
     #[arg(long, value_name = "NAME")]
-    pub claim: Option<String>,
+    pub claim: Option<Named>,
     /// To this node; the storage class stays
     #[arg(long, value_name = "NODE")]
     pub to_node: Option<String>,
@@ -234,32 +214,9 @@ pub struct EvacuateArgs {
 
 #[derive(Debug, Args)]
 pub struct ObjectArgs {
-    /// `migration/NAME` or `evacuation/NAME`
+    /// `migration/NAME` or `evacuation/NAME`; a migration's may be NAMESPACE/NAME, with or without its kind before it
     #[arg(value_name = "KIND/NAME")]
     pub object: ObjectRef,
-}
-
-/// A migration or an evacuation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ObjectRef {
-    /// A `VolumeMigration`.
-    Migration(String),
-    /// An `Evacuation`.
-    Evacuation(String),
-}
-
-impl FromStr for ObjectRef {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('/') {
-            Some(("migration" | "volumemigration" | "vmig", name)) if !name.is_empty() => {
-                Ok(Self::Migration(name.to_owned()))
-            }
-            Some(("evacuation" | "evac", name)) if !name.is_empty() => Ok(Self::Evacuation(name.to_owned())),
-            _ => Err("must be migration/NAME or evacuation/NAME".to_owned()),
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -283,8 +240,8 @@ pub struct ReleaseHoldArgs {
 
 #[derive(Debug, Args)]
 pub struct RunbookArgs {
-    /// The VM
-    pub vm: String,
+    /// The VM, as NAME or NAMESPACE/NAME
+    pub vm: Named,
     #[command(flatten)]
     pub source: SourceArgs,
 }
@@ -324,23 +281,6 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn reads_targets() {
-        assert_eq!("n1".parse(), Ok(Target::Either("n1".into())));
-        assert_eq!("vm/db".parse(), Ok(Target::Vm("db".into())));
-        assert_eq!("node/n1".parse(), Ok(Target::Node("n1".into())));
-        assert!("".parse::<Target>().is_err());
-        assert!("pod/x".parse::<Target>().is_err());
-        assert!("vm/".parse::<Target>().is_err());
-    }
-
-    #[test]
-    fn reads_objects_by_their_names_and_short_names() {
-        assert_eq!("vmig/a".parse(), Ok(ObjectRef::Migration("a".into())));
-        assert_eq!("evacuation/b".parse(), Ok(ObjectRef::Evacuation("b".into())));
-        assert!("a".parse::<ObjectRef>().is_err());
     }
 
     #[test]

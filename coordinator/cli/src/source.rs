@@ -129,13 +129,13 @@ impl Source {
         }
     }
 
-    /// The namespace of the one object that a command is about.
-    pub fn namespace(&self, global: &Global) -> String {
+    /// The namespace of the one object that a command is about: the one that is named, else the context's.
+    pub fn namespace(&self, named: Option<&str>) -> String {
         let of_context = match self {
             Self::Directory(_) => DEFAULT_NAMESPACE,
             Self::Api(server) => server.namespace(),
         };
-        global.namespace.as_deref().unwrap_or(of_context).to_owned()
+        named.unwrap_or(of_context).to_owned()
     }
 
     /// When everything may be looked at again, the last look having taken this long.

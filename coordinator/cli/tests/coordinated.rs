@@ -114,7 +114,7 @@ fn migrate_asks_by_an_object() -> Result<()> {
 #[test]
 fn a_claim_that_no_vm_uses_may_move_alone() -> Result<()> {
     let cluster = Cluster::coordinated()?;
-    let ran = cluster.run(&["migrate", "--claim", "spare", "--to-class", "nfs"])?;
+    let ran = cluster.run(&["migrate", "--claim", "default/spare", "--to-class", "nfs"])?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(stored(&cluster, &migration("spare-to-nfs"))?["spec"]["claim"], "spare");
     let ran = cluster.run(&["migrate", "--claim", "db-data", "--to-class", "nfs"])?;
@@ -165,6 +165,8 @@ fn cancel_is_a_word_in_the_spec_while_it_can_help() -> Result<()> {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(stored(&cluster, &migration("batch-to-n3"))?["spec"]["cancelled"], true);
     assert_eq!(cluster.run(&["cancel", "vmig/batch-to-n3"])?.code, Some(0), "twice is once");
+    assert_eq!(cluster.run(&["cancel", "default/batch-to-n3"])?.code, Some(0), "as it is printed");
+    assert_eq!(cluster.run(&["cancel", "shop/batch-to-n3"])?.code, Some(3));
     let ran = cluster.run(&["cancel", "migration/old"])?;
     assert_eq!(ran.code, Some(4));
     assert!(ran.err.contains("ended already: Succeeded"), "{}", ran.err);

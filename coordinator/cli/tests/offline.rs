@@ -112,8 +112,12 @@ fn a_vm_of_two_namespaces_must_be_told_apart() -> Result<()> {
     let ran = run(&["explain", "web", "--from", &dump])?;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.err.contains("default, shop"), "{}", ran.err);
-    let ran = run(&["explain", "vm/web", "--from", &dump, "-n", "shop", "-o", "json"])?;
-    assert_eq!(decisions(&ran.json()?)?, pairs(&[("shop/web", "Recreate")]));
+    for names in [&["vm/web", "-n", "shop"][..], &["shop/web"], &["vm/shop/web"], &["shop/web", "-n", "shop"]]
+    {
+        let ran = run(&[&["explain", "--from", &dump, "-o", "json"], names].concat())?;
+        assert_eq!(decisions(&ran.json()?)?, pairs(&[("shop/web", "Recreate")]), "{names:?}");
+    }
+    assert_eq!(run(&["runbook", "--from", &dump, "shop/web"])?.code, Some(0));
     Ok(())
 }
 
@@ -124,6 +128,7 @@ fn what_is_not_there_is_not_found() -> Result<()> {
         (vec!["explain", "n9"], "neither a Node n9 nor a VirtualMachine n9"),
         (vec!["explain", "node/db"], "no Node db"),
         (vec!["explain", "vm/db", "-n", "shop"], "no VirtualMachine db in namespace shop"),
+        (vec!["explain", "shop/db"], "no VirtualMachine db in namespace shop"),
         (vec!["runbook", "nothing"], "no VirtualMachine nothing"),
     ] {
         let ran = run(&[args.as_slice(), &["--from", &dump]].concat())?;
@@ -261,7 +266,11 @@ fn a_closed_pipe_is_no_failure() -> Result<()> {
 fn bad_usage_is_told_apart() -> Result<()> {
     for args in [
         vec!["report", "--no-such-flag"],
-        vec!["explain", "pod/x", "--from", "-"],
+        vec!["explain", "node/a/b", "--from", "-"],
+        vec!["explain", "shop/web", "-n", "lab", "--from", "-"],
+        vec!["runbook", "shop/web", "-n", "lab", "--from", "-"],
+        vec!["migrate", "shop/web", "-n", "lab", "--to-node", "n1"],
+        vec!["cancel", "shop/web-to-n1", "-n", "lab"],
         vec!["status", "--cluster", "here"],
         vec!["status"],
         vec!["migrate", "--to-node", "n1"],

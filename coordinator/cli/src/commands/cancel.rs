@@ -84,10 +84,14 @@ fn change(
     done: &str,
     decide: impl Fn(&Object) -> Result<(&'static str, Value), String>,
 ) -> Result<Exit, Failure> {
-    let source = Source::open(global)?;
-    let id = match object {
-        ObjectRef::Migration(name) => migrate::id(&Key::new(source.namespace(global), name.as_str())),
-        ObjectRef::Evacuation(name) => evacuate::id(name),
+    let (source, id) = match object {
+        ObjectRef::Migration(named) => {
+            let namespace = named.namespace(global)?;
+            let source = Source::open(global)?;
+            let key = Key::new(source.namespace(namespace), named.name.as_str());
+            (source, migrate::id(&key))
+        }
+        ObjectRef::Evacuation(name) => (Source::open(global)?, evacuate::id(name)),
     };
     source.set_spec(&id, |value| decide(&read(&id, value.clone())?))?;
     let kind = if id.namespace.is_empty() { evacuate::KIND } else { migrate::KIND };

@@ -20,8 +20,11 @@ enum Subject {
 
 /// Runs the command.
 pub fn run(global: &Global, args: &ExplainArgs) -> Result<Exit, Failure> {
+    let namespace = match &args.target {
+        Target::Vm(named) => named.namespace(global)?,
+        Target::Either(_) | Target::Node(_) => global.namespace.as_deref(),
+    };
     let world = World::read(global, &args.source)?;
-    let namespace = global.namespace.as_deref();
     let subject = match find(&world, &args.target, namespace) {
         // What was asked for may be in the very manifest that could not be read.
         Err(failure) => {
@@ -47,7 +50,7 @@ fn find(world: &World, target: &Target, namespace: Option<&str>) -> Result<Subje
         (world.fleet.nodes.contains_key(&node) || world.healths.contains_key(&node)).then_some(node)
     };
     match target {
-        Target::Vm(name) => Ok(Subject::Vm(world.find_vm(name, namespace)?)),
+        Target::Vm(named) => Ok(Subject::Vm(world.find_vm(&named.name, namespace)?)),
         Target::Node(name) => {
             node(name).map(Subject::Node).ok_or_else(|| Failure::NotFound(format!("there is no Node {name}")))
         }

@@ -23,9 +23,13 @@ pub const KIND: &str = "VolumeMigration";
 
 /// Runs the command.
 pub fn run(global: &Global, args: &MigrateArgs) -> Result<Exit, Failure> {
+    // The command line has made sure that one of the two is there.
+    let Some(subject) = args.vm.as_ref().or(args.claim.as_ref()) else {
+        return Err(Failure::Usage("say which VM, or which claim".to_owned()));
+    };
+    let namespace = subject.namespace(global)?;
     let source = Source::open(global)?;
-    let subject = args.vm.as_deref().or(args.claim.as_deref()).unwrap_or_default();
-    let subject = Key::new(source.namespace(global), subject);
+    let subject = Key::new(source.namespace(namespace), subject.name.as_str());
     let destination = destination(args.to_node.as_deref(), args.to_class.as_deref());
     // Looked at again when somebody is faster, so that two people cannot ask for the same VM at once.
     let key = source.create(|objects| ask(objects, args, &subject, &destination))?.key();
@@ -56,8 +60,8 @@ fn ask(
     })?;
     let name = requests::free_name(objects, KIND, &subject.namespace, &stem(subject, destination))?;
     let spec = VolumeMigrationSpec {
-        vm: args.vm.clone(),
-        claim: args.claim.clone(),
+        vm: args.vm.as_ref().map(|vm| vm.name.clone()),
+        claim: args.claim.as_ref().map(|claim| claim.name.clone()),
         destination: destination.clone(),
         pre_copy_only: args.pre_copy_only,
         ..VolumeMigrationSpec::default()

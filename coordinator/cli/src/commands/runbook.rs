@@ -28,8 +28,9 @@ struct Runbook {
 
 /// Runs the command.
 pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
+    let namespace = args.vm.namespace(global)?;
     let world = World::read(global, &args.source)?;
-    let key = world.find_vm(&args.vm, global.namespace.as_deref()).inspect_err(|_| {
+    let key = world.find_vm(&args.vm.name, namespace).inspect_err(|_| {
         world::end(&world);
     })?;
     let recovery = world.recoveries.get(&key).and_then(|recovery| recovery.status.as_ref());
