@@ -18,11 +18,11 @@ use crate::args::Global;
 use crate::commands::{evacuate, migrate};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, cell, clean, render, table};
-use crate::source::Source;
+use crate::source::{Source, install};
 use crate::units;
 
-/// A coordinator takes up what it is asked within a second; after this, people should know that none does.
-const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(10);
+/// A coordinator takes up what it is asked within a second; after this, people should know that none does, and why.
+const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(3);
 /// Lines of progress, where there is no terminal, come at every step of this many percent.
 const LINE_STEP_PERCENT: u64 = 10;
 
@@ -34,7 +34,7 @@ pub fn migration(global: &Global, source: &Source, key: &Key, timeout: Duration)
     let mut bars = Bars::new();
     let mut patience = Patience::new(source, timeout);
     loop {
-        let object: VolumeMigration = patience.look(source, &migrate::id(key))?;
+        let object: VolumeMigration = patience.look(&migrate::id(key))?;
         let status = object.status.unwrap_or_default();
         bars.show(key, &status);
         let copied_ahead = object.spec.pre_copy_only
@@ -59,7 +59,7 @@ pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duratio
     let mut bars = Bars::new();
     let mut patience = Patience::new(source, timeout);
     loop {
-        let object: Evacuation = patience.look(source, &evacuate::id(name))?;
+        let object: Evacuation = patience.look(&evacuate::id(name))?;
         let status = object.status.unwrap_or_default();
         for planned in status.plan.iter().filter(|planned| planned.state != PlanState::Waiting) {
             let key = Key::new(planned.migration.namespace.clone(), planned.migration.name.clone());
@@ -150,22 +150,22 @@ fn evacuation_text(name: &str, status: &EvacuationStatus, waits: bool) -> String
 }
 
 /// How long we wait, and whether anybody does anything.
-struct Patience {
-    look_every: Duration,
+struct Patience<'a> {
+    source: &'a Source,
     begun: Instant,
     timeout: Duration,
     told: bool,
 }
 
-impl Patience {
-    fn new(source: &Source, timeout: Duration) -> Self {
-        Self { look_every: source.look_every(), begun: Instant::now(), timeout, told: false }
+impl<'a> Patience<'a> {
+    fn new(source: &'a Source, timeout: Duration) -> Self {
+        Self { source, begun: Instant::now(), timeout, told: false }
     }
 
     /// The object as it is now. A server that is away for a while ends no wait: what was asked goes on without us.
-    fn look<T: DeserializeOwned>(&mut self, source: &Source, id: &ObjectId) -> Result<T, Failure> {
+    fn look<T: DeserializeOwned>(&mut self, id: &ObjectId) -> Result<T, Failure> {
         loop {
-            match read(source, id) {
+            match read(self.source, id) {
                 Err(Failure::Unreachable(why)) => {
                     if !self.told {
                         self.told = true;
@@ -183,17 +183,37 @@ impl Patience {
         let left = self.timeout.saturating_sub(waited);
         if left.is_zero() {
             let limit = units::seconds(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX));
-            return Err(Failure::TimedOut(format!("{what} has not ended after {limit}; it goes on")));
+            return Err(Failure::TimedOut(if taken_up {
+                format!("{what} has not ended after {limit}; it goes on")
+            } else {
+                format!("{what} was not taken up within {limit}, and still waits. {}", self.why_nobody())
+            }));
         }
         if !taken_up && !self.told && waited >= SILENCE_TOLD_AFTER {
             self.told = true;
-            let _ = writeln!(
-                io::stderr(),
-                "{what}: no coordinator has taken it up yet; is one running on this cluster?"
-            );
+            let _ = writeln!(io::stderr(), "{what} waits. {}", self.why_nobody());
         }
-        thread::sleep(self.look_every.min(left));
+        thread::sleep(self.source.look_every().min(left));
         Ok(())
+    }
+
+    /// Why nobody takes up what was asked, and what to do.
+    fn why_nobody(&self) -> String {
+        match self.source.led() {
+            Ok(Some(false)) => {
+                "No coordinator leads at the moment; it is taken up as soon as one does. What keeps it: kubectl somersault \
+                 check"
+                    .to_owned()
+            }
+            Ok(Some(true)) => format!(
+                "A coordinator leads, and has not taken it up yet. What keeps it: kubectl logs -n {} deployment/{}",
+                install::NAMESPACE,
+                install::COORDINATOR
+            ),
+            Ok(None) | Err(_) => {
+                "Whether a coordinator leads cannot be seen from here: kubectl somersault check".to_owned()
+            }
+        }
     }
 }
 

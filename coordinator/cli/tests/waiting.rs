@@ -97,7 +97,8 @@ fn waiting_has_a_limit() -> Result<()> {
     let cluster = Cluster::coordinated()?;
     let ran = cluster.run(&["migrate", "db", "--to-node", "n3", "--wait", "--timeout", "300ms"])?;
     assert_eq!(ran.code, Some(6), "{ran:?}");
-    assert!(ran.err.contains("has not ended after 0.3 s; it goes on"), "{}", ran.err);
+    assert!(ran.err.contains("was not taken up within 0.3 s, and still waits"), "{}", ran.err);
+    assert!(ran.err.contains("No coordinator leads at the moment"), "{}", ran.err);
     assert!(cluster.store()?.get(&migration("db-to-n3"))?.is_some());
     Ok(())
 }
@@ -116,6 +117,30 @@ fn a_dry_run_shows_the_plan() -> Result<()> {
     let ran = ran(&child.wait_with_output()?)?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.line("default/db").contains("1.5 GiB"), "{}", ran.out);
+    Ok(())
+}
+
+#[test]
+fn who_waits_is_told_why_nobody_takes_it_up() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let ran = cluster.run(&["evacuate", "n1", "--dry-run", "--timeout", "4s"])?;
+    assert_eq!(ran.code, Some(6), "{ran:?}");
+    let told = ran.err.lines().next().unwrap_or_default();
+    assert!(
+        told.starts_with("Evacuation n1-dry-run waits. No coordinator leads at the moment"),
+        "{}",
+        ran.err
+    );
+    assert!(told.contains("kubectl somersault check"), "{}", ran.err);
+    // A leader holds this lock for as long as it lives.
+    let leader = std::fs::File::create(cluster.path().join(".leader"))?;
+    leader.lock()?;
+    let ran = cluster.run(&["evacuate", "n1", "--dry-run", "--timeout", "4s"])?;
+    assert!(
+        ran.err.starts_with("Evacuation n1-dry-run-2 waits. A coordinator leads, and has not"),
+        "{}",
+        ran.err
+    );
     Ok(())
 }
 
