@@ -6,6 +6,8 @@ pub const NAMESPACE: &str = "somersault-system";
 pub const COORDINATOR: &str = somersault_coordinator::cluster::kube::LEASE_NAME;
 /// The agents' `DaemonSet` and `ServiceAccount`.
 pub const AGENT: &str = "somersault-agent";
+/// The fence runner's Deployment, where the component is installed.
+pub const FENCE_RUNNER: &str = "somersault-fence-runner";
 /// Secret with our own certificate authority; the coordinator makes it.
 pub const CA_SECRET: &str = "somersault-ca";
 /// `ConfigMap` with the public certificate of our own authority.

@@ -30,6 +30,8 @@ pub struct Facts {
     pub led: Seen<Option<bool>>,
     /// The agents' `DaemonSet`; `None` where there is none.
     pub agents: Seen<Option<Workload>>,
+    /// The fence runner; `None` where none is installed.
+    pub fence_runner: Seen<Option<FenceRunner>>,
     /// When the certificate of our own authority ends; `None` where there is none.
     pub authority_until: Seen<Option<Timestamp>>,
     /// The objects that decisions are made from, and what is made of them.
@@ -93,6 +95,15 @@ pub struct Workload {
     pub ready: i32,
     /// The pods.
     pub pods: Vec<PodSeen>,
+}
+
+/// The fence runner.
+#[derive(Clone, Debug, Default)]
+pub struct FenceRunner {
+    /// Its Deployment.
+    pub workload: Workload,
+    /// Whether the Secret is there without which its pods do not start; `None` where we may not look.
+    pub has_secret: Option<bool>,
 }
 
 /// A pod.

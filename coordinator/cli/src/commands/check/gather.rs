@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
 use kube::core::Request;
@@ -14,8 +14,8 @@ use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use super::facts::{
-    Cluster, Definition, DefinitionState, Facts, KubeVirt, NodeSeen, PodSeen, PolicySeen, Seen, Server,
-    Unplaced, Workload,
+    Cluster, Definition, DefinitionState, Facts, FenceRunner, KubeVirt, NodeSeen, PodSeen, PolicySeen, Seen,
+    Server, Unplaced, Workload,
 };
 use super::rights;
 use super::rules::number;
@@ -49,16 +49,18 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         not_seen(&trouble.failure(server.address(), "this"));
         trouble.words()
     };
-    let (definitions, namespace, coordinator, agents, authority_until, kubevirt) = server.wait(async {
-        futures::join!(
-            definitions(client),
-            namespace(client),
-            coordinator(client),
-            agents(client),
-            authority(client),
-            kubevirt(client),
-        )
-    });
+    let (definitions, namespace, coordinator, agents, fence_runner, authority_until, kubevirt) =
+        server.wait(async {
+            futures::join!(
+                definitions(client),
+                namespace(client),
+                deployment(client, install::COORDINATOR, "coordinator"),
+                agents(client),
+                fence_runner(client),
+                authority(client),
+                kubevirt(client),
+            )
+        });
     let (coordinator_rights, own_rights) = server.wait(async {
         let needed = super::needs::of_coordinator();
         futures::join!(
@@ -84,6 +86,7 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         coordinator: coordinator.map_err(seen),
         led: server.led().map_err(|failure| not_seen(&failure)),
         agents: agents.map_err(seen),
+        fence_runner: fence_runner.map_err(seen),
         authority_until: authority_until
             .map_err(seen)
             .and_then(|bundle| bundle.as_deref().map(ends_at).transpose()),
@@ -130,17 +133,30 @@ async fn namespace(client: &Client) -> Result<bool, Trouble> {
     Ok(limited(api.get_opt(install::NAMESPACE)).await?.is_some())
 }
 
-async fn coordinator(client: &Client) -> Result<Option<Workload>, Trouble> {
+async fn deployment(client: &Client, name: &str, component: &str) -> Result<Option<Workload>, Trouble> {
     let api: Api<Deployment> = Api::namespaced(client.clone(), install::NAMESPACE);
-    let Some(deployment) = limited(api.get_opt(install::COORDINATOR)).await? else { return Ok(None) };
+    let Some(deployment) = limited(api.get_opt(name)).await? else { return Ok(None) };
     let status = deployment.status.unwrap_or_default();
     Ok(Some(Workload {
         observed: is_observed(deployment.metadata.generation, status.observed_generation),
         // One where it is absent, as the API says.
         wanted: deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1),
         ready: status.ready_replicas.unwrap_or(0),
-        pods: pods(client, "coordinator").await?,
+        pods: pods(client, component).await?,
     }))
+}
+
+async fn fence_runner(client: &Client) -> Result<Option<FenceRunner>, Trouble> {
+    let Some(workload) = deployment(client, install::FENCE_RUNNER, "fence-runner").await? else {
+        return Ok(None);
+    };
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), install::NAMESPACE);
+    // Its metadata alone: what it holds are passwords.
+    let has_secret = match limited(secrets.get_metadata_opt(install::FENCE_SECRET)).await {
+        Err(trouble) if trouble.is_forbidden() => None,
+        answer => Some(answer?.is_some()),
+    };
+    Ok(Some(FenceRunner { workload, has_secret }))
 }
 
 async fn agents(client: &Client) -> Result<Option<Workload>, Trouble> {

@@ -9,6 +9,7 @@ use super::facts::{Definition, DefinitionState, Facts, KubeVirt, PolicySeen, See
 use super::finding::{Finding, Section};
 use crate::source::install;
 
+mod fencing;
 mod nodes;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ pub fn sections(facts: &Facts) -> Vec<Section> {
         Section { name: "agents", findings: nodes::agents(facts) },
         Section { name: "certificates", findings: nodes::certificates(facts) },
         Section { name: "policy", findings: policy(facts) },
-        Section { name: "fencing", findings: nodes::fencing(facts) },
+        Section { name: "fencing", findings: fencing::fencing(facts) },
         Section { name: "storage", findings: storage(facts) },
         Section { name: "kubevirt", findings: kubevirt(facts) },
     ]
@@ -201,8 +202,8 @@ fn replicas(what: &str, workload: &Workload, component: &str) -> Finding {
         install::NAME_LABEL.1,
         install::COMPONENT_LABEL
     );
-    // With one of two the work goes on.
-    if workload.ready > 0 && component == "coordinator" {
+    // With one of two the work goes on; of agents there is one for each node.
+    if workload.ready > 0 && component != "agent" {
         Finding::warning(what, why, what_to_do)
     } else {
         Finding::failed(what, why, what_to_do)

@@ -1,7 +1,6 @@
-//! What follows for nodes: their agents, certificates, and how they could be proven dead.
+//! What follows for nodes: their agents, and their certificates.
 
 use jiff::{SignedDuration, Timestamp};
-use somersault_crd::common::Proof;
 use somersault_crd::node_health::NodeState;
 
 use super::{replicas, versions};
@@ -10,8 +9,6 @@ use crate::commands::check::finding::Finding;
 use crate::source::install;
 use crate::units;
 
-/// Condition of a `NodeHealth`: the fence agent of the node answered when it was last asked.
-const FENCING_ANSWERS: &str = "FencingAnswers";
 /// An agent renews its certificate long before; with less than this left, it has tried and failed for a while.
 const CERTIFICATE_LEFT_MIN: SignedDuration = SignedDuration::from_hours(1);
 /// A person has to renew an authority, or at least to see that it is renewed.
@@ -175,53 +172,8 @@ pub fn certificates(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Each node can be proven dead without a person, and its fence agent answers.
-pub fn fencing(facts: &Facts) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let what = "every node can be proven dead without a person";
-    let Some(cluster) = cluster(facts, what, &mut findings) else { return findings };
-    let known: Vec<_> = cluster.nodes.iter().filter_map(|node| Some((node, node.health.as_ref()?))).collect();
-    if known.is_empty() {
-        return findings;
-    }
-    let by_hand = known
-        .iter()
-        .filter(|(_, health)| !health.proofs_possible.iter().any(|proof| comes_by_itself(*proof)));
-    findings.push(Finding::warning_for(
-        what,
-        by_hand.map(|(node, _)| format!("node {}: its VMs wait until somebody attests", node.name)).collect(),
-        format!(
-            "configure a fence agent for it: Secret {} in {}, key fence.yaml",
-            install::FENCE_SECRET,
-            install::NAMESPACE
-        ),
-    ));
-    let answers = known.iter().filter_map(|(node, health)| {
-        Some((node, health.conditions.iter().find(|condition| condition.type_ == FENCING_ANSWERS)?))
-    });
-    let asked: Vec<_> = answers.collect();
-    if asked.is_empty() {
-        return findings;
-    }
-    let failed = asked.iter().filter(|(_, condition)| condition.status == "False");
-    findings.push(Finding::failed_for(
-        "every fence agent that is configured answers",
-        failed.map(|(node, condition)| format!("node {}: {}", node.name, condition.message)).collect(),
-        "a fence agent that does not answer now will not cut the power later: mend its configuration or its device",
-    ));
-    findings
-}
-
-/// A proof that needs neither a person nor the node's return.
-fn comes_by_itself(proof: Proof) -> bool {
-    match proof {
-        Proof::PowerOffConfirmed | Proof::CloudShutdown | Proof::LeaseExpired => true,
-        Proof::OutOfServiceByOthers | Proof::NewBootId | Proof::HumanAttested => false,
-    }
-}
-
 /// The objects, where they could be read.
-fn cluster<'a>(facts: &'a Facts, what: &str, findings: &mut Vec<Finding>) -> Option<&'a Cluster> {
+pub(super) fn cluster<'a>(facts: &'a Facts, what: &str, findings: &mut Vec<Finding>) -> Option<&'a Cluster> {
     match &facts.cluster {
         Ok(cluster) => Some(cluster),
         Err(why) => {

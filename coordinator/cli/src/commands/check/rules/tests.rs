@@ -6,7 +6,7 @@ use somersault_coordinator_core::names::NodeName;
 use somersault_crd::common::Proof;
 use somersault_crd::node_health::{AgentInfo, NodeHealthStatus, NodeState};
 
-use super::super::facts::{Cluster, NodeSeen, PodSeen, PolicySeen, Server, Unplaced};
+use super::super::facts::{Cluster, FenceRunner, NodeSeen, PodSeen, PolicySeen, Server, Unplaced};
 use super::super::finding::{Grade, worst};
 use super::*;
 
@@ -57,6 +57,15 @@ fn node(name: &str) -> NodeSeen {
     }
 }
 
+/// A fence runner of so many replicas, with its Secret.
+fn runner(pods: &[PodSeen], wanted: i32) -> FenceRunner {
+    let ready = i32::try_from(pods.iter().filter(|pod| pod.ready).count()).expect("a few");
+    FenceRunner {
+        workload: Workload { observed: true, wanted, ready, pods: pods.to_vec() },
+        has_secret: Some(true),
+    }
+}
+
 /// A cluster in which everything is as it should be.
 fn healthy() -> Facts {
     Facts {
@@ -85,6 +94,7 @@ fn healthy() -> Facts {
             ready: 2,
             pods: vec![pod("a1", "n1"), pod("a2", "n2")],
         })),
+        fence_runner: Ok(Some(runner(&[pod("f1", "n1"), pod("f2", "n2")], 2))),
         authority_until: Ok(Some(at(24 * 365))),
         cluster: Ok(Cluster { nodes: vec![node("n1"), node("n2")], ..Cluster::default() }),
         kubevirt: Ok(Some(KubeVirt { phase: "Deployed".to_owned(), version: "v1.9.0".to_owned() })),
@@ -276,6 +286,50 @@ fn a_node_that_only_a_person_can_prove_dead_is_told() {
 }
 
 #[test]
+fn a_fence_runner_that_does_not_run_is_told_apart_from_one_that_is_not_there() {
+    let stuck = PodSeen { ready: false, trouble: "ContainerCreating".into(), ..pod("f1", "n1") };
+    let cases = [
+        (runner(&[], 0), "it is scaled to 0", "kubectl scale deployment"),
+        (
+            FenceRunner { has_secret: Some(false), ..runner(std::slice::from_ref(&stuck), 2) },
+            "its pods wait for Secret somersault-fence",
+            "kubectl create secret generic",
+        ),
+        (
+            runner(std::slice::from_ref(&stuck), 2),
+            "pod f1 is not ready: ContainerCreating",
+            "kubectl describe pods",
+        ),
+        (
+            FenceRunner { has_secret: None, ..runner(&[stuck], 2) },
+            "pod f1 is not ready: ContainerCreating",
+            "kubectl describe pods",
+        ),
+    ];
+    for (seen, why, what_to_do) in cases {
+        let (section, finding) = one_finding(|facts| facts.fence_runner = Ok(Some(seen.clone())));
+        assert_eq!((section, finding.grade), ("fencing", Grade::Failed), "{finding:?}");
+        assert!(finding.why[0].contains(why), "{finding:?}");
+        assert!(finding.what_to_do.is_some_and(|text| text.contains(what_to_do)), "{what_to_do}");
+    }
+    let by_hand = |runner: Option<FenceRunner>| {
+        let mut facts = healthy();
+        facts.fence_runner = Ok(runner);
+        change_health(&mut facts, |health| {
+            health.proofs_possible = vec![Proof::HumanAttested];
+            health.conditions.clear();
+        });
+        let findings = sections(&facts).into_iter().flat_map(|section| section.findings);
+        let finding =
+            findings.into_iter().find(|finding| finding.what.starts_with("every node can be proven"));
+        finding.and_then(|finding| finding.what_to_do).expect("it is told")
+    };
+    assert!(by_hand(None).contains("the component fence-runner in your overlay"));
+    assert!(by_hand(Some(runner(&[], 0))).starts_with("let the fence runner run first"));
+    assert!(by_hand(Some(runner(&[pod("f1", "n1")], 1))).starts_with("configure a fence agent for it"));
+}
+
+#[test]
 fn a_fence_agent_that_does_not_answer_is_a_failure() {
     let (section, finding) = one_finding(|facts| {
         change_health(facts, |health| health.conditions = vec![condition("False", "fence_redfish: 401")]);
@@ -336,6 +390,7 @@ fn what_could_not_be_looked_at_is_neither_good_nor_bad() {
     facts.definitions = Err("forbidden".to_owned());
     facts.agents = Err("forbidden".to_owned());
     facts.coordinator = Err("forbidden".to_owned());
+    facts.fence_runner = Err("forbidden".to_owned());
     facts.authority_until = Err("forbidden".to_owned());
     facts.kubevirt = Err("forbidden".to_owned());
     facts.led = unseen();
@@ -347,6 +402,7 @@ fn what_could_not_be_looked_at_is_neither_good_nor_bad() {
 fn nothing_is_praised_that_is_not_there() {
     let mut facts = healthy();
     facts.definitions = Ok(vec![Definition { name: "x".to_owned(), state: DefinitionState::Missing }]);
+    facts.fence_runner = Ok(None);
     change_cluster(&mut facts, |cluster| {
         for node in &mut cluster.nodes {
             node.health = None;
