@@ -126,6 +126,8 @@ pub struct PodSeen {
 pub struct Cluster {
     /// Each node.
     pub nodes: Vec<NodeSeen>,
+    /// How many VMs there are.
+    pub vms: usize,
     /// Claims whose place nobody can tell.
     pub unplaced: Vec<Unplaced>,
     /// Objects that could not be read.

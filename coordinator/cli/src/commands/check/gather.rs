@@ -302,6 +302,7 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
     });
     Ok(Cluster {
         nodes: nodes.collect(),
+        vms: world.fleet.vms.len(),
         unplaced: unplaced.collect(),
         problems: world.problems.iter().map(output::describe).collect(),
         policy,

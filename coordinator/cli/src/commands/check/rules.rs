@@ -5,6 +5,9 @@
 //!             ─ kubevirt ──► sections of findings, each with what to do
 //! ```
 
+use serde_json::json;
+use somersault_crd::recovery_policy::POLICY_NAME;
+
 use super::facts::{Definition, DefinitionState, Facts, KubeVirt, PolicySeen, Seen, Verdict, Workload};
 use super::finding::{Finding, Section};
 use crate::source::install;
@@ -264,7 +267,7 @@ fn storage(facts: &Facts) -> Vec<Finding> {
     if classes.is_empty() {
         findings.push(Finding::ok("each volume's place is known"));
     }
-    for class in classes {
+    for (number, class) in classes.into_iter().enumerate() {
         let of_class = cluster.unplaced.iter().filter(|claim| claim.class == class);
         let why: Vec<_> = of_class
             .map(|claim| format!("{} (volume {}): {}", claim.claim, claim.volume, claim.because))
@@ -280,9 +283,8 @@ fn storage(facts: &Facts) -> Vec<Finding> {
             (
                 format!("the place of volumes of class {class} is known"),
                 format!(
-                    "if you know it: kubectl patch recoverypolicy default --type merge -p \
-                     '{{\"spec\":{{\"storageClasses\":{{\"{class}\":\"Network\"}}}}}}' (or Local); until then their VMs \
-                     wait for a person"
+                    "if you know it: {} (or Local); until then their VMs wait for a person",
+                    say_place(class, cluster.policy.is_none() && number == 0)
                 ),
             )
         };
@@ -291,17 +293,55 @@ fn storage(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// The command that tells where volumes of a class are: in the policy, which the first of them makes where there is none.
+fn say_place(class: &str, make: bool) -> String {
+    let spec = json!({ "storageClasses": { class: "Network" } });
+    if make {
+        let policy = json!({
+            "apiVersion": somersault_crd::API_VERSION,
+            "kind": "RecoveryPolicy",
+            "metadata": { "name": POLICY_NAME },
+            "spec": spec,
+        });
+        format!("echo '{policy}' | kubectl create -f -")
+    } else {
+        format!("kubectl patch recoverypolicy {POLICY_NAME} --type merge -p '{}'", json!({ "spec": spec }))
+    }
+}
+
 fn kubevirt(facts: &Facts) -> Vec<Finding> {
     let what = "KubeVirt is there, and new enough";
     vec![match &facts.kubevirt {
         Err(why) => Finding::unseen(what, why),
-        Ok(None) => Finding::warning(
-            what,
-            vec!["there is no KubeVirt object".to_owned()],
-            "install KubeVirt; until then there are no VMs to look after",
-        ),
+        Ok(None) => no_kubevirt(what, facts.cluster.as_ref().ok().map(|cluster| cluster.vms)),
         Ok(Some(seen)) => kubevirt_version(seen),
     }]
+}
+
+/// `KubeVirt`'s own object is missing; VMs may be there nevertheless, and run.
+fn no_kubevirt(what: &str, vms: Option<usize>) -> Finding {
+    let (major, minor) = KUBEVIRT_MIN;
+    match vms {
+        Some(0) => Finding::warning(
+            what,
+            vec!["there is no KubeVirt object, and no VirtualMachine".to_owned()],
+            "install KubeVirt; until then there are no VMs to look after",
+        ),
+        Some(vms) => Finding::warning(
+            what,
+            vec![format!(
+                "there is no KubeVirt object, by which it tells its version, though there are {vms} VirtualMachines: they are \
+                 looked after all the same"
+            )],
+            format!(
+                "if KubeVirt was removed, install it again; if not, make sure that it is {major}.{minor} or newer"
+            ),
+        ),
+        None => {
+            let why = "there is no KubeVirt object; whether there are VMs could not be seen".to_owned();
+            Finding::warning(what, vec![why], format!("install KubeVirt {major}.{minor} or newer"))
+        }
+    }
 }
 
 fn kubevirt_version(seen: &KubeVirt) -> Finding {

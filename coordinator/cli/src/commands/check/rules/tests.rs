@@ -355,6 +355,62 @@ fn classes_that_nobody_can_place_come_with_the_word_to_say() {
     assert!(finding.what_to_do.is_some_and(|text| text.contains(r#"{"gold":"Network"}"#)));
 }
 
+/// `kubectl patch` makes nothing, and `kubectl create` changes nothing.
+#[test]
+fn the_word_about_a_class_makes_the_policy_where_there_is_none() {
+    let commands = |policy: Option<PolicySeen>| -> Vec<String> {
+        let mut facts = healthy();
+        let unplaced = |class: &str| Unplaced {
+            class: class.to_owned(),
+            claim: "shop/db".to_owned(),
+            volume: "pv-1".to_owned(),
+            because: "its driver is not known".to_owned(),
+        };
+        change_cluster(&mut facts, |cluster| {
+            cluster.policy = policy;
+            cluster.unplaced = vec![unplaced("gold"), unplaced("silver")];
+        });
+        let storage = sections(&facts).into_iter().find(|section| section.name == "storage");
+        let findings = storage.expect("there").findings;
+        findings
+            .into_iter()
+            .filter_map(|finding| finding.what_to_do)
+            .filter(|text| text.contains("kubectl"))
+            .collect()
+    };
+    let without = commands(None);
+    let made = without[0].split('\'').nth(1).expect("quoted");
+    let object: serde_json::Value = serde_json::from_str(made).expect("JSON");
+    assert_eq!((&object["kind"], &object["metadata"]["name"]), (&"RecoveryPolicy".into(), &"default".into()));
+    assert_eq!(object["spec"]["storageClasses"]["gold"], "Network");
+    assert!(without[0].contains("| kubectl create -f -"), "{without:?}");
+    assert!(without[1].contains("kubectl patch recoverypolicy default"), "it is there by then: {without:?}");
+    let with = commands(Some(policy(Some(Ok(())))));
+    assert!(with.iter().all(|text| text.contains("kubectl patch recoverypolicy default")), "{with:?}");
+}
+
+#[test]
+fn vms_without_kubevirts_own_object_are_not_denied() {
+    let without = |vms: usize| {
+        let (section, finding) = one_finding(|facts| {
+            facts.kubevirt = Ok(None);
+            change_cluster(facts, |cluster| cluster.vms = vms);
+        });
+        assert_eq!((section, finding.grade), ("kubevirt", Grade::Warning));
+        format!("{} {}", finding.why[0], finding.what_to_do.unwrap_or_default())
+    };
+    assert!(
+        without(9).contains("there are 9 VirtualMachines") && !without(9).contains("no VMs"),
+        "{}",
+        without(9)
+    );
+    assert!(without(0).contains("there are no VMs to look after"), "{}", without(0));
+    let mut facts = healthy();
+    (facts.kubevirt, facts.cluster) = (Ok(None), Err("forbidden".to_owned()));
+    let of_kubevirt = sections(&facts).pop().expect("the last one").findings;
+    assert!(of_kubevirt[0].why[0].contains("could not be seen"), "{of_kubevirt:?}");
+}
+
 #[test]
 fn a_policy_that_contradicts_itself_is_a_failure() {
     let (section, finding) = one_finding(|facts| {
