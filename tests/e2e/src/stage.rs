@@ -286,8 +286,10 @@ pub fn clear(bed: &Bed) -> Result<()> {
     })?;
     for volume in api.list(Kind::VOLUME, "", "")? {
         let name = volume["metadata"]["name"].as_str().unwrap_or_default();
-        // The provisioner's own go with their claims; those of migrations are kept until somebody removes them.
-        if volume["spec"]["storageClassName"] != LOCAL_CLASS || name.starts_with("smst-") {
+        // The provisioner's own go with their claims, but for those that a migration or a rebuild has put on Retain: they
+        // are kept, like those of migrations, until somebody removes them.
+        let kept = volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain";
+        if volume["spec"]["storageClassName"] != LOCAL_CLASS || kept {
             api.delete(Kind::VOLUME, "", name)?;
         }
     }

@@ -24,7 +24,7 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Copies {
     by_claim: BTreeMap<Key, OneCopy>,
     /// Make order ids of one epoch unique: an agent answers a repeated id with the old result.
-    listing: u64,
+    serial: u64,
     round: u64,
     dropping_since: Option<BootTime>,
     drops: BTreeMap<OrderId, bool>,
@@ -48,9 +48,9 @@ pub(super) struct Totals {
 }
 
 impl Copies {
-    /// Of a migration that was read in the given listing of the records.
-    pub fn new(listing: u64) -> Self {
-        Self { listing, ..Self::default() }
+    /// Of the migration that was taken up as the given one.
+    pub fn new(serial: u64) -> Self {
+        Self { serial, ..Self::default() }
     }
 
     /// Forgets the phase before, but never a used order id.
@@ -80,7 +80,7 @@ impl Copies {
             let kind = if final_ { "final" } else { "pre" };
             let id = OrderId(format!(
                 "{migration}:{}:{kind}:{epoch}.{}.{}.{attempt}",
-                disk.claim.name, self.listing, self.round
+                disk.claim.name, self.serial, self.round
             ));
             let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
             let copy = OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None };
@@ -151,9 +151,9 @@ impl Copies {
             return Vec::new();
         }
         self.dropping_since = Some(now);
-        let (listing, round) = (self.listing, self.round);
+        let (serial, round) = (self.serial, self.round);
         let cancel = |disk: &DiskMove| {
-            let id = OrderId(format!("{migration}:{}:drop:{epoch}.{listing}.{round}", disk.claim.name));
+            let id = OrderId(format!("{migration}:{}:drop:{epoch}.{serial}.{round}", disk.claim.name));
             self.drops.insert(id.clone(), false);
             let order = Order::CancelPull { transfer: disk.new.name.0.clone(), drop_partial: true };
             Effect::Order { node: disk.target_node.clone(), id, order }

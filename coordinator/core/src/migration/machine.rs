@@ -31,8 +31,8 @@ pub struct Migrations {
     all: BTreeMap<Key, Migration>,
     /// Records that were listed and whose requests have not been read yet: never begun anew.
     listed: BTreeMap<Key, MigrationRecord>,
-    /// How often the records were listed: the same epoch may list them again.
-    listings: u64,
+    /// How many were taken up: the same epoch may list one again, and another one may come under its name.
+    taken: u64,
     looked: BootTime,
 }
 
@@ -120,7 +120,6 @@ impl Migrations {
 
     fn load(&mut self, records: &[Record]) {
         self.all.clear();
-        self.listings += 1;
         let listed = records.iter().filter_map(|record| match record {
             Record::Migration(record) => Some((record.key.clone(), (**record).clone())),
             _ => None,
@@ -137,7 +136,8 @@ impl Migrations {
             let migration = self.all.entry(key.clone()).or_insert_with(|| {
                 let record = self.listed.remove(key);
                 let record = record.unwrap_or_else(|| MigrationRecord::new(key.clone(), ctx.epoch));
-                Migration::new(now, self.listings, record, spec.clone())
+                self.taken += 1;
+                Migration::new(now, self.taken, record, spec.clone())
             });
             migration.spec.cancelled = spec.cancelled;
             migration.spec.pre_copy_only = spec.pre_copy_only;
@@ -208,14 +208,14 @@ impl MigrationRecord {
 }
 
 impl Migration {
-    fn new(now: BootTime, listing: u64, record: MigrationRecord, spec: MigrationSpec) -> Self {
+    fn new(now: BootTime, serial: u64, record: MigrationRecord, spec: MigrationSpec) -> Self {
         Self {
             record,
             spec,
             committing: None,
             commit_at: None,
             entered: now,
-            copies: Copies::new(listing),
+            copies: Copies::new(serial),
             asked: BTreeMap::new(),
             failures: 0,
             restarts: 0,

@@ -141,6 +141,25 @@ fn an_object_deleted_in_the_middle_ends_whole() {
     }
 }
 
+/// An agent answers a repeated order id with the old result: the copy would be taken for made. (The model refuses an id
+/// that was used before.)
+#[test]
+fn another_migration_of_the_same_name_orders_copies_of_its_own() {
+    let mut world = asked();
+    world.requests.migrations.get_mut(&key("m")).expect("asked").pre_copy_only = true;
+    for _ in 0..ROUNDS {
+        world.round();
+    }
+    world.requests.migrations.get_mut(&key("m")).expect("asked").cancelled = true;
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Cancelled);
+    world.requests.migrations.clear();
+    world.round();
+    world.store.remove(&key("m"));
+    world.requests.migrations.insert(key("m"), to_node("vm", "n3"));
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+    assert_whole(&world, Phase::Succeeded, "the second of its name");
+}
+
 #[test]
 fn a_claim_that_wukong_creates_again_gets_our_volume() {
     let mut world = asked();

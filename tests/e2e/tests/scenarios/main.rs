@@ -6,6 +6,7 @@
 
 mod control_plane;
 mod death;
+mod interrupted;
 mod life;
 mod migration;
 mod rebuild;
@@ -28,8 +29,13 @@ enum Length {
     Short,
     /// Minutes, of which most are waiting: with `--include-ignored` only.
     Long,
+    /// Hours: where the environment says so, by [`SOAK`].
+    Soak,
 }
-use Length::{Long, Short};
+use Length::{Long, Short, Soak};
+
+/// Environment variable without which the scenarios that take hours are not there.
+const SOAK: &str = "SOMERSAULT_SOAK";
 
 /// A scenario, its name and its length.
 type Scenario = (&'static str, Length, fn(&Bed) -> Result<()>);
@@ -44,6 +50,28 @@ const SCENARIOS: &[Scenario] = &[
     ("local_disks_move_to_another_node", Short, migration::to_another_node),
     ("disks_of_a_wukong_move_to_another_node", Short, migration::of_a_wukong),
     ("a_node_is_emptied_while_the_leader_changes", Short, migration::of_a_node),
+    ("twenty_vms_leave_a_node_while_the_apiserver_restarts", Long, migration::of_many),
+    ("migration_whose_leader_is_killed_while_swapping", Long, interrupted::leader_killed_while_swapping),
+    (
+        "migration_whose_apiserver_restarts_while_swapping",
+        Long,
+        interrupted::apiserver_restarted_while_swapping,
+    ),
+    (
+        "migration_whose_target_agent_is_killed_while_copying",
+        Short,
+        interrupted::target_agent_killed_while_copying,
+    ),
+    (
+        "migration_whose_source_agent_is_killed_in_the_final_copy",
+        Long,
+        interrupted::source_agent_killed_in_the_final_copy,
+    ),
+    ("migration_whose_source_dies_in_the_final_copy", Long, interrupted::source_off_in_the_final_copy),
+    ("migration_whose_target_dies_while_starting", Long, interrupted::target_off_while_starting),
+    ("migration_whose_target_is_full_while_copying", Long, interrupted::target_full_while_copying),
+    ("migration_cancelled_while_swapping", Long, interrupted::cancelled_while_swapping),
+    ("migration_interrupted_everywhere", Soak, interrupted::everywhere),
     ("every_strategy_as_the_decision_table_says", Short, strategies::all),
     ("broken_storage_is_told_and_nothing_is_touched", Short, storage::breaks),
     ("kubelet_killed_is_no_death", Short, life::kubelet_killed),
@@ -67,9 +95,11 @@ fn main() -> ExitCode {
     let bed: Arc<Mutex<Option<Bed>>> = Arc::default();
     let trial = |(name, length, scenario): &Scenario| {
         let (bed, scenario) = (Arc::clone(&bed), *scenario);
-        Trial::test(*name, move || run(&bed, scenario)).with_ignored_flag(!usable || *length == Long)
+        Trial::test(*name, move || run(&bed, scenario)).with_ignored_flag(!usable || *length != Short)
     };
-    let conclusion = libtest_mimic::run(&arguments, SCENARIOS.iter().map(trial).collect());
+    let soaks = std::env::var_os(SOAK).is_some();
+    let wanted = SCENARIOS.iter().filter(|(_, length, _)| soaks || *length != Soak);
+    let conclusion = libtest_mimic::run(&arguments, wanted.map(trial).collect());
     // Taken down before the process ends: nothing is left behind.
     drop(bed.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit_code()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, NAMESPACE, VMS};
@@ -119,6 +119,72 @@ pub fn of_a_node(bed: &Bed) -> Result<()> {
     })?;
     bed.cluster().ask(&["delete", "evacuations", "--all"])?;
     stage.judge()
+}
+
+/// VMs of a node that is emptied by one command.
+const MANY: [Vm; 20] = [
+    Vm::always("vm01", Storage::Local),
+    Vm::always("vm02", Storage::Local),
+    Vm::always("vm03", Storage::Local),
+    Vm::always("vm04", Storage::Local),
+    Vm::always("vm05", Storage::Local),
+    Vm::always("vm06", Storage::Local),
+    Vm::always("vm07", Storage::Local),
+    Vm::always("vm08", Storage::Local),
+    Vm::always("vm09", Storage::Local),
+    Vm::always("vm10", Storage::Local),
+    Vm::always("vm11", Storage::Local),
+    Vm::always("vm12", Storage::Local),
+    Vm::always("vm13", Storage::Local),
+    Vm::always("vm14", Storage::Local),
+    Vm::always("vm15", Storage::Local),
+    Vm::always("vm16", Storage::Local),
+    Vm::always("vm17", Storage::Local),
+    Vm::always("vm18", Storage::Local),
+    Vm::always("vm19", Storage::Local),
+    Vm::always("vm20", Storage::Local),
+];
+/// Twenty of them, two at a time, on a machine of two cores.
+const MANY_DEADLINE: Duration = Duration::from_mins(15);
+/// How many may move at the same time.
+const AT_ONCE: usize = 2;
+
+/// Twenty VMs leave a node, two at a time, and the API server is restarted when half of them have gone.
+pub fn of_many(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let target = another(bed, &node)?;
+    let mut stage = Stage::set(bed, &node, &MANY)?;
+    let limit = |at_once| json!({"spec": {"evacuation": {"concurrentMax": at_once}}});
+    bed.api().merge(Kind::POLICY, "", "default", &limit(AT_ONCE))?;
+    bed.plugin(&["evacuate", &node, "--to-node", &target, "--now"])?;
+    let mut restarted = false;
+    until("every VM has moved", MANY_DEADLINE, &[bed.standin_log()], || {
+        let migrations = bed.api().list(Kind::MIGRATION, VMS, "")?;
+        let phases: Vec<&str> =
+            migrations.iter().filter_map(|migration| migration["status"]["phase"].as_str()).collect();
+        let ended = |phase: &&&str| ["Succeeded", "Failed", "RolledBack", "Cancelled"].contains(*phase);
+        let (over, succeeded) = (
+            phases.iter().filter(ended).count(),
+            phases.iter().filter(|phase| **phase == "Succeeded").count(),
+        );
+        ensure!(migrations.len() - over <= AT_ONCE, "{} move at once", migrations.len() - over);
+        if over >= MANY.len() / 2 && !std::mem::replace(&mut restarted, true) {
+            bed.cluster().stop_program(None, "kube-apiserver")?;
+            bed.cluster().start_program(None, "kube-apiserver")?;
+        }
+        ensure!(over < MANY.len() || succeeded == MANY.len(), "they are {phases:?}");
+        Ok((succeeded == MANY.len()).then_some(()))
+    })?;
+    ensure!(restarted, "the API server was never restarted");
+    for vm in &MANY {
+        stage.moved(vm, &target)?;
+        stage.wait_writes(vm, WRITE_DEADLINE)?;
+        ensure!(stage.node_of(vm.name)?.as_deref() == Some(&target), "{} does not run on {target}", vm.name);
+    }
+    bed.cluster().ask(&["delete", "evacuations", "--all"])?;
+    bed.api().merge(Kind::POLICY, "", "default", &limit(1))?;
+    stage.judge()?;
+    stage::clear(bed)
 }
 
 fn another(bed: &Bed, node: &str) -> Result<String> {

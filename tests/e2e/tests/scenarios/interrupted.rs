@@ -1,0 +1,321 @@
+//! A migration that is interrupted, at a phase, by a failure: the VM ends on its old disks or on its new ones, whole.
+//!
+//! ```text
+//!   a Wukong's VM with two disks, one of them imported ──► migrate ──► phase ──► failure ──► repaired ──► end
+//!                                                                                              │
+//!                 both claims bound, their volumes on one node, the VM writes on both there ◄──┘
+//!                 every write is there, nothing booted blank; no claim or volume too many; old volumes on Retain
+//! ```
+//!
+//! The operator makes missing claims anew, blank, and writes the whole VM every ten seconds; the `DataVolume` would be
+//! imported again. A phase lasts from a tenth of a second to some seconds: a failure hits the phase that it is meant
+//! for, or a later one, and it is told which.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use somersault_test_cluster::until;
+use somersault_test_e2e::api::Kind;
+use somersault_test_e2e::bed::{Bed, NAMESPACE, VMS};
+use somersault_test_e2e::stage;
+use somersault_test_kubevirt::builders;
+use somersault_test_kubevirt::judge::Disk;
+
+/// The VM of the Wukong `wk`, and its claims.
+const VM: &str = "wk-vm";
+const CLAIMS: [&str; 2] = ["wk-system", "wk-data"];
+/// Provisioning, an import, scheduling, starting.
+const RUN_DEADLINE: Duration = Duration::from_mins(3);
+/// To a phase of a migration without trouble.
+const PHASE_DEADLINE: Duration = Duration::from_mins(2);
+/// Three tries of a copy, a wait of five minutes for a VM that does not start, a node that boots.
+const END_DEADLINE: Duration = Duration::from_mins(12);
+/// Between two looks at a phase, some of which last a tenth of a second.
+const LOOK: Duration = Duration::from_millis(20);
+/// A node without power is declared, fenced and decided upon.
+const OFF: Duration = Duration::from_secs(15);
+/// In their order.
+const PHASES: [&str; 10] = [
+    "Pending",
+    "Checking",
+    "Provisioning",
+    "PreCopying",
+    "Stopping",
+    "FinalCopying",
+    "Verifying",
+    "Swapping",
+    "Starting",
+    "Confirming",
+];
+/// In which nothing more happens.
+const FINAL: [&str; 4] = ["Succeeded", "Failed", "RolledBack", "Cancelled"];
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    LeaderKilled,
+    TargetAgentKilled,
+    SourceAgentKilled,
+    ApiServerRestarted,
+    SourceOff,
+    TargetOff,
+    TargetFull,
+    Cancelled,
+}
+use Failure::{
+    ApiServerRestarted, Cancelled, LeaderKilled, SourceAgentKilled, SourceOff, TargetAgentKilled, TargetFull,
+    TargetOff,
+};
+
+const ALL: [Failure; 8] = [
+    LeaderKilled,
+    TargetAgentKilled,
+    SourceAgentKilled,
+    ApiServerRestarted,
+    SourceOff,
+    TargetOff,
+    TargetFull,
+    Cancelled,
+];
+
+pub fn leader_killed_while_swapping(bed: &Bed) -> Result<()> {
+    interrupted(bed, "Swapping", LeaderKilled)
+}
+
+pub fn target_agent_killed_while_copying(bed: &Bed) -> Result<()> {
+    interrupted(bed, "PreCopying", TargetAgentKilled)
+}
+
+pub fn source_agent_killed_in_the_final_copy(bed: &Bed) -> Result<()> {
+    interrupted(bed, "FinalCopying", SourceAgentKilled)
+}
+
+pub fn apiserver_restarted_while_swapping(bed: &Bed) -> Result<()> {
+    interrupted(bed, "Swapping", ApiServerRestarted)
+}
+
+pub fn source_off_in_the_final_copy(bed: &Bed) -> Result<()> {
+    interrupted(bed, "FinalCopying", SourceOff)
+}
+
+pub fn target_off_while_starting(bed: &Bed) -> Result<()> {
+    interrupted(bed, "Starting", TargetOff)
+}
+
+pub fn target_full_while_copying(bed: &Bed) -> Result<()> {
+    interrupted(bed, "PreCopying", TargetFull)
+}
+
+pub fn cancelled_while_swapping(bed: &Bed) -> Result<()> {
+    interrupted(bed, "Swapping", Cancelled)
+}
+
+/// Every failure at every phase, one after the other; it goes on past one that fails, and names all of them.
+pub fn everywhere(bed: &Bed) -> Result<()> {
+    let mut failed = Vec::new();
+    for failure in ALL {
+        for phase in &PHASES[2..] {
+            if let Err(error) = interrupted(bed, phase, failure).and_then(|()| bed.calm()) {
+                eprintln!("   FAILED: {error:#}");
+                failed.push(format!("{failure:?} at {phase}: {error:#}"));
+                bed.calm()?;
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+fn interrupted(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
+    bed.wait_whole(RUN_DEADLINE)?;
+    let source = bed.node_without_leader()?;
+    let target = bed.nodes().into_iter().find(|node| *node != source).context("a cluster of one node")?;
+    start(bed, &source)?;
+    let before = disks(bed, &source)?;
+    let volumes = volumes(bed)?;
+
+    bed.plugin(&["migrate", VM, "-n", VMS, "--to-node", &target])?;
+    let hit = reach(bed, phase)?;
+    let repair = inflict(bed, failure, &source, &target)?;
+    repair(bed)?;
+    let migration = until("the migration ends", END_DEADLINE, &[bed.standin_log()], || {
+        let migration = migration(bed)?;
+        let status = &migration["status"];
+        let phase = status["phase"].as_str().unwrap_or_default();
+        ensure!(FINAL.contains(&phase), "{phase} {} {}", status["reason"], status["message"]);
+        Ok(Some(migration))
+    })?;
+    let end = migration["status"]["phase"].as_str().unwrap_or_default().to_owned();
+    eprintln!("   {failure:?} at {hit} (meant for {phase}): {end} {}", migration["status"]["reason"]);
+    judge(bed, &before, &volumes, &end)
+        .with_context(|| format!("{failure:?} at {hit}, which ended {end}: {}", migration["status"]))?;
+    stage::clear(bed)
+}
+
+/// Starts the Wukong's VM on a node.
+fn start(bed: &Bed, node: &str) -> Result<()> {
+    stage::clear(bed)?;
+    stage::only_on(bed, node, || {
+        bed.api().create(Kind::WUKONG, VMS, builders::wukong(VMS, "wk", "local-path"))?;
+        until("the VM writes on both disks", RUN_DEADLINE, &[bed.standin_log()], || {
+            let written = |disk: &Disk| disk.records.len() > 5;
+            Ok(disks(bed, node)?.iter().all(written).then_some(()))
+        })
+    })
+}
+
+/// Waits until the migration is in this phase or a later one; returns which.
+fn reach(bed: &Bed, phase: &str) -> Result<String> {
+    let order = |phase: &str| PHASES.iter().position(|known| *known == phase);
+    let wanted = order(phase).context("no such phase")?;
+    let began = Instant::now();
+    while began.elapsed() < PHASE_DEADLINE {
+        let now = migration(bed).ok().and_then(|found| found["status"]["phase"].as_str().map(str::to_owned));
+        if let Some(now) = now
+            && order(&now).is_none_or(|at| at >= wanted)
+        {
+            return Ok(now);
+        }
+        std::thread::sleep(LOOK);
+    }
+    bail!("the migration is not in {phase} within {PHASE_DEADLINE:?}: {:?}", migration(bed)?["status"]);
+}
+
+type Repair = Box<dyn FnOnce(&Bed) -> Result<()>>;
+
+/// Lets it go wrong; returns what repairs it.
+fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Repair> {
+    let nothing: Repair = Box::new(|_| Ok(()));
+    match failure {
+        LeaderKilled => {
+            let leader = bed.leader()?;
+            kill_pod(bed, leader["metadata"]["name"].as_str().context("a leader without a name")?)?;
+            Ok(nothing)
+        }
+        TargetAgentKilled => kill_agent(bed, target).map(|()| nothing),
+        SourceAgentKilled => kill_agent(bed, source).map(|()| nothing),
+        ApiServerRestarted => {
+            bed.cluster().stop_program(None, "kube-apiserver")?;
+            bed.cluster().start_program(None, "kube-apiserver")?;
+            Ok(nothing)
+        }
+        SourceOff => off(bed, source),
+        TargetOff => off(bed, target),
+        TargetFull => fill(bed, target),
+        Cancelled => {
+            let name = migration(bed)?["metadata"]["name"].as_str().context("no name")?.to_owned();
+            // Too late is an answer too.
+            if let Err(refused) = bed.plugin(&["cancel", &name, "-n", VMS]) {
+                eprintln!("   {refused:#}");
+            }
+            Ok(nothing)
+        }
+    }
+}
+
+fn kill_pod(bed: &Bed, name: &str) -> Result<()> {
+    bed.cluster().ask(&["-n", NAMESPACE, "delete", "pod", name, "--grace-period=0", "--force"]).map(drop)
+}
+
+fn kill_agent(bed: &Bed, node: &str) -> Result<()> {
+    let agents = bed.api().list(Kind::POD, NAMESPACE, "app.kubernetes.io/component=agent")?;
+    let agent = agents.iter().find(|pod| pod["spec"]["nodeName"] == *node).context("no agent there")?;
+    kill_pod(bed, agent["metadata"]["name"].as_str().context("an agent without a name")?)
+}
+
+fn off(bed: &Bed, node: &str) -> Result<Repair> {
+    bed.cluster().power_off(node)?;
+    let node = node.to_owned();
+    Ok(Box::new(move |bed| {
+        std::thread::sleep(OFF);
+        bed.cluster().power_on(&node)?;
+        bed.cluster().wait_ready(&node)
+    }))
+}
+
+/// Leaves no byte on the target's disk.
+fn fill(bed: &Bed, node: &str) -> Result<Repair> {
+    let filler = bed.cluster().path_on(node, "/opt/local-path-provisioner/filler")?;
+    let folder = filler.parent().context("a root")?;
+    let left = nix::sys::statvfs::statvfs(folder)?;
+    let bytes = left.blocks_available() * left.fragment_size();
+    let file = std::fs::File::create(&filler)?;
+    let length = i64::try_from(bytes)?;
+    // The last blocks may be the filesystem's own: what it gives is enough.
+    let _full = nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length);
+    Ok(Box::new(move |_| {
+        // Longer than three tries of a copy.
+        std::thread::sleep(Duration::from_secs(20));
+        std::fs::remove_file(&filler).context("removing the filler")
+    }))
+}
+
+/// The VM runs, with both disks whole and on its node; nothing is left over, and nothing is gone.
+fn judge(bed: &Bed, before: &[Disk], old: &[String], end: &str) -> Result<()> {
+    let node = until("the VM runs", END_DEADLINE, &[bed.standin_log()], || {
+        let instance = bed.api().get(Kind::VMI, VMS, VM)?;
+        let phase = &instance["status"]["phase"];
+        ensure!(phase == "Running", "it is {phase} on {}", instance["status"]["nodeName"]);
+        Ok(instance["status"]["nodeName"].as_str().map(str::to_owned))
+    })?;
+    let known: Vec<usize> = disks(bed, &node)?.iter().map(|disk| disk.records.len()).collect();
+    until("it writes on both disks", RUN_DEADLINE, &[bed.standin_log()], || {
+        let now = disks(bed, &node)?;
+        Ok(now.iter().zip(&known).all(|(disk, known)| disk.records.len() > *known).then_some(()))
+    })?;
+    for ((claim, disk), before) in CLAIMS.iter().zip(disks(bed, &node)?).zip(before) {
+        let faults: Vec<String> = disk.continues(before).iter().map(ToString::to_string).collect();
+        ensure!(faults.is_empty(), "{claim}: {}", faults.join("; "));
+    }
+    let now = volumes(bed)?;
+    let moved = now.iter().zip(old).all(|(now, old)| now != old);
+    ensure!(moved || now == old, "one disk is the old one and one is new: {now:?}, {old:?}");
+    ensure!(moved == (end == "Succeeded" || end == "Failed" && moved), "{end}, and the volumes are {now:?}");
+    nothing_is_left_over(bed, &now, old)
+}
+
+/// Both claims and no other, their volumes, and the old ones on Retain.
+fn nothing_is_left_over(bed: &Bed, now: &[String], old: &[String]) -> Result<()> {
+    until("nothing is left over", RUN_DEADLINE, &[], || {
+        let mut claims = names(&bed.api().list(Kind::CLAIM, VMS, "")?);
+        claims.sort_unstable();
+        ensure!(claims.iter().rev().eq(CLAIMS.iter()), "there are claims {claims:?}");
+        for volume in bed.api().list(Kind::VOLUME, "", "")? {
+            let name = volume["metadata"]["name"].as_str().unwrap_or_default();
+            let is_one_of = |list: &[String]| list.iter().any(|known| known == name);
+            let ours = volume["spec"]["claimRef"]["namespace"] == VMS;
+            ensure!(!ours || is_one_of(now) || is_one_of(old), "volume {name} is left over");
+            let policy = &volume["spec"]["persistentVolumeReclaimPolicy"];
+            ensure!(!is_one_of(old) || now == old || policy == "Retain", "old volume {name} is on {policy}");
+        }
+        Ok(Some(()))
+    })?;
+    let volumes = names(&bed.api().list(Kind::VOLUME, "", "")?);
+    for old in old {
+        ensure!(volumes.contains(old), "old volume {old} is gone");
+    }
+    Ok(())
+}
+
+fn names(objects: &[Value]) -> Vec<String> {
+    objects.iter().filter_map(|object| object["metadata"]["name"].as_str().map(str::to_owned)).collect()
+}
+
+fn migration(bed: &Bed) -> Result<Value> {
+    let found = bed.api().list(Kind::MIGRATION, VMS, "")?;
+    found.into_iter().find(|migration| migration["spec"]["vm"] == VM).context("no migration")
+}
+
+fn disks(bed: &Bed, node: &str) -> Result<Vec<Disk>> {
+    CLAIMS.iter().map(|claim| stage::claim_disk(bed, claim, node)).collect()
+}
+
+/// The volumes of the claims.
+fn volumes(bed: &Bed) -> Result<Vec<String>> {
+    let volume = |claim: &&str| {
+        let claim = bed.api().get(Kind::CLAIM, VMS, claim)?;
+        Ok(claim["spec"]["volumeName"].as_str().context("a claim that is not bound")?.to_owned())
+    };
+    CLAIMS.iter().map(volume).collect()
+}
