@@ -59,7 +59,7 @@ const SCENARIOS: &[Scenario] = &[
     ),
     (
         "migration_whose_target_agent_is_killed_while_copying",
-        Short,
+        Long,
         interrupted::target_agent_killed_while_copying,
     ),
     (
