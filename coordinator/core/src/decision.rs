@@ -117,12 +117,19 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// The nodes of its local disks, in the order of the disks; a node is named for each of its disks.
+    pub fn local_nodes(&self) -> impl Iterator<Item = &NodeName> {
+        self.disks.iter().filter_map(|disk| match &disk.locality {
+            Locality::Local { node } => Some(node),
+            _ => None,
+        })
+    }
+
     /// Whether nothing but chance brings the VM back to its disks: one of them may be on a single node, and no volume
     /// tells the scheduler of a node.
     pub(crate) fn is_unpinned(&self) -> bool {
-        let any = |is: fn(&Locality) -> bool| self.disks.iter().any(|disk| is(&disk.locality));
-        any(|locality| *locality == Locality::Unknown)
-            && !any(|locality| matches!(locality, Locality::Local { .. }))
+        let unknown = self.disks.iter().any(|disk| disk.locality == Locality::Unknown);
+        unknown && self.local_nodes().next().is_none()
     }
 }
 
@@ -144,6 +151,13 @@ pub struct DiskFinding {
     /// Its volume is a folder of a node, and nothing says of which: a node affinity would.
     #[serde(default)]
     pub untied: bool,
+}
+
+impl DiskFinding {
+    /// On one node.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.locality, Locality::Local { .. })
+    }
 }
 
 /// Decides what becomes of `vm` if the nodes of the question are dead. For many VMs of one fleet, a [`Decider`]

@@ -9,6 +9,7 @@
 //!   acted upon, running again, node back, over ──► that it is so, and what is left (`settled`)
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, Reason, SourceKind, remedy};
@@ -210,7 +211,7 @@ fn rebuild_chapter(decision: &Decision) -> String {
          below so that its DataVolume imports the image once more, and starts the VM on another node. Its other disks are attached as \
          they are.\n\n",
     );
-    for disk in decision.disks.iter().filter(|disk| matches!(disk.locality, Locality::Local { .. })) {
+    for disk in decision.disks.iter().filter(|disk| disk.is_local()) {
         let or_unknown = |name: &Option<String>| name.as_deref().map_or_else(|| "unknown".to_owned(), code);
         let _ = writeln!(
             text,
@@ -235,10 +236,8 @@ fn where_words(locality: &Locality) -> String {
 }
 
 fn copies_chapter(decision: &Decision) -> String {
-    let concerned = decision.disks.iter().filter(|disk| {
-        matches!(disk.locality, Locality::Local { .. } | Locality::Unknown)
-            || has_source(decision, &disk.disk)
-    });
+    let concerned =
+        decision.disks.iter().filter(|disk| is_in_danger(disk) || has_source(decision, &disk.disk));
     let mut text = String::from("## Copies and backups\n\n");
     for disk in concerned {
         let sources = decision.restore_from.iter().filter(|source| source.disk == disk.disk);
@@ -252,6 +251,11 @@ fn copies_chapter(decision: &Decision) -> String {
         shell_word(&decision.vm.namespace)
     );
     text
+}
+
+/// Lost with a node, as far as is known.
+fn is_in_danger(disk: &DiskFinding) -> bool {
+    disk.is_local() || disk.locality == Locality::Unknown
 }
 
 fn has_source(decision: &Decision, disk: &str) -> bool {
@@ -298,23 +302,15 @@ fn options(fleet: &Fleet, decision: &Decision, standing: &Standing, movable: boo
         let dead = !decision.nodes.is_empty() && unproven(decision, standing).next().is_none();
         options.push(move_disks(fleet, decision, dead));
     }
-    let placed = |disk: &DiskFinding| !matches!(disk.locality, Locality::Local { .. } | Locality::Unknown);
-    if decision.kind != DecisionKind::Rebuild && !decision.disks.iter().all(placed) {
+    if decision.kind != DecisionKind::Rebuild && decision.disks.iter().any(is_in_danger) {
         options.push(restore(decision, movable));
     }
     options
 }
 
 /// Nodes whose return brings disks back, and those that it may run on.
-fn home_nodes(decision: &Decision) -> Vec<&NodeName> {
-    let local = decision.disks.iter().filter_map(|disk| match &disk.locality {
-        Locality::Local { node } => Some(node),
-        _ => None,
-    });
-    let mut nodes: Vec<&NodeName> = local.chain(&decision.nodes).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    nodes
+fn home_nodes(decision: &Decision) -> BTreeSet<&NodeName> {
+    decision.local_nodes().chain(&decision.nodes).collect()
 }
 
 /// What can be done about reasons other than a disk's place, for which there are options of their own.
@@ -347,7 +343,7 @@ fn returns(fleet: &Fleet, decision: &Decision) -> String {
     let unknown: Vec<String> = decision
         .disks
         .iter()
-        .filter(|disk| disk.locality == Locality::Unknown || disk.volume.is_none() && is_local(disk))
+        .filter(|disk| disk.locality == Locality::Unknown || disk.volume.is_none() && disk.is_local())
         .map(|disk| code(&disk.disk))
         .collect();
     match fleet.vms.get(&decision.vm).map(|vm| vm.run) {
@@ -372,10 +368,6 @@ fn returns(fleet: &Fleet, decision: &Decision) -> String {
             "Its disks are then there again; the VM does not start by itself (its run strategy).".to_owned()
         }
     }
-}
-
-fn is_local(disk: &DiskFinding) -> bool {
-    matches!(disk.locality, Locality::Local { .. })
 }
 
 /// What a node's volumes are tied to it by.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use somersault_coordinator_core::decision::{Decider, Decision, DecisionKind, Locality, Question};
+use somersault_coordinator_core::decision::{Decider, Decision, DecisionKind, Question};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::node_health::NodeState;
 
@@ -85,7 +85,7 @@ pub fn decide_for_vm(world: &World, key: &Key) -> (Decision, Option<NodeName>) {
     if running.is_some() {
         return (decision, running);
     }
-    let Some(home) = local_nodes(&decision).next().cloned() else { return (decision, None) };
+    let Some(home) = decision.local_nodes().next().cloned() else { return (decision, None) };
     (decider.decide(key, &question(world, Some(&home))), Some(home))
 }
 
@@ -102,7 +102,7 @@ fn of_node(world: &World, node: &NodeName, namespace: Option<&str>) -> Vec<Verdi
             let decision = decider.decide(key, &question);
             let concerned = vm.node() == Some(node)
                 || vm.pods.iter().any(|pod| pod.node.as_ref() == Some(node))
-                || local_nodes(&decision).any(|home| home == node);
+                || decision.local_nodes().any(|home| home == node);
             concerned.then(|| Verdict::of(&decision, Some(node)))
         })
         .collect()
@@ -119,13 +119,6 @@ fn question(world: &World, dead: Option<&NodeName>) -> Question {
         dead: dead.cloned().into_iter().collect(),
         unusable: world.healths.keys().filter(in_trouble).cloned().collect(),
     }
-}
-
-fn local_nodes(decision: &Decision) -> impl Iterator<Item = &NodeName> {
-    decision.disks.iter().filter_map(|disk| match &disk.locality {
-        Locality::Local { node } => Some(node),
-        _ => None,
-    })
 }
 
 fn node_text(world: &World, node: &NodeName, verdicts: &[Verdict]) -> String {

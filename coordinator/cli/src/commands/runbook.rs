@@ -2,6 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
+use somersault_coordinator::cluster::manifest::display;
 use somersault_coordinator_core::decision::{Decider, DecisionKind, Question};
 use somersault_coordinator_core::runbook::{Progress, Standing, runbook, storage_runbook};
 use somersault_crd::recovery;
@@ -60,7 +61,7 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
 /// and how far it is. Nothing has happened where there is none, or it is over.
 fn standing(recovery: Option<&recovery::RecoveryStatus>) -> Standing {
     let open = recovery.filter(|status| {
-        let ended = |condition: &Condition| condition.type_ == "Ended" && condition.status == "True";
+        let ended = |condition: &Condition| condition.type_ == display::ENDED && condition.status == "True";
         status.cause != Some(recovery::Cause::StorageFailed) && !status.conditions.iter().any(ended)
     });
     let Some(status) = open else { return Standing::default() };

@@ -151,8 +151,7 @@ fn stop_coordinator(server: &ApiServer) -> Result<(), Failure> {
 /// Names of the coordinator's pods that are there.
 fn coordinator_pods(server: &ApiServer) -> Result<Vec<String>, Failure> {
     let api: Api<Pod> = Api::namespaced(server.client().clone(), install::NAMESPACE);
-    let (label, value) = install::NAME_LABEL;
-    let labels = format!("{label}={value},{}=coordinator", install::COMPONENT_LABEL);
+    let labels = install::part("coordinator");
     let pods = server
         .wait(limited(api.list(&ListParams::default().labels(&labels).limit(PODS_MAX))))
         .map_err(|trouble| trouble.failure(server.address(), "the coordinator's pods"))?;

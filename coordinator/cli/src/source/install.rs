@@ -20,5 +20,11 @@ pub const FENCE_SECRET: &str = "somersault-fence";
 pub const NAME_LABEL: (&str, &str) = ("app.kubernetes.io/name", "somersault");
 /// Label that tells the parts apart: `agent`, `coordinator`, `fence-runner`.
 pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
+/// What selects the objects of one part.
+pub fn part(component: &str) -> String {
+    let (label, value) = NAME_LABEL;
+    format!("{label}={value},{COMPONENT_LABEL}={component}")
+}
+
 /// How to install.
 pub const HOW: &str = "kubectl apply -k deploy/overlays/… of Somersault";

@@ -51,9 +51,12 @@ impl Coordinator {
     /// As long as VMs of the node are to be started elsewhere, the taint is what makes that safe, and stays; after that,
     /// until Kubernetes keeps them away itself.
     fn is_left_to_kubernetes(&self, name: &NodeName, node: &Node, case: &Case) -> bool {
+        if !self.recovery.has_unpinned(name) {
+            return false;
+        }
         let settled = self.recovery.settled(&Scene { now: self.now, facts: &self.facts }, name);
         let kept_away = !settled.acted || case.has_returned() || node.has_taint(KUBERNETES_UNREACHABLE_TAINT);
-        self.recovery.has_unpinned(name) && settled.idle && settled.open == 0 && kept_away
+        settled.idle && settled.open == 0 && kept_away
     }
 
     /// Sets and removes the out-of-service taint, where people want it, again and again until the cluster shows it.

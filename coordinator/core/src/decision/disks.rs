@@ -339,7 +339,7 @@ pub(super) fn rebuild(
 
 /// Data disks that are on one node.
 pub(super) fn local(examined: &[Examined]) -> impl Iterator<Item = &Examined> {
-    examined.iter().filter(|disk| disk.holds_data && matches!(disk.finding.locality, Locality::Local { .. }))
+    examined.iter().filter(|disk| disk.holds_data && disk.finding.is_local())
 }
 
 /// Whether CDI would make the claim of this disk anew, import its image into it, and on another node.

@@ -13,7 +13,7 @@ impl Decision {
         let namespace = shell_word(&self.vm.namespace);
         match reason {
             Reason::VmNotFound => "check the name and the namespace".to_owned(),
-            Reason::Stopped if has_local_disk(self) => to_network(&namespace, &vm),
+            Reason::Stopped if self.local_nodes().next().is_some() => to_network(&namespace, &vm),
             Reason::Stopped
             | Reason::RunsElsewhere
             | Reason::NotRunning
@@ -112,10 +112,6 @@ fn to_network(namespace: &str, vm: &str) -> String {
     format!(
         "move its local disks to network storage: kubectl somersault migrate {vm} -n {namespace} --to-class CLASS"
     )
-}
-
-fn has_local_disk(decision: &Decision) -> bool {
-    decision.disks.iter().any(|disk| matches!(disk.locality, Locality::Local { .. }))
 }
 
 /// The class to declare: of the first disk, by name, that nobody can place though it is bound.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::{Decider, Decision, DecisionKind, Locality, Question};
+use crate::decision::{Decider, Decision, DecisionKind, Question};
 use crate::fencing::ProofKind;
 use crate::fleet::Fleet;
 use crate::locality::ClassOverrides;
@@ -70,8 +70,9 @@ pub fn report(
         let mut node = vm.node().cloned();
         let mut decision = ask(node.as_ref());
         // A stopped VM has no node to die, but its disks may.
+        let home = decision.local_nodes().next().cloned();
         if node.is_none()
-            && let Some(home) = first_local(&decision)
+            && let Some(home) = home
         {
             decision = ask(Some(&home));
             node = Some(home);
@@ -105,13 +106,6 @@ fn row(
         _ => decision.remedy.clone(),
     };
     ReportRow { vm: decision.vm.clone(), node, decision, proofs, proof_missing, expected_ms, remedy }
-}
-
-fn first_local(decision: &Decision) -> Option<NodeName> {
-    decision.disks.iter().find_map(|disk| match &disk.locality {
-        Locality::Local { node } => Some(node.clone()),
-        _ => None,
-    })
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ impl Rebuild {
             let is_disk = vm.disks.iter().any(|of| {
                 of.name == disk.disk && matches!(of.source, DiskSource::Claim { use_: ClaimUse::Disk, .. })
             });
-            is_disk && matches!(disk.locality, Locality::Local { .. })
+            is_disk && disk.is_local()
         });
         let disks: Option<Vec<RebuiltDisk>> =
             local.map(|disk| rebuilt_disk(scene, &decision.vm, disk)).collect();

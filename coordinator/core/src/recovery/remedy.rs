@@ -2,7 +2,9 @@
 //!
 //! What a decision advises is for the time before and after: nothing can be copied off a node that is dead.
 
-use crate::decision::{Decision, DecisionKind, Locality, Reason};
+use std::collections::BTreeSet;
+
+use crate::decision::{Decision, DecisionKind, Reason};
 use crate::names::NodeName;
 use crate::runbook::shell_word;
 
@@ -53,14 +55,8 @@ fn lies_there(reason: Reason) -> bool {
 
 /// The nodes that hold its disks, else those that it may run on.
 fn homes(decision: &Decision) -> Vec<NodeName> {
-    let local = decision.disks.iter().filter_map(|disk| match &disk.locality {
-        Locality::Local { node } => Some(node.clone()),
-        _ => None,
-    });
-    let mut homes: Vec<NodeName> = local.collect();
-    homes.sort_unstable();
-    homes.dedup();
-    if homes.is_empty() { decision.nodes.clone() } else { homes }
+    let homes: BTreeSet<&NodeName> = decision.local_nodes().collect();
+    if homes.is_empty() { decision.nodes.clone() } else { homes.into_iter().cloned().collect() }
 }
 
 fn words(nodes: &[NodeName]) -> String {

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::BootTime;
-use crate::decision::{BrokenDisk, Decider, Decision, DecisionKind, Locality, Reason, Told, broken_disks};
+use crate::decision::{BrokenDisk, Decider, Decision, DecisionKind, Reason, Told, broken_disks};
 use crate::fleet::{self, DiskImage, Fleet, Grade, NodeReport, Vm, VolumeMode};
 use crate::io::{Effect, Severity};
 use crate::locality::{self, Likely};
@@ -480,11 +480,7 @@ fn is_unsaid(fleet: &Fleet, fault: &BrokenDisk) -> bool {
 fn node_of(fleet: &Fleet, key: &Key, case: &Case) -> Option<NodeName> {
     let runs_on = fleet.vms.get(key).and_then(|vm| vm.node().cloned());
     let told = case.faults.iter().find_map(|fault| fault.told.as_ref()).map(|told| told.node.clone());
-    let local = case.decision.disks.iter().find_map(|disk| match &disk.locality {
-        Locality::Local { node } => Some(node.clone()),
-        _ => None,
-    });
-    runs_on.or(told).or(local)
+    runs_on.or(told).or_else(|| case.decision.local_nodes().next().cloned())
 }
 
 fn tell_failed(fx: &mut Vec<Effect>, decision: &Decision) {

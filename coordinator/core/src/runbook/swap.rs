@@ -26,7 +26,7 @@ pub(super) fn local_claims<'a>(fleet: &'a Fleet, decision: &Decision) -> Vec<Swa
     if decision.disks.iter().any(|disk| disk.locality == Locality::Unknown) {
         return Vec::new();
     }
-    let local = decision.disks.iter().filter(|disk| matches!(disk.locality, Locality::Local { .. }));
+    let local = decision.disks.iter().filter(|disk| disk.is_local());
     local.map(|disk| Swap::of(fleet, decision, disk)).collect::<Option<_>>().unwrap_or_default()
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use super::words::{code, json, shell_word};
 use super::{HOSTNAME, hostname};
-use crate::decision::{Decision, DiskFinding, Locality};
+use crate::decision::{Decision, DiskFinding};
 use crate::fleet::{self, DiskSource, Fleet};
 use crate::names::{NodeName, VolumeName};
 
@@ -43,7 +43,7 @@ pub(super) fn disks<'a>(fleet: &'a Fleet, decision: &'a Decision) -> Vec<Untied<
 /// Whether something else ties the VM to a node: a local volume's affinity, or its own node selector.
 pub(super) fn is_held(fleet: &Fleet, decision: &Decision) -> bool {
     let selects = fleet.vms.get(&decision.vm).is_some_and(|vm| vm.node_selector.contains_key(HOSTNAME));
-    let local = |disk: &DiskFinding| disk.volume.is_some() && matches!(disk.locality, Locality::Local { .. });
+    let local = |disk: &DiskFinding| disk.volume.is_some() && disk.is_local();
     selects || decision.disks.iter().any(local)
 }
 

@@ -178,9 +178,8 @@ fn is_observed(generation: Option<i64>, observed: Option<i64>) -> bool {
 
 async fn pods(client: &Client, component: &str) -> Result<Vec<PodSeen>, Trouble> {
     let api: Api<Pod> = Api::namespaced(client.clone(), install::NAMESPACE);
-    let (label, value) = install::NAME_LABEL;
-    let ours = format!("{label}={value},{}={component}", install::COMPONENT_LABEL);
-    let list = limited(api.list(&ListParams::default().labels(&ours).limit(PODS_MAX))).await?;
+    let ours = ListParams::default().labels(&install::part(component)).limit(PODS_MAX);
+    let list = limited(api.list(&ours)).await?;
     Ok(list.items.iter().map(pod).collect())
 }
 

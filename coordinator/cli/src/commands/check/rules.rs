@@ -198,13 +198,8 @@ fn replicas(what: &str, workload: &Workload, component: &str) -> Finding {
     if why.is_empty() {
         why.push("there are too few pods".to_owned());
     }
-    let what_to_do = format!(
-        "kubectl describe pods -n {} -l {}={},{}={component} tells why",
-        install::NAMESPACE,
-        install::NAME_LABEL.0,
-        install::NAME_LABEL.1,
-        install::COMPONENT_LABEL
-    );
+    let what_to_do =
+        format!("kubectl describe pods -n {} -l {} tells why", install::NAMESPACE, install::part(component));
     // With one of two the work goes on; of agents there is one for each node.
     if workload.ready > 0 && component != "agent" {
         Finding::warning(what, why, what_to_do)

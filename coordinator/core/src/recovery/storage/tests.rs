@@ -413,8 +413,8 @@ fn ten_thousand_vms_are_looked_at_in_a_moment() {
     alone.look(1, &[], false);
     let began = std::time::Instant::now();
     alone.look(5, &[], false);
-    // Unoptimized, on a busy machine of two cores: 0.11 s. The bound only tells a look from a square of looks.
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    // Unoptimized, on a busy machine of two cores: 0.11 s.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert_eq!(alone.watch.suspects, BTreeMap::new());
 }
 
