@@ -20,16 +20,17 @@ elif command -v podman > /dev/null; then
   podman build --quiet --isolation chroot --format oci --identity-label=false --timestamp 0 --tag "$name" --file "$dockerfile" "$context" > "$archive.id"
   podman save --quiet --format docker-archive --output "$archive" "$name"
   tool=podman
-elif docker info > /dev/null 2>&1 && ! docker buildx version > /dev/null 2>&1; then
-  echo "== docker has no buildx: its older builder writes the time into the image, so that its digest differs each time"
-  docker build --quiet --tag "$name" --file "$dockerfile" "$context" > "$archive.id"
-  docker save --output "$archive" "$name"
-  tool=docker
 elif docker info > /dev/null 2>&1; then
-  SOURCE_DATE_EPOCH=0 docker buildx build --quiet --provenance=false --tag "$name" --file "$dockerfile" \
-    --output "type=docker,dest=$archive,rewrite-timestamp=true" "$context" > /dev/null
-  docker load --quiet --input "$archive" > /dev/null
-  docker image inspect --format '{{.Id}}' "$name" > "$archive.id"
+  if docker buildx version > /dev/null 2>&1; then
+    SOURCE_DATE_EPOCH=0 docker buildx build --quiet --provenance=false --tag "$name" --file "$dockerfile" \
+      --output "type=docker,dest=$archive,rewrite-timestamp=true" "$context" > /dev/null
+    docker load --quiet --input "$archive" > /dev/null
+    docker image inspect --format '{{.Id}}' "$name" > "$archive.id"
+  else
+    echo "== docker has no buildx: its older builder writes the time into the image, so that its digest differs each time"
+    docker build --quiet --tag "$name" --file "$dockerfile" "$context" > "$archive.id"
+    docker save --output "$archive" "$name"
+  fi
   tool=docker
 else
   echo "no tool to build images: install buildah, podman or docker" >&2
