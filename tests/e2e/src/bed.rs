@@ -120,6 +120,18 @@ impl Bed {
         self.wait_fencing(true)
     }
 
+    /// Ends a pod of ours at once, as a crash does.
+    pub fn kill_pod(&self, name: &str) -> Result<()> {
+        let kill = ["-n", NAMESPACE, "delete", "pod", name, "--grace-period=0", "--force"];
+        self.cluster.ask(&kill).map(drop)
+    }
+
+    /// Ends the API server, and starts it again.
+    pub fn restart_apiserver(&self) -> Result<()> {
+        self.cluster.stop_program(None, "kube-apiserver")?;
+        self.cluster.start_program(None, "kube-apiserver")
+    }
+
     /// Takes the fence runners away; they come back when the answer is dropped.
     pub fn without_fence_agents(&self) -> Result<Unfenced<'_>> {
         let unfenced = Unfenced { bed: self };

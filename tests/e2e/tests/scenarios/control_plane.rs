@@ -44,8 +44,7 @@ pub fn upgrade(bed: &Bed) -> Result<()> {
 /// The API server ends and starts again.
 pub fn restart(bed: &Bed) -> Result<()> {
     let stage = Stage::set(bed, &bed.node_without_leader()?, &[WEB, DB])?;
-    bed.cluster().stop_program(None, "kube-apiserver")?;
-    bed.cluster().start_program(None, "kube-apiserver")?;
+    bed.restart_apiserver()?;
     undisturbed(bed, &stage)
 }
 

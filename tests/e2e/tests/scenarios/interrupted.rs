@@ -19,12 +19,11 @@ use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, NAMESPACE, VMS};
 use somersault_test_e2e::stage;
-use somersault_test_kubevirt::builders;
 use somersault_test_kubevirt::judge::Disk;
 
-/// The VM of the Wukong `wk`, and its claims.
-const VM: &str = "wk-vm";
-const CLAIMS: [&str; 2] = ["wk-system", "wk-data"];
+use super::migration::{self, FINAL};
+use super::wukong::{self, CLAIMS, VM, disks};
+
 /// Provisioning, an import, scheduling, starting.
 const RUN_DEADLINE: Duration = Duration::from_mins(3);
 /// To a phase of a migration without trouble.
@@ -48,12 +47,10 @@ const PHASES: [&str; 10] = [
     "Starting",
     "Confirming",
 ];
-/// In which nothing more happens.
-const FINAL: [&str; 4] = ["Succeeded", "Failed", "RolledBack", "Cancelled"];
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
+pub enum Failure {
     LeaderKilled,
     TargetAgentKilled,
     SourceAgentKilled,
@@ -79,44 +76,12 @@ const ALL: [Failure; 8] = [
     Cancelled,
 ];
 
-pub fn leader_killed_while_swapping(bed: &Bed) -> Result<()> {
-    interrupted(bed, "Swapping", LeaderKilled)
-}
-
-pub fn target_agent_killed_while_copying(bed: &Bed) -> Result<()> {
-    interrupted(bed, "PreCopying", TargetAgentKilled)
-}
-
-pub fn source_agent_killed_in_the_final_copy(bed: &Bed) -> Result<()> {
-    interrupted(bed, "FinalCopying", SourceAgentKilled)
-}
-
-pub fn apiserver_restarted_while_swapping(bed: &Bed) -> Result<()> {
-    interrupted(bed, "Swapping", ApiServerRestarted)
-}
-
-pub fn source_off_in_the_final_copy(bed: &Bed) -> Result<()> {
-    interrupted(bed, "FinalCopying", SourceOff)
-}
-
-pub fn target_off_while_starting(bed: &Bed) -> Result<()> {
-    interrupted(bed, "Starting", TargetOff)
-}
-
-pub fn target_full_while_copying(bed: &Bed) -> Result<()> {
-    interrupted(bed, "PreCopying", TargetFull)
-}
-
-pub fn cancelled_while_swapping(bed: &Bed) -> Result<()> {
-    interrupted(bed, "Swapping", Cancelled)
-}
-
 /// Every failure at every phase, one after the other; it goes on past one that fails, and names all of them.
 pub fn everywhere(bed: &Bed) -> Result<()> {
     let mut failed = Vec::new();
     for failure in ALL {
         for phase in &PHASES[2..] {
-            if let Err(error) = interrupted(bed, phase, failure).and_then(|()| bed.calm()) {
+            if let Err(error) = at(bed, phase, failure).and_then(|()| bed.calm()) {
                 eprintln!("   FAILED: {error:#}");
                 failed.push(format!("{failure:?} at {phase}: {error:#}"));
                 bed.calm()?;
@@ -127,11 +92,12 @@ pub fn everywhere(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn interrupted(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
+/// A failure at a phase.
+pub fn at(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
     bed.wait_whole(RUN_DEADLINE)?;
     let source = bed.node_without_leader()?;
-    let target = bed.nodes().into_iter().find(|node| *node != source).context("a cluster of one node")?;
-    start(bed, &source)?;
+    let target = migration::another(bed, &source)?;
+    wukong::start(bed, &source)?;
     let before = disks(bed, &source)?;
     let volumes = volumes(bed)?;
 
@@ -140,7 +106,7 @@ fn interrupted(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
     let repair = inflict(bed, failure, &source, &target)?;
     repair(bed)?;
     let migration = until("the migration ends", END_DEADLINE, &[bed.standin_log()], || {
-        let migration = migration(bed)?;
+        let migration = migration::of_vm(bed, VM)?;
         let status = &migration["status"];
         let phase = status["phase"].as_str().unwrap_or_default();
         ensure!(FINAL.contains(&phase), "{phase} {} {}", status["reason"], status["message"]);
@@ -153,25 +119,15 @@ fn interrupted(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
     stage::clear(bed)
 }
 
-/// Starts the Wukong's VM on a node.
-fn start(bed: &Bed, node: &str) -> Result<()> {
-    stage::clear(bed)?;
-    stage::only_on(bed, node, || {
-        bed.api().create(Kind::WUKONG, VMS, builders::wukong(VMS, "wk", "local-path"))?;
-        until("the VM writes on both disks", RUN_DEADLINE, &[bed.standin_log()], || {
-            let written = |disk: &Disk| disk.records.len() > 5;
-            Ok(disks(bed, node)?.iter().all(written).then_some(()))
-        })
-    })
-}
-
 /// Waits until the migration is in this phase or a later one; returns which.
 fn reach(bed: &Bed, phase: &str) -> Result<String> {
     let order = |phase: &str| PHASES.iter().position(|known| *known == phase);
     let wanted = order(phase).context("no such phase")?;
     let began = Instant::now();
     while began.elapsed() < PHASE_DEADLINE {
-        let now = migration(bed).ok().and_then(|found| found["status"]["phase"].as_str().map(str::to_owned));
+        let now = migration::of_vm(bed, VM)
+            .ok()
+            .and_then(|found| found["status"]["phase"].as_str().map(str::to_owned));
         if let Some(now) = now
             && order(&now).is_none_or(|at| at >= wanted)
         {
@@ -179,7 +135,10 @@ fn reach(bed: &Bed, phase: &str) -> Result<String> {
         }
         std::thread::sleep(LOOK);
     }
-    bail!("the migration is not in {phase} within {PHASE_DEADLINE:?}: {:?}", migration(bed)?["status"]);
+    bail!(
+        "the migration is not in {phase} within {PHASE_DEADLINE:?}: {:?}",
+        migration::of_vm(bed, VM)?["status"]
+    );
 }
 
 type Repair = Box<dyn FnOnce(&Bed) -> Result<()>>;
@@ -190,21 +149,20 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
     match failure {
         LeaderKilled => {
             let leader = bed.leader()?;
-            kill_pod(bed, leader["metadata"]["name"].as_str().context("a leader without a name")?)?;
+            bed.kill_pod(leader["metadata"]["name"].as_str().context("a leader without a name")?)?;
             Ok(nothing)
         }
         TargetAgentKilled => kill_agent(bed, target).map(|()| nothing),
         SourceAgentKilled => kill_agent(bed, source).map(|()| nothing),
         ApiServerRestarted => {
-            bed.cluster().stop_program(None, "kube-apiserver")?;
-            bed.cluster().start_program(None, "kube-apiserver")?;
+            bed.restart_apiserver()?;
             Ok(nothing)
         }
         SourceOff => off(bed, source),
         TargetOff => off(bed, target),
         TargetFull => fill(bed, target),
         Cancelled => {
-            let name = migration(bed)?["metadata"]["name"].as_str().context("no name")?.to_owned();
+            let name = migration::of_vm(bed, VM)?["metadata"]["name"].as_str().context("no name")?.to_owned();
             // Too late is an answer too.
             if let Err(refused) = bed.plugin(&["cancel", &name, "-n", VMS]) {
                 eprintln!("   {refused:#}");
@@ -214,14 +172,10 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
     }
 }
 
-fn kill_pod(bed: &Bed, name: &str) -> Result<()> {
-    bed.cluster().ask(&["-n", NAMESPACE, "delete", "pod", name, "--grace-period=0", "--force"]).map(drop)
-}
-
 fn kill_agent(bed: &Bed, node: &str) -> Result<()> {
     let agents = bed.api().list(Kind::POD, NAMESPACE, "app.kubernetes.io/component=agent")?;
     let agent = agents.iter().find(|pod| pod["spec"]["nodeName"] == *node).context("no agent there")?;
-    kill_pod(bed, agent["metadata"]["name"].as_str().context("an agent without a name")?)
+    bed.kill_pod(agent["metadata"]["name"].as_str().context("an agent without a name")?)
 }
 
 fn off(bed: &Bed, node: &str) -> Result<Repair> {
@@ -300,15 +254,6 @@ fn nothing_is_left_over(bed: &Bed, now: &[String], old: &[String]) -> Result<()>
 
 fn names(objects: &[Value]) -> Vec<String> {
     objects.iter().filter_map(|object| object["metadata"]["name"].as_str().map(str::to_owned)).collect()
-}
-
-fn migration(bed: &Bed) -> Result<Value> {
-    let found = bed.api().list(Kind::MIGRATION, VMS, "")?;
-    found.into_iter().find(|migration| migration["spec"]["vm"] == VM).context("no migration")
-}
-
-fn disks(bed: &Bed, node: &str) -> Result<Vec<Disk>> {
-    CLAIMS.iter().map(|claim| stage::claim_disk(bed, claim, node)).collect()
 }
 
 /// The volumes of the claims.

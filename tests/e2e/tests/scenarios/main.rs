@@ -12,6 +12,7 @@ mod migration;
 mod rebuild;
 mod storage;
 mod strategies;
+mod wukong;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use somersault_test_cluster::usable_or_skip;
 use somersault_test_e2e::bed::Bed;
 use somersault_test_e2e::programs::Images;
+
+use interrupted::Failure;
 
 /// How long a scenario takes.
 #[derive(Clone, Copy, PartialEq)]
@@ -51,26 +54,28 @@ const SCENARIOS: &[Scenario] = &[
     ("disks_of_a_wukong_move_to_another_node", Short, migration::of_a_wukong),
     ("a_node_is_emptied_while_the_leader_changes", Short, migration::of_a_node),
     ("twenty_vms_leave_a_node_while_the_apiserver_restarts", Long, migration::of_many),
-    ("migration_whose_leader_is_killed_while_swapping", Long, interrupted::leader_killed_while_swapping),
-    (
-        "migration_whose_apiserver_restarts_while_swapping",
-        Long,
-        interrupted::apiserver_restarted_while_swapping,
-    ),
-    (
-        "migration_whose_target_agent_is_killed_while_copying",
-        Long,
-        interrupted::target_agent_killed_while_copying,
-    ),
-    (
-        "migration_whose_source_agent_is_killed_in_the_final_copy",
-        Long,
-        interrupted::source_agent_killed_in_the_final_copy,
-    ),
-    ("migration_whose_source_dies_in_the_final_copy", Long, interrupted::source_off_in_the_final_copy),
-    ("migration_whose_target_dies_while_starting", Long, interrupted::target_off_while_starting),
-    ("migration_whose_target_is_full_while_copying", Long, interrupted::target_full_while_copying),
-    ("migration_cancelled_while_swapping", Long, interrupted::cancelled_while_swapping),
+    ("migration_whose_leader_is_killed_while_swapping", Long, |bed| {
+        interrupted::at(bed, "Swapping", Failure::LeaderKilled)
+    }),
+    ("migration_whose_apiserver_restarts_while_swapping", Long, |bed| {
+        interrupted::at(bed, "Swapping", Failure::ApiServerRestarted)
+    }),
+    ("migration_whose_target_agent_is_killed_while_copying", Long, |bed| {
+        interrupted::at(bed, "PreCopying", Failure::TargetAgentKilled)
+    }),
+    ("migration_whose_source_agent_is_killed_in_the_final_copy", Long, |bed| {
+        interrupted::at(bed, "FinalCopying", Failure::SourceAgentKilled)
+    }),
+    ("migration_whose_source_dies_in_the_final_copy", Long, |bed| {
+        interrupted::at(bed, "FinalCopying", Failure::SourceOff)
+    }),
+    ("migration_whose_target_dies_while_starting", Long, |bed| {
+        interrupted::at(bed, "Starting", Failure::TargetOff)
+    }),
+    ("migration_whose_target_is_full_while_copying", Long, |bed| {
+        interrupted::at(bed, "PreCopying", Failure::TargetFull)
+    }),
+    ("migration_cancelled_while_swapping", Long, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
     ("migration_interrupted_everywhere", Soak, interrupted::everywhere),
     ("every_strategy_as_the_decision_table_says", Short, strategies::all),
     ("broken_storage_is_told_and_nothing_is_touched", Short, storage::breaks),

@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
-use somersault_test_e2e::bed::{Bed, NAMESPACE, VMS};
+use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm};
-use somersault_test_kubevirt::builders;
-use somersault_test_kubevirt::judge::Disk;
+
+use super::wukong::{self, WUKONG, disks};
 
 /// Copies of 16 MiB, a stop and a start: about ten seconds on an idle machine.
 const MIGRATE_DEADLINE: Duration = Duration::from_mins(4);
@@ -20,8 +20,8 @@ const IMPORTED: Vm = Vm::always("imported", Storage::LocalFromImage);
 
 /// Another VM on a local disk.
 const MAIL: Vm = Vm::always("mail", Storage::Local);
-/// Of the Wukong `wk`.
-const CLAIMS: [&str; 2] = ["wk-system", "wk-data"];
+/// Phases in which nothing more happens.
+pub const FINAL: [&str; 4] = ["Succeeded", "Failed", "RolledBack", "Cancelled"];
 
 /// A VM with a claim of its own, and one whose claim belongs to a `DataVolume`, which would import its image again.
 pub fn to_another_node(bed: &Bed) -> Result<()> {
@@ -58,26 +58,16 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
     stage.judge()
 }
 
-/// A Wukong's VM with two disks, one of them imported: its operator makes missing claims anew, blank, and writes the
-/// whole VM every ten seconds.
+/// A Wukong's VM with two disks.
 pub fn of_a_wukong(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let target = another(bed, &node)?;
-    stage::clear(bed)?;
-    stage::only_on(bed, &node, || {
-        bed.api().create(Kind::WUKONG, VMS, builders::wukong(VMS, "wk", "local-path"))?;
-        until("the Wukong's VM writes on both disks", MIGRATE_DEADLINE, &[bed.standin_log()], || {
-            let disks = CLAIMS.map(|claim| stage::claim_disk(bed, claim, &node));
-            let written = |disk: &Result<Disk>| disk.as_ref().is_ok_and(|disk| disk.records.len() > 5);
-            ensure!(disks.iter().all(written), "they say {disks:?}");
-            Ok(Some(()))
-        })
-    })?;
+    wukong::start(bed, &node)?;
     let start =
-        || Ok::<_, anyhow::Error>(bed.api().get(Kind::WUKONG, VMS, "wk")?["spec"]["startStrategy"].clone());
+        || Ok::<_, anyhow::Error>(bed.api().get(Kind::WUKONG, VMS, WUKONG)?["spec"]["startStrategy"].clone());
     let (before, start_before) = (disks(bed, &node)?, start()?);
-    bed.plugin(&["migrate", "wk-vm", "-n", VMS, "--to-node", &target])?;
-    succeeded(bed, "wk-vm")?;
+    bed.plugin(&["migrate", wukong::VM, "-n", VMS, "--to-node", &target])?;
+    succeeded(bed, wukong::VM)?;
     ensure!(start()? == start_before, "its start strategy was not given back: {}", start()?);
     until("both disks are written on, on the other node", WRITE_DEADLINE, &[bed.standin_log()], || {
         let now = disks(bed, &target)?;
@@ -105,7 +95,7 @@ pub fn of_a_node(bed: &Bed) -> Result<()> {
     })?;
     let leader = bed.leader()?;
     let name = leader["metadata"]["name"].as_str().context("a leader without a name")?;
-    bed.cluster().ask(&["-n", NAMESPACE, "delete", "pod", name, "--grace-period=0", "--force"])?;
+    bed.kill_pod(name)?;
     for vm in &vms {
         succeeded(bed, vm.name)?;
         stage.moved(vm, &target)?;
@@ -122,27 +112,9 @@ pub fn of_a_node(bed: &Bed) -> Result<()> {
 }
 
 /// VMs of a node that is emptied by one command.
-const MANY: [Vm; 20] = [
-    Vm::always("vm01", Storage::Local),
-    Vm::always("vm02", Storage::Local),
-    Vm::always("vm03", Storage::Local),
-    Vm::always("vm04", Storage::Local),
-    Vm::always("vm05", Storage::Local),
-    Vm::always("vm06", Storage::Local),
-    Vm::always("vm07", Storage::Local),
-    Vm::always("vm08", Storage::Local),
-    Vm::always("vm09", Storage::Local),
-    Vm::always("vm10", Storage::Local),
-    Vm::always("vm11", Storage::Local),
-    Vm::always("vm12", Storage::Local),
-    Vm::always("vm13", Storage::Local),
-    Vm::always("vm14", Storage::Local),
-    Vm::always("vm15", Storage::Local),
-    Vm::always("vm16", Storage::Local),
-    Vm::always("vm17", Storage::Local),
-    Vm::always("vm18", Storage::Local),
-    Vm::always("vm19", Storage::Local),
-    Vm::always("vm20", Storage::Local),
+const MANY: [&str; 20] = [
+    "vm01", "vm02", "vm03", "vm04", "vm05", "vm06", "vm07", "vm08", "vm09", "vm10", "vm11", "vm12", "vm13",
+    "vm14", "vm15", "vm16", "vm17", "vm18", "vm19", "vm20",
 ];
 /// Twenty of them, two at a time, on a machine of two cores.
 const MANY_DEADLINE: Duration = Duration::from_mins(15);
@@ -153,7 +125,8 @@ const AT_ONCE: usize = 2;
 pub fn of_many(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let target = another(bed, &node)?;
-    let mut stage = Stage::set(bed, &node, &MANY)?;
+    let vms = MANY.map(|name| Vm::always(name, Storage::Local));
+    let mut stage = Stage::set(bed, &node, &vms)?;
     let limit = |at_once| json!({"spec": {"evacuation": {"concurrentMax": at_once}}});
     bed.api().merge(Kind::POLICY, "", "default", &limit(AT_ONCE))?;
     bed.plugin(&["evacuate", &node, "--to-node", &target, "--now"])?;
@@ -162,21 +135,20 @@ pub fn of_many(bed: &Bed) -> Result<()> {
         let migrations = bed.api().list(Kind::MIGRATION, VMS, "")?;
         let phases: Vec<&str> =
             migrations.iter().filter_map(|migration| migration["status"]["phase"].as_str()).collect();
-        let ended = |phase: &&&str| ["Succeeded", "Failed", "RolledBack", "Cancelled"].contains(*phase);
+        let ended = |phase: &&&str| FINAL.contains(*phase);
         let (over, succeeded) = (
             phases.iter().filter(ended).count(),
             phases.iter().filter(|phase| **phase == "Succeeded").count(),
         );
         ensure!(migrations.len() - over <= AT_ONCE, "{} move at once", migrations.len() - over);
         if over >= MANY.len() / 2 && !std::mem::replace(&mut restarted, true) {
-            bed.cluster().stop_program(None, "kube-apiserver")?;
-            bed.cluster().start_program(None, "kube-apiserver")?;
+            bed.restart_apiserver()?;
         }
         ensure!(over < MANY.len() || succeeded == MANY.len(), "they are {phases:?}");
         Ok((succeeded == MANY.len()).then_some(()))
     })?;
     ensure!(restarted, "the API server was never restarted");
-    for vm in &MANY {
+    for vm in &vms {
         stage.moved(vm, &target)?;
         stage.wait_writes(vm, WRITE_DEADLINE)?;
         ensure!(stage.node_of(vm.name)?.as_deref() == Some(&target), "{} does not run on {target}", vm.name);
@@ -187,21 +159,22 @@ pub fn of_many(bed: &Bed) -> Result<()> {
     stage::clear(bed)
 }
 
-fn another(bed: &Bed, node: &str) -> Result<String> {
+/// A node that is not this one.
+pub fn another(bed: &Bed, node: &str) -> Result<String> {
     bed.nodes().into_iter().find(|other| other != node).context("a cluster of one node")
 }
 
-/// What the Wukong's disks say.
-fn disks(bed: &Bed, node: &str) -> Result<Vec<Disk>> {
-    CLAIMS.iter().map(|claim| stage::claim_disk(bed, claim, node)).collect()
+/// The migration of this VM.
+pub fn of_vm(bed: &Bed, vm: &str) -> Result<Value> {
+    let migrations = bed.api().list(Kind::MIGRATION, VMS, "")?;
+    let found = migrations.into_iter().find(|migration| migration["spec"]["vm"] == *vm);
+    found.with_context(|| format!("no migration of {vm}"))
 }
 
 /// The migration of this VM, once it has succeeded.
 fn succeeded(bed: &Bed, vm: &str) -> Result<Value> {
     until(&format!("the migration of {vm} succeeds"), MIGRATE_DEADLINE, &[bed.standin_log()], || {
-        let migrations = bed.api().list(Kind::MIGRATION, VMS, "")?;
-        let found = migrations.into_iter().find(|migration| migration["spec"]["vm"] == *vm);
-        let found = found.with_context(|| format!("no migration of {vm}"))?;
+        let found = of_vm(bed, vm)?;
         let status = &found["status"];
         ensure!(
             status["phase"] == "Succeeded",
