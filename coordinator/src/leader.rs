@@ -107,10 +107,14 @@ async fn serve_term<C: Cluster>(
             Ok(records) => records,
             Err(error) => break Err(error),
         };
+        let recoveries = match cluster.open_recoveries().await {
+            Ok(recoveries) => recoveries,
+            Err(error) => break Err(error),
+        };
         tracing::info!(epoch = leadership.epoch, records = records.len(), "this process leads");
         epoch.begin(leadership.epoch, leadership.lasts.clone());
         metrics.leading(true);
-        inbox.input(Input::Leading { epoch: leadership.epoch, records }).await;
+        inbox.input(Input::Leading { epoch: leadership.epoch, records, recoveries }).await;
         tokio::select! {
             // An error means that whoever watches over the lease is gone, and the lease with it.
             _ = leadership.lost.wait_for(|lost| *lost) => break Ok(()),
@@ -150,7 +154,7 @@ mod tests {
             Some(Event::Input(input)) => input,
             _ => panic!("an input was expected"),
         };
-        let leading = Input::Leading { epoch: 1, records: Vec::new() };
+        let leading = Input::Leading { epoch: 1, records: Vec::new(), recoveries: Vec::new() };
         assert_eq!(next().await, leading);
         let first = epoch.listing();
         epoch.records_are_outdated();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use somersault_coordinator_core::fencing::agents::{FenceAnswer, FenceRoster};
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage};
 use somersault_coordinator_core::fleet::{Fleet, Node};
-use somersault_coordinator_core::io::{FenceResult, Reachability, Record};
+use somersault_coordinator_core::io::{FenceResult, OpenRecovery, Reachability, Record};
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 use somersault_coordinator_core::{Action, BootTime, Notice};
@@ -140,6 +140,10 @@ impl Cluster for FakeCluster {
     }
 
     async fn records(&self) -> Result<Vec<Record>, ClusterError> {
+        Ok(Vec::new())
+    }
+
+    async fn open_recoveries(&self) -> Result<Vec<OpenRecovery>, ClusterError> {
         Ok(Vec::new())
     }
 

@@ -233,7 +233,7 @@ fn runbook_knows_the_proof_and_the_progress_of_a_recovery() -> Result<()> {
     let acting = ask("Acting", "False")?;
     assert!(acting.out.contains("The coordinator brings it back"), "{}", acting.out);
     let over = ask("Recovered", "True")?;
-    assert!(over.out.contains("Nothing has happened"), "{}", over.out);
+    assert!(over.out.contains("No recovery of it is under way"), "{}", over.out);
     Ok(())
 }
 

@@ -25,7 +25,9 @@ use crate::fencing::agents::{PowerOff, Rounds};
 use crate::fencing::lease::LeaseWatch;
 use crate::fencing::{Around, Case, FenceStage, PowerTaints, given_by_others, words};
 use crate::fleet::{DiskImage, Fleet, NodeReport};
-use crate::io::{Action, Effect, Input, Notice, Order, Record, RecordKey, Requests, Severity, Subject};
+use crate::io::{
+    Action, Effect, Input, Notice, OpenRecovery, Order, Record, RecordKey, Requests, Severity, Subject,
+};
 use crate::liveness::{BeatOf, Liveness, Phase};
 use crate::migration::{Context, Migrations};
 use crate::names::{BootId, NodeName, OrderId};
@@ -233,7 +235,9 @@ impl Coordinator {
                 self.take_answer(&node, &answer, fx);
                 return Input::Tick;
             }
-            Input::Leading { epoch, ref records } => self.begin_leading(epoch, records),
+            Input::Leading { epoch, ref records, ref recoveries } => {
+                self.begin_leading(epoch, records, recoveries);
+            }
             Input::Deposed => self.stop_leading(),
             _ => self.take_event(&input, fx),
         }
@@ -331,7 +335,7 @@ impl Coordinator {
         }
     }
 
-    fn begin_leading(&mut self, epoch: u64, records: &[Record]) {
+    fn begin_leading(&mut self, epoch: u64, records: &[Record], recoveries: &[OpenRecovery]) {
         self.stop_leading();
         self.facts.epoch = Some(epoch);
         self.facts.power_off.begin_leading();
@@ -364,6 +368,9 @@ impl Coordinator {
             {
                 self.recovery.inherit_rebuild(&scene, (**record).clone());
             }
+        }
+        for open in recoveries {
+            self.recovery.inherit(&scene, open);
         }
         self.undecided = true;
     }

@@ -111,7 +111,7 @@ impl Watch {
     /// Sees an input before the coordinator takes it.
     pub fn input(&mut self, input: &Input) -> Result<(), Violation> {
         match input {
-            Input::Leading { epoch, records } => {
+            Input::Leading { epoch, records, .. } => {
                 if *epoch < self.newest {
                     return Err(Violation::EpochWentBack { old: self.newest, new: *epoch });
                 }

@@ -100,6 +100,8 @@ pub enum Input {
         epoch: u64,
         /// Everything committed by leaders before us.
         records: Vec<Record>,
+        /// What leaders before us have shown, and is not over.
+        recoveries: Vec<OpenRecovery>,
     },
     /// We lead no more.
     Deposed,
@@ -219,6 +221,16 @@ pub enum Record {
     Evacuation(EvacuationRecord),
     /// How far the rebuilding of a VM has come.
     Rebuild(Box<RebuildRecord>),
+}
+
+/// The recovery of a VM of a dead node that is shown as neither over nor recovered. It is no record: without it nothing
+/// goes wrong but that its runbook, which nobody writes any more, goes on to tell people what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenRecovery {
+    /// The VM.
+    pub vm: Key,
+    /// The node that died.
+    pub node: NodeName,
 }
 
 /// Which record.

@@ -6,8 +6,14 @@
 //!                        │   decided anew  │   │ node back in a new boot                │ fails for good        │ seen
 //!                        │   on each       ▼   ▼                                        ▼                       │ running
 //!                        └─ anything else ► NeedsPerson ─ node back ─► NodeReturned   NeedsPerson               ▼ elsewhere
-//!                                              └──────────────── started elsewhere by a person ─────────────► Recovered
+//!                                            ▲ │ └────────────── started elsewhere by a person ─────────────► Recovered
+//!                             decided anew   │ ▼ a person moved its disks, or stopped it                         ▲
+//!                                          Unaffected ───────────────── seen running elsewhere ──────────────────┘
 //! ```
+//!
+//! A VM that was decided upon stays in its incident until that is over, whatever becomes of it: a Recovery that nobody
+//! writes any more would go on to tell people to replace what is in use again. For the same reason a new leader takes in
+//! the VMs that are shown as not recovered, wherever they are.
 //!
 //! A VM that is decided `Rebuild` goes the same way; instead of `Acting` begins what [`crate::rebuild`] draws.
 //!
@@ -35,10 +41,10 @@ use self::incident::{Incident, VmCase};
 use self::rebuild::Rebuild;
 pub(crate) use self::storage::{Elsewhere, StorageWatch};
 use crate::BootTime;
-use crate::decision::{Decider, DecisionKind, Question};
+use crate::decision::{Decider, Question};
 use crate::fencing::{FenceProof, ProofKind, Settled};
 use crate::fleet::FENCING_TAINT;
-use crate::io::{Action, Effect};
+use crate::io::{Action, Effect, OpenRecovery};
 use crate::names::{Key, NodeName, Uid};
 use crate::rebuild::RebuildRecord;
 use crate::scene::Scene;
@@ -73,6 +79,13 @@ impl Recovery {
     /// A node was declared, by us or by a leader before us, who may have stored a proof.
     pub fn begin(&mut self, node: &NodeName, proof: Option<ProofKind>) {
         self.incidents.entry(node.clone()).or_default().proof = proof;
+    }
+
+    /// A leader before us has shown this recovery of a node of which we have an incident.
+    pub fn inherit(&mut self, scene: &Scene<'_>, open: &OpenRecovery) {
+        if let Some(incident) = self.incidents.get_mut(&open.node) {
+            incident.vms.entry(open.vm.clone()).or_insert_with(|| VmCase::inherited(scene.now));
+        }
     }
 
     /// The proof of a node was stored by us: what had run there until now died with that boot.
@@ -138,26 +151,26 @@ impl Recovery {
         for (node, incident) in &mut self.incidents {
             let returned = trouble.returned.contains(node);
             incident.look(scene, node, !returned, &self.rebuilds, fx);
-            if returned {
-                incident.node_returned(scene, node, fx);
-                incident.write_runbooks(fleet, &proven, false);
-                continue;
-            }
             // Before a proof, the question is what would become of the VM if every declared node were proven.
-            let dead: BTreeSet<NodeName> = if trouble.proven.contains_key(node) {
+            let dead: BTreeSet<NodeName> = if returned {
+                [node.clone()].into()
+            } else if trouble.proven.contains_key(node) {
                 trouble.proven.keys().cloned().collect()
             } else {
                 trouble.declared.clone()
             };
             let unusable = trouble.unusable.union(&trouble.declared).filter(|node| !dead.contains(*node));
             let question = Question { unusable: unusable.cloned().collect(), dead };
-            for key in incident.open_vms() {
-                let decision = decider.decide(&key, &question);
-                if decision.kind == DecisionKind::NothingToDo {
-                    incident.vms.remove(&key);
-                    continue;
+            if returned {
+                // What a leader before us decided has been told.
+                for key in incident.undecided_vms() {
+                    incident.decided(scene, node, decider.decide(&key, &question), &mut Vec::new());
                 }
-                incident.decided(scene, node, decision, fx);
+                incident.node_returned(scene, node, fx);
+            } else {
+                for key in incident.open_vms() {
+                    incident.decided(scene, node, decider.decide(&key, &question), fx);
+                }
             }
             incident.write_runbooks(fleet, &proven, false);
         }
@@ -281,9 +294,10 @@ impl Recovery {
         self.incidents.get(node).is_some_and(|incident| incident.vms.values().any(VmCase::is_unpinned))
     }
 
-    /// Whether a node's incident is about this VM.
+    /// Whether a node's incident is about this VM: one that it does not concern any more may have broken storage.
     pub fn has_case(&self, vm: &Key) -> bool {
-        self.incidents.values().any(|incident| incident.vms.contains_key(vm))
+        let about = |case: &VmCase| case.progress != RecoveryProgress::Unaffected;
+        self.incidents.values().any(|incident| incident.vms.get(vm).is_some_and(about))
     }
 
     /// Whether the VM is being rebuilt.
@@ -298,17 +312,22 @@ impl Recovery {
     }
 
     /// What to show. A VM that was caught by two incidents is shown in the one in which something happened last; broken
-    /// storage is shown unless an incident that is not over is about the VM.
+    /// storage is shown unless an incident that is not over is about the VM, and concerns it.
     pub fn views(&self, scene: &Scene<'_>, storage: &StorageWatch) -> BTreeMap<Key, RecoveryView> {
         let rebuilds =
             self.rebuilds.iter().map(|(key, rebuild)| (rebuild.since(), key.clone(), rebuild.view(scene)));
         let running = self.incidents.iter().flat_map(|(node, incident)| incident.views(node));
         let running = running.map(|(since, key, view)| (since, key.clone(), view));
         let mut running: Vec<(BootTime, Key, RecoveryView)> = running.chain(rebuilds).collect();
-        running.sort_by_key(|(since, _, _)| *since);
+        running.sort_by_key(|(since, _, view)| (view.progress != RecoveryProgress::Unaffected, *since));
+        let broken: BTreeMap<Key, RecoveryView> = storage.views(&scene.facts.fleet).collect();
+        let shown = running.into_iter().filter(|(_, key, view)| {
+            view.progress != RecoveryProgress::Unaffected || !broken.contains_key(key)
+        });
+        let shown: Vec<(Key, RecoveryView)> = shown.map(|(_, key, view)| (key, view)).collect();
         let mut views = self.ended.clone();
-        views.extend(storage.views(&scene.facts.fleet));
-        views.extend(running.into_iter().map(|(_, key, view)| (key, view)));
+        views.extend(broken);
+        views.extend(shown);
         views
     }
 }

@@ -44,7 +44,7 @@ pub fn runbook(fleet: &Fleet, decision: &Decision, standing: &Standing) -> Strin
     let vm = fleet.vms.get(&decision.vm);
     let mut text = title(&decision.vm);
     if standing.progress == Progress::Supposed {
-        text.push_str("Nothing has happened: this is what would be if its node died.\n\n");
+        text.push_str("No recovery of it is under way: this is what would be if its node died.\n\n");
     }
     let _ = write!(text, "{}\n\n", headline(decision));
     for detail in &decision.details {
@@ -65,7 +65,7 @@ pub fn runbook(fleet: &Fleet, decision: &Decision, standing: &Standing) -> Strin
     }
     if let Some(vm) = vm.filter(|_| !swaps.is_empty()) {
         let unproven: Vec<&NodeName> = unproven(decision, standing).collect();
-        text.push_str(&swap::chapter(&decision.vm, vm, fleet, &swaps, &unproven));
+        text.push_str(&swap::chapter(decision, vm, fleet, &swaps, &unproven));
     }
     text
 }
@@ -238,6 +238,10 @@ fn where_words(locality: &Locality) -> String {
 fn copies_chapter(decision: &Decision) -> String {
     let concerned =
         decision.disks.iter().filter(|disk| is_in_danger(disk) || has_source(decision, &disk.disk));
+    let concerned: Vec<&DiskFinding> = concerned.collect();
+    if concerned.is_empty() {
+        return String::new();
+    }
     let mut text = String::from("## Copies and backups\n\n");
     for disk in concerned {
         let sources = decision.restore_from.iter().filter(|source| source.disk == disk.disk);
@@ -297,7 +301,7 @@ fn options(fleet: &Fleet, decision: &Decision, standing: &Standing, movable: boo
     for node in home_nodes(decision) {
         options.push(bring_back(fleet, decision, node));
     }
-    options.extend(unproven(decision, standing).map(attest));
+    options.extend(unproven(decision, standing).map(|node| attest(decision, node)));
     if movable {
         let dead = !decision.nodes.is_empty() && unproven(decision, standing).next().is_none();
         options.push(move_disks(fleet, decision, dead));
@@ -356,7 +360,7 @@ fn returns(fleet: &Fleet, decision: &Decision) -> String {
             let tie = if untied::disks(fleet, decision).is_empty() {
                 ""
             } else {
-                " Tie its disks to their node first, as said above."
+                " Tie its disks to their node first, as said here."
             };
             format!(
                 "**The VM then starts by itself, on whichever node the scheduler likes:** nothing ties it to the node that holds {}, \
@@ -376,9 +380,14 @@ fn hostname<'a>(fleet: &'a Fleet, node: &'a NodeName) -> &'a str {
     label.map_or(node.as_str(), String::as_str)
 }
 
-fn attest(node: &NodeName) -> String {
+fn attest(decision: &Decision, node: &NodeName) -> String {
+    let this_one = match decision.kind {
+        DecisionKind::Recreate => "this one is among them",
+        DecisionKind::Rebuild => "this one is then rebuilt",
+        _ => "this VM is not touched by it, but may then be recovered by hand",
+    };
     format!(
-        "Attest that node {} is dead\n\nOnly after somebody has seen that the machine is off, or has cut its power. It is a promise that nothing on it can run or write any more: if it is wrong, VMs run twice and disks are destroyed. It lets the node's VMs with network storage start elsewhere at once; this VM is not touched by it, but may then be recovered by hand.\n\n```sh\nkubectl somersault attest {}\n```",
+        "Attest that node {} is dead\n\nOnly after somebody has seen that the machine is off, or has cut its power. It is a promise that nothing on it can run or write any more: if it is wrong, VMs run twice and disks are destroyed. It lets the node's VMs with network storage start elsewhere at once; {this_one}.\n\n```sh\nkubectl somersault attest {}\n```",
         code(node.as_str()),
         shell_word(node.as_str())
     )

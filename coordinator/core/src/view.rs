@@ -1,4 +1,5 @@
-//! What the core shows of itself: the display part of our objects' status. Built on demand, never read back.
+//! What the core shows of itself: the display part of our objects' status. Built on demand, and never read back, but for
+//! which recoveries are open: a new leader shows those to their end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::evacuation::EvacuationRecord;
 use crate::fencing::agents::FenceAgentView;
 use crate::fencing::{FenceRecord, ProofKind};
 use crate::fleet::NodeReport;
+use crate::io::OpenRecovery;
 use crate::migration::MigrationRecord;
 use crate::names::{BootId, Key, NodeName};
 use crate::recovery::remedy::while_dead;
@@ -31,6 +33,19 @@ pub struct View {
     pub evacuations: BTreeMap<String, EvacuationRecord>,
     /// Why the whole cluster is in storm hold, where it is.
     pub storm_hold: Option<String>,
+}
+
+impl View {
+    /// What whoever leads next has to show to its end: recoveries of dead nodes that are neither over nor settled.
+    pub fn open_recoveries(&self) -> Vec<OpenRecovery> {
+        let open = |(vm, recovery): (&Key, &RecoveryView)| {
+            let goes_on = recovery.cause == RecoveryCause::NodeDied
+                && !recovery.ended
+                && !matches!(recovery.progress, RecoveryProgress::Recovered | RecoveryProgress::NodeReturned);
+            Some(OpenRecovery { vm: vm.clone(), node: recovery.node.clone().filter(|_| goes_on)? })
+        };
+        self.recoveries.iter().filter_map(open).collect()
+    }
 }
 
 /// A node.
@@ -142,7 +157,10 @@ pub struct RecoveryView {
 impl RecoveryView {
     /// What helps: as long as its node is dead what can be done then, else what lets it fare better next time.
     pub fn remedy(&self) -> String {
-        let settled = matches!(self.progress, RecoveryProgress::Recovered | RecoveryProgress::NodeReturned);
+        let settled = matches!(
+            self.progress,
+            RecoveryProgress::Recovered | RecoveryProgress::NodeReturned | RecoveryProgress::Unaffected
+        );
         if self.cause == RecoveryCause::NodeDied && !self.ended && !settled {
             while_dead(&self.decision, self.proof.is_some())
         } else {
@@ -166,6 +184,9 @@ pub enum RecoveryProgress {
     NeedsPerson,
     /// The node came back with the VM untouched.
     NodeReturned,
+    /// The dead node holds nothing of it any more: a person moved its disks, or stopped it. It has not been seen running
+    /// elsewhere.
+    Unaffected,
 }
 
 /// A migration with its live progress.

@@ -125,6 +125,9 @@ pub enum Progress {
     NeedsPerson,
     /// The node came back with the VM untouched.
     NodeReturned,
+    /// The dead node holds nothing of it any more: a person moved its disks, or stopped it. It has not been seen running
+    /// elsewhere.
+    Unaffected,
 }
 
 /// How far the rebuilding of a VM is.

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use somersault_coordinator_core::fleet::Fleet;
-use somersault_coordinator_core::io::{Action, Notice, Record, Requests};
+use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record, Requests};
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch;
@@ -74,8 +74,11 @@ pub trait Cluster: Send + Sync + 'static {
     /// Every stored record, read now and not from a cache.
     fn records(&self) -> impl Future<Output = Result<Vec<Record>, ClusterError>> + Send;
 
-    /// Writes the display part of our objects' status (everything but records); never needed to go on after a
-    /// crash.
+    /// Recoveries of dead nodes that are shown as neither over nor recovered, read now and not from a cache.
+    fn open_recoveries(&self) -> impl Future<Output = Result<Vec<OpenRecovery>, ClusterError>> + Send;
+
+    /// Writes the display part of our objects' status (everything but records). No decision needs it after a crash; what
+    /// is shown as open is read again, so that it is shown to its end.
     fn publish(&self, view: &View) -> impl Future<Output = Result<(), ClusterError>> + Send;
 
     /// Writes an Event.

@@ -19,9 +19,12 @@ use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use somersault_coordinator_core::fleet::Fleet;
+use somersault_coordinator_core::io::OpenRecovery;
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_coordinator_core::runbook::runbook_over;
-use somersault_coordinator_core::view::{NodeState, NodeView, RecoveryCause, RecoveryView, View};
+use somersault_coordinator_core::view::{
+    NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, View,
+};
 use somersault_crd as crd;
 
 use super::Snapshot;
@@ -347,12 +350,15 @@ fn fields(status: &impl Serialize, wanted: &[&str]) -> Result<Map<String, Value>
 pub(super) struct Open {
     cause: RecoveryCause,
     node: NodeName,
+    /// The VM was seen running again, or its node is back.
+    settled: bool,
 }
 
 impl Open {
     /// As it is shown.
     pub(super) fn of(view: &RecoveryView) -> Self {
-        Self { cause: view.cause, node: view.node.clone().unwrap_or_else(|| NodeName::from("")) }
+        let settled = matches!(view.progress, RecoveryProgress::Recovered | RecoveryProgress::NodeReturned);
+        Self { cause: view.cause, node: view.node.clone().unwrap_or_else(|| NodeName::from("")), settled }
     }
 
     /// As it is stored; older ones name no cause.
@@ -361,7 +367,8 @@ impl Open {
             Some("StorageFailed") => RecoveryCause::StorageFailed,
             _ => RecoveryCause::NodeDied,
         };
-        Self { cause, node: NodeName::from(object["status"]["node"].as_str().unwrap_or_default()) }
+        let settled = matches!(object["status"]["progress"].as_str(), Some("Recovered" | "NodeReturned"));
+        Self { cause, node: NodeName::from(object["status"]["node"].as_str().unwrap_or_default()), settled }
     }
 
     /// Whether it is over, now that the view does not show it.
@@ -388,16 +395,23 @@ pub(super) fn open_recoveries<'a>(stored: impl Iterator<Item = &'a Value>) -> BT
     stored.filter(open).filter_map(named).collect()
 }
 
-/// Those that are over: not in the view, and their node is healthy or gone, or the storage of every VM is known. A new
-/// leader's view is empty at first, and must not end what still goes on.
-pub(super) fn stale(open: &BTreeMap<ObjectId, Open>, view: &View) -> Vec<ObjectId> {
-    if view.nodes.is_empty() {
+/// Of these, what a new leader has to show to its end.
+pub(super) fn to_go_on(open: BTreeMap<ObjectId, Open>) -> Vec<OpenRecovery> {
+    let goes_on = |open: &Open| open.cause == RecoveryCause::NodeDied && !open.settled;
+    let open = open.into_iter().filter(|(_, open)| goes_on(open));
+    open.map(|(id, open)| OpenRecovery { vm: id.key(), node: open.node }).collect()
+}
+
+/// Those that are over: not in the view, and their VM is gone, or their node is healthy or gone, or the storage of every
+/// VM is known. A new leader's view is empty at first, and must not end what still goes on.
+pub(super) fn stale(open: &BTreeMap<ObjectId, Open>, view: &View, fleet: &Fleet) -> Vec<ObjectId> {
+    if view.nodes.is_empty() || fleet.nodes.is_empty() {
         return Vec::new();
     }
     let live: HashSet<&Key> = view.recoveries.keys().collect();
     let over = |id: &ObjectId, open: &Open| {
         let vm = id.key();
-        !live.contains(&vm) && open.is_over(&vm, view)
+        !live.contains(&vm) && (!fleet.vms.contains_key(&vm) || open.is_over(&vm, view))
     };
     open.iter().filter(|(id, open)| over(id, open)).map(|(id, _)| id.clone()).collect()
 }

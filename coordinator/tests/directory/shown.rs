@@ -186,7 +186,7 @@ async fn broken_storage_becomes_a_recovery_and_a_sound_one_ends_it() {
     let mut now = Duration::from_secs(1_000);
     let fleet = || world.directory.snapshots().borrow().fleet.clone();
     let _ = coordinator.step(now, Input::Fleet(Box::new((*fleet()).clone())));
-    let _ = coordinator.step(now, Input::Leading { epoch, records: Vec::new() });
+    let _ = coordinator.step(now, Input::Leading { epoch, records: Vec::new(), recoveries: Vec::new() });
     // Whatever the fixture has, as long as time goes by in it.
     let mut settle = async |coordinator: &mut Coordinator| {
         let mut told = Vec::new();

@@ -12,7 +12,7 @@ use somersault_coordinator_core::fleet::{
     Resources, RunStrategy, SavedStart, StorageClass, Taint, Vm, Volume, VolumeMode, VolumeSource,
     ZONE_LABEL,
 };
-use somersault_coordinator_core::io::{Record, RecordKey, Requests};
+use somersault_coordinator_core::io::{OpenRecovery, Record, RecordKey, Requests};
 use somersault_coordinator_core::names::{Key, NodeName, Uid, VolumeName};
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -29,6 +29,8 @@ pub struct Api {
     pub requests: Requests,
     /// Our records.
     pub records: BTreeMap<RecordKey, Stored>,
+    /// Recoveries that are shown as open.
+    pub shown: Vec<OpenRecovery>,
     /// The leader's lease.
     pub lease: Lease,
     next_uid: u64,

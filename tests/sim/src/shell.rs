@@ -61,6 +61,9 @@ impl World {
         let quiet = effects.iter().all(|effect| matches!(effect, Effect::Grant { .. }));
         if !quiet {
             let (view, policy) = (process.core.view(), process.core.policy());
+            if process.lead.is_some() {
+                self.api.shown = view.open_recoveries();
+            }
             kept = kept.and_then(|()| {
                 process.watch.effects(&effects, &view, |node| policy.watchdog_fencing.contains(node))
             });
@@ -306,7 +309,8 @@ impl World {
         process.session += 1;
         process.known = self.api.records.iter().map(|(key, (version, _))| (key.clone(), *version)).collect();
         let records = self.api.records.values().map(|(_, record)| record.clone()).collect();
-        self.step(index, Input::Leading { epoch, records });
+        let recoveries = self.api.shown.clone();
+        self.step(index, Input::Leading { epoch, records, recoveries });
     }
 
     /// Reads the cluster; what was read arrives later.

@@ -84,6 +84,7 @@ impl Row {
             Some(Progress::Recovered) => ("Recovered", Mood::Good),
             Some(Progress::NeedsPerson) => ("NeedsPerson", Mood::Bad),
             Some(Progress::NodeReturned) => ("NodeReturned", Mood::Good),
+            Some(Progress::Unaffected) => ("Unaffected", Mood::Plain),
         }
     }
 }

@@ -72,6 +72,7 @@ fn standing(recovery: Option<&recovery::RecoveryStatus>) -> Standing {
         Some(recovery::Progress::Acting | recovery::Progress::Restarting) => Progress::UnderWay,
         Some(recovery::Progress::Recovered) => Progress::Elsewhere,
         Some(recovery::Progress::NodeReturned) => Progress::NodeBack,
+        Some(recovery::Progress::Unaffected) => Progress::Unaffected,
     };
     let proven = status.proof.map(|proof| (status.node.as_str().into(), proof_kind(proof)));
     Standing { proven: proven.into_iter().collect(), progress, over: false }

@@ -56,7 +56,7 @@ mod tests {
         let fleet = Fleet { nodes: nodes.collect(), ..Fleet::default() };
         let ms = BootTime::from_millis;
         coordinator.step(ms(0), Input::Fleet(Box::new(fleet)));
-        coordinator.step(ms(0), Input::Leading { epoch: 1, records: Vec::new() });
+        coordinator.step(ms(0), Input::Leading { epoch: 1, records: Vec::new(), recoveries: Vec::new() });
         (0..NODES).for_each(|node| drop(coordinator.step(ms(1), beat(node))));
         let (mut looks, mut declared) = (0, None);
         // Node 0 beats no more; each of the others beats once a second, and its kubelet tells as often.

@@ -14,7 +14,8 @@ use crate::fleet::{
 };
 use crate::invariants::Watch;
 use crate::io::{
-    Action, Effect, FenceResult, Input, Notice, Prober, Reachability, Record, RecordKey, Requests,
+    Action, Effect, FenceResult, Input, Notice, OpenRecovery, Prober, Reachability, Record, RecordKey,
+    Requests,
 };
 use crate::names::{BootId, Key, NodeName, Uid};
 use crate::policy::{Policy, PolicySpec, Profile};
@@ -43,6 +44,8 @@ pub(crate) struct Bench {
     pub effects: Vec<(BootTime, Effect)>,
     /// Commits and actions after which our process dies, before it hears of the last one.
     pub dies_after: Option<usize>,
+    /// What a process that died had shown.
+    open: Vec<OpenRecovery>,
     watch: Watch,
     next_beat: BootTime,
     sequence: u64,
@@ -105,6 +108,7 @@ impl Bench {
             cluster_answers: true,
             effects: Vec::new(),
             dies_after: None,
+            open: Vec::new(),
             watch: Watch::default(),
             next_beat: BootTime::ZERO,
             sequence: 0,
@@ -119,7 +123,8 @@ impl Bench {
     pub fn lead(&mut self, epoch: u64) {
         self.epoch = epoch;
         let records = self.store.values().cloned().collect();
-        self.give(Input::Leading { epoch, records });
+        let recoveries = std::mem::take(&mut self.open);
+        self.give(Input::Leading { epoch, records, recoveries });
     }
 
     pub fn show_fleet(&mut self) {
@@ -202,6 +207,7 @@ impl Bench {
     /// Our process died; another one leads, with what is stored and nothing else.
     pub fn restart(&mut self) {
         self.dies_after = None;
+        self.open = self.c.view().open_recoveries();
         self.c = Coordinator::new(self.c.policy().clone());
         self.watch = Watch::default();
         self.epoch += 1;

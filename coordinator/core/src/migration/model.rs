@@ -267,7 +267,7 @@ impl World {
         let evacuations = self.evacuation_store.values().map(|record| Record::Evacuation(record.clone()));
         let records = migrations.chain(evacuations).collect();
         let epoch = self.epoch;
-        self.input(Input::Leading { epoch, records });
+        self.input(Input::Leading { epoch, records, recoveries: Vec::new() });
     }
 
     pub fn phase(&self, name: &str) -> Phase {

@@ -12,7 +12,7 @@ use crate::fleet::{Fleet, RunStrategy, Vm};
 use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
-use crate::runbook::{Progress, Standing, runbook};
+use crate::runbook::{Progress, Standing, runbook, shell_word};
 use crate::scene::{Scene, tell_vm};
 use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 
@@ -44,6 +44,10 @@ pub(super) struct Incident {
 pub(super) struct VmCase {
     pub decision: Option<Decision>,
     pub progress: RecoveryProgress,
+    /// A leader before us has shown it: it is told to its end, whatever is decided now.
+    inherited: bool,
+    /// It was told that the VM runs away from its disks.
+    strayed: bool,
     runbook: Option<String>,
     /// Its launcher must not be deleted, whatever is decided: it may not be dead.
     hands_off: bool,
@@ -59,8 +63,16 @@ pub(super) struct VmCase {
 impl Incident {
     /// VMs that have not been acted upon, and about which is therefore decided anew.
     pub fn open_vms(&self) -> Vec<Key> {
-        let open = |(_, case): &(&Key, &VmCase)| case.is_untouched() && !case.hands_off;
+        let open = |(_, case): &(&Key, &VmCase)| {
+            (case.is_untouched() || case.progress == RecoveryProgress::Unaffected) && !case.hands_off
+        };
         self.vms.iter().filter(open).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// VMs about which nothing was decided here.
+    pub fn undecided_vms(&self) -> Vec<Key> {
+        let undecided = |(_, case): &(&Key, &VmCase)| case.decision.is_none();
+        self.vms.iter().filter(undecided).map(|(key, _)| key.clone()).collect()
     }
 
     /// The node is proven dead: what had run there until now died with its boot, and nothing of it can start again.
@@ -100,18 +112,28 @@ impl Incident {
                 });
                 case.pods_deleted(scene.now);
             }
-            let waiting =
-                matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::NeedsPerson);
+            let waiting = matches!(
+                case.progress,
+                RecoveryProgress::Restarting | RecoveryProgress::NeedsPerson | RecoveryProgress::Unaffected
+            );
             if let Some(other) = running_elsewhere(vm, node).filter(|_| waiting) {
                 case.enter(RecoveryProgress::Recovered, scene.now);
-                tell_vm(fx, Severity::Info, key, "VmRecovered", format!("{key} runs on {other} now."));
+                tell_recovered(fx, key, other);
             }
+            case.look_for_stray(key, vm, node, fx);
         }
     }
 
     /// A VM was decided upon, for the first time or anew.
     pub fn decided(&mut self, scene: &Scene<'_>, node: &NodeName, decision: Decision, fx: &mut Vec<Effect>) {
         let Some(case) = self.vms.get_mut(&decision.vm) else { return };
+        if decision.kind == DecisionKind::NothingToDo {
+            if case.decision.is_none() && !case.inherited {
+                self.vms.remove(&decision.vm);
+                return;
+            }
+            return case.unconcerned(scene, node, decision, fx);
+        }
         if case.decision.as_ref().map(|old| old.kind) != Some(decision.kind) {
             tell_decision(fx, node, &decision);
         }
@@ -245,11 +267,16 @@ impl Incident {
     /// Every launcher here was deleted so that its VM is recreated: the taint, which deletes every pod, finds none that
     /// waits for its turn or for a person.
     pub fn is_all_recreated(&self) -> bool {
-        let gone = |case: &VmCase| {
-            matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::Recovered)
+        let recreated = |case: &&VmCase| {
+            let gone = matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::Recovered);
+            case.kind() == Some(DecisionKind::Recreate) && gone
         };
-        let recreated = |case: &VmCase| case.kind() == Some(DecisionKind::Recreate) && gone(case);
-        !self.vms.is_empty() && self.vms.values().all(recreated)
+        // It has no launcher here.
+        let unconcerned = |case: &VmCase| {
+            case.progress == RecoveryProgress::Unaffected || case.kind() == Some(DecisionKind::NothingToDo)
+        };
+        self.vms.values().any(|case| recreated(&case))
+            && self.vms.values().all(|case| recreated(&case) || unconcerned(case))
     }
 
     /// A deletion was performed.
@@ -302,9 +329,16 @@ impl Incident {
 }
 
 impl VmCase {
+    /// One that a leader before us has shown.
+    pub fn inherited(now: BootTime) -> Self {
+        Self { inherited: true, ..Self::new(now) }
+    }
+
     fn new(now: BootTime) -> Self {
         Self {
             decision: None,
+            inherited: false,
+            strayed: false,
             progress: RecoveryProgress::NeedsPerson,
             runbook: None,
             hands_off: false,
@@ -362,6 +396,7 @@ impl VmCase {
             RecoveryProgress::NeedsPerson => Progress::Stuck,
             RecoveryProgress::Acting | RecoveryProgress::Restarting => Progress::UnderWay,
             RecoveryProgress::Recovered => Progress::Elsewhere,
+            RecoveryProgress::Unaffected => Progress::Unaffected,
             RecoveryProgress::NodeReturned => Progress::NodeBack,
         }
     }
@@ -369,6 +404,36 @@ impl VmCase {
     fn enter(&mut self, progress: RecoveryProgress, now: BootTime) {
         self.progress = progress;
         self.since = now;
+    }
+
+    /// The dead node is no concern of the VM, or not any more. What was decided before stays: it says what there was to
+    /// do, and which volumes are left.
+    fn unconcerned(&mut self, scene: &Scene<'_>, node: &NodeName, decision: Decision, fx: &mut Vec<Effect>) {
+        let key = decision.vm.clone();
+        let elsewhere = scene.facts.fleet.vms.get(&key).and_then(|vm| running_elsewhere(vm, node));
+        self.decision.get_or_insert(decision);
+        if let Some(other) = elsewhere {
+            self.enter(RecoveryProgress::Recovered, scene.now);
+            tell_recovered(fx, &key, other);
+        } else if self.progress != RecoveryProgress::Unaffected {
+            self.enter(RecoveryProgress::Unaffected, scene.now);
+        }
+    }
+
+    /// A VM that nothing ties to its disks was started away from them once its node was back: nobody could keep it from
+    /// that, and somebody must know.
+    fn look_for_stray(&mut self, key: &Key, vm: &Vm, node: &NodeName, fx: &mut Vec<Effect>) {
+        let returned = self.progress == RecoveryProgress::NodeReturned;
+        let other = running_elsewhere(vm, node).filter(|_| returned && self.is_unpinned() && !self.strayed);
+        if let Some(other) = other {
+            self.strayed = true;
+            let message = format!(
+                "{key} runs on {other} and its disks were on {node}: nothing ties it to them, and it may have booted a blank \
+                 disk. The old one is unharmed. What to do: kubectl somersault runbook {}",
+                shell_word(&key.to_string())
+            );
+            tell_vm(fx, Severity::Critical, key, "VmStartedAwayFromDisks", message);
+        }
     }
 
     fn leave_alone(&mut self, scene: &Scene<'_>, key: &Key, node: &NodeName, fx: &mut Vec<Effect>) {
@@ -435,6 +500,10 @@ fn volumes_of<'a>(fleet: &'a Fleet, key: &'a Key, vm: &'a Vm) -> impl Iterator<I
 fn running_elsewhere<'a>(vm: &'a Vm, node: &NodeName) -> Option<&'a NodeName> {
     let instance = vm.instance.as_ref().filter(|instance| instance.phase == "Running")?;
     instance.node.as_ref().filter(|other| *other != node)
+}
+
+fn tell_recovered(fx: &mut Vec<Effect>, vm: &Key, node: &NodeName) {
+    tell_vm(fx, Severity::Info, vm, "VmRecovered", format!("{vm} runs on {node} now."));
 }
 
 fn tell_decision(fx: &mut Vec<Effect>, node: &NodeName, decision: &Decision) {

@@ -2,11 +2,12 @@
 //! has, or its node is back. It says so, and names what is left. What the VM has now is in use: no command here touches
 //! a claim, a pod, or a volume to which a claim is bound.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::standing::{Progress, Standing};
 use super::words::{code, shell_word};
-use super::{returns, title};
+use super::{returns, title, untied};
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
 use crate::fleet::{Fleet, Vm, Volume};
 use crate::names::{Key, NodeName, VolumeName};
@@ -15,10 +16,14 @@ use crate::names::{Key, NodeName, VolumeName};
 pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> String {
     let vm = fleet.vms.get(&decision.vm);
     let mut text = title(&decision.vm);
-    if standing.over {
-        text.push_str("**It is over: nothing of this recovery is left to do.** ");
+    let strayed = strayed(fleet, decision, vm).filter(|_| standing.progress == Progress::NodeBack);
+    if standing.over && strayed.is_none() {
+        text.push_str("**It is over: the coordinator does nothing more.** ");
     }
-    text.push_str(&headline(fleet, decision, standing, vm));
+    match strayed {
+        Some(node) => text.push_str(&strayed_words(decision, node)),
+        None => text.push_str(&headline(fleet, decision, standing, vm)),
+    }
     text.push_str("\n\n");
     if matches!(standing.progress, Progress::UnderWay | Progress::Stuck) {
         text.push_str(&watch(&decision.vm));
@@ -30,15 +35,53 @@ pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> 
     if decision.kind == DecisionKind::Rebuild && standing.progress == Progress::Elsewhere {
         let _ = write!(text, "Its system disk is new. {}\n\n", super::NEW_SYSTEM_DISK);
     }
+    if standing.progress == Progress::NodeBack {
+        text.push_str(&still_untied(fleet, decision));
+    }
+    text.push_str(&cordoned(fleet, decision));
     text.push_str(&left_volumes(fleet, decision));
     text.push_str(&next_time(&decision.vm));
     text
 }
 
+/// A VM that may yet start away from its disks, or has.
+fn still_untied(fleet: &Fleet, decision: &Decision) -> String {
+    let untied = untied::disks(fleet, decision);
+    if untied.is_empty() || untied::is_held(fleet, decision) {
+        return String::new();
+    }
+    format!("## {}\n\n", untied::tie(fleet, decision, &untied))
+}
+
+/// The node where it runs now though nothing says that its disks are there: they were on another one.
+fn strayed<'a>(fleet: &'a Fleet, decision: &Decision, vm: Option<&'a Vm>) -> Option<&'a NodeName> {
+    let node = vm.and_then(running_on)?;
+    let untied = decision.is_unpinned() && !untied::is_held(fleet, decision);
+    (untied && !decision.nodes.is_empty() && !decision.nodes.contains(node)).then_some(node)
+}
+
+/// Nodes of its disks that the scheduler does not use: a runbook said so, and what it said last, that it should again,
+/// is easily left undone.
+fn cordoned(fleet: &Fleet, decision: &Decision) -> String {
+    let homes: BTreeSet<&NodeName> = decision.local_nodes().chain(&decision.nodes).collect();
+    let cordoned = |node: &&&NodeName| fleet.nodes.get(**node).is_some_and(|node| node.unschedulable);
+    let commands = homes.iter().filter(cordoned).fold(String::new(), |mut lines, node| {
+        let _ = writeln!(lines, "kubectl uncordon {}", shell_word(node.as_str()));
+        lines
+    });
+    if commands.is_empty() {
+        return String::new();
+    }
+    format!(
+        "## Its node is cordoned\n\nUnless that has another reason, let the scheduler use it again once it is back: other VMs \
+         cannot go home to their disks before.\n\n```sh\n{commands}```\n\n"
+    )
+}
+
 /// All that is left to say of a recovery of which no more is known than that it is over.
 pub fn runbook_over(vm: &Key) -> String {
     format!(
-        "{}**It is over: nothing of this recovery is left to do.** What it said before holds no more.\n\n{}",
+        "{}**It is over: the coordinator does nothing more.** What it said before holds no more.\n\n{}",
         title(vm),
         next_time(vm)
     )
@@ -56,12 +99,26 @@ fn headline(fleet: &Fleet, decision: &Decision, standing: &Standing, vm: Option<
             Some(node) => format!("**It runs again, on {}.** What it has now is in use: leave it alone.", code(node.as_str())),
             None => "**It was seen running again, elsewhere.** What it has now is in use: leave it alone.".to_owned(),
         },
+        Progress::Unaffected => "**The node that died holds nothing of it any more:** its disks were moved, or it was stopped. It has not \
+             been seen running since. What it has now is to be used: leave its claims alone, unless you are not done with them."
+            .to_owned(),
         Progress::NodeBack => {
             let node = decision.nodes.first().map_or_else(|| "Its node".to_owned(), |node| format!("Node {}", code(node.as_str())));
             format!("**{node} is back, and nothing of the VM was touched.** {}", returns(fleet, decision))
         }
         Progress::Untouched | Progress::Supposed => "Nothing of the VM was touched.".to_owned(),
     }
+}
+
+fn strayed_words(decision: &Decision, node: &NodeName) -> String {
+    let homes: Vec<String> = decision.nodes.iter().map(|node| code(node.as_str())).collect();
+    format!(
+        "**It runs on {}, and its disks were on {}.** Nothing tied it to them: where a folder or a `disk.img` was missing, it has booted a \
+         blank disk. The old one is unharmed. Stop the VM, see what was written to the new one, tie its disks to the node that holds \
+         them, and start it again.",
+        code(node.as_str()),
+        homes.join(", ")
+    )
 }
 
 fn running_on(vm: &Vm) -> Option<&NodeName> {

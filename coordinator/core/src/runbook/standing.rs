@@ -32,6 +32,8 @@ pub enum Progress {
     Elsewhere,
     /// Its node came back with the VM untouched.
     NodeBack,
+    /// The dead node holds nothing of it any more, and it does not run.
+    Unaffected,
 }
 
 impl Standing {

@@ -2,6 +2,7 @@
 //! what keeps the data: the old volume on Retain first, CDI's word that it will not import again before the claim
 //! is deleted, the new volume pre-bound before the claim exists anew.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use crate::decision::{Decision, DiskFinding, Locality};
@@ -44,7 +45,7 @@ impl<'a> Swap<'a> {
 /// The chapter, for every local claim of the VM together: with one of two swapped the VM does not start. `unproven` are
 /// the nodes on which it may still run.
 pub(super) fn chapter(
-    vm_key: &Key,
+    decision: &Decision,
     vm: &Vm,
     fleet: &Fleet,
     swaps: &[Swap],
@@ -60,11 +61,14 @@ pub(super) fn chapter(
         let nodes: Vec<String> = unproven.iter().map(|node| code(node.as_str())).collect();
         let _ = write!(text, "Begin only once each of these nodes is proven dead: {}.\n\n", nodes.join(", "));
     }
-    let namespace = shell_word(&vm_key.namespace);
+    let namespace = shell_word(&decision.vm.namespace);
     let mut steps: Vec<(String, String)> = Vec::new();
-    for node in vm.node().into_iter().filter(|node| fleet.nodes.contains_key(*node)) {
+    let homes: BTreeSet<&NodeName> = decision.local_nodes().chain(vm.node()).collect();
+    let homes: Vec<&NodeName> = homes.into_iter().filter(|node| fleet.nodes.contains_key(*node)).collect();
+    for node in &homes {
         steps.push((
-            "Keep the scheduler away from the dead node.".to_owned(),
+            "Keep the scheduler away from the dead node, should it come back meanwhile. The last step takes this back."
+                .to_owned(),
             format!("kubectl cordon {}\n", shell_word(node.as_str())),
         ));
     }
@@ -108,6 +112,11 @@ pub(super) fn chapter(
                 new_claim(swap)
             ),
         ));
+    }
+    for node in &homes {
+        let what = "Let the scheduler use the node again, unless it was cordoned for another reason: once it is back, other VMs cannot \
+             go home to their disks before.";
+        steps.push((what.to_owned(), format!("kubectl uncordon {}\n", shell_word(node.as_str()))));
     }
     for (number, (what, commands)) in (1..).zip(steps) {
         let _ = write!(text, "{number}. {what}\n\n```sh\n{commands}```\n\n");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::decision::testkit::{World, bound_volume, host_path, on_host};
+use crate::decision::testkit::{World, bound_volume, host_path, nfs, on_host};
 use crate::fencing::ProofKind;
 use crate::fleet::{DiskHealth, DiskSource, Grade, NodeReport, StorageRoot, Usage};
 use crate::names::{NodeName, VolumeName};
@@ -108,6 +108,7 @@ fn points_a_claim_elsewhere_in_the_only_safe_order() {
         "kind: PersistentVolumeClaim\n",
         "volumeName: \"pv-web-x-restored\"",
         "storage: \"10737418240\"",
+        "kubectl uncordon n1",
     ] {
         let at = rest.find(step).unwrap_or_else(|| panic!("{step:?} is missing, or too early, in:\n{text}"));
         rest = &rest[at..];
@@ -261,9 +262,9 @@ fn the_proof_of_one_node_says_nothing_of_another() {
 fn before_anything_happened_it_says_so() {
     assert_has(
         &at(&told_world(), Progress::Supposed),
-        &["Nothing has happened: this is what would be", "It runs on `n1`: start it nowhere else"],
+        &["No recovery of it is under way: this is what would be", "It runs on `n1`: start it nowhere else"],
     );
-    assert!(!written(&told_world()).contains("Nothing has happened"));
+    assert!(!written(&told_world()).contains("No recovery of it is under way"));
 }
 
 /// What the VM has is in use again: to follow the old commands would destroy it.
@@ -275,6 +276,7 @@ fn what_is_in_use_again_is_not_touched() {
             Progress::Stuck,
             Progress::Elsewhere,
             Progress::NodeBack,
+            Progress::Unaffected,
             Progress::Untouched,
         ] {
             if !over && progress == Progress::Untouched {
@@ -289,6 +291,16 @@ fn what_is_in_use_again_is_not_touched() {
             assert_eq!(text.contains("It is over"), over, "{text}");
         }
     }
+}
+
+/// It starts elsewhere by itself: the promise is about it too, and there is nothing to restore.
+#[test]
+fn a_vm_on_network_storage_is_among_those_that_an_attestation_starts() {
+    let mut world = World::new();
+    world.add_disk("web", "data", nfs(), None);
+    let text = runbook(&world.fleet, &world.decide("web"), &Standing::at(Progress::Untouched));
+    assert_has(&text, &["start elsewhere at once; this one is among them"]);
+    assert!(!text.contains("Copies and backups"), "{text}");
 }
 
 /// A person has replaced the claim by hand, as told: of interest is what is left of the old one.

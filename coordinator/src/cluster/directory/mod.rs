@@ -27,7 +27,7 @@ mod write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use somersault_coordinator_core::io::{Action, Notice, Record};
+use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record};
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch as channel;
 
@@ -220,6 +220,10 @@ impl Cluster for Directory {
         self.run(|inner| records::all(&inner.store.objects()?, &mut lock(&inner.known))).await
     }
 
+    async fn open_recoveries(&self) -> Result<Vec<OpenRecovery>, ClusterError> {
+        self.run(|inner| Ok(publish::open_recoveries(&inner.store.objects()?))).await
+    }
+
     async fn publish(&self, view: &View) -> Result<(), ClusterError> {
         let view = view.clone();
         self.run(move |inner| {
@@ -230,7 +234,7 @@ impl Cluster for Directory {
             let snapshot = Arc::clone(&inner.snapshots.borrow());
             let mut published = lock(&inner.published);
             let changes = published.changes(&view, &snapshot);
-            let stale = publish::stale(&inner.store.objects()?, &view);
+            let stale = publish::stale(&inner.store.objects()?, &view, &snapshot.fleet);
             if changes.is_empty() && stale.is_empty() {
                 return Ok(());
             }

@@ -1,6 +1,8 @@
 //! The display part of our objects' status, written to the folder.
 
 use serde_json::Value;
+use somersault_coordinator_core::fleet::Fleet;
+use somersault_coordinator_core::io::OpenRecovery;
 use somersault_coordinator_core::view::View;
 
 use super::store::{Objects, Transaction};
@@ -34,8 +36,13 @@ pub(super) fn write(
 }
 
 /// Recoveries whose incident is over and that do not say so yet.
-pub(super) fn stale(objects: &Objects, view: &View) -> Vec<ObjectId> {
-    published::stale(&published::open_recoveries(objects.of_kind("Recovery")), view)
+pub(super) fn stale(objects: &Objects, view: &View, fleet: &Fleet) -> Vec<ObjectId> {
+    published::stale(&published::open_recoveries(objects.of_kind("Recovery")), view, fleet)
+}
+
+/// What a new leader has to show to its end.
+pub(super) fn open_recoveries(objects: &Objects) -> Vec<OpenRecovery> {
+    published::to_go_on(published::open_recoveries(objects.of_kind("Recovery")))
 }
 
 /// Marks Recoveries as ended.

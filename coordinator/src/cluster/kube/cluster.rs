@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kube::Client;
-use somersault_coordinator_core::io::{Action, Notice, Record};
+use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record};
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use tokio::sync::{mpsc, watch};
@@ -149,6 +149,10 @@ impl Cluster for Kube {
 
     async fn records(&self) -> Result<Vec<Record>, ClusterError> {
         self.writer.records().await
+    }
+
+    async fn open_recoveries(&self) -> Result<Vec<OpenRecovery>, ClusterError> {
+        self.writer.open_recoveries().await
     }
 
     async fn publish(&self, view: &View) -> Result<(), ClusterError> {

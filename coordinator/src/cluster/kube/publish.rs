@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt as _;
 use serde_json::Value;
+use somersault_coordinator_core::io::OpenRecovery;
 use somersault_coordinator_core::view::View;
 
 use super::api::Api;
@@ -59,8 +60,7 @@ pub(super) async fn publish(
         *lock(shown) = Shown::of(epoch);
     }
     if lock(shown).open.is_none() {
-        let stored = api.list("Recovery", None).await?;
-        let open = published::open_recoveries(stored.iter().map(|(_, object)| object));
+        let open = list_open(api).await?;
         lock(shown).open = Some(open);
     }
     let mut changes = lock(shown).published.changes(view, snapshot);
@@ -87,7 +87,17 @@ pub(super) async fn publish(
         })
         .await;
     failed.map_or(Ok(()), Err)?;
-    end_stale(api, shown, view).await
+    end_stale(api, shown, view, snapshot).await
+}
+
+/// What a new leader has to show to its end.
+pub(super) async fn open_recoveries(api: &Api) -> Result<Vec<OpenRecovery>, ClusterError> {
+    Ok(published::to_go_on(list_open(api).await?))
+}
+
+async fn list_open(api: &Api) -> Result<BTreeMap<ObjectId, Open>, ClusterError> {
+    let stored = api.list("Recovery", None).await?;
+    Ok(published::open_recoveries(stored.iter().map(|(_, object)| object)))
 }
 
 impl Shown {
@@ -125,8 +135,14 @@ async fn write(api: &Api, change: &Change, last: Option<Value>) -> Result<Option
     }
 }
 
-async fn end_stale(api: &Api, shown: &Mutex<Shown>, view: &View) -> Result<(), ClusterError> {
-    let stale = lock(shown).open.as_ref().map(|open| published::stale(open, view)).unwrap_or_default();
+async fn end_stale(
+    api: &Api,
+    shown: &Mutex<Shown>,
+    view: &View,
+    snapshot: &Snapshot,
+) -> Result<(), ClusterError> {
+    let stale = |open| published::stale(open, view, &snapshot.fleet);
+    let stale = lock(shown).open.as_ref().map(stale).unwrap_or_default();
     for id in stale {
         let ended = api.modify_status(&id, |object| {
             published::end(&id, object);

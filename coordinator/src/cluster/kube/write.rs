@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use kube::Client;
-use somersault_coordinator_core::io::{Action, Notice, Record};
+use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record};
 use somersault_coordinator_core::view::View;
 
 use super::api::Api;
@@ -45,6 +45,11 @@ impl Writer {
     /// Every stored record, as stored now.
     pub async fn records(&self) -> Result<Vec<Record>, ClusterError> {
         records::all(&self.api, &self.known).await
+    }
+
+    /// Recoveries of dead nodes that are shown as neither over nor recovered.
+    pub async fn open_recoveries(&self) -> Result<Vec<OpenRecovery>, ClusterError> {
+        publish::open_recoveries(&self.api).await
     }
 
     /// Shows the view, in the epoch in which we lead.

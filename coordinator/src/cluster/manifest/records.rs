@@ -439,6 +439,7 @@ mod tests {
             RecoveryProgress::Recovered,
             RecoveryProgress::NeedsPerson,
             RecoveryProgress::NodeReturned,
+            RecoveryProgress::Unaffected,
         ]);
     }
 

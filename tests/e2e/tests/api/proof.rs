@@ -28,7 +28,7 @@ pub fn deletion(pod: &str, uid: &str, dead: &str) -> Result<Action> {
     let mut core = Coordinator::new(Policy::try_from(spec)?);
     let mut now = Duration::from_secs(100);
     let mut inputs = VecDeque::from([
-        Input::Leading { epoch: 1, records: Vec::new() },
+        Input::Leading { epoch: 1, records: Vec::new(), recoveries: Vec::new() },
         Input::Fleet(Box::new(fleet(pod, uid, dead)?)),
         beat(dead, 0),
     ]);
