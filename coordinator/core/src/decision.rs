@@ -151,6 +151,9 @@ pub struct DiskFinding {
     /// Its volume is a folder of a node, and nothing says of which: a node affinity would.
     #[serde(default)]
     pub untied: bool,
+    /// A person has said where its class is: to ask again would change nothing.
+    #[serde(default)]
+    pub declared: bool,
 }
 
 impl DiskFinding {

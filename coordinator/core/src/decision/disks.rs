@@ -128,12 +128,14 @@ fn examine_one(
     });
     let unplaced = matches!(&fault, Some((Reason::LocalityUnknown, _)));
     let free_folder = |volume: &Volume| volume.source.path().is_some() && volume.node_affinity.is_none();
+    let class = class_of(claim, volume);
     let finding = DiskFinding {
         untied: unplaced && volume.is_some_and(free_folder),
+        declared: class.as_ref().is_some_and(|class| overrides.0.contains_key(class)),
         disk: disk.name.clone(),
         claim: claim_key.as_ref().map(|key| key.name.clone()),
         volume: volume_name.as_ref().map(|name| name.0.clone()),
-        class: class_of(claim, volume),
+        class,
         locality,
         because,
     };

@@ -1,6 +1,6 @@
 //! One line for people: what would help against a reason.
 
-use crate::decision::{Decision, Locality, Reason};
+use crate::decision::{Decision, DiskFinding, Locality, Reason};
 use crate::runbook::shell_word;
 
 /// Where nothing needs to be done.
@@ -51,24 +51,7 @@ impl Decision {
             Reason::HostDisk => {
                 "move the hostDisk's data into a claim; until then tie the VM to its node: see the runbook".to_owned()
             }
-            Reason::LocalityUnknown => match (untied(self), unknown_class(self)) {
-                (Some(volume), class) => {
-                    let shared = class.map_or_else(String::new, |class| {
-                        format!(
-                            "; where every node sees its folder: say in the policy that storage class {class} is \
-                             Network (storageClasses)"
-                        )
-                    });
-                    format!(
-                        "tie volume {volume} to the one node that holds its folder, by a node affinity: see the \
-                         runbook{shared}"
-                    )
-                }
-                (None, Some(class)) => format!(
-                    "say in the policy whether storage class {class} is Local or Network (storageClasses)"
-                ),
-                (None, None) => "put its data on a claim whose place can be told".to_owned(),
-            },
+            Reason::LocalityUnknown => place(self),
             Reason::ClaimNotBound => "see why the claim does not bind: kubectl describe pvc".to_owned(),
             Reason::DataVolumeImporting => "wait for the import to end".to_owned(),
             Reason::ClaimSharedWithVm => "give each VM a claim of its own".to_owned(),
@@ -114,11 +97,43 @@ fn to_network(namespace: &str, vm: &str) -> String {
     )
 }
 
+/// How to tell where a disk is that nobody can place.
+fn place(decision: &Decision) -> String {
+    match (untied(decision), unknown_class(decision), declared_local(decision)) {
+        (Some(volume), class, _) => {
+            let shared = class.map_or_else(String::new, |class| {
+                format!(
+                    "; where every node sees its folder: say in the policy that storage class {class} is Network \
+                     (storageClasses)"
+                )
+            });
+            format!(
+                "tie volume {volume} to the one node that holds its folder, by a node affinity: see the runbook{shared}"
+            )
+        }
+        (None, Some(class), _) => {
+            format!("say in the policy whether storage class {class} is Local or Network (storageClasses)")
+        }
+        (None, None, Some(volume)) => format!(
+            "say by a node affinity which node volume {volume} is on: that its class is Local does not tell"
+        ),
+        (None, None, None) => "put its data on a claim whose place can be told".to_owned(),
+    }
+}
+
 /// The class to declare: of the first disk, by name, that nobody can place though it is bound.
 fn unknown_class(decision: &Decision) -> Option<&str> {
-    let unknown =
-        decision.disks.iter().filter(|disk| disk.locality == Locality::Unknown && disk.volume.is_some());
-    unknown.filter_map(|disk| disk.class.as_deref()).min()
+    unplaced(decision).filter(|disk| !disk.declared).filter_map(|disk| disk.class.as_deref()).min()
+}
+
+/// The first volume, by name, of a class that was declared: what is still missing is the node.
+fn declared_local(decision: &Decision) -> Option<&str> {
+    unplaced(decision).filter(|disk| disk.declared).filter_map(|disk| disk.volume.as_deref()).min()
+}
+
+/// Disks that are bound, and that nobody can place.
+fn unplaced(decision: &Decision) -> impl Iterator<Item = &DiskFinding> {
+    decision.disks.iter().filter(|disk| disk.locality == Locality::Unknown && disk.volume.is_some())
 }
 
 /// The first volume, by name, that a node affinity would place.
@@ -136,4 +151,33 @@ fn claims(decision: &Decision) -> String {
     names.sort_unstable();
     names.dedup();
     format!("claim {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::decision::decide;
+    use crate::decision::testkit::{World, host_path, key};
+    use crate::fleet::VolumeSource;
+    use crate::locality::ClassOverride;
+
+    fn remedy(source: VolumeSource, said: Option<ClassOverride>) -> String {
+        let mut world = World::bare();
+        world.fleet.vms.insert(key("web"), crate::decision::testkit::running_vm("web", "n1"));
+        world.add_disk("web", "x", source, None);
+        "own".clone_into(&mut world.volume("pv-web-x").class);
+        world.overrides.0.extend(said.map(|said| ("own".to_owned(), said)));
+        decide(&world.fleet, &world.overrides, &key("web"), &world.question).remedy
+    }
+
+    #[test]
+    fn where_a_class_is_is_asked_once() {
+        let unknown = || VolumeSource::Csi { driver: "own.example".to_owned(), handle: String::new() };
+        assert!(remedy(unknown(), None).contains("whether storage class own is Local or Network"));
+        assert!(remedy(host_path(), None).contains("storage class own is Network"));
+        for source in [unknown(), host_path()] {
+            let told = remedy(source, Some(ClassOverride::Local));
+            assert!(told.contains("node affinity") && told.contains("pv-web-x"), "{told}");
+            assert!(!told.contains("in the policy"), "it was said already: {told}");
+        }
+    }
 }

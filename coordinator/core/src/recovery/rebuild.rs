@@ -515,6 +515,7 @@ fn decision_of(record: &RebuildRecord) -> Decision {
         locality: Locality::Local { node: record.node.clone() },
         because: "as it was when the rebuild began".to_owned(),
         untied: false,
+        declared: false,
     };
     let kept = |disk: &RebuiltDisk| RestoreSource {
         disk: disk.disk.clone(),

@@ -1,5 +1,7 @@
 //! What `check` looks at, before anything is concluded from it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::node_health::NodeHealthStatus;
@@ -130,6 +132,8 @@ pub struct Cluster {
     pub vms: usize,
     /// Claims whose place nobody can tell.
     pub unplaced: Vec<Unplaced>,
+    /// What the policy says of storage classes: `Network` or `Local`.
+    pub declared: BTreeMap<String, &'static str>,
     /// Objects that could not be read.
     pub problems: Vec<String>,
     /// The policy, where there is one.
@@ -169,6 +173,8 @@ pub struct Unplaced {
     pub volume: String,
     /// Why nobody can tell.
     pub because: String,
+    /// The policy says that its class is local; what is missing is the node.
+    pub declared: bool,
 }
 
 /// `KubeVirt`.

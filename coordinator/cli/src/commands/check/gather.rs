@@ -11,6 +11,7 @@ use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::locality::ClassOverride;
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use super::facts::{
@@ -292,8 +293,13 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
     let unplaced = volumes::rows(&world, None).into_iter().filter(|row| row.locality == "Unknown");
     let unplaced = unplaced.filter_map(|row| {
         (row.phase == "Bound").then_some(())?;
+        // As the decision reads it: the volume's class counts, and the claim's where the volume has none.
+        // One that is not there is broken storage, which is told elsewhere.
+        let volume = world.fleet.volumes.get(&row.volume.as_deref()?.into())?;
+        let class = if volume.class.is_empty() { row.class } else { volume.class.clone() };
         Some(Unplaced {
-            class: row.class,
+            declared: world.policy.class_overrides.0.contains_key(&class),
+            class,
             claim: format!("{}/{}", row.namespace?, row.claim?),
             volume: row.volume.unwrap_or_default(),
             because: row.because,
@@ -303,9 +309,19 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
         nodes: nodes.collect(),
         vms: world.fleet.vms.len(),
         unplaced: unplaced.collect(),
+        declared: world.policy.class_overrides.0.iter().map(declared).collect(),
         problems: world.problems.iter().map(output::describe).collect(),
         policy,
     })
+}
+
+/// A class with the policy's word for it.
+fn declared((class, place): (&String, &ClassOverride)) -> (String, &'static str) {
+    let place = match place {
+        ClassOverride::Local => "Local",
+        ClassOverride::Network => "Network",
+    };
+    (class.clone(), place)
 }
 
 #[cfg(test)]

@@ -5,15 +5,13 @@
 //!             ─ kubevirt ──► sections of findings, each with what to do
 //! ```
 
-use serde_json::json;
-use somersault_crd::recovery_policy::POLICY_NAME;
-
 use super::facts::{Definition, DefinitionState, Facts, KubeVirt, PolicySeen, Seen, Verdict, Workload};
 use super::finding::{Finding, Section};
 use crate::source::install;
 
 mod fencing;
 mod nodes;
+mod places;
 #[cfg(test)]
 mod tests;
 
@@ -256,52 +254,8 @@ fn storage(facts: &Facts) -> Vec<Finding> {
         cluster.problems.clone(),
         "decisions are made without these; mend them, or tell us why they are right",
     )];
-    let mut classes: Vec<&str> = cluster.unplaced.iter().map(|claim| claim.class.as_str()).collect();
-    classes.sort_unstable();
-    classes.dedup();
-    if classes.is_empty() {
-        findings.push(Finding::ok("each volume's place is known"));
-    }
-    for (number, class) in classes.into_iter().enumerate() {
-        let of_class = cluster.unplaced.iter().filter(|claim| claim.class == class);
-        let why: Vec<_> = of_class
-            .map(|claim| format!("{} (volume {}): {}", claim.claim, claim.volume, claim.because))
-            .collect();
-        let (what, what_to_do) = if class.is_empty() {
-            (
-                "the place of volumes without a class is known".to_owned(),
-                "give them a storage class and say where it is: RecoveryPolicy default, \
-                 spec.storageClasses.CLASS: Network or Local"
-                    .to_owned(),
-            )
-        } else {
-            (
-                format!("the place of volumes of class {class} is known"),
-                format!(
-                    "if you know it: {} (or Local); until then their VMs wait for a person",
-                    say_place(class, cluster.policy.is_none() && number == 0)
-                ),
-            )
-        };
-        findings.push(Finding::warning(what, why, what_to_do));
-    }
+    findings.extend(places::places(cluster));
     findings
-}
-
-/// The command that tells where volumes of a class are: in the policy, which the first of them makes where there is none.
-fn say_place(class: &str, make: bool) -> String {
-    let spec = json!({ "storageClasses": { class: "Network" } });
-    if make {
-        let policy = json!({
-            "apiVersion": somersault_crd::API_VERSION,
-            "kind": "RecoveryPolicy",
-            "metadata": { "name": POLICY_NAME },
-            "spec": spec,
-        });
-        format!("echo '{policy}' | kubectl create -f -")
-    } else {
-        format!("kubectl patch recoverypolicy {POLICY_NAME} --type merge -p '{}'", json!({ "spec": spec }))
-    }
 }
 
 fn kubevirt(facts: &Facts) -> Vec<Finding> {

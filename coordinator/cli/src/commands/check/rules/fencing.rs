@@ -1,6 +1,8 @@
 //! What follows for fencing: the runner runs, each node can be proven dead, and its fence agent answers.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use somersault_crd::common::Proof;
+use somersault_crd::node_health::NodeHealthStatus;
 
 use super::nodes::cluster;
 use super::replicas;
@@ -10,6 +12,8 @@ use crate::source::install;
 
 /// Condition of a `NodeHealth`: the fence agent of the node answered when it was last asked.
 const FENCING_ANSWERS: &str = "FencingAnswers";
+/// Its reason while no fence runner answers the coordinator.
+const RUNNER_AWAY: &str = "RunnerAway";
 
 /// Each node can be proven dead without a person, and its fence agent answers.
 pub fn fencing(facts: &Facts) -> Vec<Finding> {
@@ -24,25 +28,51 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
     let by_hand = known
         .iter()
         .filter(|(_, health)| !health.proofs_possible.iter().any(|proof| comes_by_itself(*proof)));
+    let by_hand: Vec<_> = by_hand.collect();
+    // It has a fence agent, and none of them can be run: what is wrong is told with their answers below.
+    let lacks_agent = by_hand.iter().any(|(_, health)| fencing_answers(health).is_none());
+    let what_to_do = if lacks_agent {
+        how_to_prove(&facts.fence_runner, runs)
+    } else {
+        "let its fence agent answer (below)".to_owned()
+    };
     findings.push(Finding::warning_for(
         what,
-        by_hand.map(|(node, _)| format!("node {}: its VMs wait until somebody attests", node.name)).collect(),
-        how_to_prove(&facts.fence_runner, runs),
+        by_hand
+            .iter()
+            .map(|(node, _)| format!("node {}: its VMs wait until somebody attests", node.name))
+            .collect(),
+        what_to_do,
     ));
-    let answers = known.iter().filter_map(|(node, health)| {
-        Some((node, health.conditions.iter().find(|condition| condition.type_ == FENCING_ANSWERS)?))
-    });
-    let asked: Vec<_> = answers.collect();
+    let asked: Vec<_> =
+        known.iter().filter_map(|(node, health)| Some((node, fencing_answers(health)?))).collect();
     if asked.is_empty() {
         return findings;
     }
-    let failed = asked.iter().filter(|(_, condition)| condition.status == "False");
+    let failed: Vec<_> = asked.iter().filter(|(_, condition)| condition.status == "False").collect();
+    let away = failed.iter().all(|(_, condition)| condition.reason == RUNNER_AWAY);
     findings.push(Finding::failed_for(
         "every fence agent that is configured answers",
-        failed.map(|(node, condition)| format!("node {}: {}", node.name, condition.message)).collect(),
-        "a fence agent that does not answer now will not cut the power later: mend its configuration or its device",
+        failed.iter().map(|(node, condition)| format!("node {}: {}", node.name, condition.message)).collect(),
+        match (away, runs) {
+            (true, true) => format!(
+                "a fence runner that has just come back is found within seconds (--wait); if not, see what keeps the \
+                 coordinator from it: kubectl logs -n {} deployment/{}",
+                install::NAMESPACE,
+                install::COORDINATOR
+            ),
+            (true, false) => "let the fence runner run first (above)".to_owned(),
+            (false, _) => "a fence agent that does not answer now will not cut the power later: mend its configuration \
+                           or its device"
+                .to_owned(),
+        },
     ));
     findings
+}
+
+/// What the node's fence agent said when it was last asked; `None` where no agent of it is known.
+fn fencing_answers(health: &NodeHealthStatus) -> Option<&Condition> {
+    health.conditions.iter().find(|condition| condition.type_ == FENCING_ANSWERS)
 }
 
 /// The fence runner runs, where one is installed: without it no fence agent is run, however well it is configured.
@@ -97,6 +127,13 @@ fn how_to_prove(seen: &Seen<Option<FenceRunner>>, runs: bool) -> String {
         _ if !runs => {
             "let the fence runner run first (above): it tells which nodes have a fence agent".to_owned()
         }
+        // What the coordinator says is as old as its last word with the runner.
+        Ok(Some(FenceRunner { has_secret: Some(true), .. })) => format!(
+            "Secret {} in {} is there: if its key fence.yaml names the node, a fence runner that has just come back was \
+             not heard of yet, so look again in a moment; if not, name a fence agent for it there",
+            install::FENCE_SECRET,
+            install::NAMESPACE
+        ),
         _ => configure,
     }
 }

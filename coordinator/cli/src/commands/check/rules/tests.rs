@@ -326,7 +326,29 @@ fn a_fence_runner_that_does_not_run_is_told_apart_from_one_that_is_not_there() {
     };
     assert!(by_hand(None).contains("the component fence-runner in your overlay"));
     assert!(by_hand(Some(runner(&[], 0))).starts_with("let the fence runner run first"));
-    assert!(by_hand(Some(runner(&[pod("f1", "n1")], 1))).starts_with("configure a fence agent for it"));
+    let running = runner(&[pod("f1", "n1")], 1);
+    let unread = FenceRunner { has_secret: None, ..running.clone() };
+    assert!(by_hand(Some(unread)).starts_with("configure a fence agent for it"));
+    // What was configured is not called missing while the coordinator has not heard of the runner yet.
+    assert!(by_hand(Some(running)).starts_with("Secret somersault-fence in somersault-system is there"));
+}
+
+#[test]
+fn a_fence_runner_that_was_not_reached_yet_is_no_wrong_configuration() {
+    let mut facts = healthy();
+    change_health(&mut facts, |health| {
+        health.proofs_possible = vec![Proof::HumanAttested];
+        health.conditions = vec![Condition {
+            reason: "RunnerAway".to_owned(),
+            ..condition("False", "no fence agent can be run: nobody answers")
+        }];
+    });
+    let fencing = sections(&facts).into_iter().find(|section| section.name == "fencing").expect("there");
+    let told: Vec<_> = fencing.findings.iter().filter_map(|finding| finding.what_to_do.as_deref()).collect();
+    assert_eq!(told.len(), 2, "{fencing:?}");
+    assert_eq!(told[0], "let its fence agent answer (below)");
+    assert!(told[1].contains("just come back") && told[1].contains("--wait"), "{told:?}");
+    assert!(!told.iter().any(|text| text.contains("Secret") || text.contains("mend")), "{told:?}");
 }
 
 #[test]
@@ -338,55 +360,62 @@ fn a_fence_agent_that_does_not_answer_is_a_failure() {
     assert_eq!(finding.why, ["node n1: fence_redfish: 401"]);
 }
 
+fn unplaced(class: &str) -> Unplaced {
+    Unplaced {
+        class: class.to_owned(),
+        claim: "shop/db".to_owned(),
+        volume: "pv-1".to_owned(),
+        because: "its driver is not known".to_owned(),
+        declared: false,
+    }
+}
+
+/// The policy that the command declares.
+fn declared_by(command: &str) -> serde_json::Value {
+    assert!(command.contains("kubectl apply --server-side"), "it makes the policy, or adds to it: {command}");
+    serde_json::from_str(command.split('\'').nth(1).expect("quoted")).expect("JSON")
+}
+
 #[test]
-fn classes_that_nobody_can_place_come_with_the_word_to_say() {
+fn one_command_declares_all_classes_that_nobody_can_place() {
     let (section, finding) = one_finding(|facts| {
         change_cluster(facts, |cluster| {
-            cluster.unplaced = vec![Unplaced {
-                class: "gold".to_owned(),
-                claim: "shop/db".to_owned(),
-                volume: "pv-1".to_owned(),
-                because: "driver gold.example is not known".to_owned(),
-            }];
+            cluster.unplaced = vec![unplaced("gold"), unplaced("silver"), unplaced("gold")];
+            cluster.declared = [("tin".to_owned(), "Local")].into();
         });
     });
     assert_eq!((section, finding.grade), ("storage", Grade::Warning));
-    assert!(finding.why[0].contains("shop/db (volume pv-1)"), "{finding:?}");
-    assert!(finding.what_to_do.is_some_and(|text| text.contains(r#"{"gold":"Network"}"#)));
+    assert_eq!(finding.what, "the place of volumes of classes gold, silver is known");
+    assert!(finding.why[0].contains("shop/db (volume pv-1, class gold)"), "{finding:?}");
+    let command = finding.what_to_do.expect("there is one");
+    let object = declared_by(&command);
+    assert_eq!((&object["kind"], &object["metadata"]["name"]), (&"RecoveryPolicy".into(), &"default".into()));
+    let classes = &object["spec"]["storageClasses"];
+    assert_eq!(classes["tin"], "Local", "what was said before is not taken back");
+    assert_eq!(classes.as_object().map(serde_json::Map::len), Some(3), "{command}");
 }
 
-/// `kubectl patch` makes nothing, and `kubectl create` changes nothing.
+/// A class that is declared network while it is local costs the data; so nobody may declare it by pasting.
 #[test]
-fn the_word_about_a_class_makes_the_policy_where_there_is_none() {
-    let commands = |policy: Option<PolicySeen>| -> Vec<String> {
-        let mut facts = healthy();
-        let unplaced = |class: &str| Unplaced {
-            class: class.to_owned(),
-            claim: "shop/db".to_owned(),
-            volume: "pv-1".to_owned(),
-            because: "its driver is not known".to_owned(),
-        };
-        change_cluster(&mut facts, |cluster| {
-            cluster.policy = policy;
-            cluster.unplaced = vec![unplaced("gold"), unplaced("silver")];
-        });
-        let storage = sections(&facts).into_iter().find(|section| section.name == "storage");
-        let findings = storage.expect("there").findings;
-        findings
-            .into_iter()
-            .filter_map(|finding| finding.what_to_do)
-            .filter(|text| text.contains("kubectl"))
-            .collect()
-    };
-    let without = commands(None);
-    let made = without[0].split('\'').nth(1).expect("quoted");
-    let object: serde_json::Value = serde_json::from_str(made).expect("JSON");
-    assert_eq!((&object["kind"], &object["metadata"]["name"]), (&"RecoveryPolicy".into(), &"default".into()));
-    assert_eq!(object["spec"]["storageClasses"]["gold"], "Network");
-    assert!(without[0].contains("| kubectl create -f -"), "{without:?}");
-    assert!(without[1].contains("kubectl patch recoverypolicy default"), "it is there by then: {without:?}");
-    let with = commands(Some(policy(Some(Ok(())))));
-    assert!(with.iter().all(|text| text.contains("kubectl patch recoverypolicy default")), "{with:?}");
+fn what_is_pasted_unchanged_declares_nothing() {
+    let (_, finding) =
+        one_finding(|facts| change_cluster(facts, |cluster| cluster.unplaced = vec![unplaced("gold")]));
+    let command = finding.what_to_do.expect("there is one");
+    let mut object = declared_by(&command);
+    let read =
+        |object: &serde_json::Value| serde_json::from_value::<somersault_crd::RecoveryPolicy>(object.clone());
+    assert!(read(&object).is_err(), "{object}");
+    object["spec"]["storageClasses"]["gold"] = "Local".into();
+    assert!(read(&object).is_ok(), "{object}");
+}
+
+#[test]
+fn a_class_that_was_answered_is_not_asked_for_again() {
+    let mut facts = healthy();
+    change_cluster(&mut facts, |cluster| {
+        cluster.unplaced = vec![Unplaced { declared: true, ..unplaced("gold") }];
+    });
+    assert_eq!(worst(&sections(&facts)), Grade::Ok, "{:#?}", sections(&facts));
 }
 
 #[test]
