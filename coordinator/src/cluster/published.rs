@@ -116,7 +116,11 @@ impl Change {
     pub(super) fn conditions(&self, before: &Value) -> Value {
         let old = before.as_array().map(Vec::as_slice).unwrap_or_default();
         let new = self.verdicts.iter().map(|verdict| {
-            let status = if verdict.holds { "True" } else { "False" };
+            let status = match verdict.holds {
+                Some(true) => "True",
+                Some(false) => "False",
+                None => "Unknown",
+            };
             let same = old.iter().find(|c| c["type"] == verdict.kind && c["status"] == status);
             let since = same.map_or_else(|| json!(now_seconds()), |c| c["lastTransitionTime"].clone());
             json!({

@@ -1,6 +1,6 @@
 //! What people see of the coordinator's view: the display part of our objects' status.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -8,7 +8,9 @@ use somersault_coordinator_core::BootTime;
 use somersault_coordinator_core::decision::{DiskFinding, Locality};
 use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState};
 use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
-use somersault_coordinator_core::fleet::{DiskImage, Fleet, Grade, NodeReport, Volume, VolumeMode};
+use somersault_coordinator_core::fleet::{
+    DiskHealth, DiskImage, Fleet, Grade, NodeReport, Volume, VolumeMode,
+};
 use somersault_coordinator_core::names::{NodeName, VolumeName};
 use somersault_coordinator_core::view::{
     MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView,
@@ -38,8 +40,8 @@ impl WallClock {
 pub struct Verdict {
     /// Type.
     pub kind: &'static str,
-    /// `True` or `False`.
-    pub holds: bool,
+    /// `True` or `False`; `None` for `Unknown`: nobody can tell.
+    pub holds: Option<bool>,
     /// `CamelCase`.
     pub reason: String,
     /// For people.
@@ -47,8 +49,13 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn new(kind: &'static str, holds: bool, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { kind, holds, reason: reason.into(), message: message.into() }
+    fn new(
+        kind: &'static str,
+        holds: impl Into<Option<bool>>,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { kind, holds: holds.into(), reason: reason.into(), message: message.into() }
     }
 }
 
@@ -183,17 +190,30 @@ impl<'a> Places<'a> {
 fn node_verdicts(view: &NodeView, clock: WallClock) -> Vec<Verdict> {
     let reachable = matches!(view.state, NodeState::Healthy | NodeState::Quarantine);
     let mut verdicts = vec![Verdict::new("Reachable", reachable, format!("{:?}", view.state), &view.message)];
-    let disks = view.report.iter().flat_map(|report| &report.disks);
-    if let Some((disk, health)) = disks.max_by_key(|(_, health)| health.grade) {
-        let sound = health.grade <= Grade::Warning;
-        let message = format!("{disk} is the worst: {:?} {}", health.grade, health.reasons.join(", "));
-        verdicts.push(Verdict::new("DisksHealthy", sound, format!("{:?}", health.grade), message.trim_end()));
-    }
+    verdicts.extend(view.report.as_ref().and_then(|report| disks_healthy(&report.disks)));
     let proofs: Vec<String> = view.proofs_possible.iter().map(|proof| format!("{proof:?}")).collect();
     let reason = if proofs.is_empty() { "NoProofPossible" } else { "ProofPossible" };
     verdicts.push(Verdict::new("ProofPossible", !proofs.is_empty(), reason, proofs.join(", ")));
     verdicts.extend(view.fence_agent.as_ref().and_then(|agent| fencing_answers(agent, clock)));
     verdicts
+}
+
+/// By the worst disk. One that tells nothing is neither sound nor failing: it is counted, and alone it is Unknown.
+fn disks_healthy(disks: &BTreeMap<String, DiskHealth>) -> Option<Verdict> {
+    let (disk, health) = disks.iter().max_by_key(|(_, health)| health.grade)?;
+    let unknown = disks.values().filter(|health| health.grade == Grade::Unknown).count();
+    let reason = format!("{:?}", health.grade);
+    if health.grade == Grade::Unknown {
+        let message = format!("{unknown} disks, and none tells anything (no SMART, no errors counted)");
+        return Some(Verdict::new("DisksHealthy", None, reason, message));
+    }
+    let silent = match unknown {
+        0 => String::new(),
+        unknown => format!("; {unknown} of {} disks tell nothing", disks.len()),
+    };
+    let reasons = health.reasons.join(", ");
+    let message = format!("{}{silent}", format!("{disk} is the worst: {reason} {reasons}").trim_end());
+    Some(Verdict::new("DisksHealthy", health.grade <= Grade::Warning, reason, message))
 }
 
 /// Nothing is said before the agent was asked for the first time.
@@ -309,4 +329,36 @@ pub fn evacuation(record: &EvacuationRecord) -> Vec<Verdict> {
         Verdict::new("Planned", true, "Planned", planned),
         Verdict::new("Complete", record.complete, reason, &record.message),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disks(grades: &[Grade]) -> Option<Verdict> {
+        let health =
+            |grade| DiskHealth { grade, reasons: Vec::new(), model: String::new(), serial: String::new() };
+        let named = grades.iter().enumerate().map(|(n, grade)| (format!("sd{n}"), health(*grade)));
+        disks_healthy(&named.collect())
+    }
+
+    #[test]
+    fn a_disk_that_tells_nothing_is_neither_healthy_nor_failing() {
+        use Grade::{Failing, Ok, Unknown, Warning};
+        let cases: [(&[Grade], Option<bool>, &str); 6] = [
+            (&[Unknown, Unknown], None, "Unknown"),
+            (&[Ok, Ok], Some(true), "Ok"),
+            (&[Ok, Unknown], Some(true), "Ok"),
+            (&[Ok, Warning], Some(true), "Warning"),
+            (&[Failing, Ok], Some(false), "Failing"),
+            (&[Unknown, Failing], Some(false), "Failing"),
+        ];
+        for (grades, holds, reason) in cases {
+            let verdict = disks(grades).expect("there are disks");
+            assert_eq!((verdict.holds, verdict.reason.as_str()), (holds, reason), "{grades:?}");
+            let counted = verdict.message.contains("tell");
+            assert_eq!(counted, grades.contains(&Unknown), "{}", verdict.message);
+        }
+        assert_eq!(disks(&[]), None);
+    }
 }

@@ -186,7 +186,7 @@ impl NodeRow {
         }
     }
 
-    /// The disks that are not well, else how many are.
+    /// The disks that are not well, else how many are, and of how many nothing is known.
     pub fn disks_words(&self) -> (String, Mood) {
         let bad: Vec<String> = self
             .disks
@@ -206,7 +206,11 @@ impl NodeRow {
             (_, false) => bad.join("; "),
             (_, true) => {
                 let well = self.disks.iter().filter(|disk| disk.grade == DiskGrade::Ok).count();
-                format!("{well} of {} Ok", self.disks.len())
+                match (well, self.disks.len() - well) {
+                    (0, unknown) => format!("{unknown} unknown"),
+                    (well, 0) => format!("{well} Ok"),
+                    (well, unknown) => format!("{well} Ok, {unknown} unknown"),
+                }
             }
         };
         (words, mood)
