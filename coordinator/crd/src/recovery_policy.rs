@@ -59,6 +59,8 @@ const CLASSES_MAX: usize = 1_000;
 pub struct RecoveryPolicySpec {
     /// How soon a silent node is declared unreachable; `Safe` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    // The API server fills it in, so that whoever reads the object sees what is in force.
+    #[schemars(extend("default" = Profile::Safe))]
     pub profile: Option<Profile>,
     /// Changes to the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]

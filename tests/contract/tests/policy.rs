@@ -37,6 +37,19 @@ fn what_the_cluster_says_builds_a_policy() -> Result<()> {
     Ok(())
 }
 
+/// `kubectl get` shows the profile from the spec: where nobody set one, the API server fills in what the coordinator takes.
+#[test]
+fn the_profile_that_is_filled_in_is_the_coordinator_s_own() -> Result<()> {
+    let files = generate::files()?;
+    let file = files.iter().find(|file| file.name == "recoverypolicies.yaml").context("no definition")?;
+    let definition: Value = serde_saphyr::from_str(&file.content)?;
+    let spec = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let filled_in: PolicySpec =
+        serde_json::from_value(json!({"profile": spec["properties"]["profile"]["default"]}))?;
+    assert_eq!(Policy::try_from(filled_in)?, Policy::default());
+    Ok(())
+}
+
 /// The API server refuses a number exactly where the coordinator does. (The relations between numbers are compared
 /// on a real API server, in `tests/cluster`.)
 #[test]
