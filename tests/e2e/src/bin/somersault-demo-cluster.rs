@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use somersault_test_cluster::{Missing, check_requirements};
-use somersault_test_e2e::bed::Bed;
+use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::programs::Images;
 use somersault_test_e2e::side_by_side;
 use somersault_test_e2e::stage::{DB, ODD, Stage, WEB};
@@ -53,22 +53,28 @@ fn leave_to_you() -> Result<()> {
     let _stage = Stage::set(&bed, &node, &[WEB, DB, ODD])?;
     print!("{}", bed.plugin(&["status"])?);
     let program = bed.cluster().layout().program().display().to_string();
-    println!(
+    print!("{}", what_to_type(&bed.cluster().kubeconfig().display().to_string(), &program, &node));
+    runtime.block_on(async { tokio::signal::ctrl_c().await })?;
+    println!("== the cluster is taken down, and nothing is left behind");
+    Ok(())
+}
+
+/// What whoever tries the cluster on `node` may type, in the order in which it tells something.
+fn what_to_type(kubeconfig: &str, program: &str, node: &str) -> String {
+    let (db, namespace) = (DB.name, VMS);
+    format!(
         "\nIn another terminal:\n\n\
-         export KUBECONFIG={}\n\
+         export KUBECONFIG={kubeconfig}\n\
          export PATH=$PWD/target/debug:$PATH          # kubectl somersault\n\
          alias kubectl='{program} --name demo kubectl --'  # unless you have one\n\
          kubectl somersault report                    # what would become of each VM\n\
          {program} --name demo cut {node}             # its network plug; power-off pulls the power cord\n\
          kubectl somersault status --watch\n\
-         kubectl somersault recoveries\n\
+         kubectl somersault recoveries                # what became of each VM, and which need a person\n\
+         kubectl somersault runbook {db} -n {namespace}       # what that person has to do, step by step\n\
          {program} --name demo mend {node}; {program} --name demo power-on {node}\n\n\
-         Ctrl-C here takes everything down.",
-        bed.cluster().kubeconfig().display()
-    );
-    runtime.block_on(async { tokio::signal::ctrl_c().await })?;
-    println!("== the cluster is taken down, and nothing is left behind");
-    Ok(())
+         Ctrl-C here takes everything down.\n"
+    )
 }
 
 fn play() -> Result<()> {
@@ -95,7 +101,7 @@ fn play() -> Result<()> {
     }
     print!("{}", bed.plugin(&["recoveries"])?);
     step("what a person has to do for db: kubectl somersault runbook db");
-    print!("{}", bed.plugin(&["runbook", DB.name, "-n", somersault_test_e2e::bed::VMS])?);
+    print!("{}", bed.plugin(&["runbook", DB.name, "-n", VMS])?);
 
     step(&format!("{node} gets its plug and its power back"));
     bed.cluster().mend(&node)?;
@@ -120,4 +126,23 @@ fn play() -> Result<()> {
     ensure!(stage.instances(&WEB)? == 2, "web should have run twice in a row, and never at once");
     step("done; the cluster is taken down, and nothing is left behind");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_readme_promises_is_there_to_type() {
+        let text = what_to_type("/etc/kubeconfig", "somersault-cluster", "n2");
+        let lines: Vec<&str> = text.lines().collect();
+        let at = |command: &str| lines.iter().position(|line| line.starts_with(command));
+        let commands = [
+            "somersault-cluster --name demo cut n2",
+            "kubectl somersault status --watch",
+            "kubectl somersault runbook db -n ",
+        ];
+        let places: Vec<_> = commands.iter().map(|command| at(command)).collect();
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{text}");
+    }
 }
