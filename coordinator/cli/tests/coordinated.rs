@@ -143,6 +143,27 @@ fn migrate_refuses_what_cannot_be() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn while_a_node_is_dead_nobody_is_advised_to_copy_from_it() -> Result<()> {
+    let advice = |cluster: &Cluster| -> Result<String> {
+        let texts = [
+            cluster.run(&["explain", "db"])?.out,
+            cluster.run(&["explain", "n1"])?.out,
+            cluster.run(&["report"])?.line("default/db").to_owned(),
+        ];
+        Ok(texts.concat())
+    };
+    let cluster = Cluster::coordinated()?;
+    let told = advice(&cluster)?;
+    assert!(!told.contains("migrate"), "{told}");
+    assert!(told.contains("now: bring node n1 back"), "{told}");
+    assert!(told.contains("Node n1 is called dead (AwaitingProof); 2 VMs are concerned"), "{told}");
+    cluster.set_state("n1", "Healthy")?;
+    let told = advice(&cluster)?;
+    assert!(told.contains("to fare better: move its local disks"), "{told}");
+    Ok(())
+}
+
 /// The name of an ended migration is taken; a second one gets another.
 #[test]
 fn names_do_not_collide() -> Result<()> {

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use somersault_coordinator_core::decision::{Decider, Decision, DecisionKind, Question};
 use somersault_coordinator_core::names::{Key, NodeName};
-use somersault_crd::node_health::NodeState;
+use somersault_crd::node_health::{NodeHealthStatus, NodeState};
 
+use super::incident;
 use super::verdict::{Verdict, decision_meaning, decision_name};
 use crate::args::{ExplainArgs, Global, Target};
 use crate::exit::{Exit, Failure};
@@ -74,7 +75,7 @@ fn find(world: &World, target: &Target, namespace: Option<&str>) -> Result<Subje
 /// What would become of a VM if the node died that it runs on, or that its first local disk is on.
 pub fn of_vm(world: &World, key: &Key) -> Verdict {
     let (decision, node) = decide_for_vm(world, key);
-    Verdict::of(&decision, node.as_ref())
+    Verdict::of(world, &decision, node.as_ref())
 }
 
 /// The decision behind [`of_vm`], and the node that is supposed to die.
@@ -103,7 +104,7 @@ fn of_node(world: &World, node: &NodeName, namespace: Option<&str>) -> Vec<Verdi
             let concerned = vm.node() == Some(node)
                 || vm.pods.iter().any(|pod| pod.node.as_ref() == Some(node))
                 || decision.local_nodes().any(|home| home == node);
-            concerned.then(|| Verdict::of(&decision, Some(node)))
+            concerned.then(|| Verdict::of(world, &decision, Some(node)))
         })
         .collect()
 }
@@ -125,13 +126,23 @@ fn node_text(world: &World, node: &NodeName, verdicts: &[Verdict]) -> String {
     let mut text = String::new();
     let proofs = world.proofs().remove(node).unwrap_or_default();
     let proofs: Vec<_> = proofs.iter().map(|kind| format!("{kind:?}")).collect();
-    let _ = writeln!(
-        text,
-        "If node {} died now, {} VMs would be concerned. It could be proven dead by: {}.",
-        clean(node.as_str()),
-        verdicts.len(),
-        if proofs.is_empty() { "nothing".to_owned() } else { proofs.join(", ") },
-    );
+    let proofs = if proofs.is_empty() { "nothing".to_owned() } else { proofs.join(", ") };
+    let (name, concerned) = (clean(node.as_str()), verdicts.len());
+    let status = world.healths.get(node).and_then(|health| health.status.as_ref());
+    let _ = match status.filter(|_| incident::is_dead(world, node)) {
+        Some(NodeHealthStatus { proof: Some(proof), .. }) => {
+            writeln!(text, "Node {name} is dead, proven by {proof:?}; {concerned} VMs are concerned.")
+        }
+        Some(status) => writeln!(
+            text,
+            "Node {name} is called dead ({:?}); {concerned} VMs are concerned. It can be proven dead by: {proofs}.",
+            status.state
+        ),
+        None => writeln!(
+            text,
+            "If node {name} died now, {concerned} VMs would be concerned. It could be proven dead by: {proofs}."
+        ),
+    };
     for verdict in verdicts {
         text.push('\n');
         text.push_str(&paragraph(verdict));
@@ -142,6 +153,7 @@ fn node_text(world: &World, node: &NodeName, verdicts: &[Verdict]) -> String {
 fn paragraph(verdict: &Verdict) -> String {
     let mut text = String::new();
     let supposed = match &verdict.node {
+        Some(node) if verdict.node_is_dead => format!("whose node {} is dead", clean(node)),
         Some(node) => format!("if node {} died", clean(node)),
         None => "it is on no node now".to_owned(),
     };
@@ -172,7 +184,8 @@ fn paragraph(verdict: &Verdict) -> String {
         );
     }
     if !verdict.remedy.is_empty() {
-        let _ = writeln!(text, "  to fare better: {}", clean(&verdict.remedy));
+        let when = if verdict.node_is_dead { "now" } else { "to fare better" };
+        let _ = writeln!(text, "  {when}: {}", clean(&verdict.remedy));
     }
     if verdict.decision == DecisionKind::ManualRecovery {
         let _ = writeln!(

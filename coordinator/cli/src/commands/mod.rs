@@ -6,6 +6,7 @@ mod check;
 pub mod evacuate;
 mod explain;
 mod hold;
+mod incident;
 pub mod migrate;
 mod recoveries;
 mod report;

@@ -56,7 +56,7 @@ pub fn run(global: &Global, args: &SourceArgs) -> Result<Exit, Failure> {
         report(&world.fleet, &world.policy.class_overrides, &world.proofs(), &world.expected_times())
             .into_iter()
             .filter(|row| global.namespace.as_ref().is_none_or(|want| row.vm.namespace == *want))
-            .map(Row::of)
+            .map(|row| Row::of(&world, &row))
             .collect();
     let report = Report { vms, problems: world.problems.iter().map(output::describe).collect() };
     output::print(global.output, &report, || text(&report.vms))?;
@@ -64,7 +64,7 @@ pub fn run(global: &Global, args: &SourceArgs) -> Result<Exit, Failure> {
 }
 
 impl Row {
-    fn of(row: ReportRow) -> Self {
+    fn of(world: &World, row: &ReportRow) -> Self {
         let survives = match row.decision.kind {
             DecisionKind::NothingToDo => Survives::NotConcerned,
             DecisionKind::ManualRecovery => Survives::ByHand,
@@ -79,7 +79,7 @@ impl Row {
             }
         };
         Self {
-            verdict: Verdict { remedy: row.remedy, ..Verdict::of(&row.decision, row.node.as_ref()) },
+            verdict: Verdict::of_report(world, row),
             survives,
             expected_ms: row.expected_ms,
             proofs_possible: row.proofs.iter().map(|kind| format!("{kind:?}")).collect(),

@@ -1,10 +1,12 @@
 //! A decision of the core as a row: the same fields in every command that shows one.
 
 use serde::Serialize;
-use somersault_coordinator_core::decision::{Decision, DecisionKind, DiskFinding, Locality};
+use somersault_coordinator_core::decision::{Decision, DecisionKind, DiskFinding, Locality, ReportRow};
 use somersault_coordinator_core::names::NodeName;
 
+use super::incident;
 use crate::output::{Mood, cell, render, table};
+use crate::world::World;
 
 /// What becomes of a VM.
 #[derive(Clone, Debug, Serialize)]
@@ -16,6 +18,8 @@ pub struct Verdict {
     pub name: String,
     /// The node that is supposed to die.
     pub node: Option<String>,
+    /// It is dead now, and no more supposed to be.
+    pub node_is_dead: bool,
     /// `Recreate`, `Rebuild`, `ManualRecovery` or `NothingToDo`.
     pub decision: DecisionKind,
     /// Why, the most telling first.
@@ -52,20 +56,30 @@ pub struct DiskRow {
 }
 
 impl Verdict {
-    /// The decision, if this node died.
-    pub fn of(decision: &Decision, node: Option<&NodeName>) -> Self {
+    /// The decision, if this node died; where it is dead already, with what can be done now.
+    pub fn of(world: &World, decision: &Decision, node: Option<&NodeName>) -> Self {
         let broken = decision.reasons.iter().filter(|reason| reason.is_broken_storage());
         Self {
             namespace: decision.vm.namespace.clone(),
             name: decision.vm.name.clone(),
             node: node.map(ToString::to_string),
+            node_is_dead: node.is_some_and(|node| incident::is_dead(world, node)),
             decision: decision.kind,
             reasons: decision.reasons.iter().map(|reason| reason.as_str()).collect(),
             broken_storage: broken.map(|reason| reason.as_str()).collect(),
             details: decision.details.clone(),
             proof_needed_for: decision.nodes.iter().map(ToString::to_string).collect(),
             disks: decision.disks.iter().map(DiskRow::of).collect(),
-            remedy: decision.remedy.clone(),
+            remedy: incident::remedy(world, decision, node).unwrap_or_else(|| decision.remedy.clone()),
+        }
+    }
+
+    /// The row of a report: what it advises is for a node that lives.
+    pub fn of_report(world: &World, row: &ReportRow) -> Self {
+        let verdict = Self::of(world, &row.decision, row.node.as_ref());
+        match incident::remedy(world, &row.decision, row.node.as_ref()) {
+            Some(_) => verdict,
+            None => Self { remedy: row.remedy.clone(), ..verdict },
         }
     }
 

@@ -11,6 +11,7 @@ use std::{env, fs};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Store;
+use somersault_coordinator::cluster::manifest::ObjectId;
 use tempfile::TempDir;
 
 /// What the program did.
@@ -89,6 +90,22 @@ impl Cluster {
     /// A small cluster with a coordinator's words about it.
     pub fn coordinated() -> Result<Self> {
         Self::with(&["fleet.yaml", "coordinated/somersault.yaml"])
+    }
+
+    /// The same, after the incident of n1.
+    pub fn calm() -> Result<Self> {
+        let cluster = Self::coordinated()?;
+        cluster.set_state("n1", "Healthy")?;
+        Ok(cluster)
+    }
+
+    /// As the coordinator would write it.
+    pub fn set_state(&self, node: &str, state: &str) -> Result<()> {
+        self.store()?.patch(&ObjectId::cluster("NodeHealth", node), |object| {
+            object["status"]["state"] = state.into();
+            Ok(())
+        })?;
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {

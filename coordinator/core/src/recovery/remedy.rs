@@ -8,6 +8,13 @@ use crate::decision::{Decision, DecisionKind, Reason};
 use crate::names::NodeName;
 use crate::runbook::shell_word;
 
+impl Decision {
+    /// What a person can do while its node is dead; `proven`: every node that it needs a proof of is.
+    pub fn remedy_while_dead(&self, proven: bool) -> String {
+        while_dead(self, proven)
+    }
+}
+
 /// What a person can do now.
 pub(crate) fn while_dead(decision: &Decision, proven: bool) -> String {
     match decision.kind {
@@ -29,6 +36,12 @@ pub(crate) fn while_dead(decision: &Decision, proven: bool) -> String {
                 words(&homes(decision)),
                 shell_word(&decision.vm.to_string())
             )
+        }
+        DecisionKind::NothingToDo
+            if decision.reasons.first() == Some(&Reason::Stopped)
+                && decision.local_nodes().next().is_some() =>
+        {
+            format!("none while it is stopped; to start it, bring {} back first", words(&homes(decision)))
         }
         DecisionKind::Recreate | DecisionKind::ManualRecovery | DecisionKind::NothingToDo => {
             decision.remedy.clone()
@@ -70,7 +83,9 @@ fn words(nodes: &[NodeName]) -> String {
 #[cfg(test)]
 mod tests {
     use crate::coordinator::testkit::{Bench, fast};
-    use crate::decision::testkit::key;
+    use crate::decision::decide;
+    use crate::decision::testkit::{World, host_path, key, on_host};
+    use crate::fleet::RunStrategy;
     use crate::io::Effect;
 
     fn remedy(bench: &Bench, vm: &str) -> String {
@@ -117,5 +132,16 @@ mod tests {
             "{}",
             remedy(&bench, "local")
         );
+    }
+
+    #[test]
+    fn a_stopped_vm_has_nothing_to_copy_from_a_dead_node_either() {
+        let mut world = World::new();
+        world.add_disk("web", "x", host_path(), on_host(&["n1"]));
+        world.vm("web").run = RunStrategy::Halted;
+        let decision = decide(&world.fleet, &world.overrides, &key("web"), &world.question);
+        assert!(decision.remedy.contains("migrate"), "before and after: {}", decision.remedy);
+        let told = decision.remedy_while_dead(false);
+        assert_eq!(told, "none while it is stopped; to start it, bring node n1 back first");
     }
 }

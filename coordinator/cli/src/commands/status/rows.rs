@@ -249,7 +249,7 @@ fn vm_rows(world: &World) -> Vec<VmRow> {
                 row.words()
             });
             Some(VmRow {
-                verdict: Verdict { remedy: row.remedy, ..Verdict::of(&row.decision, row.node.as_ref()) },
+                verdict: Verdict::of_report(world, &row),
                 runs_on: runs_on.map(|node| node.to_string()),
                 running,
                 recovery,

@@ -118,13 +118,19 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
 fn under_way(world: &World) -> Vec<String> {
     let incidents = world.healths.iter().filter_map(|(node, health)| {
         let fence = health.status.as_ref()?.fence.as_ref()?;
-        (fence.stage != FenceStage::Closed).then(|| {
-            format!(
-                "the incident of node {node} ({:?}): its VMs are being recovered, and its taint keeps it from starting \
-                 old ones; kubectl somersault recoveries",
-                fence.stage
-            )
-        })
+        let goes_on = match fence.stage {
+            FenceStage::Declared | FenceStage::PowerOrdered => "its VMs wait for a proof that it is dead",
+            FenceStage::Fenced => "its VMs are being recovered",
+            FenceStage::Quarantine => "it is back, and is watched before it is trusted",
+            FenceStage::Closed => return None,
+        };
+        // Not every incident needs our taint, and it is left to Kubernetes where it would do harm.
+        let tainted = world.fleet.nodes.get(node).is_some_and(|node| node.has_taint(FENCING_TAINT));
+        let taint = if tainted { ", and our taint keeps VMs from it, which would go too" } else { "" };
+        Some(format!(
+            "the incident of node {node} ({:?}): {goes_on}{taint}; kubectl somersault recoveries",
+            fence.stage
+        ))
     });
     let migrations = world.migrations.iter().filter_map(|(key, migration)| {
         let phase = migration.status.as_ref().map(|status| status.phase).unwrap_or_default();
@@ -394,5 +400,11 @@ mod tests {
         assert!(blocked("Declared")[0].contains("incident of node n1 (Declared)"));
         assert!(blocked("Quarantine")[0].contains("node n1"));
         assert!(blocked("Closed").is_empty());
+        let told = |taints: Value| {
+            plan(&world(&[health("Fenced"), node("n1", &taints)]), true, Vec::new(), None).under_way
+        };
+        assert!(!told(json!([]))[0].contains("taint"), "there is none: {:?}", told(json!([])));
+        let tainted = told(json!([{ "key": FENCING_TAINT, "effect": "NoSchedule" }]));
+        assert!(tainted[0].contains("our taint"), "{tainted:?}");
     }
 }

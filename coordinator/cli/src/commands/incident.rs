@@ -1,0 +1,31 @@
+//! What a node's state changes of an answer: nothing can be copied off a node that is dead.
+
+use somersault_coordinator_core::decision::Decision;
+use somersault_coordinator_core::names::NodeName;
+use somersault_crd::node_health::{NodeHealthStatus, NodeState};
+
+use crate::world::World;
+
+/// Whether the coordinator calls the node dead now, proven or not.
+pub fn is_dead(world: &World, node: &NodeName) -> bool {
+    status(world, node).is_some_and(|status| {
+        matches!(
+            status.state,
+            NodeState::AwaitingProof
+                | NodeState::Fenced
+                | NodeState::Recovering
+                | NodeState::FenceContradicted
+        )
+    })
+}
+
+/// What a person can do now, where the VM's node, or one that holds its disks, is dead.
+pub fn remedy(world: &World, decision: &Decision, node: Option<&NodeName>) -> Option<String> {
+    let dead = decision.local_nodes().chain(node).any(|node| is_dead(world, node));
+    let proven = |node: &NodeName| status(world, node).is_some_and(|status| status.proof.is_some());
+    dead.then(|| decision.remedy_while_dead(decision.nodes.iter().all(proven)))
+}
+
+fn status<'a>(world: &'a World, node: &NodeName) -> Option<&'a NodeHealthStatus> {
+    world.healths.get(node)?.status.as_ref()
+}
