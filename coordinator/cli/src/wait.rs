@@ -54,6 +54,31 @@ pub fn migration(global: &Global, source: &Source, key: &Key, timeout: Duration)
     }
 }
 
+/// How long a coordinator is waited for that looks at what was just asked: it does so within a second, and a refusal is
+/// known at once then.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Between two looks at it: one small object, for a few seconds.
+const ANSWER_LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Waits for the first word about a migration that was just asked for: has it begun, or was it refused? Says why where
+/// nobody has said anything yet; it goes on then.
+pub fn first_answer(source: &Source, key: &Key) -> Result<VolumeMigrationStatus, Failure> {
+    let patience = Patience::new(source, ANSWER_WAIT_MAX);
+    loop {
+        let object: VolumeMigration = read(source, &migrate::id(key))?;
+        let status = object.status.unwrap_or_default();
+        if status.phase != Phase::Pending {
+            return Ok(status);
+        }
+        let late = patience.begun.elapsed() >= ANSWER_WAIT_MAX;
+        if late || source.led()? == Some(false) {
+            output::note(&format!("VolumeMigration {key} waits. {}", patience.why_nobody()));
+            return Ok(status);
+        }
+        thread::sleep(ANSWER_LOOK_EVERY);
+    }
+}
+
 /// Waits until an evacuation has ended, or waits for a word; a dry run until its plan is there.
 pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duration) -> Result<Exit, Failure> {
     let mut bars = Bars::new();
@@ -91,7 +116,8 @@ fn read<T: DeserializeOwned>(source: &Source, id: &ObjectId) -> Result<T, Failur
     serde_json::from_value(value).map_err(|error| Failure::Failed(format!("{id} cannot be read: {error}")))
 }
 
-fn migration_text(key: &Key, status: &VolumeMigrationStatus, copied_ahead: bool) -> String {
+/// How a migration stands, for people.
+pub fn migration_text(key: &Key, status: &VolumeMigrationStatus, copied_ahead: bool) -> String {
     let mut text = if copied_ahead {
         format!(
             "VolumeMigration {key} has copied ahead and keeps the copy fresh. Let it stop the VM and finish: kubectl \

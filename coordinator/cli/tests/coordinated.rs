@@ -97,7 +97,7 @@ fn recoveries_and_their_runbooks() -> Result<()> {
 
 #[test]
 fn migrate_asks_by_an_object() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let ran = cluster.run(&["migrate", "db", "--to-node", "n3", "--pre-copy-only", "-o", "json"])?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(ran.json()?, json!({"kind": "VolumeMigration", "namespace": "default", "name": "db-to-n3"}));
@@ -113,7 +113,7 @@ fn migrate_asks_by_an_object() -> Result<()> {
 
 #[test]
 fn a_claim_that_no_vm_uses_may_move_alone() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let ran = cluster.run(&["migrate", "--claim", "default/spare", "--to-class", "nfs"])?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(stored(&cluster, &migration("spare-to-nfs"))?["spec"]["claim"], "spare");
@@ -132,14 +132,40 @@ fn migrate_refuses_what_cannot_be() -> Result<()> {
         (vec!["migrate", "db", "--to-class", "gold"], 3, "no StorageClass gold"),
         (vec!["migrate", "--claim", "nothing", "--to-node", "n3"], 3, "no PersistentVolumeClaim nothing"),
         (vec!["migrate", "batch", "--to-node", "n3"], 4, "batch-to-n3 already moves it"),
+        (vec!["migrate", "db", "--to-node", "n1"], 4, "NothingToMove"),
+        (vec!["migrate", "web", "--to-node", "n3"], 4, "NothingToMove"),
+        (vec!["migrate", "db", "--to-node", "n3"], 4, "node n1 holds volume pv-db-data and is dead"),
+        (vec!["evacuate", "n1"], 4, "node n1 is dead"),
         (vec!["migrate", "db", "--to-node", "n3", "-n", "shop"], 3, "no VirtualMachine db in namespace shop"),
     ] {
-        let before = cluster.store()?.list("VolumeMigration")?;
+        let asked = || -> Result<_> {
+            let store = cluster.store()?;
+            Ok((store.list("VolumeMigration")?, store.list("Evacuation")?))
+        };
+        let before = asked()?;
         let ran = cluster.run(&args)?;
         assert_eq!(ran.code, Some(code), "{args:?}: {ran:?}");
         assert!(ran.err.contains(words), "{args:?}: {}", ran.err);
-        assert_eq!(cluster.store()?.list("VolumeMigration")?, before, "{args:?} wrote something");
+        assert_eq!(asked()?, before, "{args:?} wrote something");
     }
+    Ok(())
+}
+
+/// A volume of which nobody can tell the node cannot be copied; asking for it leaves nothing behind.
+#[test]
+fn migrate_refuses_a_vm_whose_place_is_unknown() -> Result<()> {
+    let cluster = Cluster::calm()?;
+    cluster.store()?.patch(&ObjectId::cluster("PersistentVolume", "pv-db-data"), |object| {
+        object["spec"]["nodeAffinity"] = Value::Null;
+        Ok(())
+    })?;
+    let ran = cluster.run(&["migrate", "db", "--to-node", "n3"])?;
+    assert_eq!(ran.code, Some(4), "{ran:?}");
+    assert!(
+        ran.err.contains("DiskLocalityUnknown: ") && ran.err.contains("kubectl somersault explain"),
+        "{ran:?}"
+    );
+    assert!(cluster.store()?.get(&migration("db-to-n3"))?.is_none());
     Ok(())
 }
 
@@ -167,9 +193,9 @@ fn while_a_node_is_dead_nobody_is_advised_to_copy_from_it() -> Result<()> {
 /// The name of an ended migration is taken; a second one gets another.
 #[test]
 fn names_do_not_collide() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
-    for name in ["web-to-n3", "web-to-n3-2"] {
-        let ran = cluster.run(&["migrate", "web", "--to-node", "n3"])?;
+    let cluster = Cluster::calm()?;
+    for name in ["db-to-n3", "db-to-n3-2"] {
+        let ran = cluster.run(&["migrate", "db", "--to-node", "n3"])?;
         assert_eq!(ran.code, Some(0), "{ran:?}");
         cluster.store()?.patch(&migration(name), |object| {
             object["status"] = json!({"phase": "Failed", "epoch": 1});
@@ -213,7 +239,7 @@ fn proceed_gives_the_word_that_an_evacuation_waits_for() -> Result<()> {
 
 #[test]
 fn evacuate_asks_by_an_object() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let ran = cluster.run(&["evacuate", "n1", "--disk", "sda", "--to-class", "nfs", "--now"])?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let object = stored(&cluster, &ObjectId::cluster("Evacuation", "n1-sda"))?;

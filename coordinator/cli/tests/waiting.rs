@@ -45,7 +45,7 @@ fn migration(name: &str) -> ObjectId {
 
 #[test]
 fn waits_until_a_migration_has_succeeded() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let child = start(&cluster, &["migrate", "db", "--to-node", "n3", "--wait", "--timeout", "20s"])?;
     let progress = json!({"doneBytes": 1_073_741_824, "totalBytes": 1_073_741_824, "rateBytesPerSecond": 0});
     answer(
@@ -64,7 +64,7 @@ fn waits_until_a_migration_has_succeeded() -> Result<()> {
 
 #[test]
 fn a_migration_that_was_put_back_is_a_failure() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let child = start(&cluster, &["migrate", "db", "--to-node", "n3", "--wait", "--timeout", "20s"])?;
     let checks = json!([{"name": "room", "passed": false, "message": "n3 has no room"}]);
     let status = json!({
@@ -80,7 +80,7 @@ fn a_migration_that_was_put_back_is_a_failure() -> Result<()> {
 
 #[test]
 fn copied_ahead_is_an_end_of_its_own() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let args = ["migrate", "db", "--to-node", "n3", "--pre-copy-only", "--wait", "--timeout", "20s"];
     let child = start(&cluster, &args)?;
     let progress = json!({"doneBytes": 10, "totalBytes": 10, "rateBytesPerSecond": 0});
@@ -92,9 +92,41 @@ fn copied_ahead_is_an_end_of_its_own() -> Result<()> {
     Ok(())
 }
 
+/// Without `--wait` too: whoever is refused hears it from the command that asked.
+#[test]
+fn a_refusal_is_told_by_the_command_that_asked() -> Result<()> {
+    let cluster = Cluster::calm()?;
+    // A leader holds this lock for as long as it lives.
+    let leader = std::fs::File::create(cluster.path().join(".leader"))?;
+    leader.lock()?;
+    let child = start(&cluster, &["migrate", "db", "--to-node", "n3"])?;
+    let status = json!({
+        "phase": "Failed", "epoch": 4, "reason": "DestinationTooSmall", "message": "make room",
+    });
+    answer(&cluster, &migration("db-to-n3"), &status)?;
+    let ran = ran(&child.wait_with_output()?)?;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.out.contains("DestinationTooSmall: make room"), "{}", ran.out);
+    Ok(())
+}
+
+#[test]
+fn who_asks_while_nobody_leads_is_told_so() -> Result<()> {
+    let cluster = Cluster::calm()?;
+    let ran = cluster.run(&["migrate", "db", "--to-node", "n3"])?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.err.contains("db-to-n3 waits. No coordinator leads at the moment"), "{}", ran.err);
+    assert!(
+        ran.err.contains("TargetNotUsable: node n3 is not healthy"),
+        "what it would wait for: {}",
+        ran.err
+    );
+    Ok(())
+}
+
 #[test]
 fn waiting_has_a_limit() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let ran = cluster.run(&["migrate", "db", "--to-node", "n3", "--wait", "--timeout", "300ms"])?;
     assert_eq!(ran.code, Some(6), "{ran:?}");
     assert!(ran.err.contains("was not taken up within 0.3 s, and still waits"), "{}", ran.err);
@@ -105,7 +137,7 @@ fn waiting_has_a_limit() -> Result<()> {
 
 #[test]
 fn a_dry_run_shows_the_plan() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let child = start(&cluster, &["evacuate", "n1", "--dry-run", "--timeout", "20s"])?;
     let plan = json!([{
         "migration": {"namespace": "default", "name": "n1-db"},
@@ -122,7 +154,7 @@ fn a_dry_run_shows_the_plan() -> Result<()> {
 
 #[test]
 fn who_waits_is_told_why_nobody_takes_it_up() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let ran = cluster.run(&["evacuate", "n1", "--dry-run", "--timeout", "4s"])?;
     assert_eq!(ran.code, Some(6), "{ran:?}");
     let told = ran.err.lines().next().unwrap_or_default();
@@ -146,7 +178,7 @@ fn who_waits_is_told_why_nobody_takes_it_up() -> Result<()> {
 
 #[test]
 fn an_evacuation_with_a_failed_migration_is_a_failure() -> Result<()> {
-    let cluster = Cluster::coordinated()?;
+    let cluster = Cluster::calm()?;
     let child = start(&cluster, &["evacuate", "n1", "--now", "--wait", "--timeout", "20s"])?;
     let plan = json!([{
         "migration": {"namespace": "default", "name": "n1-db"},

@@ -541,8 +541,10 @@ impl Coordinator {
     fn move_disks(&mut self, input: &Input, was_leading: Option<u64>, fx: &mut Vec<Effect>) {
         let Some(epoch) = self.facts.epoch.or(was_leading) else { return };
         let usable = self.usable();
+        let fallen = self.cases.iter().filter(|(_, case)| !case.has_returned());
+        let dead: BTreeSet<NodeName> = fallen.map(|(node, _)| node.clone()).collect();
         let (fleet, requests, policy) = (&self.facts.fleet, &self.facts.requests, &self.facts.policy);
-        let context = Context { fleet, requests, policy, epoch, usable: &usable };
+        let context = Context { fleet, requests, policy, epoch, usable: &usable, dead: &dead };
         let moves = self.migrations.step(self.now, input, &context);
         let plans = self.evacuations.step(self.now, input, &context, &self.migrations);
         // Once deposed they only forget: what they would do is no longer ours to do.

@@ -17,6 +17,8 @@ const NAME: &str = "test-cli";
 const DELETED_WITHIN: Duration = Duration::from_secs(30);
 const KUBEVIRT: &str = include_str!("../../kubevirt/manifests/crds.yaml");
 const OBJECTS: &str = include_str!("cli.yaml");
+/// No machine behind it: an object to name as a destination.
+const SECOND_NODE: &str = "{apiVersion: v1, kind: Node, metadata: {name: n2}}";
 
 #[test]
 fn the_command_line_serves_a_real_api_server() -> Result<()> {
@@ -155,12 +157,21 @@ impl Bed {
     fn asks_for_a_migration_once(&self) -> Result<()> {
         let ask = ["migrate", "db", "--to-class", "elsewhere"];
         self.run(&ask)?.says("there is no StorageClass elsewhere")?;
-        let ask = ["migrate", "db", "--to-node", "n1"];
+        let refused = self.run(&["migrate", "db", "--to-node", "n1"])?;
+        refused.ends_with(4)?;
+        refused.says("NothingToMove")?;
+        // Nobody can copy off a dead node; and one to copy to has to be there.
+        let ask = ["migrate", "db", "--to-node", "n2"];
+        self.cluster.apply(SECOND_NODE)?;
+        self.run(&ask)?.says("is dead, so nothing can be copied from it")?;
+        self.patch_status(&["nodehealth", "n1"], &json!({ "state": "Healthy" }))?;
         self.run(&ask)?.ends_with(0)?;
         self.run(&ask)?.ends_with(4)?;
-        let ended = self.run(&["cancel", "migration/db-to-n1"])?;
+        self.patch_status(&["nodehealth", "n1"], &json!({ "state": "AwaitingProof" }))?;
+        self.cluster.ask(&["delete", "node", "n2"])?;
+        let ended = self.run(&["cancel", "migration/db-to-n2"])?;
         ended.ends_with(0)?;
-        let object = self.cluster.get(&["volumemigration", "db-to-n1", "--show-managed-fields"])?;
+        let object = self.cluster.get(&["volumemigration", "db-to-n2", "--show-managed-fields"])?;
         ensure!(object["spec"]["cancelled"] == true, "{object:#}");
         ensure!(object["metadata"]["managedFields"][0]["manager"] == "kubectl-somersault", "{object:#}");
         self.run(&["cancel", "migration/none"])?.ends_with(3)
@@ -192,7 +203,7 @@ impl Bed {
         let ran = run(&["status"])?;
         ran.ends_with(1)?;
         ran.says("you may not list nodes, persistentvolumes")?;
-        run(&["cancel", "migration/db-to-n1"])?.says("cannot get resource \"volumemigrations\"")?;
+        run(&["cancel", "migration/db-to-n2"])?.says("cannot get resource \"volumemigrations\"")?;
         let ran = run(&["check"])?;
         ran.ends_with(1)?;
         ran.says("? the coordinator may do what it must")?;
@@ -235,7 +246,7 @@ impl Bed {
         let ran = self.run(&["uninstall", "--yes"])?;
         ran.ends_with(4)?;
         ran.says("the incident of node n1 (Declared)")?;
-        ran.says("VolumeMigration default/db-to-n1 (Pending)")?;
+        ran.says("VolumeMigration default/db-to-n2 (Pending)")?;
         let planned = self.json(&["uninstall", "--dry-run", "--delete-crds"])?;
         ensure!(
             planned["done"] == false && planned["steps"].to_string().contains("take our taint off node n1"),

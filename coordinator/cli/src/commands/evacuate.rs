@@ -9,6 +9,7 @@ use somersault_crd::common::Destination;
 use somersault_crd::evacuation::Disruption;
 use somersault_crd::{Evacuation, EvacuationSpec};
 
+use super::incident;
 use super::migrate::{check_destination, destination};
 use crate::args::{EvacuateArgs, Global};
 use crate::exit::{Exit, Failure};
@@ -71,6 +72,12 @@ fn check(world: &World, args: &EvacuateArgs, destination: &Destination) -> Resul
     let node = NodeName(args.node.clone());
     if !world.fleet.nodes.contains_key(&node) {
         return Err(Failure::NotFound(format!("there is no Node {node}")));
+    }
+    if incident::is_dead(world, &node) {
+        return Err(Failure::Refused(format!(
+            "node {node} is dead, so nothing can be copied from it: bring it back first; what becomes of its VMs: kubectl \
+             somersault recoveries"
+        )));
     }
     if destination.node.as_deref() == Some(node.as_str()) {
         return Err(Failure::Usage(format!("--to-node {node} is the node that is to be emptied")));

@@ -19,6 +19,11 @@ pub fn is_dead(world: &World, node: &NodeName) -> bool {
     })
 }
 
+/// Whether its agent beats, as the coordinator last told.
+pub fn is_healthy(world: &World, node: &NodeName) -> bool {
+    status(world, node).is_some_and(|status| status.state == NodeState::Healthy)
+}
+
 /// What a person can do now, where the VM's node, or one that holds its disks, is dead.
 pub fn remedy(world: &World, decision: &Decision, node: Option<&NodeName>) -> Option<String> {
     let dead = decision.local_nodes().chain(node).any(|node| is_dead(world, node));

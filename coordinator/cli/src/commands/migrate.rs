@@ -1,15 +1,20 @@
 //! `migrate`: asks for the disks of a VM, or for one claim, to be moved.
 
+use std::collections::BTreeSet;
+
 use kube::core::ObjectMeta;
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::fleet::{DiskSource, Fleet};
+use somersault_coordinator_core::io::Requests;
+use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::common::Destination;
 use somersault_crd::volume_migration::Phase;
 use somersault_crd::{VolumeMigration, VolumeMigrationSpec};
 
+use super::incident;
 use crate::args::{Global, MigrateArgs};
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -36,6 +41,11 @@ pub fn run(global: &Global, args: &MigrateArgs) -> Result<Exit, Failure> {
     if args.wait.wait {
         return wait::migration(global, &source, &key, args.wait.timeout);
     }
+    let status = wait::first_answer(&source, &key)?;
+    if matches!(status.phase, Phase::Failed | Phase::RolledBack) {
+        output::print(global.output, &status, || wait::migration_text(&key, &status, false))?;
+        return Ok(Exit::Failed);
+    }
     let written = Written { kind: KIND, namespace: Some(key.namespace.clone()), name: key.name.clone() };
     output::print(global.output, &written, || {
         format!(
@@ -55,7 +65,7 @@ fn ask(
     destination: &Destination,
 ) -> Result<Value, Failure> {
     let world = World::of(objects, None)?;
-    check(&world, subject, args.vm.is_some(), destination).inspect_err(|_| {
+    check(&world, subject, args, destination).inspect_err(|_| {
         world::end(&world);
     })?;
     let name = requests::free_name(objects, KIND, &subject.namespace, &stem(subject, destination))?;
@@ -99,7 +109,8 @@ pub fn check_destination(fleet: &Fleet, destination: &Destination) -> Result<(),
     Ok(())
 }
 
-fn check(world: &World, subject: &Key, is_vm: bool, destination: &Destination) -> Result<(), Failure> {
+fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destination) -> Result<(), Failure> {
+    let is_vm = args.vm.is_some();
     if is_vm {
         if !world.fleet.vms.contains_key(subject) {
             return Err(Failure::NotFound(format!(
@@ -117,13 +128,53 @@ fn check(world: &World, subject: &Key, is_vm: bool, destination: &Destination) -
         let phase = migration.status.as_ref().map_or(Phase::Pending, |status| status.phase);
         key.namespace == subject.namespace && named.as_ref() == Some(&subject.name) && !has_ended(phase)
     });
-    match busy {
-        Some((key, _)) => Err(Failure::Refused(format!(
+    if let Some((key, _)) = busy {
+        return Err(Failure::Refused(format!(
             "VolumeMigration {key} already moves it; wait for its end, or: kubectl somersault cancel migration/{} -n {}",
             key.name, key.namespace
-        ))),
+        )));
+    }
+    match preflight(world, subject, args, destination) {
+        Some(refusal) if refusal.transient => {
+            output::note(&format!(
+                "{}: {}. It begins as soon as that is over, and is refused where it is not within a minute",
+                refusal.reason, refusal.message
+            ));
+            Ok(())
+        }
+        Some(refusal) => Err(Failure::Refused(format!("{}: {}", refusal.reason, refusal.message))),
         None => Ok(()),
     }
+}
+
+/// What the coordinator would say to it, from what it last told of the nodes.
+fn preflight(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destination) -> Option<Refusal> {
+    let destination = match (&destination.node, &destination.storage_class) {
+        (Some(node), _) => migration::Destination::Node(NodeName(node.clone())),
+        (None, class) => migration::Destination::Class(class.clone()?),
+    };
+    let spec = MigrationSpec {
+        vm: args.vm.as_ref().map(|_| subject.name.clone()),
+        claim: args.claim.as_ref().map(|_| subject.name.clone()),
+        destination,
+        pre_copy_only: args.pre_copy_only,
+        cancelled: false,
+        evacuation: None,
+    };
+    let of = |is: fn(&World, &NodeName) -> bool| -> BTreeSet<NodeName> {
+        world.healths.keys().filter(|node| is(world, node)).cloned().collect()
+    };
+    let (usable, dead) = (of(incident::is_healthy), of(incident::is_dead));
+    let context = migration::Context {
+        fleet: &world.fleet,
+        requests: &Requests::default(),
+        policy: &world.policy,
+        // Of no epoch: nothing is written by it.
+        epoch: 0,
+        usable: &usable,
+        dead: &dead,
+    };
+    migration::refusal(&Key::new(subject.namespace.clone(), "asked"), &spec, &context)
 }
 
 fn check_claim(world: &World, subject: &Key) -> Result<(), Failure> {

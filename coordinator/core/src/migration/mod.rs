@@ -54,6 +54,8 @@ pub struct Context<'a> {
     pub epoch: u64,
     /// Healthy nodes with a live agent.
     pub usable: &'a BTreeSet<NodeName>,
+    /// Nodes that are declared dead and have not come back.
+    pub dead: &'a BTreeSet<NodeName>,
 }
 
 /// What is to be moved, and whereto (`spec` of a `VolumeMigration`).
@@ -197,9 +199,18 @@ pub struct Check {
     pub message: String,
 }
 
+/// Reason of a refusal: there is no such storage class to move to.
+pub(crate) const CLASS_NOT_FOUND: &str = "ClassNotFound";
+
+/// Why a migration that somebody is about to ask for would be refused, or would have to wait, as far as the fleet tells
+/// now. Whether another one moves the same disks is not asked.
+pub fn refusal(key: &Key, spec: &MigrationSpec, ctx: &Context<'_>) -> Option<Refusal> {
+    checks::preflight(key, spec, &[], ctx).disks.err()
+}
+
 /// Why something is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub struct Refusal {
     /// `CamelCase` condition reason.
     pub reason: &'static str,
     /// For people, with what to do.
@@ -209,11 +220,11 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), transient: false }
     }
 
-    pub fn not_yet(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn not_yet(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), transient: true }
     }
 }

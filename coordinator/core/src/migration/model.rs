@@ -36,6 +36,7 @@ pub(crate) struct World {
     pub requests: Requests,
     pub policy: Policy,
     pub usable: BTreeSet<NodeName>,
+    pub dead: BTreeSet<NodeName>,
     pub machine: Migrations,
     pub evacuations: Evacuations,
     pub evacuation_store: BTreeMap<String, EvacuationRecord>,
@@ -79,6 +80,7 @@ impl World {
             requests: Requests::default(),
             policy: Policy::default(),
             usable: BTreeSet::new(),
+            dead: BTreeSet::new(),
             machine: Migrations::default(),
             evacuations: Evacuations::default(),
             evacuation_store: BTreeMap::new(),
@@ -311,6 +313,7 @@ impl World {
             policy: &self.policy,
             epoch: self.epoch,
             usable: &self.usable,
+            dead: &self.dead,
         };
         let mut effects = self.machine.step(self.now, &input, &ctx);
         effects.extend(self.evacuations.step(self.now, &input, &ctx, &self.machine));

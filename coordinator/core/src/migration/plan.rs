@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Context, Destination, DiskMove, MigrationSpec, Refusal};
+use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, Refusal};
 use crate::decision::Locality;
 use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode};
 use crate::io::{ClaimTemplate, NewVolume};
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
+use crate::runbook::shell_word;
 
 /// Annotations that belong to the binder, the provisioner or CDI. A re-created claim that carried them would be
 /// taken for bound already (phase Lost), or imported again.
@@ -30,14 +31,41 @@ pub(super) fn disks_to_move(
 ) -> Result<Vec<DiskMove>, Refusal> {
     let local = match subject(migration, spec, ctx)? {
         Subject::Vm(key, vm) => local_disks_of_vm(&key, vm, spec, ctx)?,
-        Subject::Claim(key) => local_claim(&key, ctx)?.into_iter().collect(),
+        Subject::Claim(key) => local_claim(&key, spec, ctx)?.into_iter().collect(),
     };
     if local.is_empty() {
-        let what = "no disk is local to another node than the destination: there is nothing to move";
-        return Err(Refusal::new("NothingToMove", what));
+        return Err(Refusal::new("NothingToMove", nothing_to_move(spec)));
+    }
+    // First of all that is asked of nodes: no other answer helps, and no report will come.
+    if let Some(source) = local.iter().find(|source| ctx.dead.contains(&source.node)) {
+        let message = format!(
+            "node {} holds volume {} and is dead, so nothing can be copied from it: bring the node back first{}",
+            source.node,
+            source.volume_name,
+            spec.vm.as_ref().map_or_else(String::new, |vm| format!(
+                ", or bring the VM back by hand: kubectl somersault runbook {} -n {}",
+                shell_word(vm),
+                shell_word(&migration.namespace)
+            ))
+        );
+        return Err(Refusal::new("SourceDead", message));
     }
     let target = choose_target(spec, &local, ctx)?;
     local.into_iter().map(|source| disk_move(migration, source, &target, ctx)).collect()
+}
+
+fn nothing_to_move(spec: &MigrationSpec) -> String {
+    let whose = if spec.vm.is_some() { "each disk of the VM is" } else { "the claim is" };
+    match &spec.destination {
+        Destination::Node(node) => {
+            format!(
+                "{whose} on node {node} already, or on network storage: choose another node, or a storage class"
+            )
+        }
+        Destination::Class(_) => {
+            format!("{whose} on network storage already: every node reaches it as it is")
+        }
+    }
 }
 
 enum Subject<'a> {
@@ -110,8 +138,10 @@ fn local_disks_of_vm<'a>(
                     }
                     Locality::Unknown => {
                         let message = format!(
-                            "disk {} of VM {key} cannot be placed ({because}): override its class in the policy, or move it by hand",
-                            disk.name
+                            "disk {} of VM {key} cannot be placed ({because}), so it cannot be copied: see what would tell, by \
+                             kubectl somersault explain vm/{}",
+                            disk.name,
+                            shell_word(&key.to_string())
                         );
                         return Err(Refusal::new("DiskLocalityUnknown", message));
                     }
@@ -133,7 +163,11 @@ fn local_disks_of_vm<'a>(
     Ok(sources)
 }
 
-fn local_claim<'a>(key: &Key, ctx: &Context<'a>) -> Result<Option<Source<'a>>, Refusal> {
+fn local_claim<'a>(
+    key: &Key,
+    spec: &MigrationSpec,
+    ctx: &Context<'a>,
+) -> Result<Option<Source<'a>>, Refusal> {
     let disk = Disk {
         name: key.name.clone(),
         source: DiskSource::Claim { name: key.name.clone(), use_: ClaimUse::Disk },
@@ -141,9 +175,14 @@ fn local_claim<'a>(key: &Key, ctx: &Context<'a>) -> Result<Option<Source<'a>>, R
         image: None,
     };
     match locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, &disk) {
+        (Locality::Local { node }, _) if spec.destination == Destination::Node(node.clone()) => Ok(None),
         (Locality::Local { node }, _) => source(&key.namespace, &disk, node, ctx).map(Some),
         (Locality::Unknown, because) => {
-            Err(Refusal::new("DiskLocalityUnknown", format!("claim {key}: {because}")))
+            let message = format!(
+                "claim {key} cannot be placed ({because}), so it cannot be copied: tell by a node affinity which node its \
+                 volume is on, or in the policy where its storage class is"
+            );
+            Err(Refusal::new("DiskLocalityUnknown", message))
         }
         _ => Ok(None),
     }
@@ -219,7 +258,7 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
         }
         Destination::Class(class) => {
             if !ctx.fleet.classes.contains_key(class) {
-                return Err(Refusal::new("ClassNotFound", format!("there is no StorageClass {class}")));
+                return Err(Refusal::new(CLASS_NOT_FOUND, format!("there is no StorageClass {class}")));
             }
             let on_source = |node: &NodeName| sources.iter().any(|source| source.node == *node);
             ctx.usable
@@ -259,12 +298,23 @@ fn one_class(sources: &[Source<'_>]) -> Result<String, Refusal> {
 
 fn usable_report<'a>(node: &NodeName, ctx: &Context<'a>) -> Result<&'a NodeReport, Refusal> {
     if !ctx.fleet.nodes.contains_key(node) {
-        return Err(Refusal::new("NodeNotFound", format!("there is no node {node}")));
+        return Err(Refusal::new(
+            "NodeNotFound",
+            format!("there is no node {node}: choose one of kubectl get nodes"),
+        ));
+    }
+    if ctx.dead.contains(node) {
+        return Err(Refusal::new(
+            "TargetDead",
+            format!("node {node} is dead: choose another node, or bring it back first"),
+        ));
     }
     if !ctx.usable.contains(node) {
         return Err(Refusal::not_yet(
             "TargetNotUsable",
-            format!("node {node} is not healthy, or its agent is silent"),
+            format!(
+                "node {node} is not healthy, or its agent is silent: choose another node, or see kubectl somersault status"
+            ),
         ));
     }
     ctx.fleet.reports.get(node).ok_or_else(|| {
@@ -280,7 +330,7 @@ fn disk_move(
 ) -> Result<DiskMove, Refusal> {
     if !ctx.usable.contains(&source.node) {
         let message = format!(
-            "node {} holds volume {} and is not healthy: nothing can be read from it",
+            "node {} holds volume {} and is not healthy, so nothing can be read from it: see kubectl somersault status",
             source.node, source.volume_name
         );
         return Err(Refusal::not_yet("SourceNotUsable", message));

@@ -262,7 +262,7 @@ type Spoil = fn(&mut World);
 
 #[test]
 fn refuses_with_a_reason_and_touches_nothing() {
-    let table: [(&str, Spoil); 13] = [
+    let table: [(&str, Spoil); 16] = [
         ("VmNotFound", |world| spec(world).vm = Some("nobody".into())),
         ("InvalidSpec", |world| spec(world).claim = Some("vm-data".into())),
         ("NodeNotFound", |world| spec(world).destination = Destination::Node("n9".into())),
@@ -273,6 +273,11 @@ fn refuses_with_a_reason_and_touches_nothing() {
         }),
         ("SourceNotUsable", |world| {
             world.usable.remove(&"n2".into());
+        }),
+        ("SourceDead", |world| die(world, "n2")),
+        ("TargetDead", |world| die(world, "n3")),
+        ("DiskLocalityUnknown", |world| {
+            world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").node_affinity = None;
         }),
         ("OwnerUnknown", |world| {
             let owner = Owner::Unknown { kind: "Fleet".into(), name: "f".into() };
@@ -304,6 +309,43 @@ fn refuses_with_a_reason_and_touches_nothing() {
         assert_eq!(world.fleet.volumes, before, "{reason}: something was touched");
         assert!(!world.effects.iter().any(|effect| matches!(effect, Effect::Act(_))), "{reason}");
     }
+}
+
+fn die(world: &mut World, node: &str) {
+    world.usable.remove(&node.into());
+    world.dead.insert(node.into());
+}
+
+/// Nothing is waited for that cannot come: whoever asks sees at once why nothing begins.
+#[test]
+fn what_time_does_not_mend_is_refused_at_once() {
+    let spoils: [(&str, Spoil); 5] = [
+        ("SourceDead", |world| die(world, "n2")),
+        ("TargetDead", |world| die(world, "n3")),
+        ("NothingToMove", |world| spec(world).destination = Destination::Node("n2".into())),
+        ("NodeNotFound", |world| spec(world).destination = Destination::Node("n9".into())),
+        ("DiskLocalityUnknown", |world| {
+            world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").node_affinity = None;
+        }),
+    ];
+    for (reason, spoil) in spoils {
+        let mut world = asked();
+        spoil(&mut world);
+        assert_eq!(world.run(3, "m"), Phase::Failed, "{reason}");
+        let record = &world.store[&key("m")];
+        assert_eq!(record.reason.as_deref(), Some(reason));
+        assert!(record.message.contains(':'), "what to do: {}", record.message);
+    }
+}
+
+#[test]
+fn a_claim_that_is_there_already_does_not_move() {
+    let mut world = World::new();
+    world.add_claim("spare", "n1");
+    let spec = super::MigrationSpec { vm: None, claim: Some("spare".into()), ..to_node("", "n1") };
+    world.requests.migrations.insert(key("m"), spec);
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
+    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("NothingToMove"));
 }
 
 #[test]
