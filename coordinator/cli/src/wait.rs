@@ -97,7 +97,9 @@ pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duratio
         let waits = waits_for_word(&status);
         if status.complete || waits {
             bars.clear();
-            output::print(global.output, &status, || evacuation_text(name, &status, waits))?;
+            output::print(global.output, &status, || {
+                evacuation_text(name, &status, object.spec.dry_run, waits)
+            })?;
             let failed = status.plan.iter().any(|planned| planned.state == PlanState::Failed);
             return Ok(if failed || object.spec.cancelled { Exit::Failed } else { Exit::Ok });
         }
@@ -153,7 +155,12 @@ pub fn migration_text(key: &Key, status: &VolumeMigrationStatus, copied_ahead: b
     text
 }
 
-fn evacuation_text(name: &str, status: &EvacuationStatus, waits: bool) -> String {
+fn evacuation_text(name: &str, status: &EvacuationStatus, dry_run: bool, waits: bool) -> String {
+    let state = |state: PlanState| match state {
+        PlanState::Waiting if dry_run => "would move".to_owned(),
+        PlanState::Failed if dry_run => "cannot move".to_owned(),
+        state => format!("{state:?}"),
+    };
     let mut text = format!("Evacuation {name}: {}\n", clean(&status.message));
     if !status.plan.is_empty() {
         let mut plan = table(&["VM OR CLAIM", "BYTES", "MIGRATION", "STATE", "MESSAGE"]).below(&["MESSAGE"]);
@@ -162,7 +169,7 @@ fn evacuation_text(name: &str, status: &EvacuationStatus, waits: bool) -> String
                 cell(&format!("{}/{}", planned.subject.namespace, planned.subject.name)),
                 cell(&units::bytes(planned.bytes)),
                 cell(&planned.migration.name),
-                cell(&format!("{:?}", planned.state)),
+                cell(&state(planned.state)),
                 cell(&planned.message),
             ]);
         }

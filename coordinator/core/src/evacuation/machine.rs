@@ -172,10 +172,22 @@ fn first_record(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Evacuat
     if spec.cancelled {
         return refused("cancelled before anything was done".to_owned());
     }
-    let plan = plan::plan(name, spec, ctx.fleet, &ctx.policy.class_overrides);
-    let bytes: u64 = plan.iter().map(|line| line.bytes).sum();
+    if ctx.dead.contains(&spec.node) {
+        return refused(format!(
+            "refused: node {} is dead, so nothing can be copied from it: bring it back first",
+            spec.node
+        ));
+    }
+    let plan = plan::plan(name, spec, ctx);
+    let moving: Vec<&Planned> = plan.iter().filter(|line| line.state != PlanState::Failed).collect();
+    let bytes: u64 = moving.iter().map(|line| line.bytes).sum();
     let what = if spec.dry_run { "dry run: would move" } else { "moves" };
-    let message = format!("{what} {bytes} bytes in {} migrations off node {}", plan.len(), spec.node);
+    let stuck = match plan.len() - moving.len() {
+        0 => String::new(),
+        stuck => format!("; {stuck} cannot move, each with its reason"),
+    };
+    let message =
+        format!("{what} {bytes} bytes in {} migrations off node {}{stuck}", moving.len(), spec.node);
     let complete = spec.dry_run || plan.is_empty();
     EvacuationRecord { name: name.to_owned(), epoch: ctx.epoch, plan, complete, message }
 }
@@ -228,7 +240,7 @@ fn begin(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: 
             break;
         }
         let Some(destination) = plan::destination(spec, line, ctx.fleet, ctx.usable) else {
-            "no healthy node has room in a storage root of its class".clone_into(&mut line.message);
+            plan::NO_ROOM.clone_into(&mut line.message);
             continue;
         };
         line.message.clear();

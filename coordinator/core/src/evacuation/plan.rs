@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 
 use super::{EvacuationSpec, PlanState, Planned};
 use crate::decision::Locality;
-use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot};
+use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot, folder};
 use crate::locality::{self, ClassOverrides};
-use crate::migration::{Destination, MigrationSpec};
+use crate::migration::{self, CLASS_NOT_FOUND, Context, Destination, MigrationSpec};
 use crate::names::{Key, NodeName};
+
+/// Why a line has no destination.
+pub(super) const NO_ROOM: &str = "no healthy node has room in a storage root of its class";
 
 /// Order of the plan: fields in priority order, the name last so that it is deterministic.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -17,20 +20,21 @@ struct Rank {
     /// Small ones first: more VMs are safe earlier.
     bytes: u64,
     subject: Key,
+    /// Nobody can tell whether something of it is there.
+    unclear: bool,
 }
 
-/// Every VM, and every claim that no VM uses, with data on what is to be emptied.
-pub(super) fn plan(
-    name: &str,
-    spec: &EvacuationSpec,
-    fleet: &Fleet,
-    overrides: &ClassOverrides,
-) -> Vec<Planned> {
+/// Every VM, and every claim that no VM uses, with data on what is to be emptied. What may be there and cannot be moved
+/// has failed from the start, so that nobody takes the node for empty; a dry run says so of each that would fail.
+pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<Planned> {
+    let (fleet, overrides) = (ctx.fleet, &ctx.policy.class_overrides);
     let mut found: Vec<(Rank, bool)> = Vec::new();
     let mut used: Vec<Key> = Vec::new();
     for (key, vm) in &fleet.vms {
         let mut here = Here::default();
+        let runs_here = vm.node() == Some(&spec.node);
         for disk in &vm.disks {
+            here.unclear |= may_be_here(fleet, overrides, spec, &key.namespace, disk, runs_here);
             let DiskSource::Claim { name: claim, .. } = &disk.source else { continue };
             used.push(Key::new(key.namespace.clone(), claim));
             here.add(disk_here(fleet, overrides, spec, &key.namespace, disk));
@@ -44,20 +48,52 @@ pub(super) fn plan(
             boot: false,
             image: None,
         };
-        let mut here = Here::default();
+        let mut here = Here {
+            unclear: may_be_here(fleet, overrides, spec, &key.namespace, &disk, false),
+            ..Here::default()
+        };
         here.add(disk_here(fleet, overrides, spec, &key.namespace, &disk));
         found.extend(here.rank(key).map(|rank| (rank, false)));
     }
     found.sort();
-    let planned = |(rank, is_vm): (Rank, bool)| Planned {
-        migration: Key::new(rank.subject.namespace.clone(), format!("{name}-{}", rank.subject.name)),
-        subject: rank.subject,
-        is_vm,
-        bytes: rank.bytes,
-        state: PlanState::Waiting,
-        message: String::new(),
+    let planned = |(rank, is_vm): (Rank, bool)| {
+        let mut line = Planned {
+            migration: Key::new(rank.subject.namespace.clone(), format!("{name}-{}", rank.subject.name)),
+            subject: rank.subject,
+            is_vm,
+            bytes: rank.bytes,
+            state: PlanState::Waiting,
+            message: String::new(),
+        };
+        if (rank.unclear || spec.dry_run)
+            && let Some((state, why)) = hindrance(name, spec, &line, ctx)
+        {
+            line.state = state;
+            line.message = why;
+        }
+        line
     };
     found.into_iter().map(planned).collect()
+}
+
+/// Why a line would not move now: for good, or while something is still to come.
+fn hindrance(
+    name: &str,
+    spec: &EvacuationSpec,
+    line: &Planned,
+    ctx: &Context<'_>,
+) -> Option<(PlanState, String)> {
+    let whereto = destination(spec, line, ctx.fleet, ctx.usable);
+    let has_room = whereto.is_some();
+    // Without a destination everything else is asked all the same; a class of no name is found last, and not there.
+    let asked =
+        migration_spec(name, spec, line, whereto.unwrap_or_else(|| Destination::Class(String::new())));
+    let refusal = migration::refusal(&line.migration, &asked, ctx)?;
+    if !has_room && refusal.reason == CLASS_NOT_FOUND {
+        return Some((PlanState::Failed, NO_ROOM.to_owned()));
+    }
+    let state = if refusal.transient { PlanState::Waiting } else { PlanState::Failed };
+    Some((state, format!("{}: {}", refusal.reason, refusal.message)))
 }
 
 /// The migration that a line of the plan stands for. `None` while no node can take it.
@@ -117,6 +153,8 @@ fn root_of<'a>(report: &'a NodeReport, classes: &[String]) -> Option<&'a Storage
 struct Here {
     bytes: Option<u64>,
     worst: Grade,
+    /// It has a disk that nobody can place, and that may be there.
+    unclear: bool,
 }
 
 impl Here {
@@ -128,9 +166,43 @@ impl Here {
     }
 
     fn rank(self, subject: &Key) -> Option<Rank> {
-        let bytes = self.bytes?;
-        Some(Rank { healthier: std::cmp::Reverse(self.worst), bytes, subject: subject.clone() })
+        let bytes = if self.unclear { self.bytes.unwrap_or(0) } else { self.bytes? };
+        let subject = subject.clone();
+        Some(Rank { healthier: std::cmp::Reverse(self.worst), bytes, subject, unclear: self.unclear })
     }
+}
+
+/// Whether a disk that nobody can place may be on what is to be emptied: its VM runs on the node, or the agent there has
+/// seen its folder.
+fn may_be_here(
+    fleet: &Fleet,
+    overrides: &ClassOverrides,
+    spec: &EvacuationSpec,
+    namespace: &str,
+    disk: &Disk,
+    runs_here: bool,
+) -> bool {
+    if locality::locate(fleet, overrides, namespace, disk).0 != Locality::Unknown {
+        return false;
+    }
+    let path = match &disk.source {
+        // It may be lost, and stays where it is.
+        DiskSource::Claim { use_: ClaimUse::MemoryDump, .. } => return false,
+        DiskSource::Claim { name, .. } => {
+            let claim = fleet.claims.get(&Key::new(namespace, name));
+            let volume = claim.and_then(|claim| fleet.volumes.get(claim.volume.as_ref()?));
+            volume.and_then(|volume| volume.source.path())
+        }
+        DiskSource::HostDisk { path } => Some(path.as_str()),
+        DiskSource::Unknown { .. } | DiskSource::Rebuildable { .. } | DiskSource::Empty => None,
+    };
+    let found = path.zip(fleet.reports.get(&spec.node));
+    let on_disk = spec.disk.as_ref().is_none_or(|wanted| {
+        let root = found.and_then(|(path, report)| report.root_of(folder(path)));
+        root.is_some_and(|root| root.disk.as_ref() == Some(wanted))
+    });
+    let seen = found.is_some_and(|(path, report)| report.usage.contains_key(folder(path)));
+    on_disk && (runs_here || seen)
 }
 
 fn disk_here(

@@ -217,3 +217,92 @@ fn a_destination_is_passed_on() {
     run(&mut world, "e");
     assert_eq!(world.fleet.vms[&key("big")].node(), Some(&"n1".into()));
 }
+
+/// Why each VM or claim of a dry run's plan would not move.
+fn would_not_move(world: &mut World) -> Vec<(String, String)> {
+    world.requests.evacuations.insert("e".into(), EvacuationSpec { dry_run: true, ..spec("n2") });
+    run(world, "e");
+    let record = &world.evacuation_store["e"];
+    assert!(record.complete, "{record:?}");
+    let failed: Vec<_> = record.plan.iter().filter(|line| line.state == PlanState::Failed).collect();
+    let told = record.message.contains(&format!("{} cannot move", failed.len()));
+    assert_eq!(told, !failed.is_empty(), "{}", record.message);
+    failed.iter().map(|line| (line.subject.name.clone(), line.message.clone())).collect()
+}
+
+#[test]
+fn a_dry_run_names_what_will_not_move_with_its_reason() {
+    let mut world = world();
+    assert_eq!(would_not_move(&mut world), []);
+
+    let mut world = self::world();
+    world.add_claim("spare", "n2");
+    world.fleet.claims_used_by_others.insert(key("spare"), ["backup".to_owned()].into());
+    // A volume that names no node, of a VM that runs there, and of a claim whose folder is there.
+    world.add_claim("loose", "n2");
+    for volume in ["pv-small-a", "pv-loose", "pv-other-a"] {
+        world.fleet.volumes.get_mut(&volume.into()).expect("there").node_affinity = None;
+    }
+    let mut found = would_not_move(&mut world);
+    found.sort();
+    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["loose", "small", "spare"], "that of another node is not there: {found:#?}");
+    for ((_, message), reason) in
+        found.iter().zip(["DiskLocalityUnknown: ", "DiskLocalityUnknown: ", "ClaimUsedByPod: "])
+    {
+        assert!(message.starts_with(reason), "{message}");
+    }
+}
+
+/// The folders of a class have the same path on every node.
+#[test]
+fn what_nobody_can_place_is_on_a_disk_only_where_something_of_it_was_seen() {
+    for (node, found) in [("n1", vec!["other"]), ("n2", vec![]), ("n3", vec![])] {
+        let mut world = world();
+        world.fleet.volumes.get_mut(&"pv-other-a".into()).expect("there").node_affinity = None;
+        let asked = EvacuationSpec { dry_run: true, disk: Some("sda".into()), ..spec(node) };
+        world.requests.evacuations.insert("e".into(), asked);
+        run(&mut world, "e");
+        let plan = &world.evacuation_store["e"].plan;
+        let failed = plan.iter().filter(|line| line.state == PlanState::Failed);
+        let failed: Vec<_> = failed.map(|line| line.subject.name.as_str()).collect();
+        assert_eq!(failed, found, "{node}");
+    }
+}
+
+#[test]
+fn a_dry_run_tells_that_no_node_has_room() {
+    let mut world = world();
+    for report in world.fleet.reports.values_mut() {
+        report.roots[0].available_bytes = 1;
+    }
+    let found = would_not_move(&mut world);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(found.iter().all(|(_, why)| why.starts_with("no healthy node has room")), "{found:#?}");
+}
+
+#[test]
+fn what_nobody_can_place_is_told_and_the_rest_is_moved() {
+    let mut world = world();
+    world.fleet.volumes.get_mut(&"pv-small-a".into()).expect("there").node_affinity = None;
+    world.requests.evacuations.insert("e".into(), spec("n2"));
+    run(&mut world, "e");
+    let record = &world.evacuation_store["e"];
+    let states: Vec<_> = record.plan.iter().map(|line| (line.subject.name.as_str(), line.state)).collect();
+    let moved = PlanState::Succeeded;
+    assert_eq!(states, [("small", PlanState::Failed), ("vm", moved), ("big", moved)]);
+    assert!(record.plan[0].message.starts_with("DiskLocalityUnknown"), "{record:?}");
+}
+
+#[test]
+fn a_dead_node_is_not_emptied() {
+    let mut world = world();
+    world.usable.remove(&"n2".into());
+    world.dead.insert("n2".into());
+    world.requests.evacuations.insert("e".into(), spec("n2"));
+    run(&mut world, "e");
+    let record = &world.evacuation_store["e"];
+    assert!(record.complete && record.plan.is_empty(), "{record:?}");
+    assert!(record.message.contains("node n2 is dead") && record.message.contains("bring it back"));
+    assert!(world.requests.migrations.is_empty());
+}

@@ -320,6 +320,9 @@ pub fn evacuation(record: &EvacuationRecord) -> Vec<Verdict> {
     let planned = format!("{} migrations", record.plan.len());
     let reason = if !record.complete {
         "InProgress"
+    } else if record.plan.is_empty() {
+        // Refused, or there was nothing: the message tells.
+        "NothingMoved"
     } else if of(PlanState::Failed) > 0 {
         "SomeFailed"
     } else {
