@@ -37,6 +37,9 @@ pub fn migration(global: &Global, source: &Source, key: &Key, timeout: Duration)
         let object: VolumeMigration = patience.look(&migrate::id(key))?;
         let status = object.status.unwrap_or_default();
         bars.show(key, &status);
+        if let Some(why) = waits_for(&status) {
+            bars.tell_once(&format!("VolumeMigration {key} waits. {why}"));
+        }
         let copied_ahead = object.spec.pre_copy_only
             && status.phase == Phase::PreCopying
             && status.progress.is_some_and(|progress| {
@@ -54,6 +57,8 @@ pub fn migration(global: &Global, source: &Source, key: &Key, timeout: Duration)
     }
 }
 
+/// Condition of a migration: it has ended, or why not yet.
+const COMPLETE: &str = "Complete";
 /// How long a coordinator is waited for that looks at what was just asked: it does so within a second, and a refusal is
 /// known at once then.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -72,7 +77,8 @@ pub fn first_answer(source: &Source, key: &Key) -> Result<VolumeMigrationStatus,
         }
         let late = patience.begun.elapsed() >= ANSWER_WAIT_MAX;
         if late || source.led()? == Some(false) {
-            output::note(&format!("VolumeMigration {key} waits. {}", patience.why_nobody()));
+            let why = waits_for(&status).unwrap_or_else(|| patience.why_nobody());
+            output::note(&format!("VolumeMigration {key} waits. {why}"));
             return Ok(status);
         }
         thread::sleep(ANSWER_LOOK_EVERY);
@@ -116,6 +122,12 @@ fn waits_for_word(status: &EvacuationStatus) -> bool {
 fn read<T: DeserializeOwned>(source: &Source, id: &ObjectId) -> Result<T, Failure> {
     let value = source.get(id)?.ok_or_else(|| Failure::NotFound(format!("{id} was deleted meanwhile")))?;
     serde_json::from_value(value).map_err(|error| Failure::Failed(format!("{id} cannot be read: {error}")))
+}
+
+/// What a migration that has not begun waits for, as the coordinator tells.
+pub fn waits_for(status: &VolumeMigrationStatus) -> Option<String> {
+    let told = status.conditions.iter().find(|condition| condition.type_ == COMPLETE)?;
+    (status.phase == Phase::Pending).then(|| format!("{}: {}", told.reason, told.message))
 }
 
 /// How a migration stands, for people.
@@ -293,12 +305,17 @@ impl Bars {
         let stuck = status.plan.iter().filter(|p| p.state == PlanState::Waiting && !p.message.is_empty());
         for planned in stuck {
             let subject = format!("{}/{}", planned.subject.namespace, planned.subject.name);
-            let line = clean(&format!("{subject} waits: {}", planned.message)).into_owned();
-            if self.stuck.insert(line.clone()) {
-                let _ = self.multi.println(&line);
-                if !self.terminal {
-                    let _ = writeln!(io::stderr(), "{line}");
-                }
+            self.tell_once(&format!("{subject} waits: {}", planned.message));
+        }
+    }
+
+    /// Says something between the bars, the first time.
+    fn tell_once(&mut self, text: &str) {
+        let line = clean(text).into_owned();
+        if self.stuck.insert(line.clone()) {
+            let _ = self.multi.println(&line);
+            if !self.terminal {
+                let _ = writeln!(io::stderr(), "{line}");
             }
         }
     }

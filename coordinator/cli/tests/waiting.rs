@@ -111,6 +111,28 @@ fn a_refusal_is_told_by_the_command_that_asked() -> Result<()> {
 }
 
 #[test]
+fn what_a_migration_waits_for_is_told_while_it_is_waited_for() -> Result<()> {
+    let cluster = Cluster::calm()?;
+    let child = start(&cluster, &["migrate", "db", "--to-node", "n3", "--wait", "--timeout", "2s"])?;
+    let why = json!([{
+        "type": "Complete", "status": "False", "reason": "TargetNotUsable", "message": "node n3 is not healthy",
+        "lastTransitionTime": "2026-01-02T03:04:05Z",
+    }]);
+    answer(&cluster, &migration("db-to-n3"), &json!({ "phase": "Pending", "epoch": 4, "conditions": why }))?;
+    let ran = ran(&child.wait_with_output()?)?;
+    assert_eq!(ran.code, Some(6), "{ran:?}");
+    let told = "VolumeMigration default/db-to-n3 waits. TargetNotUsable: node n3 is not healthy";
+    assert_eq!(ran.err.matches(told).count(), 1, "once: {}", ran.err);
+    let status = cluster.run(&["status"])?;
+    assert!(
+        status.line("default/db-to-n3").contains("TargetNotUsable: node n3 is not healthy"),
+        "{}",
+        status.out
+    );
+    Ok(())
+}
+
+#[test]
 fn who_asks_while_nobody_leads_is_told_so() -> Result<()> {
     let cluster = Cluster::calm()?;
     let ran = cluster.run(&["migrate", "db", "--to-node", "n3"])?;

@@ -540,9 +540,7 @@ impl Coordinator {
 
     fn move_disks(&mut self, input: &Input, was_leading: Option<u64>, fx: &mut Vec<Effect>) {
         let Some(epoch) = self.facts.epoch.or(was_leading) else { return };
-        let usable = self.usable();
-        let fallen = self.cases.iter().filter(|(_, case)| !case.has_returned());
-        let dead: BTreeSet<NodeName> = fallen.map(|(node, _)| node.clone()).collect();
+        let (usable, dead) = (self.usable(), self.dead());
         let (fleet, requests, policy) = (&self.facts.fleet, &self.facts.requests, &self.facts.policy);
         let context = Context { fleet, requests, policy, epoch, usable: &usable, dead: &dead };
         let moves = self.migrations.step(self.now, input, &context);
@@ -558,6 +556,11 @@ impl Coordinator {
             pulse.phase == Phase::Healthy && !pulse.left && !self.cases.contains_key(*node)
         });
         pulses.map(|(node, _)| node.clone()).collect()
+    }
+
+    fn dead(&self) -> BTreeSet<NodeName> {
+        let dead = self.cases.iter().filter(|(_, case)| !case.has_returned());
+        dead.map(|(node, _)| node.clone()).collect()
     }
 
     fn find_wake(&self) -> Option<BootTime> {

@@ -192,7 +192,7 @@ pub enum RecoveryProgress {
 /// A migration with its live progress.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MigrationView {
-    /// The stored record.
+    /// The stored record; before it begins, with what it waits for.
     pub record: MigrationRecord,
     /// Of all its disks together.
     pub done_bytes: u64,

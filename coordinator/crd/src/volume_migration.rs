@@ -101,7 +101,8 @@ pub struct VolumeMigrationStatus {
     /// Milliseconds from the stop of the VM to its start on the new disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
-    /// `Complete`: the migration has ended; its reason is the phase in which, or why.
+    /// `Complete`: the migration has ended; its reason is the phase in which, or why; before it
+    /// begins, what it waits for.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

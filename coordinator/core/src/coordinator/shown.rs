@@ -1,11 +1,14 @@
 //! What the coordinator shows of itself.
 
+use std::collections::BTreeMap;
+
 use super::Coordinator;
 use crate::fencing::{Case, proofs_possible};
 use crate::liveness::{Phase, Pulse};
-use crate::names::NodeName;
+use crate::migration::{self, Context, refusal};
+use crate::names::{Key, NodeName};
 use crate::scene::Scene;
-use crate::view::{NodeState, NodeView, View};
+use crate::view::{MigrationView, NodeState, NodeView, View};
 
 impl Coordinator {
     /// What to show.
@@ -17,10 +20,34 @@ impl Coordinator {
             nodes: names.map(|node| (node.clone(), self.node_view(node))).collect(),
             recoveries: self.recovery.views(&scene, &self.storage),
             storage_in_doubt: self.storage.in_doubt(self.now),
-            migrations: self.migrations.views(),
+            migrations: self.migration_views(),
             evacuations: self.evacuations.views(),
             storm_hold: self.liveness.hold().map(str::to_owned),
         }
+    }
+
+    /// Of a migration that has not begun, with what it waits for: that changes with the cluster, and is not stored.
+    fn migration_views(&self) -> BTreeMap<Key, MigrationView> {
+        let mut views = self.migrations.views();
+        let mut waiting =
+            views.iter_mut().filter(|(_, view)| view.record.phase == migration::Phase::Pending).peekable();
+        if waiting.peek().is_none() {
+            return views;
+        }
+        let (usable, dead) = (self.usable(), self.dead());
+        let (fleet, requests, policy) = (&self.facts.fleet, &self.facts.requests, &self.facts.policy);
+        let epoch = self.facts.epoch.unwrap_or_default();
+        let context = Context { fleet, requests, policy, epoch, usable: &usable, dead: &dead };
+        for (key, view) in waiting {
+            let refusal = requests.migrations.get(key).and_then(|spec| refusal(key, spec, &context));
+            let (reason, message) = refusal.map_or_else(
+                || ("WaitsForItsTurn", "it begins as soon as few enough are at work".to_owned()),
+                |refusal| (refusal.reason, refusal.message),
+            );
+            view.record.reason = Some(reason.to_owned());
+            view.record.message = message;
+        }
+        views
     }
 
     fn node_view(&self, node: &NodeName) -> NodeView {
@@ -66,5 +93,57 @@ fn state_of(phase: Phase) -> NodeState {
         Phase::Partitioned => NodeState::Partitioned,
         Phase::StormHold => NodeState::StormHold,
         Phase::Declared => NodeState::AwaitingProof,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::coordinator::testkit::{Bench, fast};
+    use crate::decision::testkit::key;
+    use crate::io::{Record, RecordKey};
+    use crate::migration::{Destination, MigrationSpec, Phase};
+
+    fn ask(bench: &mut Bench) {
+        let spec = MigrationSpec {
+            vm: Some("local".to_owned()),
+            claim: None,
+            destination: Destination::Node("n2".into()),
+            pre_copy_only: false,
+            cancelled: false,
+            evacuation: None,
+        };
+        bench.requests.migrations.insert(key("m"), spec);
+        bench.show_requests();
+    }
+
+    fn stored(bench: &Bench) -> Option<(Phase, Option<&str>)> {
+        match bench.store.get(&RecordKey::Migration(key("m"))) {
+            Some(Record::Migration(record)) => Some((record.phase, record.reason.as_deref())),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_migration_that_waits_says_for_what() {
+        let mut bench = Bench::new(fast(&[]));
+        ask(&mut bench);
+        bench.run_ms(1_000);
+        let shown = &bench.c.view().migrations[&key("m")];
+        assert_eq!(shown.record.phase, Phase::Pending);
+        assert_eq!(shown.record.reason.as_deref(), Some("TargetNotReported"), "no agent has reported here");
+        assert!(shown.record.message.contains("n2"), "{}", shown.record.message);
+        assert_eq!(stored(&bench), None, "it is shown, and not stored");
+        bench.run_ms(70_000);
+        assert_eq!(stored(&bench), Some((Phase::Failed, Some("TargetNotReported"))));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_dead_node_to_be_copied_from() {
+        let mut bench = Bench::new(fast(&[]));
+        bench.silence(&["n1"]);
+        bench.run_ms(5_000);
+        ask(&mut bench);
+        bench.run_ms(1_000);
+        assert_eq!(stored(&bench), Some((Phase::Failed, Some("SourceDead"))));
     }
 }

@@ -16,6 +16,7 @@ use super::super::recoveries;
 use super::super::verdict::{self, Verdict};
 use crate::output::{self, Mood};
 use crate::units;
+use crate::wait;
 use crate::world::World;
 
 mod ended;
@@ -294,7 +295,7 @@ impl MigrationRow {
         let progress = status.progress.unwrap_or_default();
         let message = match &status.reason {
             Some(reason) => format!("{reason}: {}", status.message),
-            None => status.message.clone(),
+            None => wait::waits_for(&status).unwrap_or_else(|| status.message.clone()),
         };
         Self {
             namespace: namespace.to_owned(),
