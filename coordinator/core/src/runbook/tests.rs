@@ -155,10 +155,11 @@ fn a_vm_that_nothing_ties_to_its_disk_does_not_come_back_by_itself() {
             "Tie its disks to the node that holds them",
             "- `data`: `/data/vol`, which the agent of node `n1` lists.",
             r#"kubectl patch pv pv-web-data --type=merge -p '{"spec":{"nodeAffinity":{"required":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"kubernetes.io/hostname","operator":"In","values":["host-1"]}]}]}}}}'"#,
-            r#"kubectl patch recoverypolicy default --type=merge -p '{"spec":{"storageClasses":{"gold":"Network"}}}'"#,
             "starts by itself, on whichever node the scheduler likes:** nothing ties it to the node that holds `data`",
         ],
     );
+    // Pasted for a class that is not shared it would lose the disk.
+    assert!(!written(&untied_world()).contains("recoverypolicy"));
     let mut world = untied_world();
     world.vm("web").node_selector.insert("kubernetes.io/hostname".to_owned(), "host-1".to_owned());
     assert_has(&written(&world), &["The VM then starts there by itself"]);
@@ -171,7 +172,13 @@ fn a_folder_of_which_nobody_told_or_that_all_see_is_tied_to_no_node_by_guess() {
     assert_has(&written(&world), &["`NODE` is the hostname label", r#""values":["NODE"]"#]);
     world.fleet.reports.get_mut(&NodeName::from("n1")).expect("there").roots[0].shared = true;
     let text = written(&world);
-    assert_has(&text, &["which every node sees, as an agent tells", "kubectl patch recoverypolicy default"]);
+    assert_has(
+        &text,
+        &[
+            "which every node sees, as an agent tells",
+            r#"kubectl patch recoverypolicy default --type=merge -p '{"spec":{"storageClasses":{"gold":"Network"}}}'"#,
+        ],
+    );
     assert!(!text.contains("kubectl patch pv"), "{text}");
 }
 

@@ -68,7 +68,8 @@ pub(super) fn tie(fleet: &Fleet, decision: &Decision, disks: &[Untied]) -> Strin
 
 fn tie_volume(fleet: &Fleet, decision: &Decision, disk: &Untied, name: &VolumeName, class: &str) -> String {
     let mut text = String::new();
-    if is_shared(fleet, disk.path) {
+    let shared = is_shared(fleet, disk.path);
+    if shared {
         text.push_str(", which every node sees, as an agent tells.");
     } else {
         let holder = decision.nodes.iter().find(|node| lists(fleet, node, disk.path));
@@ -92,7 +93,9 @@ fn tie_volume(fleet: &Fleet, decision: &Decision, disk: &Untied, name: &VolumeNa
             shell_word(&patch)
         );
     }
-    if class.is_empty() {
+    // Of a class that is not shared, this very command would have VMs started away from their disks: it is printed for no
+    // other, lest it be pasted.
+    if class.is_empty() || !shared {
         text.push_str("\n\n");
         return text;
     }
