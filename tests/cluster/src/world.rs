@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
-use somersault_test_support::world::command::tool;
+use somersault_test_support::world::command::{self, tool};
 use somersault_test_support::world::power::open_log;
 
 use crate::layout::Layout;
@@ -29,13 +29,15 @@ pub fn door_file(layout: &Layout) -> PathBuf {
 /// thread.
 pub fn start(layout: &Layout, tied: bool) -> Result<u16> {
     let log = open_log(&layout.log("world"))?;
-    // A session of its own: neither Ctrl-C nor a closed terminal ends it.
-    let mut command = if tied { tool("setpriv") } else { tool("setsid") };
-    if tied {
-        command.args(["--pdeathsig", "KILL", "--"]);
-    }
+    let mut command = if tied {
+        command::tied("unshare")
+    } else {
+        // A session of its own: neither Ctrl-C nor a closed terminal ends it.
+        let mut command = tool("setsid");
+        command.arg("unshare");
+        command
+    };
     let mut child = command
-        .arg("unshare")
         .args(NAMESPACES)
         .args(world_command(layout))
         .current_dir("/")

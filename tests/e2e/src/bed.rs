@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use somersault_test_cluster::{Cluster, Log, Options, until};
+use somersault_test_support::world::command::tied;
 
 use crate::api::{Api, Kind};
 use crate::programs::{Images, Programs};
@@ -43,7 +44,8 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// Builds all of it. `tell` hears what is being done.
+    /// Builds all of it. `tell` hears what is being done. The stand-in, and a cluster that is `tied`, die with the
+    /// calling thread.
     pub fn up(name: &str, nodes: u8, images: Images, tied: bool, tell: &dyn Fn(&str)) -> Result<Self> {
         let programs = Programs::find(images)?;
         Cluster::down(name).context("removing what an earlier run has left")?;
@@ -261,7 +263,7 @@ fn start_standin(programs: &Programs, cluster: &Cluster) -> Result<Child> {
     ensure!(install.status.success(), "the stand-in's definitions: {said}");
     let path: PathBuf = cluster.layout().log(STANDIN_LOG);
     let log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-    Command::new(&programs.standin)
+    tied(&programs.standin)
         .arg("run")
         .env("KUBECONFIG", cluster.kubeconfig())
         .stdin(Stdio::null())

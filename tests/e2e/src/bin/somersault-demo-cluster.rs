@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use somersault_test_cluster::{Missing, check_requirements};
+use somersault_test_cluster::{Cluster, Missing, check_requirements};
 use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::programs::Images;
 use somersault_test_e2e::side_by_side;
 use somersault_test_e2e::stage::{DB, ODD, Stage, WEB};
+use somersault_test_support::ending::{self, Ended};
 
 /// By convention of test harnesses: skipped, because something is missing here.
 const EXIT_SKIPPED: u8 = 77;
+/// Of the cluster.
+const NAME: &str = "demo";
 const NODES: u8 = 3;
 /// A decision is there when the node is declared; a node boots in ten seconds and is watched for some more.
 const DECIDE_DEADLINE: Duration = Duration::from_secs(30);
@@ -29,9 +32,14 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let Arguments { stay } = Arguments::parse();
-    let act = || if stay { leave_to_you() } else { play() };
-    match check_requirements().map_err(anyhow::Error::from).and_then(|()| act()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let act = move || if stay { leave_to_you() } else { play() };
+    let clean_up = || {
+        println!("== the cluster is taken down, and nothing is left behind");
+        Cluster::down(NAME)
+    };
+    let ended = check_requirements().map_err(anyhow::Error::from).and_then(|()| ending::run(act, clean_up));
+    match ended.and_then(exit_code) {
+        Ok(code) => code,
         Err(error) if error.is::<Missing>() => {
             eprintln!("{error:#}");
             ExitCode::from(EXIT_SKIPPED)
@@ -43,9 +51,17 @@ fn main() -> ExitCode {
     }
 }
 
+fn exit_code(ended: Ended<Result<()>>) -> Result<ExitCode> {
+    match ended {
+        Ended::Done(result) => result.map(|()| ExitCode::SUCCESS),
+        // As a shell says it of a program that a signal has ended; no signal's number comes near 128.
+        Ended::Signalled(signal) => Ok(ExitCode::from(u8::try_from(128 + signal)?)),
+    }
+}
+
+/// Ends by a signal only.
 fn leave_to_you() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let bed = Bed::up("demo", NODES, Images::Release, true, &|what| println!("== {what}"))?;
+    let bed = Bed::up(NAME, NODES, Images::Release, true, &|what| println!("== {what}"))?;
     let node = bed.node_without_leader()?;
     println!(
         "== VMs on {node}: web on network storage, db on a local disk, odd on a disk that nobody can place"
@@ -54,9 +70,9 @@ fn leave_to_you() -> Result<()> {
     print!("{}", bed.plugin(&["status"])?);
     let program = bed.cluster().layout().program().display().to_string();
     print!("{}", what_to_type(&bed.cluster().kubeconfig().display().to_string(), &program, &node));
-    runtime.block_on(async { tokio::signal::ctrl_c().await })?;
-    println!("== the cluster is taken down, and nothing is left behind");
-    Ok(())
+    loop {
+        std::thread::park();
+    }
 }
 
 /// What whoever tries the cluster on `node` may type, in the order in which it tells something.
@@ -66,13 +82,13 @@ fn what_to_type(kubeconfig: &str, program: &str, node: &str) -> String {
         "\nIn another terminal:\n\n\
          export KUBECONFIG={kubeconfig}\n\
          export PATH=$PWD/target/debug:$PATH          # kubectl somersault\n\
-         alias kubectl='{program} --name demo kubectl --'  # unless you have one\n\
+         alias kubectl='{program} --name {NAME} kubectl --'  # unless you have one\n\
          kubectl somersault report                    # what would become of each VM\n\
-         {program} --name demo cut {node}             # its network plug; power-off pulls the power cord\n\
+         {program} --name {NAME} cut {node}             # its network plug; power-off pulls the power cord\n\
          kubectl somersault status --watch\n\
          kubectl somersault recoveries                # what became of each VM, and which need a person\n\
          kubectl somersault runbook {db} -n {namespace}       # what that person has to do, step by step\n\
-         {program} --name demo mend {node}; {program} --name demo power-on {node}\n\n\
+         {program} --name {NAME} mend {node}; {program} --name {NAME} power-on {node}\n\n\
          Ctrl-C here takes everything down.\n"
     )
 }
@@ -80,7 +96,7 @@ fn what_to_type(kubeconfig: &str, program: &str, node: &str) -> String {
 fn play() -> Result<()> {
     let began = Instant::now();
     let step = |text: &str| println!("\n== [{:>5.1} s] {text}", began.elapsed().as_secs_f32());
-    let bed = Bed::up("demo", NODES, Images::Release, true, &|what| step(what))?;
+    let bed = Bed::up(NAME, NODES, Images::Release, true, &|what| step(what))?;
 
     step("who is there, and could be switched off: kubectl somersault status");
     print!("{}", bed.plugin(&["status"])?);

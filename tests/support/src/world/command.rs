@@ -17,6 +17,14 @@ pub fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) ->
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// A command whose program is killed when the thread that starts it ends, however it ends; every other way of cleaning up
+/// needs somebody who is still alive.
+pub fn tied(program: impl AsRef<OsStr>) -> Command {
+    let mut command = tool("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 /// A command that is also found where Debian keeps the administrator's tools, which are not on everybody's
 /// PATH.
 pub fn tool(program: &str) -> Command {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::Uid;
 
-use super::command::{run, tool};
+use super::command::{run, tied, tool};
 
 /// Set in the process that `unshare` started.
 const INSIDE: &str = "SOMERSAULT_WORLD";
@@ -34,9 +34,8 @@ pub fn enter() -> Result<Option<ExitStatus>> {
              container: start it with --privileged"
         ),
     };
-    // setpriv: when this process dies, however it dies, the inner one dies too, and with it the whole world.
-    let mut child = tool("setpriv")
-        .args(["--pdeathsig", "KILL", "--", "unshare"])
+    // When this process dies, however it dies, the inner one dies too, and with it the whole world.
+    let mut child = tied("unshare")
         .args(user)
         .args(NEW_WORLD)
         .args(["--fork", "--kill-child", "--"])
