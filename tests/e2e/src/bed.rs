@@ -128,6 +128,13 @@ impl Bed {
         self.cluster.ask(&kill).map(drop)
     }
 
+    /// The same for the agent's pod of a node.
+    pub fn kill_agents_pod(&self, node: &str) -> Result<()> {
+        let agents = self.api.list(Kind::POD, NAMESPACE, "app.kubernetes.io/component=agent")?;
+        let agent = agents.iter().find(|pod| pod["spec"]["nodeName"] == *node).context("no agent there")?;
+        self.kill_pod(agent["metadata"]["name"].as_str().context("an agent without a name")?)
+    }
+
     /// Ends the API server, and starts it again.
     pub fn restart_apiserver(&self) -> Result<()> {
         self.cluster.stop_program(None, "kube-apiserver")?;

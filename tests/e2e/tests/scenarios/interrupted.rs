@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
-use somersault_test_e2e::bed::{Bed, NAMESPACE, VMS};
+use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage;
 use somersault_test_kubevirt::judge::Disk;
 
@@ -152,8 +152,8 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
             bed.kill_pod(leader["metadata"]["name"].as_str().context("a leader without a name")?)?;
             Ok(nothing)
         }
-        TargetAgentKilled => kill_agent(bed, target).map(|()| nothing),
-        SourceAgentKilled => kill_agent(bed, source).map(|()| nothing),
+        TargetAgentKilled => bed.kill_agents_pod(target).map(|()| nothing),
+        SourceAgentKilled => bed.kill_agents_pod(source).map(|()| nothing),
         ApiServerRestarted => {
             bed.restart_apiserver()?;
             Ok(nothing)
@@ -170,12 +170,6 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
             Ok(nothing)
         }
     }
-}
-
-fn kill_agent(bed: &Bed, node: &str) -> Result<()> {
-    let agents = bed.api().list(Kind::POD, NAMESPACE, "app.kubernetes.io/component=agent")?;
-    let agent = agents.iter().find(|pod| pod["spec"]["nodeName"] == *node).context("no agent there")?;
-    bed.kill_pod(agent["metadata"]["name"].as_str().context("an agent without a name")?)
 }
 
 fn off(bed: &Bed, node: &str) -> Result<Repair> {

@@ -1,11 +1,12 @@
 //! Nodes that live, whatever it looks like: none may be declared, tainted, switched off or robbed of a VM.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use somersault_test_cluster::{condition, until};
 use somersault_test_e2e::api::Kind;
-use somersault_test_e2e::bed::Bed;
+use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage::{DB, Stage, WEB};
 
 /// Many times the time to a verdict of the fast profile.
@@ -14,6 +15,11 @@ const LONG_ENOUGH: Duration = Duration::from_secs(15);
 const NOT_READY_DEADLINE: Duration = Duration::from_mins(2);
 /// A storm's calm, reconnections, a leader's lease.
 const HEALTHY_DEADLINE: Duration = Duration::from_mins(3);
+
+/// Command line of an agent's process, for pkill.
+const AGENT: &str = "^/usr/local/bin/somersault-agent";
+/// Between two looks for an agent that has come back: it beats five times a second.
+const KILL_LOOK: Duration = Duration::from_millis(100);
 
 /// The kubelet dies, the agent lives: Kubernetes calls the node `NotReady`, and it is not dead.
 pub fn kubelet_killed(bed: &Bed) -> Result<()> {
@@ -40,6 +46,35 @@ pub fn agent_stopped(bed: &Bed) -> Result<()> {
     bed.stays_undeclared(LONG_ENOUGH)?;
     signal_agent(bed, &node, "-CONT")?;
     bed.wait_state(&node, "Healthy", LONG_ENOUGH)?;
+    stage.undisturbed(LONG_ENOUGH)
+}
+
+/// The agent's process is killed as often as it comes back, then its pod is removed: the node lives.
+pub fn agent_killed(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    let (began, mut kills, mut states) = (Instant::now(), 0, BTreeSet::new());
+    // The kubelet starts it again at once, then after 10 s: silence of many times what a verdict takes.
+    while began.elapsed() < LONG_ENOUGH {
+        kills += u32::from(kill_agent(bed, &node)?);
+        bed.check_undeclared()?;
+        states.insert(bed.node_state(&node)?);
+        std::thread::sleep(KILL_LOOK);
+    }
+    ensure!(kills > 1, "the agent of {node} was killed once, and did not come back");
+    ensure!(
+        states.contains("AgentSilent"),
+        "nobody has noticed that the agent of {node} was gone: {states:?}"
+    );
+    let no_death = states.iter().all(|state| ["Healthy", "Suspect", "AgentSilent"].contains(&state.as_str()));
+    ensure!(no_death, "{node} was called {states:?} while only its agent was dead");
+    bed.kill_agents_pod(&node)?;
+    bed.stays_undeclared(LONG_ENOUGH)?;
+    bed.wait_state(&node, "Healthy", HEALTHY_DEADLINE)?;
+    for vm in stage.staged() {
+        let recovery = bed.api().find(Kind::RECOVERY, VMS, vm.name)?;
+        ensure!(recovery.is_none(), "{} runs on a living node, and has a Recovery: {recovery:?}", vm.name);
+    }
     stage.undisturbed(LONG_ENOUGH)
 }
 
@@ -106,7 +141,18 @@ fn frozen(bed: &Bed, pause: Duration) -> Result<()> {
 }
 
 fn signal_agent(bed: &Bed, node: &str, signal: &str) -> Result<()> {
-    on_node(bed, node, &["pkill", signal, "-f", "^/usr/local/bin/somersault-agent"])
+    on_node(bed, node, &["pkill", signal, "-f", AGENT])
+}
+
+/// Returns whether there was one.
+fn kill_agent(bed: &Bed, node: &str) -> Result<bool> {
+    let status = bed.cluster().command_on(node)?.args(["pkill", "-KILL", "-f", AGENT]).status();
+    // pkill(1): 1, and nothing else, says that no process matched.
+    match status.context("starting pkill")?.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        other => bail!("pkill on {node} ended with {other:?}"),
+    }
 }
 
 fn on_node(bed: &Bed, node: &str, command: &[&str]) -> Result<()> {
