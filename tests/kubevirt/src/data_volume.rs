@@ -35,6 +35,7 @@ pub(crate) fn reconcile(objects: &Objects, now: Timestamp) -> Vec<Change> {
     objects.all(Kind::DataVolume).flat_map(|data_volume| one(objects, data_volume, now)).collect()
 }
 
+/// controller-base.go: `handlePvcCreation` where the claim is missing, `pvcIsPopulated` where it is somebody else's.
 fn one(objects: &Objects, data_volume: &Value, now: Timestamp) -> Vec<Change> {
     if is_deleting(data_volume) {
         // The garbage collector takes the claim.
@@ -75,7 +76,7 @@ fn one(objects: &Objects, data_volume: &Value, now: Timestamp) -> Vec<Change> {
     changes
 }
 
-/// `pvcIsPopulated`: said by whoever made the claim, or adopted.
+/// controller-base.go, `pvcIsPopulated`: said by whoever made the claim, or adopted.
 fn is_populated(claim: &Value, data_volume: &Value) -> bool {
     annotation(claim, POPULATED_FOR) == Some(name(data_volume))
         || (annotation(data_volume, ALLOW_ADOPTION) == Some("true")

@@ -46,7 +46,7 @@ pub fn current<'a>(vmi: &Value, launchers: &[&'a Value]) -> Option<&'a Value> {
         .copied()
 }
 
-/// Ended, or about to (`IsPodDownOrGoingDown`).
+/// Ended, or about to (pkg/controller, `IsPodDownOrGoingDown`).
 pub fn is_going_down(pod: &Value) -> bool {
     is_deleting(pod) || matches!(phase(pod), "Failed" | "Succeeded")
 }
@@ -79,7 +79,8 @@ pub fn pod(objects: &Objects, vmi: &Value) -> Value {
     pod
 }
 
-/// The launcher on a migration's target: it holds the claims and waits, as QEMU does for the incoming guest.
+/// The launcher on a migration's target (pkg/virt-controller/watch/migration/migration.go, `createTargetPod`): it
+/// holds the claims and waits, as QEMU does for the incoming guest.
 pub fn migration_target(vmi: &Value, migration: &Value) -> Value {
     let mut pod = frame(vmi, &format!("{}-{}", short(uid(vmi)), short(uid(migration))));
     pod["metadata"]["labels"][MIGRATION_LABEL] = json!(uid(migration));
@@ -134,7 +135,7 @@ fn frame(vmi: &Value, suffix: &str) -> Value {
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": grace + GRACE_MARGIN_SECONDS,
-            // Only the VMI's own: Kubernetes adds 300 s for unreachable and not-ready nodes.
+            // template.go: only the VMI's own. Kubernetes adds 300 s for unreachable and not-ready nodes.
             "tolerations": spec["tolerations"],
             "affinity": spec["affinity"],
             "nodeSelector": selector,

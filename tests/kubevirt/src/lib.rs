@@ -9,10 +9,10 @@
 //!
 //! [`Standin`] runs the controllers, [`builders`] make objects, [`judge`] reads what guests wrote. Each behaviour
 //! names what it imitates: a file of the original (kubevirt/kubevirt 1.9, kubevirt/containerized-data-importer
-//! 1.66, kuihuar/vmoperator), or what was measured on its real controllers. What it leaves out, knowingly:
-//! webhooks (but for the rules that the CRDs state), subresources, heartbeats of virt-handler, block
-//! volumes, containers beside the guest, writes on hotplugged disks, live migrations that succeed, a guest that
-//! stops while it is paused.
+//! 1.66, kuihuar/vmoperator), or what was measured on its real controllers; the README has all of them in a table.
+//! What it leaves out, knowingly: webhooks (but for the rules that the CRDs state), subresources, heartbeats of
+//! virt-handler, block volumes, containers beside the guest, writes on hotplugged disks, live migrations that
+//! succeed, a guest that stops while it is paused.
 
 pub mod builders;
 mod change;

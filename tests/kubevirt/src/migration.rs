@@ -1,5 +1,6 @@
-//! Live migrations, as far as they matter to somebody who must not act during one: they begin, they are in flight
-//! for as long as a test says, they fail. None succeeds: there is no guest whose memory could be handed over.
+//! Live migrations (pkg/virt-controller/watch/migration/migration.go), as far as they matter to somebody who must
+//! not act during one: they begin, they are in flight for as long as a test says, they fail. None succeeds: there
+//! is no guest whose memory could be handed over.
 //!
 //! ```text
 //!   Pending ──target launcher made──► Scheduling ──its process there──► Running ──no longer held, or deleted──► Failed

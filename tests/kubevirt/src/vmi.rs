@@ -75,6 +75,7 @@ fn one(objects: &Objects, vmi: &Value, now: Timestamp) -> Vec<Change> {
     let active = launchers.iter().map(|pod| (uid(pod).to_owned(), pod["spec"]["nodeName"].clone()));
     let active = active.map(|(uid, node)| (uid, node.as_str().unwrap_or_default().into()));
     next["status"]["activePods"] = Value::Object(active.collect());
+    // lifecycle.go: the VMI's own finalizer goes with its last launcher; the VM's controller takes the other one.
     if is_final(vmi) {
         if launchers.is_empty() {
             remove_finalizer(&mut next, VMI_FINALIZER);
@@ -95,12 +96,13 @@ fn owner<'a>(objects: &'a Objects, vmi: &Value) -> Option<&'a Value> {
     (reference["uid"] == *uid(vm)).then_some(vm)
 }
 
+/// lifecycle.go, `updateStatus`. A launcher that is Terminating has not ended, on a dead node for ever; one whose
+/// object is gone ends its VMI at once (since KubeVirt 1.2; 20 ms were measured on 1.9.0), whoever deleted it.
 fn next_phase<'a>(vmi: &'a Value, pod: Option<&Value>) -> &'a str {
     match (phase(vmi), pod) {
         ("" | "Pending", Some(_)) => "Scheduling",
         ("" | "Pending", None) if is_deleting(vmi) => "Failed",
         ("" | "Pending", None) => "Pending",
-        // Since 1.2; by whom it was deleted does not matter.
         ("Scheduling" | "Scheduled" | "Running", None) => "Failed",
         ("Scheduling", Some(pod)) if launcher::is_going_down(pod) => "Failed",
         ("Scheduling", Some(pod)) if launcher::is_up(pod) && !is_deleting(vmi) => "Scheduled",
@@ -119,7 +121,7 @@ fn enter(vmi: &mut Value, phase: &str, now: Timestamp) {
     status["phaseTransitionTimestamps"] = json!(entered);
 }
 
-/// What is known of a VMI that has a node.
+/// What is known of a VMI that has a node, in the fields of objects that KubeVirt 1.9.0 and its virt-handler wrote.
 fn report(vmi: &mut Value, objects: &Objects, old: &Value, pod: &Value) {
     if vmi["metadata"]["labels"][NODE_LABEL] != pod["spec"]["nodeName"] {
         vmi["metadata"]["labels"][NODE_LABEL] = pod["spec"]["nodeName"].clone();
@@ -199,7 +201,8 @@ fn ready(status: &mut Value, vmi: &Value, pod: Option<&Value>, now: Timestamp) {
     }
 }
 
-/// Why it does not get on: a claim that is not there, a launcher that fits nowhere.
+/// Why it does not get on: a claim that is not there, a launcher that fits nowhere (both as measured on KubeVirt
+/// 1.9.0; a VM on a dead node's local disk is the latter until the node is back).
 fn problems(status: &mut Value, vmi: &Value, pod: Option<&Value>, missing: Option<&str>, now: Timestamp) {
     if !matches!(phase(vmi), "" | "Pending" | "Scheduling") {
         return;

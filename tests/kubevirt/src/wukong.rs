@@ -129,7 +129,8 @@ fn one(objects: &Objects, wukong: &Value, now: Timestamp) -> Outcome {
     Outcome { changes, again }
 }
 
-/// What is missing, and whether all is bound. Claims and `DataVolumes` have no owner; what exists is never changed.
+/// What is missing, and whether all is bound (pkg/storage/pvc.go, datavolume.go). Claims and `DataVolumes` have no
+/// owner; what exists is never changed.
 fn disks(objects: &Objects, wukong: &Value) -> (Vec<Change>, bool) {
     let (mut changes, mut bound) = (Vec::new(), true);
     for disk in list(&wukong["spec"]["disks"]) {
@@ -173,7 +174,8 @@ fn claim_name(wukong: &Value, disk: &Value) -> String {
     format!("{}-{}", name(wukong), disk["name"].as_str().unwrap_or_default())
 }
 
-/// The whole of it: affinity, eviction strategy, firmware, templates and whatever else stood there is gone.
+/// The whole of it (pkg/kubevirt/vm.go, `updateVMSpec`): affinity, eviction strategy, firmware, templates and
+/// whatever else stood there is gone.
 fn vm_spec(wukong: &Value) -> Value {
     let spec = &wukong["spec"];
     let start = &spec["startStrategy"];

@@ -155,7 +155,7 @@ fn stop(vmi: Option<&Value>) -> Vec<Change> {
     vmi.filter(|vmi| !is_deleting(vmi)).map(Change::delete).into_iter().collect()
 }
 
-/// A VMI of the VM's template.
+/// A VMI of the VM's template, with the eviction strategy that the objects of KubeVirt 1.9.0 had where none was given.
 fn instance(vm: &Value) -> Value {
     let template = &vm["spec"]["template"];
     let mut annotations = template["metadata"]["annotations"].clone();
