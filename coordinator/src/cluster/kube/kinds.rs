@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
 
-use crate::cluster::manifest::{NOT_OF_VMS, OF_VMS, claims_alone};
+use crate::cluster::manifest::{NOT_OF_VMS, OF_VMS, REBUILD_ANNOTATION, claims_alone};
 
 /// A kind that we watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,10 +119,18 @@ fn strip(object: &mut Value) {
     }
     match kind.as_str() {
         "Pod" => strip_pod(object),
+        "VirtualMachine" => {
+            without(object, "metadata", &["labels", "finalizers"]);
+            if let Some(metadata) = object.get_mut("metadata") {
+                only(metadata, "annotations", &[REBUILD_ANNOTATION]);
+            }
+            strip_volumes(object.pointer_mut("/spec/template/spec/volumes"));
+        }
         // Of what it was made from, its VM tells all but the volumes that were plugged in since.
         "VirtualMachineInstance" => {
-            without(object, "metadata", &["annotations"]);
+            without(object, "metadata", &["annotations", "labels", "finalizers"]);
             only(object, "spec", &["volumes"]);
+            strip_volumes(object.pointer_mut("/spec/volumes"));
         }
         "Node" => without(object, "metadata", &["annotations"]),
         _ => {}
@@ -163,6 +171,18 @@ fn strip_pod(object: &mut Value) {
         volumes.retain(has_claim);
     }
 }
+
+/// Of what is behind a VM's volumes: a start script alone may have kilobytes, and its being there is all that counts.
+fn strip_volumes(volumes: Option<&mut Value>) {
+    for volume in volumes.and_then(Value::as_array_mut).into_iter().flatten() {
+        for source in volume.as_object_mut().into_iter().flatten().map(|(_, source)| source) {
+            keep(source, &SOURCE_FIELDS);
+        }
+    }
+}
+
+/// What tells which data a VM's volume has.
+const SOURCE_FIELDS: [&str; 5] = ["claimName", "hotpluggable", "name", "path", "persistentVolumeClaim"];
 
 /// Volumes of a pod that are claims.
 const CLAIM_VOLUMES: [&str; 2] = ["persistentVolumeClaim", "ephemeral"];
@@ -295,6 +315,32 @@ mod tests {
         }
         assert!(is_less, "nothing was taken out");
         assert_eq!(stripped.snapshot(), whole.snapshot());
+    }
+
+    #[test]
+    fn of_a_vm_its_owners_word_and_its_claims_are_kept_and_no_start_script() {
+        let mut vm = json!({
+            "kind": "VirtualMachine",
+            "metadata": {
+                "name": "db", "labels": {"app": "db"}, "finalizers": ["f"],
+                "annotations": {REBUILD_ANNOTATION: "true", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            },
+            "spec": {"template": {"spec": {"volumes": [
+                {"name": "root", "dataVolume": {"name": "db-root", "hotpluggable": true}},
+                {"name": "old", "ephemeral": {"persistentVolumeClaim": {"claimName": "c"}}},
+                {"name": "init", "cloudInitNoCloud": {"userData": "#cloud-config"}},
+            ]}}},
+        });
+        strip(&mut vm);
+        assert_eq!(vm["metadata"], json!({"name": "db", "annotations": {REBUILD_ANNOTATION: "true"}}));
+        assert_eq!(
+            vm["spec"]["template"]["spec"]["volumes"],
+            json!([
+                {"name": "root", "dataVolume": {"name": "db-root", "hotpluggable": true}},
+                {"name": "old", "ephemeral": {"persistentVolumeClaim": {"claimName": "c"}}},
+                {"name": "init", "cloudInitNoCloud": {}},
+            ])
+        );
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Every object of a cluster, typed, with the place it came from; joined into a snapshot.
 //!
 //! ```text
-//!   objects ──► add: by kind, typed; a bad one becomes a problem ──► snapshot: converted and joined
+//!   objects ──► add: by kind, typed, converted where that needs no other object ──► snapshot: the rest, and joined
+//!                    a bad one becomes a problem
 //! ```
 //!
-//! Kinds that we do not know are left alone.
+//! Kinds that we do not know are left alone. A large cluster has an object of many kinds for each VM: what is kept of
+//! those is what is read of them, since the API's own types take kilobytes for what an object could have besides.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +15,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use somersault_coordinator_core::fleet::{Fleet, Volume};
+use somersault_coordinator_core::fleet::{Attachment, Claim, Fleet, Node, Volume};
 use somersault_coordinator_core::names::{BootId, Key, NodeName, VolumeName};
 use somersault_crd as crd;
 
@@ -21,7 +23,8 @@ use super::convert::{self, FieldError};
 use super::kubevirt::{
     DataVolume, InstanceMigration, VirtualMachine, VirtualMachineInstance, VolumeSnapshot, Wukong,
 };
-use super::{ObjectId, disks, pod, requests, vm};
+use super::pod::{VmPod, claims_of};
+use super::{ObjectId, disks, requests, vm};
 use crate::cluster::{Problem, Snapshot};
 
 /// Namespace of the kubelets' Leases.
@@ -30,13 +33,13 @@ const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Objects of a cluster.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    pub(super) nodes: BTreeMap<NodeName, Placed<core::Node>>,
-    pub(super) volumes: BTreeMap<VolumeName, (Placed<()>, Volume)>,
-    pub(super) claims: BTreeMap<Key, Placed<core::PersistentVolumeClaim>>,
+    nodes: BTreeMap<NodeName, Node>,
+    volumes: BTreeMap<VolumeName, Volume>,
+    claims: BTreeMap<Key, Claim>,
     pub(super) classes: BTreeMap<String, Placed<StorageClass>>,
-    pub(super) attachments: BTreeMap<String, Placed<VolumeAttachment>>,
+    attachments: BTreeMap<String, Attachment>,
     /// Those that may be a VM's own.
-    pub(super) pods: BTreeMap<Key, Placed<core::Pod>>,
+    pub(super) pods: BTreeMap<Key, VmPod>,
     /// Of all other pods that use claims, the names of those.
     pub(super) claims_of_other_pods: BTreeMap<Key, Box<[String]>>,
     pub(super) leases: BTreeMap<NodeName, Placed<Lease>>,
@@ -94,12 +97,21 @@ impl Inventory {
         let place = Place { file: file.to_owned(), document, id: id.clone() };
         let name = NodeName(id.name.clone());
         let result = match id.kind.as_str() {
-            "Node" => keep(&mut self.nodes, name, place, value),
-            "PersistentVolume" => self.add_volume(place, value),
-            "PersistentVolumeClaim" => keep(&mut self.claims, id.key(), place, value),
+            "Node" => keep_converted(&mut self.nodes, name, &place, value, convert::node),
+            "PersistentVolume" => {
+                let converted = |object: &core::PersistentVolume| convert::volume(object, value);
+                let name = VolumeName(id.name.clone());
+                keep_converted(&mut self.volumes, name, &place, value, converted)
+            }
+            "PersistentVolumeClaim" => {
+                keep_converted(&mut self.claims, id.key(), &place, value, convert::claim)
+            }
             "StorageClass" => keep(&mut self.classes, id.name.clone(), place, value),
-            "VolumeAttachment" => keep(&mut self.attachments, id.name.clone(), place, value),
-            "Pod" => self.add_pod(place, value),
+            "VolumeAttachment" => {
+                let converted = |object: &VolumeAttachment| Ok(convert::attachment(object));
+                keep_converted(&mut self.attachments, id.name.clone(), &place, value, converted)
+            }
+            "Pod" => self.add_pod(id.key(), &place, value),
             "Lease" if id.namespace == NODE_LEASE_NAMESPACE => keep(&mut self.leases, name, place, value),
             "VirtualMachine" => keep(&mut self.vms, id.key(), place, value),
             "VirtualMachineInstance" => keep(&mut self.instances, id.key(), place, value),
@@ -148,21 +160,12 @@ impl Inventory {
         self.problems.retain(|problem| problem.object != object);
     }
 
-    fn add_volume(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
-        let object: core::PersistentVolume = typed(value).map_err(|e| place.problem(&e))?;
-        let volume = convert::volume(&object, value).map_err(|e| place.problem(&e))?;
-        let name = VolumeName(place.id.name.clone());
-        self.volumes.insert(name, (Placed { object: (), place }, volume));
-        Ok(())
-    }
-
-    fn add_pod(&mut self, place: Place, value: &Value) -> Result<(), Problem> {
+    fn add_pod(&mut self, key: Key, place: &Place, value: &Value) -> Result<(), Problem> {
         let object: core::Pod = typed(value).map_err(|e| place.problem(&e))?;
-        let key = place.id.key();
-        if pod::may_be_of_a_vm(&object) {
-            self.pods.insert(key, Placed { object, place });
+        if let Some(pod) = VmPod::of(&object) {
+            self.pods.insert(key, pod);
         } else {
-            let claims: Box<[String]> = pod::claims_of(&object).collect();
+            let claims: Box<[String]> = claims_of(&object).collect();
             if !claims.is_empty() {
                 self.claims_of_other_pods.insert(key, claims);
             }
@@ -180,23 +183,18 @@ impl Inventory {
     /// Converts and joins what was added.
     pub fn snapshot(&self) -> Snapshot {
         let mut problems = self.problems.clone();
-        let mut fleet = Fleet::default();
-        for (name, placed) in &self.nodes {
-            insert(&mut fleet.nodes, name, placed, convert::node(&placed.object), &mut problems);
-        }
-        fleet.volumes =
-            self.volumes.iter().map(|(name, (_, volume))| (name.clone(), volume.clone())).collect();
-        for (key, placed) in &self.claims {
-            insert(&mut fleet.claims, key, placed, convert::claim(&placed.object), &mut problems);
-        }
+        let mut fleet = Fleet {
+            nodes: self.nodes.clone(),
+            volumes: self.volumes.clone(),
+            claims: self.claims.clone(),
+            attachments: self.attachments.clone(),
+            ..Fleet::default()
+        };
         fleet.classes = self
             .classes
             .iter()
             .map(|(name, placed)| (name.clone(), convert::storage_class(&placed.object)))
             .collect();
-        let attachments = self.attachments.iter();
-        fleet.attachments =
-            attachments.map(|(name, placed)| (name.clone(), convert::attachment(&placed.object))).collect();
         let data_volumes = self.data_volumes.iter();
         fleet.data_volumes =
             data_volumes.map(|(key, placed)| (key.clone(), disks::data_volume(&placed.object))).collect();
@@ -243,6 +241,19 @@ fn keep<K: Ord, T: DeserializeOwned>(
 ) -> Result<(), Problem> {
     let object = typed(value).map_err(|e| place.problem(&e))?;
     map.insert(key, Placed { object, place });
+    Ok(())
+}
+
+/// Keeps what is read of an object, for kinds that need no other object to be converted.
+fn keep_converted<K: Ord, T: DeserializeOwned, O>(
+    map: &mut BTreeMap<K, O>,
+    key: K,
+    place: &Place,
+    value: &Value,
+    convert: impl FnOnce(&T) -> Result<O, FieldError>,
+) -> Result<(), Problem> {
+    let converted = typed(value).and_then(|object| convert(&object)).map_err(|e| place.problem(&e))?;
+    map.insert(key, converted);
     Ok(())
 }
 

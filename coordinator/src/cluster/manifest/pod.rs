@@ -3,31 +3,135 @@
 //! A cluster has many more pods than VMs, so the two are read apart, and of the others nothing else is kept.
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use serde_json::{Value, json};
+use somersault_coordinator_core::fleet::{self, Resources};
+use somersault_coordinator_core::names::{NodeName, Uid};
 
-use super::vm::controller;
+use super::convert::{self, FieldError};
+use super::vm::{controller, node_name, uid_of};
 
 /// Label that tells what a pod is to KubeVirt.
 const KUBEVIRT_LABEL: &str = "kubevirt.io";
 /// Its value on hotplug pods.
-pub(super) const HOTPLUG_POD: &str = "hotplug-disk";
+const HOTPLUG_POD: &str = "hotplug-disk";
 /// Its value on launchers.
-pub(super) const LAUNCHER_POD: &str = "virt-launcher";
+const LAUNCHER_POD: &str = "virt-launcher";
 /// Selects the pods that KubeVirt made for VMs.
 pub const OF_VMS: &str = "kubevirt.io in (virt-launcher, hotplug-disk)";
 /// Selects all others, those without the label included.
 pub const NOT_OF_VMS: &str = "kubevirt.io notin (virt-launcher, hotplug-disk)";
 
-/// Whether KubeVirt made the pod as this.
-pub(super) fn is(pod: &core::Pod, what: &str) -> bool {
-    pod.metadata.labels.as_ref().and_then(|labels| labels.get(KUBEVIRT_LABEL)).is_some_and(|l| l == what)
+/// What a pod is to KubeVirt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The process of a VM.
+    Launcher,
+    /// It mounts a hotplugged claim for a launcher.
+    Hotplug,
+    /// A pod that an instance controls, and that says nothing.
+    Unsaid,
 }
 
-/// Whether the pod may be a VM's own: by its label, or, in a dump written by hand, by who controls it.
-pub(super) fn may_be_of_a_vm(pod: &core::Pod) -> bool {
-    is(pod, LAUNCHER_POD)
-        || is(pod, HOTPLUG_POD)
-        || controller(&pod.metadata).is_some_and(|owner| owner.kind == "VirtualMachineInstance")
+/// What is kept of a pod that may be a VM's: an object of the API's own type takes kilobytes, most of them for what a pod
+/// could have besides, and there is one for each VM.
+#[derive(Clone, Debug)]
+pub(super) struct VmPod {
+    /// What it is.
+    pub part: Part,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// The controlling owner.
+    pub controller: Option<OwnerReference>,
+    /// When it was made.
+    pub created: Option<Time>,
+    /// The node that it is bound to.
+    pub node: Option<NodeName>,
+    /// `status.phase`.
+    pub phase: String,
+    /// What it asks for, or what is wrong with that.
+    pub requests: Result<Resources, FieldError>,
+    /// Claims that it uses.
+    pub claims: Box<[String]>,
+}
+
+impl VmPod {
+    /// `None` for a pod that is no VM's: by its label, or, in a dump written by hand, by who controls it.
+    pub(super) fn of(pod: &core::Pod) -> Option<Self> {
+        let controller = controller(&pod.metadata);
+        let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(KUBEVIRT_LABEL));
+        let part = match label.map(String::as_str) {
+            Some(LAUNCHER_POD) => Part::Launcher,
+            Some(HOTPLUG_POD) => Part::Hotplug,
+            _ if controller.is_some_and(|owner| owner.kind == "VirtualMachineInstance") => Part::Unsaid,
+            _ => return None,
+        };
+        Some(Self {
+            part,
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: uid_of(&pod.metadata),
+            controller: controller.cloned(),
+            created: pod.metadata.creation_timestamp.clone(),
+            node: node_name(pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())),
+            phase: pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default(),
+            requests: requests(pod),
+            claims: claims_of(pod).collect(),
+        })
+    }
+
+    /// The core's value, of the instance with this uid.
+    pub(super) fn value(&self, instance: Option<Uid>) -> fleet::Pod {
+        fleet::Pod {
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            node: self.node.clone(),
+            phase: self.phase.clone(),
+            instance,
+        }
+    }
+
+    /// Whether it has not ended.
+    pub(super) fn is_alive(&self) -> bool {
+        !matches!(self.phase.as_str(), "Succeeded" | "Failed")
+    }
+}
+
+/// Requests of a pod, as the scheduler counts them: containers and sidecars add up; an init container that
+/// ends counts only where it asks for more than everything that runs later.
+fn requests(pod: &core::Pod) -> Result<Resources, FieldError> {
+    let Some(spec) = &pod.spec else { return Ok(Resources::default()) };
+    let of = |container: &core::Container| {
+        let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+        requests.map_or(Ok(Resources::default()), |map| {
+            convert::resources(map, &format!("{}: requests", pod.metadata.name.as_deref().unwrap_or("pod")))
+        })
+    };
+    let (mut sum, mut peak) = (Resources::default(), Resources::default());
+    for container in spec.init_containers.iter().flatten() {
+        let asked = of(container)?;
+        if container.restart_policy.as_deref() == Some("Always") {
+            sum = add(sum, asked);
+        } else {
+            peak.cpu_millis = peak.cpu_millis.max(asked.cpu_millis);
+            peak.memory_bytes = peak.memory_bytes.max(asked.memory_bytes);
+        }
+    }
+    for container in &spec.containers {
+        sum = add(sum, of(container)?);
+    }
+    Ok(Resources {
+        cpu_millis: sum.cpu_millis.max(peak.cpu_millis),
+        memory_bytes: sum.memory_bytes.max(peak.memory_bytes),
+    })
+}
+
+fn add(a: Resources, b: Resources) -> Resources {
+    Resources {
+        cpu_millis: a.cpu_millis.saturating_add(b.cpu_millis),
+        memory_bytes: a.memory_bytes.saturating_add(b.memory_bytes),
+    }
 }
 
 /// Names of the claims that a pod uses, generic ephemeral ones included.
@@ -91,6 +195,31 @@ mod tests {
         assert!(left.get("status").is_none() && left["spec"].get("nodeName").is_none(), "{left}");
         let typed: core::Pod = serde_json::from_value(left).expect("a pod still");
         assert_eq!(claims_of(&typed).collect::<Vec<_>>(), ["web-data", "web-0-scratch"]);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_launcher_is_small() {
+        // A limit of a fifth of the API's own type, its containers and volumes not counted: a cluster has ten thousand.
+        let (kept, whole) = (size_of::<VmPod>(), size_of::<core::Pod>());
+        assert!(kept * 5 < whole, "{kept} bytes instead of {whole}");
+    }
+
+    #[test]
+    fn a_pod_is_a_vms_by_its_label_or_by_its_owner() {
+        let part = |labels: &Value, owner: &str| {
+            let typed = serde_json::from_value(json!({
+                "metadata": { "name": "p", "labels": labels, "ownerReferences": [
+                    { "apiVersion": "v1", "kind": owner, "name": "o", "uid": "u", "controller": true },
+                ] },
+                "spec": { "containers": [] },
+            }));
+            VmPod::of(&typed.expect("a pod")).map(|pod| pod.part)
+        };
+        let label = |value: &str| json!({ "kubevirt.io": value });
+        assert_eq!(part(&label("virt-launcher"), "ReplicaSet"), Some(Part::Launcher));
+        assert_eq!(part(&label("hotplug-disk"), "Pod"), Some(Part::Hotplug));
+        assert_eq!(part(&Value::Null, "VirtualMachineInstance"), Some(Part::Unsaid));
+        assert_eq!(part(&label("virt-handler"), "DaemonSet"), None);
     }
 
     #[test]

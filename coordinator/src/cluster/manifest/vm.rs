@@ -14,14 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use somersault_coordinator_core::fleet::{
-    Fleet, Instance, Owner, Pod, Resources, RunStrategy, SavedStart, Toleration, Vm,
+    Fleet, Instance, Owner, Resources, RunStrategy, SavedStart, Toleration, Vm,
 };
 use somersault_coordinator_core::names::{Key, NodeName, Uid};
 
 use super::convert::{self, FieldError};
 use super::inventory::{Inventory, Placed, insert};
 use super::kubevirt::{InstanceSpec, VirtualMachine, VirtualMachineInstance, Wukong};
-use super::pod::{HOTPLUG_POD, LAUNCHER_POD, claims_of, is};
+use super::pod::{Part, VmPod};
 use super::{disks, quantity};
 use crate::cluster::Problem;
 
@@ -79,7 +79,7 @@ fn one(
         requests: requests(spec, instance, &own_pods)?,
         rebuild_allowed: rebuild(&vm.metadata) || wukong.is_some_and(|(wukong, _)| rebuild(&wukong.metadata)),
         instance: instance.map(|found| instance_value(inventory, key, found)),
-        pods: own_pods.into_iter().map(|(pod, of)| pod_value(pod, of)).collect(),
+        pods: own_pods.into_iter().map(|(pod, of)| pod.value(of)).collect(),
     })
 }
 
@@ -98,14 +98,11 @@ pub(super) fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
 }
 
 /// Whether the reference may mean the object: uids, where both are known, must agree.
-fn same_uid(reference: &OwnerReference, meta: &ObjectMeta) -> bool {
-    match (reference.uid.as_str(), meta.uid.as_deref()) {
-        ("", _) | (_, None | Some("")) => true,
-        (referenced, Some(uid)) => referenced == uid,
-    }
+fn same_uid(reference: &OwnerReference, uid: &Uid) -> bool {
+    reference.uid.is_empty() || uid.as_str().is_empty() || reference.uid == uid.as_str()
 }
 
-fn uid_of(meta: &ObjectMeta) -> Uid {
+pub(super) fn uid_of(meta: &ObjectMeta) -> Uid {
     Uid::from(meta.uid.as_deref().unwrap_or_default())
 }
 
@@ -117,7 +114,7 @@ fn owning_wukong<'a>(
 ) -> Option<(&'a Wukong, &'a Option<String>)> {
     let owner = controller(meta).filter(|o| o.kind == "Wukong" && o.api_version.starts_with(WUKONG_GROUP))?;
     let (placed, start) = inventory.wukongs.get(&Key::new(key.namespace.clone(), owner.name.clone()))?;
-    same_uid(owner, &placed.object.metadata).then_some((&placed.object, start))
+    same_uid(owner, &uid_of(&placed.object.metadata)).then_some((&placed.object, start))
 }
 
 /// Who starts and stops the VM, and by which field. A Wukong that is not there cannot be told anything, and is
@@ -167,7 +164,7 @@ fn instance_of<'a>(
 ) -> Option<&'a VirtualMachineInstance> {
     let instance = &inventory.instances.get(key)?.object;
     let fits = controller(&instance.metadata).is_none_or(|owner| {
-        owner.kind == "VirtualMachine" && owner.name == key.name && same_uid(owner, &vm.metadata)
+        owner.kind == "VirtualMachine" && owner.name == key.name && same_uid(owner, &uid_of(&vm.metadata))
     });
     fits.then_some(instance)
 }
@@ -207,7 +204,7 @@ fn requested_migration(inventory: &Inventory, key: &Key) -> Option<Option<String
     })
 }
 
-fn node_name(name: Option<&str>) -> Option<NodeName> {
+pub(super) fn node_name(name: Option<&str>) -> Option<NodeName> {
     name.filter(|name| !name.is_empty()).map(NodeName::from)
 }
 
@@ -215,11 +212,11 @@ fn node_name(name: Option<&str>) -> Option<NodeName> {
 fn requests(
     spec: &InstanceSpec,
     instance: Option<&VirtualMachineInstance>,
-    pods: &[(&core::Pod, Option<Uid>)],
+    pods: &[(&VmPod, Option<Uid>)],
 ) -> Result<Resources, FieldError> {
-    let launchers = pods.iter().map(|(pod, _)| *pod).filter(|pod| is(pod, LAUNCHER_POD));
-    if let Some(launcher) = launchers.max_by_key(|pod| pod.metadata.creation_timestamp.clone()) {
-        return pod_requests(launcher);
+    let launchers = pods.iter().map(|(pod, _)| *pod).filter(|pod| pod.part == Part::Launcher);
+    if let Some(launcher) = launchers.max_by_key(|pod| pod.created.clone()) {
+        return launcher.requests.clone();
     }
     let at = "spec.template.spec.domain";
     let explicit = spec.domain.resources.as_ref().and_then(|r| r.requests.as_ref());
@@ -246,56 +243,10 @@ fn requests(
     Ok(Resources { cpu_millis, memory_bytes: memory.saturating_add(overhead) })
 }
 
-/// Requests of a pod, as the scheduler counts them: containers and sidecars add up; an init container that
-/// ends counts only where it asks for more than everything that runs later.
-fn pod_requests(pod: &core::Pod) -> Result<Resources, FieldError> {
-    let Some(spec) = &pod.spec else { return Ok(Resources::default()) };
-    let of = |container: &core::Container| {
-        let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
-        requests.map_or(Ok(Resources::default()), |map| {
-            convert::resources(map, &format!("{}: requests", pod.metadata.name.as_deref().unwrap_or("pod")))
-        })
-    };
-    let (mut sum, mut peak) = (Resources::default(), Resources::default());
-    for container in spec.init_containers.iter().flatten() {
-        let asked = of(container)?;
-        if container.restart_policy.as_deref() == Some("Always") {
-            sum = add(sum, asked);
-        } else {
-            peak.cpu_millis = peak.cpu_millis.max(asked.cpu_millis);
-            peak.memory_bytes = peak.memory_bytes.max(asked.memory_bytes);
-        }
-    }
-    for container in &spec.containers {
-        sum = add(sum, of(container)?);
-    }
-    Ok(Resources {
-        cpu_millis: sum.cpu_millis.max(peak.cpu_millis),
-        memory_bytes: sum.memory_bytes.max(peak.memory_bytes),
-    })
-}
-
-fn add(a: Resources, b: Resources) -> Resources {
-    Resources {
-        cpu_millis: a.cpu_millis.saturating_add(b.cpu_millis),
-        memory_bytes: a.memory_bytes.saturating_add(b.memory_bytes),
-    }
-}
-
-fn pod_value(pod: &core::Pod, instance: Option<Uid>) -> Pod {
-    Pod {
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        uid: uid_of(&pod.metadata),
-        node: node_name(pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())),
-        phase: pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default(),
-        instance,
-    }
-}
-
 /// Launcher and hotplug pods, by the instance that they belong to.
 struct PodsByVm<'a> {
     /// By namespace and name of the instance; each with the uid of the instance that it was made for.
-    by_instance: BTreeMap<Key, Vec<(&'a core::Pod, Option<Uid>)>>,
+    by_instance: BTreeMap<Key, Vec<(&'a VmPod, Option<Uid>)>>,
     /// Keys of the pods that some VM took.
     taken: BTreeSet<Key>,
 }
@@ -303,12 +254,10 @@ struct PodsByVm<'a> {
 impl<'a> PodsByVm<'a> {
     fn of(inventory: &'a Inventory) -> Self {
         let mut by_instance: BTreeMap<Key, Vec<_>> = BTreeMap::new();
-        for (key, placed) in &inventory.pods {
-            let pod = &placed.object;
-            let owner = if is(pod, HOTPLUG_POD) {
-                launcher_owner(inventory, key, pod)
-            } else {
-                controller(&pod.metadata)
+        for (key, pod) in &inventory.pods {
+            let owner = match pod.part {
+                Part::Hotplug => launcher_owner(inventory, key, pod),
+                Part::Launcher | Part::Unsaid => pod.controller.as_ref(),
             };
             let Some(owner) = owner.filter(|owner| owner.kind == "VirtualMachineInstance") else { continue };
             let uid = Some(owner.uid.as_str()).filter(|uid| !uid.is_empty()).map(Uid::from);
@@ -325,7 +274,7 @@ impl<'a> PodsByVm<'a> {
         inventory: &Inventory,
         key: &Key,
         instance: Option<&VirtualMachineInstance>,
-    ) -> Vec<(&'a core::Pod, Option<Uid>)> {
+    ) -> Vec<(&'a VmPod, Option<Uid>)> {
         let foreign = instance.is_none() && inventory.instances.contains_key(key);
         if foreign { Vec::new() } else { self.by_instance.get(key).cloned().unwrap_or_default() }
     }
@@ -334,13 +283,12 @@ impl<'a> PodsByVm<'a> {
     /// claims from being deleted.
     fn claims_of_the_rest(&self, inventory: &Inventory) -> BTreeMap<Key, BTreeSet<String>> {
         let strays = inventory.pods.iter().filter(|(pod, _)| !self.taken.contains(pod));
-        let of_strays =
-            strays.flat_map(|(pod, placed)| claims_of(&placed.object).map(move |claim| (pod, claim)));
         let others = inventory.claims_of_other_pods.iter();
-        let of_others = others.flat_map(|(pod, claims)| claims.iter().map(move |claim| (pod, claim.clone())));
         let mut used: BTreeMap<Key, BTreeSet<String>> = BTreeMap::new();
-        for (pod, claim) in of_strays.chain(of_others) {
-            used.entry(Key::new(pod.namespace.clone(), claim)).or_default().insert(pod.name.clone());
+        for (pod, claims) in strays.map(|(key, pod)| (key, &pod.claims)).chain(others) {
+            for claim in claims {
+                used.entry(Key::new(pod.namespace.clone(), claim)).or_default().insert(pod.name.clone());
+            }
         }
         used
     }
@@ -348,17 +296,14 @@ impl<'a> PodsByVm<'a> {
     /// Nodes of launchers and hotplug pods that no VM took, and that have not ended.
     fn strays(&self, inventory: &Inventory) -> BTreeSet<NodeName> {
         let others = inventory.pods.iter().filter(|(key, _)| !self.taken.contains(key));
-        let launchers = others
-            .map(|(_, placed)| &placed.object)
-            .filter(|pod| is(pod, LAUNCHER_POD) || is(pod, HOTPLUG_POD));
-        let alive = |pod: &Pod| !matches!(pod.phase.as_str(), "Succeeded" | "Failed");
-        launchers.map(|pod| pod_value(pod, None)).filter(alive).filter_map(|pod| pod.node).collect()
+        let launchers = others.map(|(_, pod)| pod).filter(|pod| pod.part != Part::Unsaid && pod.is_alive());
+        launchers.filter_map(|pod| pod.node.clone()).collect()
     }
 }
 
 /// The launcher's owner, for a hotplug pod, which its launcher controls.
-fn launcher_owner<'a>(inventory: &'a Inventory, key: &Key, pod: &core::Pod) -> Option<&'a OwnerReference> {
-    let owner = controller(&pod.metadata).filter(|owner| owner.kind == "Pod")?;
-    let launcher = &inventory.pods.get(&Key::new(key.namespace.clone(), owner.name.clone()))?.object;
-    same_uid(owner, &launcher.metadata).then(|| controller(&launcher.metadata)).flatten()
+fn launcher_owner<'a>(inventory: &'a Inventory, key: &Key, pod: &VmPod) -> Option<&'a OwnerReference> {
+    let owner = pod.controller.as_ref().filter(|owner| owner.kind == "Pod")?;
+    let launcher = inventory.pods.get(&Key::new(key.namespace.clone(), owner.name.clone()))?;
+    same_uid(owner, &launcher.uid).then_some(launcher.controller.as_ref()).flatten()
 }
