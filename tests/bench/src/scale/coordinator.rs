@@ -80,6 +80,8 @@ impl Coordinator {
             .arg(fence_config)
             .env("KUBECONFIG", kubeconfig)
             .env("NO_COLOR", "1")
+            // As the Deployment has it.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("sharing the coordinator's log")?)
             .stderr(output)
