@@ -236,6 +236,7 @@ fn object_of(action: &Action) -> String {
         Action::DeleteAttachment { attachment, .. } => format!("attachment {attachment}"),
         Action::DeletePod { pod, .. } => format!("pod {pod}"),
         Action::CreateMigration { key, .. } | Action::CancelMigration { key } => format!("migration {key}"),
+        Action::LiveMigrate { key, .. } => format!("live migration {key}"),
         Action::CreateEvacuation { name, .. } => format!("evacuation {name}"),
         Action::CreateVolume(volume) => format!("volume {}", volume.name),
         Action::RetainVolume { volume }

@@ -151,7 +151,8 @@ pub struct ExplainArgs {
 
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("subject").args(["vm", "claim"]).required(true)))]
-#[command(group(clap::ArgGroup::new("destination").args(["to_node", "to_class"]).required(true)))]
+#[command(group(clap::ArgGroup::new("destination").args(["to_node", "to_class"])))]
+#[command(group(clap::ArgGroup::new("whereto").args(["to_node", "to_class", "live"]).multiple(true).required(true)))]
 pub struct MigrateArgs {
     /// The VM whose local disks move together, as NAME or NAMESPACE/NAME
     pub vm: Option<Named>,
@@ -159,7 +160,7 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "NAME")]
     pub claim: Option<Named>,
     /// To this node; the storage class stays
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, visible_alias = "target-node", value_name = "NODE")]
     pub to_node: Option<String>,
     /// To this storage class
     #[arg(long, value_name = "CLASS")]
@@ -167,6 +168,10 @@ pub struct MigrateArgs {
     /// Copy while the VM runs and keep the copy fresh; `proceed` then stops the VM and finishes
     #[arg(long)]
     pub pre_copy_only: bool,
+    /// Move the VM itself while it runs, by KubeVirt's own migration: for VMs with no disk on their node. Without a node
+    /// KubeVirt chooses one
+    #[arg(long, conflicts_with_all = ["claim", "to_class", "pre_copy_only"])]
+    pub live: bool,
     #[command(flatten)]
     pub wait: WaitArgs,
 }

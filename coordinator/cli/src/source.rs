@@ -13,6 +13,7 @@ use serde_json::Value;
 use somersault_coordinator::cluster::ClusterError;
 use somersault_coordinator::cluster::directory::{self, Objects, Store};
 use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::Action;
 
 use crate::args::{ClusterAddress, Global};
 use crate::exit::Failure;
@@ -118,6 +119,16 @@ impl Source {
                 Ok(())
             }
             Self::Api(server) => server.set_spec(id, decide),
+        }
+    }
+
+    /// Asks `KubeVirt` to move a VM while it runs. Nobody would in a folder.
+    pub fn live_migrate(&self, action: &Action) -> Result<(), Failure> {
+        match self {
+            Self::Directory(_) => Err(Failure::Usage(
+                "--live asks KubeVirt, and there is none in a folder of manifests".to_owned(),
+            )),
+            Self::Api(server) => server.act(action),
         }
     }
 

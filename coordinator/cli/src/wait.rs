@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::Key;
 use somersault_crd::evacuation::{EvacuationStatus, PlanState};
@@ -85,6 +86,45 @@ pub fn first_answer(source: &Source, key: &Key) -> Result<VolumeMigrationStatus,
     }
 }
 
+/// Waits until a live migration has ended.
+pub fn live_migration(
+    global: &Global,
+    source: &Source,
+    id: &ObjectId,
+    timeout: Duration,
+) -> Result<Exit, Failure> {
+    let mut patience = Patience::new(source, timeout);
+    loop {
+        let object: Value = patience.look(id)?;
+        let status = &object["status"];
+        let phase = status["phase"].as_str().unwrap_or("Pending");
+        let failed = match phase {
+            "Succeeded" => false,
+            "Failed" => true,
+            _ => {
+                // KubeVirt moves it, and no coordinator of ours.
+                patience.rest(&id.to_string(), true)?;
+                continue;
+            }
+        };
+        output::print(global.output, status, || {
+            let state = &status["migrationState"];
+            let why = state["failureReason"]
+                .as_str()
+                .unwrap_or("KubeVirt gives no reason: see the events of its instance");
+            if failed {
+                format!("{id}: Failed: {}. The VM runs where it did.", clean(why))
+            } else {
+                format!(
+                    "{id}: Succeeded, on node {}.",
+                    clean(state["targetNode"].as_str().unwrap_or("unknown"))
+                )
+            }
+        })?;
+        return Ok(if failed { Exit::Failed } else { Exit::Ok });
+    }
+}
+
 /// Waits until an evacuation has ended, or waits for a word; a dry run until its plan is there.
 pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duration) -> Result<Exit, Failure> {
     let mut bars = Bars::new();
@@ -92,7 +132,9 @@ pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duratio
     loop {
         let object: Evacuation = patience.look(&evacuate::id(name))?;
         let status = object.status.unwrap_or_default();
-        for planned in status.plan.iter().filter(|planned| planned.state != PlanState::Waiting) {
+        for planned in
+            status.plan.iter().filter(|planned| planned.state != PlanState::Waiting && !planned.live)
+        {
             let key = Key::new(planned.migration.namespace.clone(), planned.migration.name.clone());
             // It may be made only in a moment.
             if let Ok(migration) = read::<VolumeMigration>(source, &migrate::id(&key)) {
@@ -179,8 +221,12 @@ fn evacuation_text(name: &str, status: &EvacuationStatus, dry_run: bool, waits: 
         for planned in &status.plan {
             plan.add_row([
                 cell(&format!("{}/{}", planned.subject.namespace, planned.subject.name)),
-                cell(&units::bytes(planned.bytes)),
-                cell(&planned.migration.name),
+                cell(&if planned.live { "none".to_owned() } else { units::bytes(planned.bytes) }),
+                cell(&if planned.live {
+                    format!("live: {}", planned.migration.name)
+                } else {
+                    planned.migration.name.clone()
+                }),
                 cell(&state(planned.state)),
                 cell(&planned.message),
             ]);

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use self::node::{
-    CLOUD_SHUTDOWN_TAINT, FENCING_TAINT, KUBERNETES_UNREACHABLE_TAINT, Node, OUT_OF_SERVICE_OURS,
-    OUT_OF_SERVICE_TAINT, Taint, Toleration, ZONE_LABEL,
+    CLOUD_SHUTDOWN_TAINT, EVACUATE_ANNOTATION, FENCING_TAINT, KUBERNETES_UNREACHABLE_TAINT, Node,
+    OUT_OF_SERVICE_OURS, OUT_OF_SERVICE_TAINT, Taint, Toleration, ZONE_LABEL,
 };
 pub use self::report::{DiskHealth, DiskImage, Grade, Host, NodeReport, StorageRoot, Usage, folder};
 pub use self::selector::{NodeSelector, Requirement};
@@ -40,6 +40,8 @@ pub struct Fleet {
     pub data_volumes: BTreeMap<Key, DataVolume>,
     /// Every `VolumeSnapshot`, where the cluster has that kind.
     pub snapshots: BTreeMap<Key, Snapshot>,
+    /// Every `VirtualMachineInstanceMigration`, which moves a VM while it runs.
+    pub live_migrations: BTreeMap<Key, LiveMigration>,
     /// Every `VolumeAttachment`, by name.
     pub attachments: BTreeMap<String, Attachment>,
     /// Nodes whose agent has beaten some time, with the boot of its last beat, as our own objects tell.
@@ -404,8 +406,30 @@ pub struct Instance {
     pub migrating: Option<Option<NodeName>>,
     /// Condition Paused is True, with its reason.
     pub paused: Option<String>,
+    /// Condition `LiveMigratable` is False: KubeVirt's own reason and words.
+    pub not_migratable: Option<String>,
     /// Names of the claims that it was started with, or that were attached to it since.
     pub claims: BTreeSet<String>,
+}
+
+/// A `VirtualMachineInstanceMigration`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveMigration {
+    /// Name of the instance, in the same namespace, and of its VM.
+    pub vm: String,
+    /// How far it is.
+    pub state: LiveMigrationState,
+}
+
+/// How far a live migration is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LiveMigrationState {
+    /// Neither ended well nor failed.
+    UnderWay,
+    /// The VM runs on another node.
+    Succeeded,
+    /// The VM runs where it did; KubeVirt's reason, where it gives one.
+    Failed(String),
 }
 
 /// A launcher or hotplug pod.

@@ -393,6 +393,15 @@ pub enum Action {
         /// What it asks.
         spec: MigrationSpec,
     },
+    /// Create a `VirtualMachineInstanceMigration`: KubeVirt moves the VM while it runs.
+    LiveMigrate {
+        /// Its key; derived from the evacuation, so that a second creation is noticed.
+        key: Key,
+        /// Name of the VM, in the same namespace.
+        vm: String,
+        /// The one node where it may go; where KubeVirt likes if `None`.
+        node: Option<NodeName>,
+    },
     /// Set `spec.cancelled` of a migration whose evacuation was cancelled.
     CancelMigration {
         /// Which.

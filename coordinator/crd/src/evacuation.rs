@@ -97,13 +97,16 @@ pub struct EvacuationStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedMigration {
-    /// The VolumeMigration.
+    /// The VolumeMigration; of a VM that moves while it runs, the VirtualMachineInstanceMigration.
     pub migration: ObjectKey,
     /// The VM, or the claim that no VM uses.
     pub subject: ObjectKey,
     /// Whether the subject is a VM.
     #[serde(default)]
     pub is_vm: bool,
+    /// The VM has no disk there and moves while it runs, by KubeVirt's own migration.
+    #[serde(default)]
+    pub live: bool,
     /// Bytes to move.
     pub bytes: u64,
     /// What became of it.

@@ -158,6 +158,7 @@ fn evacuation(epoch: u64) -> Record {
         migration: shop("evac-web"),
         subject: shop("web"),
         is_vm: true,
+        live: false,
         bytes: 7,
         state: PlanState::PreCopied,
         message: "waits for a word".into(),

@@ -308,6 +308,7 @@ impl Api {
                 has_run: false,
                 migrating: None,
                 paused: None,
+                not_migratable: None,
                 claims: BTreeSet::new(),
             });
             let name = format!("virt-launcher-{}", key.name);

@@ -14,7 +14,7 @@ use somersault_crd::common::Destination;
 use somersault_crd::volume_migration::Phase;
 use somersault_crd::{VolumeMigration, VolumeMigrationSpec};
 
-use super::incident;
+use super::{incident, live};
 use crate::args::{Global, MigrateArgs};
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -32,6 +32,9 @@ pub fn run(global: &Global, args: &MigrateArgs) -> Result<Exit, Failure> {
     let Some(subject) = args.vm.as_ref().or(args.claim.as_ref()) else {
         return Err(Failure::Usage("say which VM, or which claim".to_owned()));
     };
+    if args.live {
+        return live::run(global, args, subject);
+    }
     let namespace = subject.namespace(global)?;
     let source = Source::open(global)?;
     let subject = Key::new(source.namespace(namespace), subject.name.as_str());

@@ -7,6 +7,7 @@ pub mod evacuate;
 mod explain;
 mod hold;
 mod incident;
+mod live;
 pub mod migrate;
 mod recoveries;
 mod report;

@@ -316,6 +316,7 @@ impl Bench {
                 has_run: false,
                 migrating: None,
                 paused: None,
+                not_migratable: None,
                 claims: BTreeSet::new(),
             });
         }

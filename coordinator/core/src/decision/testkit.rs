@@ -195,6 +195,7 @@ pub(crate) fn running_vm(name: &str, node: &str) -> Vm {
             has_run: true,
             migrating: None,
             paused: None,
+            not_migratable: None,
             claims: BTreeSet::new(),
         }),
         pods: vec![Pod {

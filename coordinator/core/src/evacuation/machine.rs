@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::auto::Automatic;
-use super::{EvacuationRecord, EvacuationSpec, PlanState, Planned, plan};
+use super::drain::Drains;
+use super::{EvacuationRecord, EvacuationSpec, PlanState, Planned, live, plan};
 use crate::BootTime;
+use crate::fleet::Fleet;
 use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
 use crate::migration::{Context, Migrations, Phase};
+use crate::names::Key;
 
 /// A creation whose object does not show is asked for again.
 const ACTION_RETRY: Duration = Duration::from_secs(10);
@@ -19,6 +22,7 @@ const COMMIT_RETRY: Duration = Duration::from_secs(1);
 pub struct Evacuations {
     all: BTreeMap<String, Evacuation>,
     automatic: Automatic,
+    drains: Drains,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -26,6 +30,8 @@ struct Evacuation {
     record: Option<EvacuationRecord>,
     committing: Option<EvacuationRecord>,
     next_look: BootTime,
+    /// Live migrations that were refused, and why.
+    refused: BTreeMap<Key, String>,
 }
 
 impl Evacuations {
@@ -39,7 +45,10 @@ impl Evacuations {
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {
-            Input::Leading { records, .. } => self.load(records),
+            Input::Leading { records, .. } => {
+                self.load(records);
+                self.drains = Drains::default();
+            }
             Input::Deposed => *self = Self::default(),
             Input::Committed(RecordKey::Evacuation(name)) => {
                 if let Some(evacuation) = self.all.get_mut(name) {
@@ -52,6 +61,11 @@ impl Evacuations {
                     evacuation.next_look = now + COMMIT_RETRY;
                 }
             }
+            Input::ActionFailed { action: Action::LiveMigrate { key, .. }, why } => {
+                for evacuation in self.all.values_mut().filter(|evacuation| evacuation.has(key)) {
+                    evacuation.refused.insert(key.clone(), why.clone());
+                }
+            }
             _ => {}
         }
         self.all.retain(|name, _| ctx.requests.evacuations.contains_key(name));
@@ -60,6 +74,7 @@ impl Evacuations {
             effects.extend(evacuation.drive(now, name, spec, ctx, migrations));
         }
         effects.extend(self.automatic.step(now, ctx));
+        effects.extend(self.drains.step(now, ctx));
         effects
     }
 
@@ -70,7 +85,7 @@ impl Evacuations {
             .values()
             .filter(|evacuation| !evacuation.is_complete())
             .map(|evacuation| evacuation.next_look);
-        active.chain(self.automatic.next_deadline()).min()
+        active.chain(self.automatic.next_deadline()).chain(self.drains.next_deadline()).min()
     }
 
     /// What to show.
@@ -93,6 +108,10 @@ impl Evacuations {
 }
 
 impl Evacuation {
+    fn has(&self, migration: &Key) -> bool {
+        self.record.iter().flat_map(|record| &record.plan).any(|line| line.migration == *migration)
+    }
+
     fn is_complete(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.complete)
     }
@@ -115,7 +134,12 @@ impl Evacuation {
             return self.commit(first_record(name, spec, ctx));
         };
         let mut record = record.clone();
-        follow(&mut record, migrations);
+        follow(&mut record, spec, ctx.fleet, migrations);
+        for line in record.plan.iter_mut().filter(|line| line.live && line.state == PlanState::Waiting) {
+            if let Some(why) = self.refused.get(&line.migration) {
+                live::fail(line, why);
+            }
+        }
         settle(&mut record, spec);
         let begin = begin(&mut record, name, spec, ctx);
         if Some(&record) != self.record.as_ref() {
@@ -193,8 +217,12 @@ fn first_record(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Evacuat
 }
 
 /// What the migrations have come to.
-fn follow(record: &mut EvacuationRecord, migrations: &Migrations) {
+fn follow(record: &mut EvacuationRecord, spec: &EvacuationSpec, fleet: &Fleet, migrations: &Migrations) {
     for line in &mut record.plan {
+        if line.live {
+            live::follow(spec, line, fleet);
+            continue;
+        }
         let Some(migration) = migrations.record(&line.migration) else { continue };
         line.state = match migration.phase {
             Phase::Succeeded => PlanState::Succeeded,
@@ -230,7 +258,9 @@ fn begin(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: 
     let begun = |line: &&Planned| matches!(line.state, PlanState::Running | PlanState::PreCopied);
     if spec.cancelled {
         let cancel = |line: &Planned| Effect::Act(Action::CancelMigration { key: line.migration.clone() });
-        return record.plan.iter().filter(begun).map(cancel).collect();
+        // One that moves while it runs ends by itself, and is as well there as here.
+        let ours = record.plan.iter().filter(|line| !line.live);
+        return ours.filter(begun).map(cancel).collect();
     }
     let running = record.plan.iter().filter(|line| line.state == PlanState::Running).count();
     let waiting = record.plan.iter_mut().filter(|line| line.state == PlanState::Waiting);
@@ -238,6 +268,16 @@ fn begin(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: 
     for line in waiting {
         if effects.len() + running >= ctx.policy.evacuation.concurrent_max {
             break;
+        }
+        if line.live {
+            match live::hindrance(spec, line, ctx) {
+                Some(why) => {
+                    line.state = PlanState::Failed;
+                    line.message = why;
+                }
+                None => effects.push(Effect::Act(live::action(spec, line))),
+            }
+            continue;
         }
         let Some(destination) = plan::destination(spec, line, ctx.fleet, ctx.usable) else {
             plan::NO_ROOM.clone_into(&mut line.message);

@@ -10,10 +10,17 @@
 //!                  complete when none is Waiting or Running
 //! ```
 //!
+//! A VM that runs on the node with no disk there is moved while it runs: KubeVirt does that, asked by a
+//! `VirtualMachineInstanceMigration`, and disturbs nobody, so that no word is waited for. One that KubeVirt cannot move is
+//! told with KubeVirt's own reason.
+//!
 //! An evacuation only creates migrations and watches them; each is safe by itself, and one that fails does not
-//! stop the others. `auto` asks for an evacuation when a disk starts to fail.
+//! stop the others. `auto` asks for an evacuation when a disk starts to fail, `drain` when a
+//! node is cordoned and marked for it.
 
 mod auto;
+mod drain;
+mod live;
 mod machine;
 mod plan;
 #[cfg(test)]
@@ -78,6 +85,9 @@ pub struct Planned {
     pub subject: Key,
     /// Whether the subject is a VM.
     pub is_vm: bool,
+    /// The VM has no disk there and moves while it runs; the migration is KubeVirt's.
+    #[serde(default)]
+    pub live: bool,
     /// Bytes to move.
     pub bytes: u64,
     /// What became of it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{EvacuationSpec, PlanState, Planned};
+use super::{EvacuationSpec, PlanState, Planned, live};
 use crate::decision::Locality;
 use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot, folder};
 use crate::locality::{self, ClassOverrides};
@@ -24,11 +24,22 @@ struct Rank {
     unclear: bool,
 }
 
+/// How one line's subject moves.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Moves {
+    /// A VM, with its disks there.
+    Vm,
+    /// A VM that runs there, and has no disk there.
+    Live,
+    /// A claim that no VM uses.
+    Claim,
+}
+
 /// Every VM, and every claim that no VM uses, with data on what is to be emptied. What may be there and cannot be moved
 /// has failed from the start, so that nobody takes the node for empty; a dry run says so of each that would fail.
 pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<Planned> {
     let (fleet, overrides) = (ctx.fleet, &ctx.policy.class_overrides);
-    let mut found: Vec<(Rank, bool)> = Vec::new();
+    let mut found: Vec<(Rank, Moves)> = Vec::new();
     let mut used: Vec<Key> = Vec::new();
     for (key, vm) in &fleet.vms {
         let mut here = Here::default();
@@ -39,7 +50,13 @@ pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<
             used.push(Key::new(key.namespace.clone(), claim));
             here.add(disk_here(fleet, overrides, spec, &key.namespace, disk));
         }
-        found.extend(here.rank(key).map(|rank| (rank, true)));
+        let moves = if here.is_empty() && runs_here && spec.disk.is_none() {
+            here.bytes = Some(0);
+            Moves::Live
+        } else {
+            Moves::Vm
+        };
+        found.extend(here.rank(key).map(|rank| (rank, moves)));
     }
     for key in fleet.claims.keys().filter(|key| !used.contains(key)) {
         let disk = Disk {
@@ -53,18 +70,26 @@ pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<
             ..Here::default()
         };
         here.add(disk_here(fleet, overrides, spec, &key.namespace, &disk));
-        found.extend(here.rank(key).map(|rank| (rank, false)));
+        found.extend(here.rank(key).map(|rank| (rank, Moves::Claim)));
     }
     found.sort();
-    let planned = |(rank, is_vm): (Rank, bool)| {
+    let planned = |(rank, moves): (Rank, Moves)| {
         let mut line = Planned {
             migration: Key::new(rank.subject.namespace.clone(), format!("{name}-{}", rank.subject.name)),
             subject: rank.subject,
-            is_vm,
+            is_vm: moves != Moves::Claim,
+            live: moves == Moves::Live,
             bytes: rank.bytes,
             state: PlanState::Waiting,
             message: String::new(),
         };
+        if moves == Moves::Live {
+            if let Some(why) = live::hindrance(spec, &line, ctx) {
+                line.state = PlanState::Failed;
+                line.message = why;
+            }
+            return line;
+        }
         if (rank.unclear || spec.dry_run)
             && let Some((state, why)) = hindrance(name, spec, &line, ctx)
         {
@@ -163,6 +188,11 @@ impl Here {
             self.bytes = Some(self.bytes.unwrap_or(0) + bytes);
             self.worst = self.worst.max(grade);
         }
+    }
+
+    /// Nothing of it is there, for certain.
+    fn is_empty(&self) -> bool {
+        self.bytes.is_none() && !self.unclear
     }
 
     fn rank(self, subject: &Key) -> Option<Rank> {

@@ -1,8 +1,8 @@
 //! Evacuations on the model that migrations are tested with.
 
 use super::{Disruption, EvacuationSpec, PlanState};
-use crate::fleet::{DiskHealth, Grade};
-use crate::io::{Effect, Severity};
+use crate::fleet::{DiskHealth, Grade, LiveMigrationState};
+use crate::io::{Action, Effect, Severity};
 use crate::migration::Destination;
 use crate::migration::model::{World, key};
 use crate::policy::{EvacuationPolicySpec, Policy, PolicySpec};
@@ -305,4 +305,80 @@ fn a_dead_node_is_not_emptied() {
     assert!(record.complete && record.plan.is_empty(), "{record:?}");
     assert!(record.message.contains("node n2 is dead") && record.message.contains("bring it back"));
     assert!(world.requests.migrations.is_empty());
+}
+
+/// A VM on n2 without a disk there, and a spec that waits for a word before it disturbs one.
+fn with_live_vm() -> World {
+    let mut world = world();
+    world.add_vm("net", "n2", &[]);
+    let vm = world.fleet.vms.get_mut(&key("net")).expect("there");
+    let mut running = crate::decision::testkit::running_vm("net", "n2");
+    vm.instance = running.instance.take();
+    let spec = EvacuationSpec { disruption: Disruption::PreCopyOnly, ..spec("n2") };
+    world.requests.evacuations.insert("e".into(), spec);
+    world
+}
+
+fn live_line(world: &World) -> (PlanState, String) {
+    let plan = &world.evacuation_store["e"].plan;
+    let line = plan.iter().find(|line| line.subject == key("net")).expect("in the plan");
+    assert!(line.live && line.is_vm);
+    (line.state, line.message.clone())
+}
+
+#[test]
+fn a_vm_without_a_disk_there_moves_while_it_runs_and_waits_for_no_word() {
+    let mut world = with_live_vm();
+    rounds(&mut world, 20);
+    let asked: Vec<_> =
+        world.effects.iter().filter(|e| matches!(e, Effect::Act(Action::LiveMigrate { .. }))).collect();
+    let wanted = Action::LiveMigrate { key: key("e-net"), vm: "net".into(), node: None };
+    assert_eq!(asked, [&Effect::Act(wanted)]);
+    assert_eq!(live_line(&world), (PlanState::Running, String::new()));
+    world.fleet.live_migrations.get_mut(&key("e-net")).expect("asked").state = LiveMigrationState::Succeeded;
+    rounds(&mut world, 2);
+    assert_eq!(live_line(&world).0, PlanState::Running, "its instance does not tell yet");
+    let vm = world.fleet.vms.get_mut(&key("net")).expect("there");
+    vm.instance.as_mut().expect("runs").node = Some("n1".into());
+    rounds(&mut world, 3);
+    assert_eq!(live_line(&world), (PlanState::Succeeded, String::new()));
+}
+
+#[test]
+fn a_live_migration_that_fails_or_cannot_be_is_told_in_kubevirts_words() {
+    let mut world = with_live_vm();
+    rounds(&mut world, 20);
+    world.fleet.live_migrations.get_mut(&key("e-net")).expect("asked").state =
+        LiveMigrationState::Failed("target pod was evicted".into());
+    rounds(&mut world, 3);
+    assert_eq!(live_line(&world), (PlanState::Failed, "LiveMigrationFailed: target pod was evicted".into()));
+
+    let mut world = with_live_vm();
+    let vm = world.fleet.vms.get_mut(&key("net")).expect("there");
+    vm.instance.as_mut().expect("runs").not_migratable =
+        Some("DisksNotLiveMigratable: claim a is not shared".into());
+    rounds(&mut world, 5);
+    let (state, message) = live_line(&world);
+    assert_eq!(state, PlanState::Failed);
+    assert!(message.contains("DisksNotLiveMigratable: claim a is not shared"), "{message}");
+    assert!(world.fleet.live_migrations.is_empty());
+}
+
+#[test]
+fn a_live_migration_that_somebody_removed_is_not_asked_for_again() {
+    let mut world = with_live_vm();
+    rounds(&mut world, 20);
+    world.fleet.live_migrations.clear();
+    rounds(&mut world, 20);
+    assert_eq!(live_line(&world).0, PlanState::Failed);
+    assert!(world.fleet.live_migrations.is_empty());
+}
+
+/// By the API server, or by what KubeVirt has to say in it.
+#[test]
+fn a_live_migration_that_is_refused_is_told_and_not_asked_for_again() {
+    let mut world = with_live_vm();
+    world.faults.live_refused = true;
+    rounds(&mut world, 20);
+    assert_eq!(live_line(&world), (PlanState::Failed, "LiveMigrationFailed: as the test asked".into()));
 }

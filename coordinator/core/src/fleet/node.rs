@@ -20,10 +20,14 @@ pub struct Node {
     pub boot_id: Option<BootId>,
     /// `status.allocatable`.
     pub allocatable: Resources,
+    /// Annotation [`EVACUATE_ANNOTATION`], as it is.
+    pub evacuate: Option<String>,
     /// `host` or `host:port` of the first `InternalIP`, for probes of the kernel.
     pub address: Option<String>,
 }
 
+/// Annotation on a cordoned node that asks for its evacuation: `PreCopyOnly` or `Now`.
+pub const EVACUATE_ANNOTATION: &str = "somersault.novasphere.dev/evacuate";
 /// Label that holds the node's failure zone.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Taint of a cloud controller: the machine is shut down.

@@ -9,9 +9,9 @@ use super::{Context, Destination, MigrationRecord, MigrationSpec, Migrations, Ph
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
 use crate::fleet::{
-    Claim, ClaimRef, ClaimUse, Disk, DiskSource, Fleet, Instance, Node, NodeReport, NodeSelector, Owner,
-    Requirement, Resources, RunStrategy, SavedStart, StorageClass, StorageRoot, Usage, Vm, Volume,
-    VolumeMode, VolumeSource,
+    Claim, ClaimRef, ClaimUse, Disk, DiskSource, Fleet, Instance, LiveMigration, LiveMigrationState, Node,
+    NodeReport, NodeSelector, Owner, Requirement, Resources, RunStrategy, SavedStart, StorageClass,
+    StorageRoot, Usage, Vm, Volume, VolumeMode, VolumeSource,
 };
 use crate::io::{Action, Effect, Input, NewVolume, Order, OrderState, Record, RecordKey, Requests};
 use crate::names::{Key, NodeName, OrderId, Uid, VolumeName};
@@ -29,6 +29,8 @@ pub(crate) struct Faults {
     pub failing_copies: u32,
     /// Rounds until a change of a start field takes effect, is answered and is seen.
     pub slow_starts: u32,
+    /// Live migrations are refused.
+    pub live_refused: bool,
 }
 
 pub(crate) struct World {
@@ -401,6 +403,11 @@ impl World {
             Action::CreateMigration { key, spec } => {
                 self.requests.migrations.entry(key.clone()).or_insert_with(|| spec.clone());
             }
+            Action::LiveMigrate { .. } if self.faults.live_refused => return Err("as the test asked".into()),
+            Action::LiveMigrate { key, vm, .. } => {
+                let migration = LiveMigration { vm: vm.clone(), state: LiveMigrationState::UnderWay };
+                self.fleet.live_migrations.entry(key.clone()).or_insert(migration);
+            }
             Action::CancelMigration { key } => {
                 self.requests.migrations.get_mut(key).ok_or("no migration")?.cancelled = true;
             }
@@ -485,6 +492,7 @@ impl World {
                     has_run: true,
                     migrating: None,
                     paused: None,
+                    not_migratable: None,
                     claims: BTreeSet::new(),
                 });
             }

@@ -12,7 +12,7 @@ use crate::cluster::error::refused;
 use crate::cluster::manifest::ObjectId;
 
 /// Label that local volumes are pinned by.
-const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
+pub(super) const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 /// Annotation with the folder of a volume that has no path of its own in its spec.
 const PATH_ANNOTATION: &str = "somersault.novasphere.dev/path";
 /// Driver of csi-driver-nfs.
@@ -107,12 +107,16 @@ pub(in crate::cluster) fn claim_ref(claim: &Key, uid: Option<&str>) -> Value {
 
 /// Affinity to a node by its host name label, which need not be its name.
 fn affinity(id: &ObjectId, node: &Value) -> Result<Value, ClusterError> {
-    let Some(hostname) = node["metadata"]["labels"][HOSTNAME_LABEL].as_str() else {
-        let why = format!("it has no label {HOSTNAME_LABEL}, by which a local volume is pinned to it");
-        return Err(refused(id, why));
-    };
-    let pin = json!({ "key": HOSTNAME_LABEL, "operator": "In", "values": [hostname] });
+    let pin = json!({ "key": HOSTNAME_LABEL, "operator": "In", "values": [hostname(id, node)?] });
     Ok(json!({ "required": { "nodeSelectorTerms": [{ "matchExpressions": [pin] }] } }))
+}
+
+/// The label by which something is pinned to a node.
+pub(in crate::cluster) fn hostname<'a>(id: &ObjectId, node: &'a Value) -> Result<&'a str, ClusterError> {
+    let label = node["metadata"]["labels"][HOSTNAME_LABEL].as_str();
+    label.ok_or_else(|| {
+        refused(id, format!("it has no label {HOSTNAME_LABEL}, by which something is pinned to it"))
+    })
 }
 
 /// Source of a volume on a shared root, by its class: how every node reaches the folder that the agent made below

@@ -145,17 +145,31 @@ impl Api {
         self.create_as(&id, object).await
     }
 
+    /// What would come of it, and nothing is made.
+    pub(super) async fn try_create(&self, object: &Value) -> Result<Option<Value>, ClusterError> {
+        let id = ObjectId::of(object).map_err(|why| refused(&ObjectId::describe(object), why))?;
+        self.post(&id, object, &PostParams { dry_run: true, ..post(FIELD_MANAGER) }).await
+    }
+
     /// The same, where the identity is known.
     pub(super) async fn create_as(
         &self,
         id: &ObjectId,
         object: &Value,
     ) -> Result<Option<Value>, ClusterError> {
+        self.post(id, object, &post(FIELD_MANAGER)).await
+    }
+
+    async fn post(
+        &self,
+        id: &ObjectId,
+        object: &Value,
+        parameters: &PostParams,
+    ) -> Result<Option<Value>, ClusterError> {
         let api = self.of(id)?;
         let object = dynamic(id, object)?;
-        let parameters = post(FIELD_MANAGER);
         let created = async {
-            match api.create(&parameters, &object).await {
+            match api.create(parameters, &object).await {
                 Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
                 created => created.map(Some),
             }

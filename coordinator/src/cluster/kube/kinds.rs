@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::Value;
+use somersault_coordinator_core::fleet::EVACUATE_ANNOTATION;
 
 use crate::cluster::manifest::{NOT_OF_VMS, OF_VMS, REBUILD_ANNOTATION, claims_alone};
 
@@ -132,7 +133,11 @@ fn strip(object: &mut Value) {
             only(object, "spec", &["volumes"]);
             strip_volumes(object.pointer_mut("/spec/volumes"));
         }
-        "Node" => without(object, "metadata", &["annotations"]),
+        "Node" => {
+            if let Some(metadata) = object.get_mut("metadata") {
+                only(metadata, "annotations", &[EVACUATE_ANNOTATION]);
+            }
+        }
         _ => {}
     }
     // By name: indexing would put a null where there is nothing.
@@ -282,6 +287,13 @@ mod tests {
         let mut stripped = policy.clone();
         strip(&mut stripped);
         assert_eq!(stripped, policy);
+    }
+
+    #[test]
+    fn a_nodes_mark_is_kept() {
+        let mut node = json!({"kind": "Node", "metadata": {"name": "n1", "annotations": {EVACUATE_ANNOTATION: "Now", "a": "b"}}});
+        strip(&mut node);
+        assert_eq!(node["metadata"]["annotations"], json!({EVACUATE_ANNOTATION: "Now"}));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 use somersault_coordinator_core::fleet::{
-    Attachment, Claim, ClaimRef, Node, NodeSelector, Requirement, Resources, StorageClass, Taint, Volume,
-    VolumeMode, VolumeSource,
+    Attachment, Claim, ClaimRef, EVACUATE_ANNOTATION, Node, NodeSelector, Requirement, Resources,
+    StorageClass, Taint, Volume, VolumeMode, VolumeSource,
 };
 use somersault_coordinator_core::names::{BootId, Key, NodeName, Uid, VolumeName};
 
@@ -89,6 +89,7 @@ pub fn node(object: &core::Node) -> Result<Node, FieldError> {
             Some(map) => resources(map, "status.allocatable")?,
             None => Resources::default(),
         },
+        evacuate: object.metadata.annotations.as_ref().and_then(|all| all.get(EVACUATE_ANNOTATION)).cloned(),
         address: address(status),
     })
 }

@@ -201,6 +201,9 @@ impl Inventory {
         let snapshots = self.snapshots.iter();
         fleet.snapshots =
             snapshots.map(|(key, placed)| (key.clone(), disks::snapshot(&placed.object))).collect();
+        let live = self.live_migrations.iter();
+        fleet.live_migrations =
+            live.map(|(key, placed)| (key.clone(), vm::live_migration(&placed.object))).collect();
         fleet.agents_seen = self.node_healths.iter().filter_map(agent_seen).collect();
         vm::join(self, &mut fleet, &mut problems);
         let requests = requests::read(self, &mut problems);

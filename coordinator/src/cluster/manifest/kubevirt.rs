@@ -197,6 +197,9 @@ pub struct Condition {
     pub status: String,
     /// Reason.
     pub reason: Option<String>,
+    /// For people.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 /// A phase that was entered.
@@ -218,6 +221,9 @@ pub struct MigrationState {
     /// It failed.
     #[serde(default)]
     pub failed: bool,
+    /// Why.
+    #[serde(default)]
+    pub failure_reason: Option<String>,
 }
 
 /// A volume of an instance.

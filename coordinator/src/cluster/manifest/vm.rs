@@ -14,13 +14,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use somersault_coordinator_core::fleet::{
-    Fleet, Instance, Owner, Resources, RunStrategy, SavedStart, Toleration, Vm,
+    Fleet, Instance, LiveMigration, LiveMigrationState, Owner, Resources, RunStrategy, SavedStart,
+    Toleration, Vm,
 };
 use somersault_coordinator_core::names::{Key, NodeName, Uid};
 
 use super::convert::{self, FieldError};
 use super::inventory::{Inventory, Placed, insert};
-use super::kubevirt::{InstanceSpec, VirtualMachine, VirtualMachineInstance, Wukong};
+use super::kubevirt::{
+    Condition, InstanceMigration, InstanceSpec, VirtualMachine, VirtualMachineInstance, Wukong,
+};
 use super::pod::{Part, VmPod};
 use super::{disks, quantity};
 use crate::cluster::Problem;
@@ -174,7 +177,8 @@ fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineIns
     let phase = status.phase.unwrap_or_default();
     let transitions = status.phase_transition_timestamps.unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
-    let paused = conditions.into_iter().find(|c| c.type_ == "Paused" && c.status == "True");
+    let paused = conditions.iter().find(|c| c.type_ == "Paused" && c.status == "True").cloned();
+    let not_migratable = conditions.into_iter().find(|c| c.type_ == "LiveMigratable" && c.status == "False");
     let own = status.migration_state.filter(|state| !state.completed && !state.failed);
     let own = own.map(|state| state.target_node);
     Instance {
@@ -183,9 +187,28 @@ fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineIns
         has_run: phase == "Running" || transitions.iter().any(|transition| transition.phase == "Running"),
         migrating: own.or_else(|| requested_migration(inventory, key)).map(|to| node_name(to.as_deref())),
         paused: paused.map(|condition| condition.reason.unwrap_or_default()),
+        not_migratable: not_migratable.map(|condition| words(&condition)),
         claims: disks::of_instance(instance),
         phase,
     }
+}
+
+/// A condition's reason and message.
+fn words(condition: &Condition) -> String {
+    let parts = [condition.reason.as_deref(), condition.message.as_deref()];
+    parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+}
+
+/// A live migration. What its own status does not tell, its instance's may: it is that which fails.
+pub(super) fn live_migration(object: &InstanceMigration) -> LiveMigration {
+    let status = object.status.as_ref();
+    let why = || status?.migration_state.as_ref()?.failure_reason.clone();
+    let state = match status.and_then(|status| status.phase.as_deref()) {
+        Some("Succeeded") => LiveMigrationState::Succeeded,
+        Some("Failed") => LiveMigrationState::Failed(why().unwrap_or_default()),
+        _ => LiveMigrationState::UnderWay,
+    };
+    LiveMigration { vm: object.spec.vmi_name.clone(), state }
 }
 
 /// The target node of a live migration that was asked for and is not over.

@@ -24,7 +24,7 @@ pub const SHOP: &str = "shop";
 pub const SYSTEM: &str = "somersault-system";
 
 /// Kind, group, version, plural, whether namespaced: of what the steps look at.
-const KINDS: [(&str, &str, &str, &str, bool); 14] = [
+const KINDS: [(&str, &str, &str, &str, bool); 15] = [
     ("Node", "", "v1", "nodes", false),
     ("Pod", "", "v1", "pods", true),
     ("Namespace", "", "v1", "namespaces", false),
@@ -33,6 +33,7 @@ const KINDS: [(&str, &str, &str, &str, bool); 14] = [
     ("StorageClass", "storage.k8s.io", "v1", "storageclasses", false),
     ("Deployment", "apps", "v1", "deployments", true),
     ("VirtualMachine", "kubevirt.io", "v1", "virtualmachines", true),
+    ("VirtualMachineInstanceMigration", "kubevirt.io", "v1", "virtualmachineinstancemigrations", true),
     ("DataVolume", "cdi.kubevirt.io", "v1beta1", "datavolumes", true),
     ("Wukong", "vm.novasphere.dev", "v1alpha1", "wukongs", true),
     ("NodeHealth", "somersault.novasphere.dev", "v1alpha1", "nodehealths", false),

@@ -36,6 +36,7 @@ fn an_api_server_holds_what_we_write_and_refuses_what_it_must() -> Result<()> {
         failed += step("taints while others write", Box::pin(nodes::taints_while_others_write(bed))).await;
         failed += step("pods", Box::pin(pods::deletions(bed))).await;
         failed += step("requests", Box::pin(requests::made_once(bed))).await;
+        failed += step("live migrations", Box::pin(requests::asked_of_kubevirt(bed))).await;
         failed += step("swap", Box::pin(claims::a_swap_and_back(bed))).await;
         failed += step("claims that do not fit", Box::pin(claims::what_does_not_fit(bed))).await;
         failed += step("shared volumes", Box::pin(claims::a_shared_volume(bed))).await;

@@ -63,6 +63,7 @@ pub fn evacuation(epoch: u64, complete: bool) -> EvacuationRecord {
         migration: shop("evac-web"),
         subject: shop("web"),
         is_vm: true,
+        live: false,
         bytes: 7,
         state: PlanState::PreCopied,
         message: "waits for a word".into(),

@@ -9,6 +9,24 @@ use somersault_coordinator_core::names::Key;
 
 use crate::bed::{Bed, NODE, SHOP};
 
+/// A live migration, which KubeVirt does.
+pub async fn asked_of_kubevirt(bed: &Bed) -> Result<()> {
+    const KIND: &str = "VirtualMachineInstanceMigration";
+    let ask = |name: &str, vm: &str, node: Option<&str>| Action::LiveMigrate {
+        key: Key::new(SHOP, name),
+        vm: vm.into(),
+        node: node.map(Into::into),
+    };
+    bed.twice(&ask("evac-any", "web", None), KIND, "evac-any").await?;
+    bed.twice(&ask("evac-n1", "web", Some(NODE)), KIND, "evac-n1").await?;
+    let made = bed.get(KIND, "evac-n1").await?;
+    ensure!(made["spec"]["addedNodeSelector"] == json!({ "kubernetes.io/hostname": NODE }), "{made}");
+    bed.refused(&ask("evac-n1", "db", None), "moves another VM", KIND, "evac-n1").await?;
+    bed.refused(&ask("evac-gone", "web", Some("no-such-node")), "does not exist", KIND, "evac-gone").await?;
+    bed.delete(KIND, "evac-any").await?;
+    bed.delete(KIND, "evac-n1").await
+}
+
 pub async fn made_once(bed: &Bed) -> Result<()> {
     let key = Key::new(SHOP, "evac-web");
     let spec = MigrationSpec {

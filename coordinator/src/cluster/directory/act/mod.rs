@@ -16,10 +16,10 @@ use somersault_coordinator_core::names::{Key, NodeName, Uid};
 
 use super::store::Transaction;
 use crate::cluster::ClusterError;
-use crate::cluster::change::check_attached_to;
 use crate::cluster::change::request::Request;
 use crate::cluster::change::taint::{OUT_OF_SERVICE, OurTaint, UNREACHABLE};
-use crate::cluster::error::refused;
+use crate::cluster::change::{check_attached_to, live, volume};
+use crate::cluster::error::{not_found, refused};
 use crate::cluster::manifest::ObjectId;
 
 /// Performs an action.
@@ -36,6 +36,7 @@ pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), Clust
         Action::CreateMigration { key, spec } => {
             create_once(tx, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?)
         }
+        Action::LiveMigrate { key, vm, node } => live_migrate(tx, key, vm, node.as_ref()),
         Action::CancelMigration { key } => cancel_migration(tx, key),
         Action::CreateEvacuation { name, spec } => {
             create_once(tx, &Request::evacuation(ObjectId::cluster("Evacuation", name), spec)?)
@@ -102,6 +103,23 @@ fn create_once(tx: &Transaction<'_>, request: &Request) -> Result<(), ClusterErr
         Some(stored) => request.check_same(&stored),
         None => tx.create(request.object.clone()).map(drop),
     }
+}
+
+/// Nobody moves a VM in a folder: whoever plays `KubeVirt` there does.
+fn live_migrate(
+    tx: &Transaction<'_>,
+    key: &Key,
+    vm: &str,
+    node: Option<&NodeName>,
+) -> Result<(), ClusterError> {
+    let id = live::id(key);
+    if let Some(stored) = tx.get(&id)? {
+        return live::check_same(&id, &stored, vm);
+    }
+    let Some(node) = node else { return tx.create(live::migration(&id, vm, None)).map(drop) };
+    let at = ObjectId::cluster("Node", node.as_str());
+    let object = tx.get(&at)?.ok_or_else(|| not_found(&at))?;
+    tx.create(live::migration(&id, vm, Some(volume::hostname(&at, &object)?))).map(drop)
 }
 
 fn cancel_migration(tx: &Transaction<'_>, key: &Key) -> Result<(), ClusterError> {

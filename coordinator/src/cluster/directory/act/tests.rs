@@ -459,6 +459,26 @@ fn owners_that_we_do_not_know_or_that_changed_are_refused() {
 }
 
 #[test]
+fn a_live_migration_is_asked_for_once_and_pinned_to_its_node() {
+    let world = World::new();
+    let ask = |vm: &str, node: Option<&str>| Action::LiveMigrate {
+        key: shop("evac-web"),
+        vm: vm.into(),
+        node: node.map(Into::into),
+    };
+    world.refused(&ask("web", Some("n9")), "does not exist");
+    world.twice(&ask("web", Some("n3")));
+    world.refused(&ask("db", None), "it exists and moves another VM");
+    let made = world.get("VirtualMachineInstanceMigration", "evac-web");
+    assert_eq!(
+        made["spec"],
+        json!({ "vmiName": "web", "addedNodeSelector": { "kubernetes.io/hostname": "n3-host" } })
+    );
+    let fleet = super::super::snapshot(&world.store.objects().unwrap()).fleet;
+    assert_eq!(fleet.live_migrations[&shop("evac-web")].vm, "web");
+}
+
+#[test]
 fn migrations_and_evacuations_are_created_once() {
     let world = World::new();
     let spec = MigrationSpec {

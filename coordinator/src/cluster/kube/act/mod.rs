@@ -11,6 +11,7 @@
 //! | `DeletePod` | pods: get, delete | uid; the node that the proof is about |
 //! | `DeleteAttachment` | volumeattachments: get, delete | uid; the node that the proof is about |
 //! | `CreateMigration`, `CreateEvacuation` | their kinds: get, create | name |
+//! | `LiveMigrate` | nodes: get; virtualmachineinstancemigrations: get, create | name |
 //! | `CancelMigration` | volumemigrations: get, patch | resourceVersion |
 //! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateVolume` | nodes, storageclasses: get; persistentvolumes: get, create | name |
@@ -22,6 +23,7 @@
 //! | `CreateClaim` | persistentvolumeclaims: get, create; datavolumes: get | name |
 
 mod claims;
+mod live;
 mod start;
 mod volumes;
 
@@ -52,6 +54,7 @@ pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterErr
         Action::CreateMigration { key, spec } => {
             create_once(api, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?).await
         }
+        Action::LiveMigrate { key, vm, node } => live::migrate(api, key, vm, node.as_ref()).await,
         Action::CancelMigration { key } => cancel_migration(api, key).await,
         Action::CreateEvacuation { name, spec } => {
             create_once(api, &Request::evacuation(ObjectId::cluster("Evacuation", name), spec)?).await
