@@ -409,13 +409,15 @@ pub(super) fn to_go_on(open: BTreeMap<ObjectId, Open>) -> Vec<OpenRecovery> {
 /// Those that are over: not in the view, and their VM is gone, or their node is healthy or gone, or the storage of every
 /// VM is known. A new leader's view is empty at first, and must not end what still goes on.
 pub(super) fn stale(open: &BTreeMap<ObjectId, Open>, view: &View, fleet: &Fleet) -> Vec<ObjectId> {
-    if view.nodes.is_empty() || fleet.nodes.is_empty() {
+    if view.nodes.is_empty() {
         return Vec::new();
     }
+    // A cluster without a node is one that was not read.
+    let is_gone = |vm: &Key| !fleet.nodes.is_empty() && !fleet.vms.contains_key(vm);
     let live: HashSet<&Key> = view.recoveries.keys().collect();
     let over = |id: &ObjectId, open: &Open| {
         let vm = id.key();
-        !live.contains(&vm) && (!fleet.vms.contains_key(&vm) || open.is_over(&vm, view))
+        !live.contains(&vm) && (is_gone(&vm) || open.is_over(&vm, view))
     };
     open.iter().filter(|(id, open)| over(id, open)).map(|(id, _)| id.clone()).collect()
 }

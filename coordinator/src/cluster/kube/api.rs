@@ -39,7 +39,7 @@ const PAGE: u32 = 250;
 const OBJECTS_MAX: usize = 200_000;
 
 /// Kinds that we read or write here: kind, group, version, plural, whether namespaced.
-const KINDS: [(&str, &str, &str, &str, bool); 16] = [
+const KINDS: [(&str, &str, &str, &str, bool); 17] = [
     ("Node", "", "v1", "nodes", false),
     ("Pod", "", "v1", "pods", true),
     ("PersistentVolume", "", "v1", "persistentvolumes", false),
@@ -49,6 +49,7 @@ const KINDS: [(&str, &str, &str, &str, bool); 16] = [
     ("Deployment", "apps", "v1", "deployments", true),
     ("Event", "events.k8s.io", "v1", "events", true),
     ("VirtualMachine", "kubevirt.io", "v1", "virtualmachines", true),
+    ("VirtualMachineInstanceMigration", "kubevirt.io", "v1", "virtualmachineinstancemigrations", true),
     ("DataVolume", "cdi.kubevirt.io", "v1beta1", "datavolumes", true),
     ("Wukong", "vm.novasphere.dev", "v1alpha1", "wukongs", true),
     ("NodeHealth", "somersault.novasphere.dev", "v1alpha1", "nodehealths", false),
