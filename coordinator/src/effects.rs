@@ -240,6 +240,7 @@ fn object_of(action: &Action) -> String {
         Action::CreateEvacuation { name, .. } => format!("evacuation {name}"),
         Action::CreateVolume(volume) => format!("volume {}", volume.name),
         Action::RetainVolume { volume }
+        | Action::CreateLock { volume, .. }
         | Action::ForgetVolume { volume }
         | Action::PrebindVolume { volume, .. } => format!("volume {volume}"),
         Action::StopVm { vm, .. } | Action::RestoreStart { vm, .. } => format!("vm {vm}"),

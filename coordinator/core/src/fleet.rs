@@ -169,6 +169,8 @@ pub struct Claim {
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
+    /// It is deleted, and goes when no pod uses it any more.
+    pub deleting: bool,
 }
 
 /// A `StorageClass`.

@@ -421,6 +421,16 @@ pub enum Action {
     },
     /// Create a `PersistentVolume`, pre-bound to its claim by namespace and name.
     CreateVolume(NewVolume),
+    /// Create a `PersistentVolume` that holds nothing and that no node can reach, pre-bound to a claim: while the claim
+    /// is bound to it, no pod that uses the claim can run, whoever creates it.
+    CreateLock {
+        /// Its name.
+        volume: VolumeName,
+        /// The claim that it is pre-bound to.
+        claim: Key,
+        /// What it must offer so that a claim of this kind fits.
+        template: ClaimTemplate,
+    },
     /// Remove the object of a volume that we created and that no claim is bound to. Its data stays.
     ForgetVolume {
         /// Which.

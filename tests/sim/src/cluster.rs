@@ -414,5 +414,6 @@ fn bound_claim(uid: Uid, volume: VolumeName) -> Claim {
         data_volume: None,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        deleting: false,
     }
 }

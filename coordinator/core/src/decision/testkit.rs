@@ -220,6 +220,7 @@ fn bound_claim(volume: &VolumeName) -> Claim {
         data_volume: None,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
+        deleting: false,
     }
 }
 

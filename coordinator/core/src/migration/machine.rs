@@ -47,7 +47,10 @@ struct Migration {
     copies: Copies,
     asked: BTreeMap<Action, BootTime>,
     failures: u32,
-    restarts: u32,
+    /// How often a claim's lock was taken away during the last copy.
+    broken: u32,
+    /// We have led since before the claims were swapped: no start on the new volumes was missed.
+    watched: bool,
     /// The start field was given back in this phase.
     restored: bool,
     stopped_at: Option<BootTime>,
@@ -210,6 +213,7 @@ impl MigrationRecord {
 impl Migration {
     fn new(now: BootTime, serial: u64, record: MigrationRecord, spec: MigrationSpec) -> Self {
         Self {
+            watched: record.phase < Phase::Swapping,
             record,
             spec,
             committing: None,
@@ -218,7 +222,7 @@ impl Migration {
             copies: Copies::new(serial),
             asked: BTreeMap::new(),
             failures: 0,
-            restarts: 0,
+            broken: 0,
             restored: false,
             stopped_at: None,
             downtime: None,
@@ -264,7 +268,8 @@ impl Migration {
             record: &self.record,
             spec: &self.spec,
             copies: &mut self.copies,
-            restarts: self.restarts,
+            broken: self.broken,
+            watched: self.watched,
             restored: self.restored,
             ctx,
         };
@@ -313,6 +318,11 @@ impl Migration {
 
     fn enter(&mut self, ctx: &Context<'_>, phase: Phase, learnt: Vec<Learnt>) -> Vec<Effect> {
         self.commit(ctx, |record| {
+            // What was to be put back goes on instead.
+            if record.phase == Phase::RollingBack && phase == Phase::Starting {
+                record.reason = None;
+                record.message.clear();
+            }
             record.phase = phase;
             for fact in learnt {
                 match fact {
@@ -348,8 +358,8 @@ impl Migration {
         let Some(record) = self.committing.take() else { return Vec::new() };
         let from = std::mem::replace(&mut self.record, record).phase;
         let to = self.record.phase;
-        if from == Phase::FinalCopying && to == Phase::Stopping {
-            self.restarts += 1;
+        if from > Phase::Stopping && to == Phase::Stopping {
+            self.broken += 1;
         }
         if to == Phase::Stopping && self.record.stopped.is_some() {
             self.stopped_at.get_or_insert(now);
@@ -394,9 +404,11 @@ impl Migration {
                 (Severity::Info, "Halted", "no VM uses the claim: nothing is to be stopped")
             }
             Phase::Stopping => (Severity::Info, "StoppingVm", "stopping the VM through its owner"),
-            Phase::FinalCopying => {
-                (Severity::Info, "FinalCopying", "nobody writes any more, copying what differs")
-            }
+            Phase::FinalCopying => (
+                Severity::Info,
+                "FinalCopying",
+                "the claims are locked and nobody writes any more: copying what differs",
+            ),
             Phase::Verifying => (Severity::Info, "Verifying", "comparing the copy with its source"),
             Phase::Swapping => (Severity::Info, "Swapping", "the claims change volumes"),
             Phase::Starting | Phase::Confirming if !moves_vm => {

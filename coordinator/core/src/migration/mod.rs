@@ -15,13 +15,15 @@
 //!
 //! Every arrow is a commit; a phase's actions leave only after its commit came back. Within a phase everything is
 //! level-triggered: the newest [`Fleet`] says what is still missing, so that a repeated or lost action, a crash or
-//! a change of leader needs no case of its own. Everything can be undone automatically until the VM is first
+//! a change of leader needs no case of its own. From the end of Stopping to the end of Swapping the claims are locked:
+//! the VM cannot run, whoever starts it (see `claims`). Everything can be undone automatically until the VM is first
 //! scheduled on the new volumes. The old volumes are never deleted here.
 //!
-//! `plan` says which disks go where, `checks` whether that is allowed, `phases` what each phase still needs,
-//! `machine` drives them.
+//! `plan` says which disks go where, `checks` whether that is allowed, `claims` how they are locked and change volumes,
+//! `phases` what each phase still needs, `machine` drives them.
 
 mod checks;
+mod claims;
 mod copies;
 mod machine;
 #[cfg(test)]
@@ -95,7 +97,7 @@ pub enum Phase {
     Provisioning,
     /// Copied while the VM runs.
     PreCopying,
-    /// The owner stops the VM.
+    /// The owner stops the VM, and its claims are locked.
     Stopping,
     /// What differs is copied.
     FinalCopying,

@@ -1,6 +1,7 @@
 //! A model of what surrounds migrations, for tests: an API server with its binder, agents that copy, a `KubeVirt` that
 //! starts and stops, a Wukong that re-creates missing claims blank. A guest writes one more generation to all of its
 //! disks in every round that it runs; the generations tell whether a disk was mixed, lost a write or booted blank.
+//! Rounds may pass in which nobody leads, and a VM may be started and stopped in between two looks of the same leader.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -19,6 +20,12 @@ use crate::policy::Policy;
 
 pub(crate) const HOSTNAME: &str = "kubernetes.io/hostname";
 const ROOT: &str = "/var/lib/volumes";
+/// Root of class `nfs`, the same on every node.
+const SHARED_ROOT: &str = "/mnt/nfs";
+/// What every node sees, as a place of contents.
+const EVERYWHERE: &str = "every node";
+/// The node of a lock: there is none of this name.
+const NOWHERE: &str = "nowhere";
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,6 +70,11 @@ pub(crate) fn key(name: &str) -> Key {
     Key::new("default", name)
 }
 
+/// To network storage, where the VM may run on any node: on its old one too, beside its old disks.
+pub(crate) fn to_class(vm: &str, class: &str) -> MigrationSpec {
+    MigrationSpec { destination: Destination::Class(class.to_owned()), ..to_node(vm, "") }
+}
+
 pub(crate) fn to_node(vm: &str, node: &str) -> MigrationSpec {
     MigrationSpec {
         vm: Some(vm.to_owned()),
@@ -105,6 +117,7 @@ impl World {
             ..Default::default()
         };
         world.fleet.classes.insert("local-path".into(), class);
+        world.fleet.classes.insert("nfs".into(), StorageClass::default());
         for name in ["n1", "n2", "n3"] {
             world.add_node(name);
         }
@@ -131,7 +144,14 @@ impl World {
             disk: Some("sda".into()),
             listed_age: None,
         };
-        let report = NodeReport { roots: vec![root], ..NodeReport::default() };
+        let shared = StorageRoot {
+            path: SHARED_ROOT.into(),
+            class: "nfs".into(),
+            shared: true,
+            disk: None,
+            ..root.clone()
+        };
+        let report = NodeReport { roots: vec![root, shared], ..NodeReport::default() };
         self.fleet.reports.insert(name.into(), report);
         self.usable.insert(name.into());
     }
@@ -190,16 +210,9 @@ impl World {
     }
 
     fn create_volume(&mut self, new: &NewVolume) {
-        let hostname = |node: &NodeName| NodeSelector {
-            terms: vec![vec![Requirement {
-                key: HOSTNAME.into(),
-                operator: "In".into(),
-                values: vec![node.0.clone()],
-            }]],
-        };
         let volume = Volume {
             source: VolumeSource::Local { path: new.path.clone() },
-            node_affinity: new.node.as_ref().map(hostname),
+            node_affinity: new.node.as_ref().map(|node| hostname(&node.0)),
             provisioned_by: None,
             class: new.class.clone(),
             capacity_bytes: new.capacity_bytes,
@@ -216,11 +229,8 @@ impl World {
     fn create_claim(&mut self, claim: &Key, volume: Option<VolumeName>) {
         self.next_uid += 1;
         let uid = Uid(format!("claim-uid-{}", self.next_uid));
-        let prebound =
-            |volume: &Volume| volume.claim.as_ref().is_some_and(|to| to.key == *claim && to.uid.is_none());
-        let volume = volume.or_else(|| {
-            self.fleet.volumes.iter().find(|(_, volume)| prebound(volume)).map(|(name, _)| name.clone())
-        });
+        let volume =
+            volume.or_else(|| self.fleet.volumes.keys().find(|name| self.is_prebound(name, claim)).cloned());
         let volume = volume.unwrap_or_else(|| {
             // Nobody pre-bound anything: a provisioner makes a blank volume on a node of its choice.
             let name = VolumeName(format!("blank-{}", uid.0));
@@ -249,11 +259,17 @@ impl World {
             data_volume: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::from([("pv.kubernetes.io/bind-completed".into(), "yes".into())]),
+            deleting: false,
         };
         self.fleet.claims.insert(claim.clone(), object);
         let bound = self.fleet.volumes.get_mut(&volume).expect("volume exists");
         bound.claim = Some(ClaimRef { key: claim.clone(), uid: Some(uid) });
         bound.phase = "Bound".into();
+    }
+
+    fn is_prebound(&self, volume: &VolumeName, claim: &Key) -> bool {
+        let to = self.fleet.volumes.get(volume).and_then(|volume| volume.claim.as_ref());
+        to.is_some_and(|to| to.key == *claim && to.uid.is_none())
     }
 
     /// A new leader: memory is gone, the store is not.
@@ -293,6 +309,30 @@ impl World {
         self.agents();
         self.kubevirt();
         self.check();
+    }
+
+    /// Rounds in which nobody leads, or in which the leader does not look: the others go on.
+    pub fn unseen(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.now += Duration::from_secs(1);
+            self.late_changes();
+            self.agents();
+            self.kubevirt();
+            self.check();
+        }
+    }
+
+    /// Somebody starts the VM, lets it run, and stops it, while nobody looks. Its owner's field is as before.
+    pub fn run_unseen(&mut self, name: &str) {
+        let before = self.set_run(name, RunStrategy::Always);
+        self.unseen(2);
+        self.set_run(name, before);
+        self.unseen(1);
+    }
+
+    /// Somebody starts or stops a VM; says how it was.
+    pub fn set_run(&mut self, name: &str, run: RunStrategy) -> RunStrategy {
+        std::mem::replace(&mut self.fleet.vms.get_mut(&key(name)).expect("there").run, run)
     }
 
     pub fn run(&mut self, rounds: usize, name: &str) -> Phase {
@@ -371,11 +411,27 @@ impl World {
             Action::RetainVolume { volume } => {
                 self.fleet.volumes.get_mut(volume).ok_or("no volume")?.retained = true;
             }
+            Action::CreateLock { volume, claim, template } => {
+                self.create_volume(&NewVolume {
+                    name: volume.clone(),
+                    class: template.class.clone(),
+                    node: Some(NOWHERE.into()),
+                    path: String::new(),
+                    capacity_bytes: template.requested_bytes,
+                    access_modes: template.access_modes.clone(),
+                    mode: template.mode,
+                    claim: claim.clone(),
+                });
+            }
             Action::ForgetVolume { volume } => {
-                let bound =
-                    self.fleet.volumes.get(volume).and_then(|volume| volume.claim.as_ref()?.uid.as_ref());
-                assert!(bound.is_none(), "a volume that was bound is forgotten");
-                self.fleet.volumes.remove(volume);
+                let bound = self.fleet.claims.values().find(|claim| claim.volume.as_ref() == Some(volume));
+                if bound.is_some() {
+                    return Err("a claim is bound to it".into());
+                }
+                let holds = self.fleet.volumes.remove(volume).filter(|volume| {
+                    volume.node_affinity != Some(hostname(NOWHERE)) && volume.phase != "Available"
+                });
+                assert!(holds.is_none(), "a volume that held data is forgotten: {volume}");
             }
             Action::StopVm { vm, .. } => {
                 let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
@@ -397,6 +453,9 @@ impl World {
             Action::CreateClaim { claim, volume, .. } => {
                 if self.fleet.claims.contains_key(claim) {
                     return Err("exists".into());
+                }
+                if !self.is_prebound(volume, claim) {
+                    return Err("not pre-bound".into());
                 }
                 self.create_claim(claim, Some(volume.clone()));
             }
@@ -425,8 +484,9 @@ impl World {
             return Err("another uid".into());
         }
         for (key, vm) in &self.fleet.vms {
-            let uses = vm.claims(&key.namespace).any(|used| used == *claim);
-            assert!(!uses || vm.instance.is_none(), "claim {claim} is deleted under a running VM");
+            if vm.instance.is_some() && vm.claims(&key.namespace).any(|used| used == *claim) {
+                return Err("a pod uses it".into());
+            }
         }
         let volume = found.volume.clone().expect("bound");
         let volume = self.fleet.volumes.get_mut(&volume).expect("exists");
@@ -447,7 +507,9 @@ impl World {
                 {
                     let generation = self.content.get(&place(&source_node.0, source_path)).copied();
                     let generation = generation.expect("the source is there");
-                    self.content.insert(place(&node.0, target_path), generation);
+                    let shared = target_path.starts_with(SHARED_ROOT);
+                    let at = if shared { EVERYWHERE } else { &node.0 };
+                    self.content.insert(place(at, target_path), generation);
                     OrderState::Done {
                         root_hash: [1; 32],
                         total_bytes: 1,
@@ -480,14 +542,15 @@ impl World {
                 continue;
             }
             let Some(places) = places else { continue };
-            let nodes: BTreeSet<&NodeName> = places.iter().map(|(node, _)| node).collect();
-            if vm.instance.is_none() && nodes.len() == 1 {
-                let node = nodes.first().map(|node| (*node).clone());
+            let pinned: BTreeSet<&str> = places.iter().filter_map(|(node, _)| node.as_deref()).collect();
+            let node = pinned.first().copied().unwrap_or("n1");
+            let reached = pinned.len() <= 1 && self.fleet.nodes.contains_key(&NodeName::from(node));
+            if vm.instance.is_none() && reached {
                 let uid = Uid(format!("vmi-{}", self.now.as_secs()));
                 let phase = "Running".into();
                 vm.instance = Some(Instance {
                     uid,
-                    node,
+                    node: Some(node.into()),
                     phase,
                     has_run: true,
                     migrating: None,
@@ -502,25 +565,30 @@ impl World {
         }
     }
 
-    /// A guest that runs: what it reads must be what it wrote last, on all disks.
-    fn write(&mut self, vm: &Key, places: &[(NodeName, String)]) {
+    /// A guest that runs: what it reads must be what it wrote last, on all disks, and these all old or all new.
+    fn write(&mut self, vm: &Key, places: &[Place]) {
         let generation = self.generations.entry(vm.clone()).or_default();
-        for (node, path) in places {
-            let found = self.content.get(&place(&node.0, path)).copied();
-            assert_eq!(found, Some(*generation), "{path} on {node} is blank, old or of another disk's age");
+        let places: Vec<String> = places.iter().map(|(node, path)| place_of(node.as_deref(), path)).collect();
+        let new = places.iter().filter(|place| place.contains("/smst-")).count();
+        assert!(new == 0 || new == places.len(), "{vm} runs on a mix: {places:?}");
+        for place in &places {
+            let found = self.content.get(place).copied();
+            assert_eq!(found, Some(*generation), "{place} is blank, old or of another disk's age");
         }
         *generation += 1;
-        for (node, path) in places {
-            self.content.insert(place(&node.0, path), *generation);
+        for place in places {
+            self.content.insert(place, *generation);
         }
     }
 
-    fn places(&self, vm: &Key) -> Option<Vec<(NodeName, String)>> {
+    /// Where its disks are; `None` where a claim has no volume.
+    fn places(&self, vm: &Key) -> Option<Vec<Place>> {
         let place = |disk: &Disk| {
             let DiskSource::Claim { name, .. } = &disk.source else { return None };
             let volume = self.fleet.volumes.get(self.fleet.claims.get(&key(name))?.volume.as_ref()?)?;
-            let node = volume.node_affinity.as_ref()?.terms[0][0].values[0].as_str().into();
-            Some((node, volume.source.path()?.to_owned()))
+            let node = volume.node_affinity.as_ref().map(|affinity| affinity.terms[0][0].values[0].clone());
+            let path = volume.source.path()?.to_owned();
+            (node.is_some() || path.starts_with(SHARED_ROOT)).then_some((node, path))
         };
         self.fleet.vms[vm].disks.iter().map(place).collect()
     }
@@ -552,4 +620,17 @@ impl World {
 
 fn place(node: &str, path: &str) -> String {
     format!("{node}:{path}")
+}
+
+/// The one node of a volume, where there is one, and its path.
+type Place = (Option<String>, String);
+
+fn place_of(node: Option<&str>, path: &str) -> String {
+    place(node.unwrap_or(EVERYWHERE), path)
+}
+
+fn hostname(node: &str) -> NodeSelector {
+    let requirement =
+        Requirement { key: HOSTNAME.into(), operator: "In".into(), values: vec![node.to_owned()] };
+    NodeSelector { terms: vec![vec![requirement]] }
 }

@@ -1,5 +1,6 @@
 //! What each phase still needs, asked of the newest facts. No phase remembers what it did: it looks.
 
+use super::claims::{self, To, point_all};
 use super::copies::Copies;
 use super::{Check, Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
 use crate::BootTime;
@@ -10,14 +11,16 @@ use crate::names::Key;
 use std::time::Duration;
 
 /// A guest may take its time to shut down: three minutes is the longest grace period in common use; beyond that,
-/// and the kubelet's own rounds, something is wrong and the VM is given back.
+/// the kubelet's own rounds and the few seconds of the locks, something is wrong and the VM is given back.
 const STOP_WAIT_MAX: Duration = Duration::from_mins(5);
 /// Pull of an image and boot of a guest, generously.
 const START_WAIT_MAX: Duration = Duration::from_mins(5);
 /// The binder works within seconds; a swap that takes longer is stuck, and the old volumes are at hand.
 const SWAP_WAIT_MAX: Duration = Duration::from_mins(2);
-/// A VM that somebody keeps starting is theirs, not ours to fight for.
-pub(super) const RESTARTS_MAX: u32 = 3;
+/// Why a migration is put back after its start.
+const NOT_SCHEDULED: &str = "NotScheduled";
+/// Somebody who keeps taking our locks away wants the claims back, and is not ours to fight.
+pub(super) const LOCKS_BROKEN_MAX: u32 = 3;
 
 /// One migration, as its phase sees it.
 pub(super) struct Moment<'a> {
@@ -27,7 +30,10 @@ pub(super) struct Moment<'a> {
     pub record: &'a MigrationRecord,
     pub spec: &'a MigrationSpec,
     pub copies: &'a mut Copies,
-    pub restarts: u32,
+    /// How often a lock was taken away.
+    pub broken: u32,
+    /// We have led since before the claims were swapped: no start on the new volumes was missed.
+    pub watched: bool,
     /// The start field was given back in this phase.
     pub restored: bool,
     pub ctx: &'a Context<'a>,
@@ -146,14 +152,26 @@ impl Moment<'_> {
         Next::Enter(Phase::Stopping, learnt)
     }
 
+    /// A halted VM's claims are locked at once. It may be started again before the last of them is: then it is stopped
+    /// once more, and has written to its old volumes only.
     fn stopping(&self) -> Next {
-        if self.is_halted() {
-            return Next::Enter(Phase::FinalCopying, vec![]);
-        }
+        let actions = match point_all(&self.record.disks, To::Lock, self.ctx) {
+            Ok(None) => return Next::Enter(Phase::FinalCopying, vec![]),
+            Ok(Some(actions)) => actions,
+            Err(refusal) => return Next::Undo(refusal),
+        };
+        let (halted, seconds) = (self.is_halted(), STOP_WAIT_MAX.as_secs());
         if self.now.saturating_sub(self.entered) > STOP_WAIT_MAX {
-            let message =
-                format!("the VM did not stop within {} s; it is left as it was", STOP_WAIT_MAX.as_secs());
-            return Next::Undo(Refusal::new("StopTimedOut", message));
+            return Next::Undo(if halted {
+                let message = format!("the claims were not locked within {seconds} s");
+                Refusal::new("LockTimedOut", message)
+            } else {
+                let message = format!("the VM did not stop within {seconds} s; it is left as it was");
+                Refusal::new("StopTimedOut", message)
+            });
+        }
+        if halted {
+            return Next::Need(actions);
         }
         match &self.record.stopped {
             Some(_) => self.stop_again(),
@@ -172,13 +190,8 @@ impl Moment<'_> {
     }
 
     fn final_copying(&mut self) -> Next {
-        if !self.is_halted() {
-            if self.restarts >= RESTARTS_MAX {
-                let message =
-                    format!("somebody started the VM {} times between stop and swap", self.restarts + 1);
-                return Next::Undo(Refusal::new("StartedMeanwhile", message));
-            }
-            return Next::Enter(Phase::Stopping, vec![]);
+        if let Some(again) = self.lock_again() {
+            return again;
         }
         match self.copies.outcome(self.now, &self.record.disks) {
             Err(refusal) => Next::Undo(refusal),
@@ -187,10 +200,27 @@ impl Moment<'_> {
         }
     }
 
+    /// Where a claim is not locked any more, what was copied is worth nothing.
+    fn lock_again(&self) -> Option<Next> {
+        match point_all(&self.record.disks, To::Lock, self.ctx) {
+            Ok(None) => None,
+            Ok(Some(_)) if self.broken >= LOCKS_BROKEN_MAX => {
+                let message = format!(
+                    "somebody took the lock off a claim {} times during the copy: nobody may use these claims until the migration \
+                     has ended",
+                    self.broken + 1
+                );
+                Some(Next::Undo(Refusal::new("LockBroken", message)))
+            }
+            Ok(Some(_)) => Some(Next::Enter(Phase::Stopping, vec![])),
+            Err(refusal) => Some(Next::Undo(refusal)),
+        }
+    }
+
     /// The binder checks nothing when a volume is pre-bound to the claim that names it: all of it is checked here.
     fn verifying(&self) -> Next {
-        if !self.is_halted() {
-            return Next::Enter(Phase::Stopping, vec![]);
+        if let Some(again) = self.lock_again() {
+            return again;
         }
         let mut answers = Vec::new();
         for disk in &self.record.disks {
@@ -215,10 +245,9 @@ impl Moment<'_> {
     }
 
     fn starting(&self) -> Next {
-        match self.restore() {
-            Some(action) => Next::Need(vec![action]),
-            None => Next::Enter(Phase::Confirming, vec![]),
-        }
+        let mut needs: Vec<Action> = self.restore().into_iter().collect();
+        needs.extend(claims::leftovers(&self.record.disks, self.ctx));
+        if needs.is_empty() { Next::Enter(Phase::Confirming, vec![]) } else { Next::Need(needs) }
     }
 
     /// The action that gives the owner's start field back, while it differs from what was found. A reading from before
@@ -264,31 +293,46 @@ impl Moment<'_> {
                 "the VM was scheduled and is not Running after {seconds} s; both volumes are kept, and it may have written to the new ones: look at the instance, then decide"
             );
             Next::Fail(Refusal::new("NotRunning", message))
-        } else {
+        } else if self.watched {
             let message =
                 format!("the VM was not scheduled within {seconds} s; it goes back to its old volumes");
-            Next::Undo(Refusal::new("NotScheduled", message))
+            Next::Undo(Refusal::new(NOT_SCHEDULED, message))
+        } else {
+            let message = format!(
+                "the VM was not scheduled within {seconds} s, and may have run on the new volumes before this coordinator \
+                 led; both volumes are kept: look at the VM, then decide"
+            );
+            Next::Fail(Refusal::new(NOT_SCHEDULED, message))
         }
+    }
+
+    /// Something of the VM has a node: it runs, or may at any moment.
+    fn is_scheduled(&self) -> bool {
+        self.vm().is_some_and(|(_, vm)| vm.node().is_some())
     }
 
     fn rolling_back(&mut self) -> Next {
         if !self.copies.dropped(self.now) {
             return Next::DropCopies;
         }
-        match point_all(&self.record.disks, To::Old, self.ctx) {
+        let disks = &self.record.disks;
+        // It can run on its new volumes, and may have done so between two looks: only a VM that was watched and was not
+        // scheduled all the time that it was wanted to has not.
+        let never_ran =
+            self.watched && !self.is_scheduled() && self.record.reason.as_deref() == Some(NOT_SCHEDULED);
+        if claims::all_new(disks, self.ctx) && !never_ran {
+            return Next::Enter(Phase::Starting, vec![]);
+        }
+        // It was deleted while a pod used it, and goes when that pod does.
+        if claims::any_going(disks, self.ctx) && !self.is_halted() {
+            return self.stop_again();
+        }
+        match claims::put_back(disks, self.ctx) {
             Ok(None) => {}
-            // Claims change only under a VM that is halted.
-            Ok(Some(_)) if !self.is_halted() => return self.stop_again(),
             Ok(Some(actions)) => return Next::Need(actions),
             Err(refusal) => return Next::Fail(refusal),
         }
-        let unbound = |disk: &&DiskMove| {
-            let volume = self.ctx.fleet.volumes.get(&disk.new.name);
-            volume.is_some_and(|volume| volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none()))
-        };
-        let forget = self.record.disks.iter().filter(unbound);
-        let mut needs: Vec<Action> =
-            forget.map(|disk| Action::ForgetVolume { volume: disk.new.name.clone() }).collect();
+        let mut needs = claims::leftovers(disks, self.ctx);
         needs.extend(self.restore());
         if !needs.is_empty() {
             return Next::Need(needs);
@@ -317,91 +361,5 @@ fn verify(disk: &DiskMove, ctx: &Context<'_>) -> Result<String, Refusal> {
             disk.new.name, disk.claim
         ));
     }
-    match ctx.fleet.claims.get(&disk.claim) {
-        Some(claim) if claim.uid == disk.claim_uid => {
-            Ok(format!("{}: {} bytes, root {}", disk.claim, copied.total_bytes, copied.root_hash))
-        }
-        _ => refuse(format!("claim {} was replaced by somebody else", disk.claim)),
-    }
-}
-
-/// To which of its volumes a claim shall point.
-#[derive(Clone, Copy, PartialEq)]
-enum To {
-    New,
-    Old,
-}
-
-/// What a claim still needs until it points to the wanted volume.
-enum Pointing {
-    Done,
-    /// The binder's turn.
-    Wait,
-    Act(Action),
-}
-
-/// One step towards the claim being bound to the wanted volume. Only claims that we know are deleted: the one that we
-/// found, the one that we made, or one that is not bound to anything yet.
-fn point(disk: &DiskMove, to: To, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
-    let (wanted, other) = match to {
-        To::New => (&disk.new.name, &disk.old),
-        To::Old => (&disk.old, &disk.new.name),
-    };
-    let claim = ctx.fleet.claims.get(&disk.claim);
-    if to == To::Old && claim.is_some_and(|claim| claim.uid == disk.claim_uid) {
-        return Ok(Pointing::Done);
-    }
-    let Some(volume) = ctx.fleet.volumes.get(wanted) else {
-        let message =
-            format!("volume {wanted} is gone; claim {} is left alone: a person must look", disk.claim);
-        return Err(Refusal::new("VolumeGone", message));
-    };
-    let prebound = volume.claim.as_ref().is_some_and(|claim| claim.key == disk.claim && claim.uid.is_none());
-    let prebind =
-        || Pointing::Act(Action::PrebindVolume { volume: wanted.clone(), claim: disk.claim.clone() });
-    let Some(claim) = claim else {
-        if !prebound {
-            return Ok(prebind());
-        }
-        let mut template = disk.template.clone();
-        template.class.clone_from(&volume.class);
-        let claim = disk.claim.clone();
-        return Ok(Pointing::Act(Action::CreateClaim { claim, template, volume: wanted.clone() }));
-    };
-    match &claim.volume {
-        Some(bound) if bound == wanted => {
-            let mutual = volume.claim.as_ref().and_then(|claim| claim.uid.as_ref()) == Some(&claim.uid);
-            Ok(if mutual {
-                Pointing::Done
-            } else if prebound {
-                Pointing::Wait
-            } else {
-                prebind()
-            })
-        }
-        Some(bound) if bound != other => {
-            let message =
-                format!("claim {} is bound to {bound}, which is not ours: a person must look", disk.claim);
-            Err(Refusal::new("ClaimTakenOver", message))
-        }
-        // Somebody else re-created the claim: our pre-bound volume wins it.
-        None if prebound => Ok(Pointing::Wait),
-        // Before the claim goes: an owner that re-creates it at once would otherwise get a blank volume.
-        _ if !prebound => Ok(prebind()),
-        _ => Ok(Pointing::Act(Action::DeleteClaim { claim: disk.claim.clone(), uid: claim.uid.clone() })),
-    }
-}
-
-/// All disks, one step each.
-fn point_all(disks: &[DiskMove], to: To, ctx: &Context<'_>) -> Result<Option<Vec<Action>>, Refusal> {
-    let mut actions = Vec::new();
-    let mut done = true;
-    for disk in disks {
-        match point(disk, to, ctx)? {
-            Pointing::Done => {}
-            Pointing::Wait => done = false,
-            Pointing::Act(action) => actions.push(action),
-        }
-    }
-    Ok(if done && actions.is_empty() { None } else { Some(actions) })
+    Ok(format!("{}: {} bytes, root {}", disk.claim, copied.total_bytes, copied.root_hash))
 }

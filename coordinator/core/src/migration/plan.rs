@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::claims::reserved;
 use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, Refusal};
 use crate::decision::Locality;
 use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode};
@@ -340,11 +341,11 @@ fn disk_move(
         class: target.root.class.clone(),
         node: (!target.root.shared).then(|| target.node.clone()),
         path: format!("{}/{name}", target.root.path.trim_end_matches('/')),
-        name: VolumeName(name),
         capacity_bytes: source.volume.capacity_bytes.max(source.claim.requested_bytes),
         access_modes: source.volume.access_modes.clone(),
         mode: source.volume.mode,
-        claim: source.claim_key.clone(),
+        claim: reserved(&source.claim_key, &name),
+        name: VolumeName(name),
     };
     Ok(DiskMove {
         template: template(source.claim, &new.class),

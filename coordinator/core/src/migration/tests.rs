@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::model::{World, key, to_node};
+use super::model::{World, key, to_class, to_node};
 use super::{Destination, Phase};
 use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode};
-use crate::io::{Action, Effect};
+use crate::io::{Action, Effect, Order};
 
 /// More rounds than any migration of the model takes: a timed-out stop takes 300.
 const ROUNDS: usize = 900;
@@ -20,13 +20,20 @@ fn asked() -> World {
 fn assert_whole(world: &World, phase: Phase, what: &str) {
     let vm = &world.fleet.vms[&key("vm")];
     let node = vm.node().map(|node| node.0.as_str());
-    let expected = if phase == Phase::Succeeded { "n3" } else { "n2" };
-    assert_eq!(node, Some(expected), "{what}: ended as {phase:?}");
+    match (phase, &world.requests.migrations.get(&key("m")).map(|spec| spec.destination.clone())) {
+        (Phase::Succeeded, Some(Destination::Class(_))) => {
+            assert!(node.is_some(), "{what}: the VM does not run")
+        }
+        (Phase::Succeeded, _) => assert_eq!(node, Some("n3"), "{what}: ended as {phase:?}"),
+        _ => assert_eq!(node, Some("n2"), "{what}: ended as {phase:?}"),
+    }
     assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "{what}: the start field was not given back");
-    let bound = |name: &str| {
-        world.fleet.claims[&key(name)].volume.clone().map(|volume| volume.0.starts_with("smst-"))
-    };
-    assert_eq!(bound("vm-system"), bound("vm-data"), "{what}: one disk of two was swapped");
+    for claim in ["vm-system", "vm-data"] {
+        let volume = &world.fleet.claims[&key(claim)].volume.as_ref().expect("bound").0;
+        assert_eq!(volume.starts_with("smst-"), phase == Phase::Succeeded, "{what}: {claim} is on {volume}");
+    }
+    let lock = world.fleet.volumes.keys().find(|name| name.0.ends_with("-lock"));
+    assert_eq!(lock, None, "{what}: a lock was left");
 }
 
 #[test]
@@ -48,9 +55,14 @@ fn stores_each_step_before_it_is_taken() {
     let position = |wanted: fn(&Effect) -> bool| world.effects.iter().position(wanted).expect("it happened");
     let stored = |effect: &Effect, phase: Phase| matches!(effect, Effect::Commit(crate::Record::Migration(record)) if record.phase == phase);
     let stopping = position(|effect| matches!(effect, Effect::Act(Action::StopVm { .. })));
-    let deleting = position(|effect| matches!(effect, Effect::Act(Action::DeleteClaim { .. })));
+    let swapping = position(
+        |effect| matches!(effect, Effect::Act(Action::CreateClaim { volume, .. }) if !volume.0.ends_with("-lock")),
+    );
+    let copying =
+        position(|effect| matches!(effect, Effect::Order { order: Order::Pull { final_: true, .. }, .. }));
     assert!(world.effects[..stopping].iter().any(|effect| stored(effect, Phase::Stopping)));
-    assert!(world.effects[..deleting].iter().any(|effect| stored(effect, Phase::Swapping)));
+    assert!(world.effects[..copying].iter().any(|effect| stored(effect, Phase::FinalCopying)));
+    assert!(world.effects[..swapping].iter().any(|effect| stored(effect, Phase::Swapping)));
 }
 
 #[test]
@@ -209,18 +221,182 @@ fn copies_that_fail_are_tried_again_and_then_given_up() {
     assert!(!world.fleet.volumes.keys().any(|name| name.0.starts_with("smst-")), "a volume object leaked");
 }
 
+/// What somebody does to the VM in the middle of a migration.
+#[derive(Clone, Copy, Debug)]
+enum Start {
+    /// Started, for everybody to see.
+    Seen,
+    /// Started and stopped, between two looks.
+    Unseen,
+    /// Started and stopped while nobody leads; another leader goes on.
+    UnderNoLeader,
+    /// Started while nobody leads; another leader finds it running.
+    FoundByTheNext,
+}
+
+impl Start {
+    const ALL: [Self; 4] = [Self::Seen, Self::Unseen, Self::UnderNoLeader, Self::FoundByTheNext];
+
+    fn happen(self, world: &mut World) {
+        match self {
+            Self::Seen => _ = world.set_run("vm", RunStrategy::Always),
+            Self::Unseen => world.run_unseen("vm"),
+            Self::UnderNoLeader => {
+                world.run_unseen("vm");
+                world.take_over();
+            }
+            Self::FoundByTheNext => {
+                world.set_run("vm", RunStrategy::Always);
+                world.unseen(2);
+                world.take_over();
+            }
+        }
+    }
+}
+
+/// To another node, or to network storage, which the old node reaches beside its old disks.
+fn destinations() -> [(super::MigrationSpec, bool); 4] {
+    let (node, class) = (to_node("vm", "n3"), to_class("vm", "nfs"));
+    [(node.clone(), false), (node, true), (class.clone(), false), (class, true)]
+}
+
+/// The model's guest tells when it runs on a mix, or misses one of its writes.
 #[test]
-fn a_vm_started_in_the_middle_is_copied_again() {
+fn a_vm_started_at_any_round_under_any_leader_ends_whole_with_all_its_writes() {
+    for (destination, wukong_recreates) in destinations() {
+        for start in Start::ALL {
+            for at in 0..60 {
+                let mut world = World::new();
+                world.faults.wukong_recreates = wukong_recreates;
+                world.requests.migrations.insert(key("m"), destination.clone());
+                for _ in 0..at {
+                    world.round();
+                }
+                start.happen(&mut world);
+                let phase = world.run(ROUNDS, "m");
+                world.round();
+                assert_eq!(phase, Phase::Succeeded, "{start:?} at round {at}: {:?}", world.store);
+                assert_whole(&world, phase, &format!("{start:?} at round {at} of {destination:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_vm_started_while_everything_is_put_back_ends_whole_with_all_its_writes() {
+    for (destination, wukong_recreates) in destinations() {
+        for start in Start::ALL {
+            for at in 0..40 {
+                for later in 0..20 {
+                    let mut world = World::new();
+                    world.faults.wukong_recreates = wukong_recreates;
+                    world.requests.migrations.insert(key("m"), destination.clone());
+                    for _ in 0..at {
+                        world.round();
+                    }
+                    spec(&mut world).cancelled = true;
+                    for _ in 0..later {
+                        world.round();
+                    }
+                    start.happen(&mut world);
+                    let phase = world.run(ROUNDS, "m");
+                    world.round();
+                    world.round();
+                    let what = format!("cancelled at round {at}, {start:?} {later} rounds later");
+                    assert!(matches!(phase, Phase::Cancelled | Phase::Succeeded), "{what}: {phase:?}");
+                    assert_whole(&world, phase, &what);
+                }
+            }
+        }
+    }
+}
+
+/// The VM that nobody may start in the middle: somebody wants it to run from now on.
+#[test]
+fn a_halted_vm_that_is_started_in_the_middle_runs_when_its_disks_are_whole() {
+    for at in 0..60 {
+        let mut world = asked();
+        world.set_run("vm", RunStrategy::Halted);
+        world.unseen(1);
+        for _ in 0..at {
+            world.round();
+        }
+        world.set_run("vm", RunStrategy::Always);
+        let phase = world.run(ROUNDS, "m");
+        world.round();
+        assert_eq!(phase, Phase::Succeeded, "started at round {at}");
+        assert_whole(&world, phase, &format!("started at round {at}"));
+    }
+}
+
+#[test]
+fn a_lock_that_somebody_takes_away_is_put_back_and_everything_copied_again() {
     let mut world = asked();
-    while world.phase("m") != Phase::FinalCopying {
+    while world.phase("m") != Phase::Verifying {
         world.round();
     }
-    world.fleet.vms.get_mut(&key("vm")).expect("there").run = RunStrategy::Always;
+    let orders = |world: &World| {
+        let pull = |effect: &&Effect| matches!(effect, Effect::Order { .. });
+        world.effects.iter().filter(pull).count()
+    };
+    let before = orders(&world);
+    world.fleet.claims.remove(&key("vm-data"));
     let phase = world.run(ROUNDS, "m");
     world.round();
-    // The model's guest asserts that it finds its last write.
     assert_eq!(phase, Phase::Succeeded);
-    assert_whole(&world, phase, "started in the middle");
+    assert_eq!(orders(&world), before + 2, "the last copy was not made again");
+    assert_whole(&world, phase, "a lock taken away");
+}
+
+#[test]
+fn a_lock_that_is_taken_away_again_and_again_ends_the_migration() {
+    let mut world = asked();
+    for _ in 0..ROUNDS {
+        if world.phase("m") == Phase::Verifying {
+            world.fleet.claims.remove(&key("vm-data"));
+        }
+        world.round();
+    }
+    assert_eq!(world.phase("m"), Phase::RolledBack, "{:?}", world.store);
+    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("LockBroken"));
+    assert_whole(&world, Phase::RolledBack, "locks taken away again and again");
+}
+
+/// The API server lets a claim that a pod uses go when the pod does, and not before.
+#[test]
+fn a_claim_that_is_going_while_the_vm_runs_is_waited_for_and_the_vm_stopped() {
+    let mut world = asked();
+    while world.phase("m") != Phase::Stopping {
+        world.round();
+    }
+    // Started at the last moment; the pod was scheduled before the deletion arrived.
+    world.fleet.claims.get_mut(&key("vm-data")).expect("there").deleting = true;
+    spec(&mut world).cancelled = true;
+    for _ in 0..20 {
+        world.set_run("vm", RunStrategy::Always);
+        world.round();
+    }
+    assert_eq!(world.phase("m"), Phase::RollingBack, "it ended with a claim that is about to go");
+    let stops = world.effects.iter().filter(|effect| matches!(effect, Effect::Act(Action::StopVm { .. })));
+    assert!(stops.count() > 0, "nobody stops the VM");
+}
+
+/// After the start nobody can tell whether a VM that does not run now has run: its new volumes may have its writes.
+#[test]
+fn what_may_have_run_on_its_new_volumes_while_nobody_looked_is_not_put_back() {
+    let mut world = asked();
+    while world.phase("m") != Phase::Confirming {
+        world.round();
+    }
+    world.unseen(2);
+    world.set_run("vm", RunStrategy::Halted);
+    world.unseen(1);
+    world.take_over();
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
+    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("NotScheduled"));
+    world.set_run("vm", RunStrategy::Always);
+    world.round();
+    assert_whole(&world, Phase::Succeeded, "kept on its new volumes");
 }
 
 #[test]
@@ -390,8 +566,15 @@ fn spec(world: &mut World) -> &mut super::MigrationSpec {
 proptest! {
     /// Leaders change, copies fail, people start the VM and cancel, all at any time: it ends whole.
     #[test]
-    fn ends_whole_whatever_happens(events in prop::collection::vec((0usize..12, 0u8..5), 0..12), recreates: bool) {
+    fn ends_whole_whatever_happens(
+        events in prop::collection::vec((0usize..12, 0u8..8), 0..12),
+        to_class: bool,
+        recreates: bool,
+    ) {
         let mut world = asked();
+        if to_class {
+            world.requests.migrations.insert(key("m"), super::model::to_class("vm", "nfs"));
+        }
         world.faults.wukong_recreates = recreates;
         for (rounds, event) in events {
             for _ in 0..rounds {
@@ -400,12 +583,12 @@ proptest! {
             match event {
                 0 => world.take_over(),
                 1 => world.faults.failing_copies += 1,
-                2 if world.phase("m") < Phase::Swapping => {
-                    world.fleet.vms.get_mut(&key("vm")).expect("there").run = RunStrategy::Always;
-                }
+                2 => Start::Seen.happen(&mut world),
                 3 => spec(&mut world).cancelled = true,
                 4 => world.list_again(),
-                _ => {}
+                5 => Start::Unseen.happen(&mut world),
+                6 => Start::UnderNoLeader.happen(&mut world),
+                _ => Start::FoundByTheNext.happen(&mut world),
             }
         }
         let phase = world.run(2 * ROUNDS, "m");

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use somersault_coordinator_core::fleet::VolumeMode;
-use somersault_coordinator_core::io::NewVolume;
+use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
 use somersault_coordinator_core::names::{Key, VolumeName};
 
 use super::{MANAGED_BY, MANAGER, is_ours, uid};
@@ -17,6 +17,10 @@ pub(super) const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 const PATH_ANNOTATION: &str = "somersault.novasphere.dev/path";
 /// Driver of csi-driver-nfs.
 const NFS_CSI: &str = "nfs.csi.k8s.io";
+/// The node of a lock. No node has this host name, and none gets it by chance.
+const NO_NODE: &str = "nowhere.somersault.novasphere.dev";
+/// The folder of a lock: it is nowhere, and never mounted.
+const NO_FOLDER: &str = "/nowhere";
 /// The reclaim policy under which nobody deletes the data.
 const RETAIN: &str = "Retain";
 
@@ -81,6 +85,25 @@ pub(in crate::cluster) fn new_volume(new: &NewVolume, by: &Value) -> Result<Valu
     Ok(object)
 }
 
+/// A volume that holds nothing and that no node reaches, pre-bound to the claim that it locks.
+pub(in crate::cluster) fn new_lock(name: &VolumeName, claim: &Key, template: &ClaimTemplate) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": { "name": name.as_str(), "labels": { MANAGED_BY: MANAGER } },
+        "spec": {
+            "accessModes": template.access_modes,
+            "capacity": { "storage": template.requested_bytes.to_string() },
+            "claimRef": claim_ref(claim, None),
+            "local": { "path": NO_FOLDER },
+            "nodeAffinity": pinned_to(NO_NODE),
+            "persistentVolumeReclaimPolicy": RETAIN,
+            "storageClassName": template.class,
+            "volumeMode": mode(template.mode),
+        },
+    })
+}
+
 /// Whether a volume of the new one's name is that very one.
 pub(in crate::cluster) fn is_same(stored: &Value, wanted: &Value) -> bool {
     let (have, want) = (&stored["spec"], &wanted["spec"]);
@@ -107,8 +130,12 @@ pub(in crate::cluster) fn claim_ref(claim: &Key, uid: Option<&str>) -> Value {
 
 /// Affinity to a node by its host name label, which need not be its name.
 fn affinity(id: &ObjectId, node: &Value) -> Result<Value, ClusterError> {
-    let pin = json!({ "key": HOSTNAME_LABEL, "operator": "In", "values": [hostname(id, node)?] });
-    Ok(json!({ "required": { "nodeSelectorTerms": [{ "matchExpressions": [pin] }] } }))
+    Ok(pinned_to(hostname(id, node)?))
+}
+
+fn pinned_to(hostname: &str) -> Value {
+    let pin = json!({ "key": HOSTNAME_LABEL, "operator": "In", "values": [hostname] });
+    json!({ "required": { "nodeSelectorTerms": [{ "matchExpressions": [pin] }] } })
 }
 
 /// The label by which something is pinned to a node.

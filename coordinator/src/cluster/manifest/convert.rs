@@ -222,6 +222,7 @@ pub fn claim(object: &core::PersistentVolumeClaim) -> Result<Claim, FieldError> 
         data_volume: data_volume.map(|owner| owner.name.clone()),
         labels: object.metadata.labels.clone().unwrap_or_default(),
         annotations: object.metadata.annotations.clone().unwrap_or_default(),
+        deleting: object.metadata.deletion_timestamp.is_some(),
     })
 }
 

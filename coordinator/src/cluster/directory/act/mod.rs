@@ -43,6 +43,7 @@ pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), Clust
         }
         Action::RetainVolume { volume } => volumes::retain(tx, volume),
         Action::CreateVolume(new) => volumes::create(tx, new),
+        Action::CreateLock { volume, claim, template } => volumes::create_lock(tx, volume, claim, template),
         Action::ForgetVolume { volume } => volumes::forget(tx, volume),
         Action::PrebindVolume { volume, claim } => volumes::prebind(tx, volume, claim),
         Action::DeleteClaim { claim, uid } => claims::delete(tx, claim, uid),

@@ -327,6 +327,44 @@ fn a_swap_keeps_the_claims_name_and_the_old_volume() {
     assert_eq!(world.get("PersistentVolume", "pv-new")["status"]["phase"], "Released");
 }
 
+/// While the disks of a VM are between nodes, its claim is bound to a volume that no node reaches.
+#[test]
+fn a_claim_is_locked_gets_its_new_volume_and_the_lock_is_forgotten() {
+    let world = World::new();
+    world.remove_pods_of("web-root");
+    world.act(&Action::RetainVolume { volume: "pv-web".into() }).unwrap();
+    let kept = NewVolume { claim: shop("kept-for-later"), ..new_volume("local-path", Some("n3")) };
+    world.twice(&Action::CreateVolume(kept));
+    let lock =
+        Action::CreateLock { volume: "pv-new-lock".into(), claim: shop("web-root"), template: template() };
+    world.twice(&lock);
+    let spec = world.get("PersistentVolume", "pv-new-lock")["spec"].clone();
+    let pin = &spec["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"][0];
+    let hostname = pin["values"][0].as_str().unwrap();
+    for node in world.store.list("Node").unwrap() {
+        assert_ne!(node["metadata"]["labels"]["kubernetes.io/hostname"], hostname, "a node reaches the lock");
+    }
+    assert_eq!(spec["persistentVolumeReclaimPolicy"], "Retain");
+    let create = |volume: &str| Action::CreateClaim {
+        claim: shop("web-root"),
+        template: template(),
+        volume: volume.into(),
+    };
+    world.twice(&delete_claim());
+    world.refused(&create("pv-new"), "not pre-bound to");
+    world.twice(&create("pv-new-lock"));
+    world.refused(&Action::ForgetVolume { volume: "pv-new-lock".into() }, "is bound to it");
+
+    let locked =
+        world.get("PersistentVolumeClaim", "web-root")["metadata"]["uid"].as_str().unwrap().to_owned();
+    world.twice(&Action::PrebindVolume { volume: "pv-new".into(), claim: shop("web-root") });
+    world.twice(&Action::DeleteClaim { claim: shop("web-root"), uid: locked.as_str().into() });
+    world.twice(&create("pv-new"));
+    world.twice(&Action::ForgetVolume { volume: "pv-new-lock".into() });
+    assert_eq!(world.get("PersistentVolumeClaim", "web-root")["spec"]["volumeName"], "pv-new");
+    assert_eq!(world.get("PersistentVolume", "pv-new-lock"), Value::Null);
+}
+
 #[test]
 fn a_claim_is_created_only_on_a_volume_that_is_pre_bound_to_it() {
     let world = World::new();

@@ -1,7 +1,7 @@
 //! `PersistentVolume`s, with what the binder and the volume's controller would make of their phases.
 
 use serde_json::{Value, json};
-use somersault_coordinator_core::io::NewVolume;
+use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
 use somersault_coordinator_core::names::{Key, VolumeName};
 
 use crate::cluster::ClusterError;
@@ -19,16 +19,28 @@ pub(super) fn retain(tx: &Transaction<'_>, volume: &VolumeName) -> Result<(), Cl
     Ok(())
 }
 
-/// Creates a static volume, pre-bound to its claim.
+/// Creates a static volume, kept for the claim that it names.
 pub(super) fn create(tx: &Transaction<'_>, new: &NewVolume) -> Result<(), ClusterError> {
     let by = volume::reached_by(new);
     let by = tx.get(&by)?.ok_or_else(|| not_found(&by))?;
-    let mut object = volume::new_volume(new, &by)?;
+    create_once(tx, &volume::id(&new.name), volume::new_volume(new, &by)?)
+}
+
+/// Creates the volume that locks a claim.
+pub(super) fn create_lock(
+    tx: &Transaction<'_>,
+    name: &VolumeName,
+    claim: &Key,
+    template: &ClaimTemplate,
+) -> Result<(), ClusterError> {
+    create_once(tx, &volume::id(name), volume::new_lock(name, claim, template))
+}
+
+fn create_once(tx: &Transaction<'_>, id: &ObjectId, mut object: Value) -> Result<(), ClusterError> {
     object["status"] = json!({ "phase": "Available" });
-    let id = volume::id(&new.name);
-    match tx.get(&id)? {
+    match tx.get(id)? {
         Some(stored) if volume::is_same(&stored, &object) => Ok(()),
-        Some(_) => Err(conflict(&id, "another volume has this name")),
+        Some(_) => Err(conflict(id, "another volume has this name")),
         None => tx.create(object).map(drop),
     }
 }

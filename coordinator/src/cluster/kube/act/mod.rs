@@ -15,6 +15,7 @@
 //! | `CancelMigration` | volumemigrations: get, patch | resourceVersion |
 //! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateVolume` | nodes, storageclasses: get; persistentvolumes: get, create | name |
+//! | `CreateLock` | persistentvolumes: get, create; persistentvolumeclaims: get, patch; datavolumes: get | name |
 //! | `ForgetVolume` | persistentvolumes: get, delete | uid, resourceVersion |
 //! | `StopVm`, `RestoreStart` of a VM | virtualmachines: get, patch | uid |
 //! | the same of a Wukong | wukongs: get, update | resourceVersion |
@@ -61,6 +62,9 @@ pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterErr
         }
         Action::RetainVolume { volume } => volumes::retain(api, volume).await,
         Action::CreateVolume(new) => volumes::create(api, new).await,
+        Action::CreateLock { volume, claim, template } => {
+            volumes::create_lock(api, volume, claim, template).await
+        }
         Action::ForgetVolume { volume } => volumes::forget(api, volume).await,
         Action::PrebindVolume { volume, claim } => volumes::prebind(api, volume, claim).await,
         Action::DeleteClaim { claim, uid } => claims::delete(api, claim, uid).await,

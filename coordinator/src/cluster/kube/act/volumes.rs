@@ -2,7 +2,7 @@
 
 use kube::api::Preconditions;
 use serde_json::Value;
-use somersault_coordinator_core::io::NewVolume;
+use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
 use somersault_coordinator_core::names::{Key, VolumeName};
 
 use super::{Api, claims};
@@ -28,20 +28,32 @@ pub(super) async fn retain(api: &Api, name: &VolumeName) -> Result<(), ClusterEr
     Err(refused(&id, format!("set to Retain, its reclaim policy reads {policy}: find out who sets it back")))
 }
 
-/// Creates a static volume, pre-bound to its claim.
+/// Creates a static volume, kept for the claim that it names.
 pub(super) async fn create(api: &Api, new: &NewVolume) -> Result<(), ClusterError> {
     let by = volume::reached_by(new);
     let by = api.get(&by).await?.ok_or_else(|| not_found(&by))?;
-    let object = volume::new_volume(new, &by)?;
-    claims::tell_populated(api, &new.claim).await?;
-    if api.create(&object).await?.is_some() {
+    create_once(api, &volume::id(&new.name), &volume::new_volume(new, &by)?).await
+}
+
+/// Creates the volume that locks a claim. From then on it is the one that the claim gets when it is made anew.
+pub(super) async fn create_lock(
+    api: &Api,
+    name: &VolumeName,
+    claim: &Key,
+    template: &ClaimTemplate,
+) -> Result<(), ClusterError> {
+    claims::tell_populated(api, claim).await?;
+    create_once(api, &volume::id(name), &volume::new_lock(name, claim, template)).await
+}
+
+async fn create_once(api: &Api, id: &ObjectId, object: &Value) -> Result<(), ClusterError> {
+    if api.create(object).await?.is_some() {
         return Ok(());
     }
-    let id = volume::id(&new.name);
-    match api.get(&id).await? {
-        Some(stored) if volume::is_same(&stored, &object) => check_stays(&id, &stored),
-        Some(_) => Err(conflict(&id, "another volume has this name")),
-        None => Err(conflict(&id, "it was there and is gone at this moment")),
+    match api.get(id).await? {
+        Some(stored) if volume::is_same(&stored, object) => check_stays(id, &stored),
+        Some(_) => Err(conflict(id, "another volume has this name")),
+        None => Err(conflict(id, "it was there and is gone at this moment")),
     }
 }
 

@@ -1,0 +1,203 @@
+//! To which volume each claim points while a VM's disks change hands, so that the VM can run on all of its old volumes
+//! or on all of its new ones, and on nothing else: whoever starts it, whoever leads, whether anybody looks or not.
+//!
+//! ```text
+//!      Old ────────────────► Locked ────────────────► New
+//!   before the stop,        the last copy,           the VM starts here
+//!   and put back            its verification
+//!       ▲                     │     ▲                  │
+//!       └─────────────────────┘     └──────────────────┘   never started: put back, by way of Locked again
+//! ```
+//!
+//! A **lock** is a volume of ours that no node can reach. A claim that is bound to it is there as before (for `KubeVirt`,
+//! CDI and an owner that would make a missing one anew), but no pod that uses it can be scheduled. From this follows
+//! everything:
+//!
+//! - A claim goes only when no scheduled pod uses it (the API server's own protection). Once every claim is locked,
+//!   nobody writes to the old volumes any more, and a copy made *after* that has every write that the guest ever made.
+//!   No leader needs to have seen what the VM did before.
+//! - The first claim leaves Old before the last copy, and the first one becomes New after it: no claim is New while
+//!   another is Old, so that a VM which somebody starts in between waits, unscheduled, and never runs on a mix.
+//!   [`put_back`] keeps to that: all that is New is locked before anything becomes Old.
+//! - One volume at a time is pre-bound to the claim's name, so that an owner which makes the claim anew, in the moment in
+//!   which it is gone, gets that one. The new volume is therefore kept for another name ([`reserved`]) until the swap.
+//! - Once all claims are New, the VM may have run there, and the migration goes on, which is whole and loses nothing. It
+//!   is put back only where the VM was wanted to run for minutes and never scheduled, and we have led all that time.
+
+use super::{Context, DiskMove, Refusal};
+use crate::io::{Action, ClaimTemplate};
+use crate::names::{Key, VolumeName};
+
+/// To which of its volumes a claim shall point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum To {
+    New,
+    Lock,
+    Old,
+}
+
+/// What a claim still needs until it points to the wanted volume.
+enum Pointing {
+    Done,
+    /// Other people's turn.
+    Wait,
+    Act(Action),
+}
+
+/// The name for which a new volume is kept until the swap: no claim has it, and no claim of another name gets the volume.
+pub(super) fn reserved(claim: &Key, volume: &str) -> Key {
+    Key::new(claim.namespace.clone(), volume)
+}
+
+/// The volume that locks a disk's claim.
+fn lock(disk: &DiskMove) -> VolumeName {
+    VolumeName(format!("{}-lock", disk.new.name))
+}
+
+/// All disks, one step each; `None` where nothing is missing.
+pub(super) fn point_all(
+    disks: &[DiskMove],
+    to: To,
+    ctx: &Context<'_>,
+) -> Result<Option<Vec<Action>>, Refusal> {
+    point_each(disks.iter(), to, ctx)
+}
+
+/// One step of all disks towards their old volumes, by way of their locks where one has its new volume.
+pub(super) fn put_back(disks: &[DiskMove], ctx: &Context<'_>) -> Result<Option<Vec<Action>>, Refusal> {
+    if disks.iter().any(|disk| is_new(disk, ctx)) {
+        return point_each(disks.iter().filter(|disk| !is_old(disk, ctx)), To::Lock, ctx);
+    }
+    point_each(disks.iter(), To::Old, ctx)
+}
+
+/// Every claim has its new volume: the VM can run there.
+pub(super) fn all_new(disks: &[DiskMove], ctx: &Context<'_>) -> bool {
+    disks.iter().all(|disk| is_new(disk, ctx))
+}
+
+/// Some claim was deleted, and a pod keeps it.
+pub(super) fn any_going(disks: &[DiskMove], ctx: &Context<'_>) -> bool {
+    disks.iter().any(|disk| ctx.fleet.claims.get(&disk.claim).is_some_and(|claim| claim.deleting))
+}
+
+/// The objects of volumes that nobody needs any more: the locks, and new volumes that no claim ever had.
+pub(super) fn leftovers(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
+    let unused = |disk: &&DiskMove| {
+        let volume = ctx.fleet.volumes.get(&disk.new.name);
+        volume.is_some_and(|volume| volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none()))
+    };
+    let unused = disks.iter().filter(unused).map(|disk| disk.new.name.clone());
+    let locks = disks.iter().map(lock).filter(|lock| ctx.fleet.volumes.contains_key(lock));
+    unused.chain(locks).map(|volume| Action::ForgetVolume { volume }).collect()
+}
+
+fn points_to(disk: &DiskMove, volume: &VolumeName, ctx: &Context<'_>) -> bool {
+    ctx.fleet.claims.get(&disk.claim).is_some_and(|claim| claim.volume.as_ref() == Some(volume))
+}
+
+fn is_new(disk: &DiskMove, ctx: &Context<'_>) -> bool {
+    points_to(disk, &disk.new.name, ctx)
+}
+
+fn is_old(disk: &DiskMove, ctx: &Context<'_>) -> bool {
+    points_to(disk, &disk.old, ctx)
+}
+
+fn point_each<'a>(
+    disks: impl Iterator<Item = &'a DiskMove>,
+    to: To,
+    ctx: &Context<'_>,
+) -> Result<Option<Vec<Action>>, Refusal> {
+    let mut actions = Vec::new();
+    let mut done = true;
+    for disk in disks {
+        match point(disk, to, ctx)? {
+            Pointing::Done => {}
+            Pointing::Wait => done = false,
+            Pointing::Act(action) => actions.push(action),
+        }
+    }
+    Ok(if done && actions.is_empty() { None } else { Some(actions) })
+}
+
+/// One step towards the claim being bound to the wanted volume. Only claims that we know are deleted: the one that we
+/// found, the one that we made, or one that is not bound to anything yet.
+fn point(disk: &DiskMove, to: To, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
+    let lock = lock(disk);
+    // From where a claim may come: never from Old to New, nor back, but by way of the lock.
+    let (wanted, from): (&VolumeName, &[&VolumeName]) = match to {
+        To::New => (&disk.new.name, &[&lock]),
+        To::Lock => (&lock, &[&disk.old, &disk.new.name]),
+        To::Old => (&disk.old, &[&lock]),
+    };
+    let claim = ctx.fleet.claims.get(&disk.claim);
+    if claim.is_some_and(|claim| claim.deleting) {
+        return Ok(Pointing::Wait);
+    }
+    if to == To::Old && claim.is_some_and(|claim| claim.uid == disk.claim_uid) {
+        return Ok(Pointing::Done);
+    }
+    let prebound = |name: &VolumeName| {
+        let reference = ctx.fleet.volumes.get(name).and_then(|volume| volume.claim.as_ref());
+        reference.is_some_and(|claim| claim.key == disk.claim && claim.uid.is_none())
+    };
+    if to != To::New && prebound(&disk.new.name) {
+        let claim = reserved(&disk.claim, disk.new.name.as_str());
+        return Ok(Pointing::Act(Action::PrebindVolume { volume: disk.new.name.clone(), claim }));
+    }
+    let Some(volume) = ctx.fleet.volumes.get(wanted) else {
+        if to == To::Lock {
+            let (claim, template) = (disk.claim.clone(), lock_template(disk, ctx));
+            return Ok(Pointing::Act(Action::CreateLock { volume: lock, claim, template }));
+        }
+        let message =
+            format!("volume {wanted} is gone; claim {} is left alone: a person must look", disk.claim);
+        return Err(Refusal::new("VolumeGone", message));
+    };
+    let prebind =
+        || Pointing::Act(Action::PrebindVolume { volume: wanted.clone(), claim: disk.claim.clone() });
+    let Some(claim) = claim else {
+        if !prebound(wanted) {
+            return Ok(prebind());
+        }
+        let mut template = disk.template.clone();
+        template.class.clone_from(&volume.class);
+        let claim = disk.claim.clone();
+        return Ok(Pointing::Act(Action::CreateClaim { claim, template, volume: wanted.clone() }));
+    };
+    match &claim.volume {
+        Some(bound) if bound == wanted => {
+            let mutual = volume.claim.as_ref().and_then(|claim| claim.uid.as_ref()) == Some(&claim.uid);
+            Ok(if mutual {
+                Pointing::Done
+            } else if prebound(wanted) {
+                Pointing::Wait
+            } else {
+                prebind()
+            })
+        }
+        Some(bound) if !from.contains(&bound) => {
+            let message = format!(
+                "somebody bound claim {} to {bound} during the migration: a person must look",
+                disk.claim
+            );
+            Err(Refusal::new("ClaimTakenOver", message))
+        }
+        // Somebody else re-created the claim: our pre-bound volume wins it.
+        None if prebound(wanted) => Ok(Pointing::Wait),
+        // Before the claim goes: an owner that re-creates it at once would otherwise get a blank volume.
+        _ if !prebound(wanted) => Ok(prebind()),
+        _ => Ok(Pointing::Act(Action::DeleteClaim { claim: disk.claim.clone(), uid: claim.uid.clone() })),
+    }
+}
+
+/// As large as any claim of this name may ask, and of the class that it asks.
+fn lock_template(disk: &DiskMove, ctx: &Context<'_>) -> ClaimTemplate {
+    let old = ctx.fleet.volumes.get(&disk.old);
+    ClaimTemplate {
+        class: old.map_or_else(|| disk.template.class.clone(), |old| old.class.clone()),
+        requested_bytes: disk.new.capacity_bytes,
+        ..disk.template.clone()
+    }
+}
