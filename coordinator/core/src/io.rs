@@ -7,7 +7,7 @@ use crate::evacuation::{EvacuationRecord, EvacuationSpec};
 use crate::fencing::agents::{FenceAnswer, FenceRoster};
 use crate::fencing::{FenceProof, FenceRecord};
 use crate::fleet::{Fleet, NodeReport, Owner, SavedStart, VolumeMode};
-use crate::migration::{MigrationRecord, MigrationSpec};
+use crate::migration::{MigrationRecord, MigrationRequest, MigrationSpec};
 use crate::names::{BootId, Key, NodeName, OrderId, Uid, VolumeName};
 use crate::policy::Policy;
 use crate::rebuild::RebuildRecord;
@@ -131,7 +131,7 @@ pub enum Input {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Requests {
     /// `VolumeMigration` objects.
-    pub migrations: BTreeMap<Key, MigrationSpec>,
+    pub migrations: BTreeMap<Key, MigrationRequest>,
     /// `Evacuation` objects.
     pub evacuations: BTreeMap<String, EvacuationSpec>,
     /// Human proofs by node.

@@ -86,6 +86,10 @@ pub struct VolumeMigrationStatus {
     /// Record: epoch of the leader that wrote it.
     #[serde(default)]
     pub epoch: u64,
+    /// Record: `metadata.uid` of the object that it was written for. One that came here with another object, out of a
+    /// backup, is of another migration.
+    #[serde(default, rename = "objectUID")]
+    pub object_uid: String,
     /// Record: who starts and stops the VM, and its start field as it was before the VM was stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,

@@ -25,7 +25,8 @@ use super::{ClusterError, change};
 
 /// Fields of each kind's status that are the record; the others are display.
 const FENCE_FIELDS: [&str; 1] = ["fence"];
-const MIGRATION_FIELDS: [&str; 7] = ["phase", "reason", "message", "epoch", "stopped", "disks", "checks"];
+const MIGRATION_FIELDS: [&str; 8] =
+    ["phase", "reason", "message", "epoch", "objectUID", "stopped", "disks", "checks"];
 const EVACUATION_FIELDS: [&str; 4] = ["epoch", "plan", "complete", "message"];
 const REBUILD_FIELDS: [&str; 1] = ["rebuild"];
 
@@ -70,6 +71,7 @@ impl Known {
     ) -> Result<Option<Value>, ClusterError> {
         let key = record.key();
         let id = object_of(&key);
+        check_object(&id, object, record)?;
         let stored = read(object, &key).map_err(|e| refused(&id, repair(&e)))?;
         if stored.as_ref() == Some(record) {
             return Ok(None);
@@ -90,6 +92,16 @@ impl Known {
     pub(super) fn note(&mut self, object: &Value, record: &Record) {
         let last = Last { uid: change::uid(object).to_owned(), record: Some(record.clone()) };
         self.0.insert(record.key(), last);
+    }
+}
+
+/// Refuses a record of an earlier object of this name.
+fn check_object(id: &ObjectId, object: &Value, record: &Record) -> Result<(), ClusterError> {
+    match record {
+        Record::Migration(record) if record.uid.as_str() != change::uid(object) => {
+            Err(conflict(id, format!("the record is of its predecessor with uid {}", record.uid)))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -190,7 +202,8 @@ fn read(object: &Value, key: &RecordKey) -> Result<Option<Record>, FieldError> {
         }
         RecordKey::Migration(key) => {
             let status: crd::VolumeMigrationStatus = status(object)?;
-            records::migration_record(key, Some(&status))?.map(Box::new).map(Record::Migration)
+            let uid = change::uid(object);
+            records::migration_record(key, uid, Some(&status))?.map(Box::new).map(Record::Migration)
         }
         RecordKey::Evacuation(name) => {
             let status: crd::EvacuationStatus = status(object)?;

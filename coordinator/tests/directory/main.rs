@@ -109,6 +109,7 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
     };
     MigrationRecord {
         key: shop("move-web"),
+        uid: "".into(),
         epoch,
         phase,
         reason: Some("Cancelled".into()),

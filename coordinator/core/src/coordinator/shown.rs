@@ -39,7 +39,8 @@ impl Coordinator {
         let epoch = self.facts.epoch.unwrap_or_default();
         let context = Context { fleet, requests, policy, epoch, usable: &usable, dead: &dead };
         for (key, view) in waiting {
-            let refusal = requests.migrations.get(key).and_then(|spec| refusal(key, spec, &context));
+            let request = requests.migrations.get(key);
+            let refusal = request.and_then(|request| refusal(key, &request.spec, &context));
             let (reason, message) = refusal.map_or_else(
                 || ("WaitsForItsTurn", "it begins as soon as few enough are at work".to_owned()),
                 |refusal| (refusal.reason, refusal.message),
@@ -101,7 +102,7 @@ mod tests {
     use crate::coordinator::testkit::{Bench, fast};
     use crate::decision::testkit::key;
     use crate::io::{Record, RecordKey};
-    use crate::migration::{Destination, MigrationSpec, Phase};
+    use crate::migration::{Destination, MigrationRequest, MigrationSpec, Phase};
 
     fn ask(bench: &mut Bench) {
         let spec = MigrationSpec {
@@ -112,7 +113,7 @@ mod tests {
             cancelled: false,
             evacuation: None,
         };
-        bench.requests.migrations.insert(key("m"), spec);
+        bench.requests.migrations.insert(key("m"), MigrationRequest { uid: "u".into(), spec });
         bench.show_requests();
     }
 

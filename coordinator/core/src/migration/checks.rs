@@ -4,7 +4,7 @@
 use super::{Check, Context, Destination, DiskMove, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
 use crate::fleet::{Owner, VolumeMode, pods_words};
-use crate::names::Key;
+use crate::names::{Key, Uid};
 
 /// A planned migration, and what was found on the way.
 pub(super) struct Preflight {
@@ -38,11 +38,12 @@ const PREFLIGHT: [(&str, Question); 6] = [
 /// Looks at everything before anything is touched.
 pub(super) fn preflight(
     key: &Key,
+    uid: &Uid,
     spec: &MigrationSpec,
     others: &[&MigrationRecord],
     ctx: &Context<'_>,
 ) -> Preflight {
-    let disks = match plan::disks_to_move(key, spec, ctx) {
+    let disks = match plan::disks_to_move(key, uid, spec, ctx) {
         Ok(disks) => disks,
         Err(refusal) => {
             return Preflight { checks: vec![failed("DisksMovable", &refusal)], disks: Err(refusal) };

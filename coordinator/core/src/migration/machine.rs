@@ -8,7 +8,7 @@ use super::phases::{Learnt, Moment, Next};
 use super::{Context, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
 use crate::BootTime;
 use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
-use crate::names::Key;
+use crate::names::{Key, Uid};
 use crate::view::MigrationView;
 
 /// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
@@ -55,6 +55,9 @@ struct Migration {
     restored: bool,
     stopped_at: Option<BootTime>,
     downtime: Option<Duration>,
+    /// Its object is gone, whether another one has its name or not, and with it the place to store anything: it is ended
+    /// from memory, as by somebody's word to cancel.
+    orphan: bool,
 }
 
 impl Migrations {
@@ -64,7 +67,10 @@ impl Migrations {
         let mut effects = Vec::new();
         match input {
             Input::Leading { records, .. } => self.load(records),
-            Input::Deposed => self.load(&[]),
+            Input::Deposed => {
+                self.all.clear();
+                self.listed.clear();
+            }
             Input::Committed(RecordKey::Migration(key)) => {
                 if let Some(migration) = self.all.get_mut(key) {
                     effects.extend(migration.committed(now));
@@ -105,7 +111,8 @@ impl Migrations {
 
     /// What to show.
     pub fn views(&self) -> BTreeMap<Key, MigrationView> {
-        self.all.iter().map(|(key, migration)| (key.clone(), migration.view())).collect()
+        let stored = self.all.iter().filter(|(_, migration)| !migration.orphan);
+        stored.map(|(key, migration)| (key.clone(), migration.view())).collect()
     }
 
     /// Where a migration stands, and why.
@@ -122,12 +129,16 @@ impl Migrations {
     }
 
     fn load(&mut self, records: &[Record]) {
-        self.all.clear();
         let listed = records.iter().filter_map(|record| match record {
             Record::Migration(record) => Some((record.key.clone(), (**record).clone())),
             _ => None,
         });
         self.listed = listed.collect();
+        // Nobody but us knows of those whose objects are gone. What they have sent to the store is not answered any more.
+        self.all.retain(|key, migration| {
+            migration.committing = None;
+            (migration.orphan || !self.listed.contains_key(key)) && migration.record.phase.is_at_work()
+        });
     }
 
     fn asking(&mut self, action: &Action, f: impl Fn(&mut Migration)) {
@@ -135,26 +146,31 @@ impl Migrations {
     }
 
     fn take_requests(&mut self, now: BootTime, ctx: &Context<'_>) {
-        for (key, spec) in &ctx.requests.migrations {
-            let migration = self.all.entry(key.clone()).or_insert_with(|| {
-                let record = self.listed.remove(key);
-                let record = record.unwrap_or_else(|| MigrationRecord::new(key.clone(), ctx.epoch));
-                self.taken += 1;
-                Migration::new(now, self.taken, record, spec.clone())
-            });
-            migration.spec.cancelled = spec.cancelled;
-            migration.spec.pre_copy_only = spec.pre_copy_only;
-        }
-        // Its object is gone and with it the place to store anything. Before the stop nothing was changed and it may
-        // simply end; later it is finished from memory, as somebody's word to cancel.
+        // An orphan that has done nothing yet may simply end; what it has sent to the store is answered first, so that no
+        // later one of its name takes the answer for its own.
         self.all.retain(|key, migration| {
-            let wanted = ctx.requests.migrations.contains_key(key);
-            if !wanted {
-                migration.spec.cancelled = true;
-                migration.committing = None;
-            }
-            wanted || !(migration.record.phase.is_before_stop() || migration.record.phase.is_final())
+            let request = ctx.requests.migrations.get(key);
+            migration.orphan |= request.is_none_or(|request| request.uid != migration.record.uid);
+            !migration.orphan || migration.committing.is_some() || migration.record.phase.is_at_work()
         });
+        for (key, request) in &ctx.requests.migrations {
+            let migration = self.all.entry(key.clone()).or_insert_with(|| {
+                let new = || MigrationRecord::new(key.clone(), request.uid.clone(), ctx.epoch);
+                // One of an earlier object is ended first.
+                let ours = |record: &MigrationRecord| record.uid == request.uid || record.phase.is_at_work();
+                let listed = self.listed.remove(key).filter(ours);
+                self.taken += 1;
+                Migration::new(now, self.taken, listed.unwrap_or_else(new), request.spec.clone())
+            });
+            migration.orphan |= migration.record.uid != request.uid;
+            if !migration.orphan {
+                migration.spec.cancelled = request.spec.cancelled;
+                migration.spec.pre_copy_only = request.spec.pre_copy_only;
+            }
+        }
+        for migration in self.all.values_mut().filter(|migration| migration.orphan) {
+            migration.spec.cancelled = true;
+        }
     }
 
     fn drive(&mut self, now: BootTime, ctx: &Context<'_>) -> Vec<Effect> {
@@ -168,11 +184,12 @@ impl Migrations {
                     continue;
                 }
             }
-            let stored = ctx.requests.migrations.contains_key(&key);
             let Some(migration) = self.all.get_mut(&key) else { continue };
-            effects.extend(migration.drive(now, ctx, &others));
-            if !stored && migration.committing.is_some() {
-                effects.retain(|effect| !matches!(effect, Effect::Commit(record) if record.key() == RecordKey::Migration(key.clone())));
+            let asked = migration.drive(now, ctx, &others);
+            let (commits, rest): (Vec<_>, Vec<_>) =
+                asked.into_iter().partition(|effect| migration.orphan && matches!(effect, Effect::Commit(_)));
+            effects.extend(rest);
+            if !commits.is_empty() {
                 effects.extend(migration.committed(now));
             }
         }
@@ -196,9 +213,10 @@ impl Migrations {
 }
 
 impl MigrationRecord {
-    fn new(key: Key, epoch: u64) -> Self {
+    fn new(key: Key, uid: Uid, epoch: u64) -> Self {
         Self {
             key,
+            uid,
             epoch,
             phase: Phase::Pending,
             reason: None,
@@ -226,6 +244,7 @@ impl Migration {
             restored: false,
             stopped_at: None,
             downtime: None,
+            orphan: false,
         }
     }
 
@@ -298,7 +317,7 @@ impl Migration {
             });
         }
         let others: Vec<&MigrationRecord> = others.iter().collect();
-        let found = checks::preflight(&self.record.key, &self.spec, &others, ctx);
+        let found = checks::preflight(&self.record.key, &self.record.uid, &self.spec, &others, ctx);
         match found.disks {
             Ok(disks) => self.commit(ctx, |record| {
                 record.phase = Phase::Provisioning;

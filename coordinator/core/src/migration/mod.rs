@@ -60,6 +60,15 @@ pub struct Context<'a> {
     pub dead: &'a BTreeSet<NodeName>,
 }
 
+/// A `VolumeMigration` object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationRequest {
+    /// `metadata.uid`: another one of its name is another migration.
+    pub uid: Uid,
+    /// What it asks.
+    pub spec: MigrationSpec,
+}
+
 /// What is to be moved, and whereto (`spec` of a `VolumeMigration`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MigrationSpec {
@@ -127,6 +136,11 @@ impl Phase {
         matches!(self, Self::Succeeded | Self::Failed | Self::RolledBack | Self::Cancelled)
     }
 
+    /// Something was made or changed that has to be finished or put back.
+    pub(crate) fn is_at_work(self) -> bool {
+        self >= Self::Provisioning && !self.is_final()
+    }
+
     /// Nothing of the VM or its claims was changed yet.
     pub fn is_before_stop(self) -> bool {
         self < Self::Stopping
@@ -138,6 +152,8 @@ impl Phase {
 pub struct MigrationRecord {
     /// The object's key.
     pub key: Key,
+    /// Its uid.
+    pub uid: Uid,
     /// Epoch of the leader that wrote it.
     pub epoch: u64,
     /// Phase.
@@ -207,7 +223,8 @@ pub(crate) const CLASS_NOT_FOUND: &str = "ClassNotFound";
 /// Why a migration that somebody is about to ask for would be refused, or would have to wait, as far as the fleet tells
 /// now. Whether another one moves the same disks is not asked.
 pub fn refusal(key: &Key, spec: &MigrationSpec, ctx: &Context<'_>) -> Option<Refusal> {
-    checks::preflight(key, spec, &[], ctx).disks.err()
+    // The uid names its volumes only.
+    checks::preflight(key, &Uid::from(""), spec, &[], ctx).disks.err()
 }
 
 /// Why something is refused.

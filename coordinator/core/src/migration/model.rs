@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::{Context, Destination, MigrationRecord, MigrationSpec, Migrations, Phase};
+use super::{Context, Destination, MigrationRecord, MigrationRequest, MigrationSpec, Migrations, Phase};
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
 use crate::fleet::{
@@ -196,17 +196,16 @@ impl World {
             claim: key(name),
         };
         self.content.insert(place(node, &volume.path), 0);
-        let usage =
-            Usage { allocated_bytes: 1 << 30, apparent_bytes: 4 << 30, inodes: 2, ..Usage::default() };
-        self.fleet
-            .reports
-            .get_mut(&NodeName::from(node))
-            .expect("node exists")
-            .usage
-            .insert(volume.path.clone(), usage);
+        self.report_usage(&NodeName::from(node), &volume.path);
         self.create_volume(&volume);
         self.fleet.volumes.get_mut(&volume.name).expect("just made").retained = false;
         self.create_claim(&key(name), Some(volume.name));
+    }
+
+    fn report_usage(&mut self, node: &NodeName, path: &str) {
+        let usage =
+            Usage { allocated_bytes: 1 << 30, apparent_bytes: 4 << 30, inodes: 2, ..Usage::default() };
+        self.fleet.reports.get_mut(node).expect("node exists").usage.insert(path.to_owned(), usage);
     }
 
     fn create_volume(&mut self, new: &NewVolume) {
@@ -290,6 +289,25 @@ impl World {
         self.input(Input::Leading { epoch, records, recoveries: Vec::new() });
     }
 
+    /// Somebody creates a `VolumeMigration`: an object of its own, even where one of its name was before.
+    pub fn ask(&mut self, name: &str, spec: MigrationSpec) {
+        self.next_uid += 1;
+        let uid = Uid(format!("m-uid-{}", self.next_uid));
+        self.store.remove(&key(name));
+        self.requests.migrations.insert(key(name), MigrationRequest { uid, spec });
+    }
+
+    /// What it asks.
+    pub fn spec(&mut self, name: &str) -> &mut MigrationSpec {
+        &mut self.requests.migrations.get_mut(&key(name)).expect("asked").spec
+    }
+
+    /// Somebody deletes it.
+    pub fn delete(&mut self, name: &str) {
+        self.requests.migrations.remove(&key(name));
+        self.store.remove(&key(name));
+    }
+
     pub fn phase(&self, name: &str) -> Phase {
         self.store.get(&key(name)).map_or(Phase::Pending, |record| record.phase)
     }
@@ -368,8 +386,14 @@ impl World {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Commit(Record::Migration(record)) => {
-                self.inbox.push(Input::Committed(RecordKey::Migration(record.key.clone())));
-                self.store.insert(record.key.clone(), *record);
+                let key = RecordKey::Migration(record.key.clone());
+                let object = self.requests.migrations.get(&record.key);
+                if object.is_none_or(|object| object.uid != record.uid) {
+                    self.inbox.push(Input::CommitRefused(key));
+                } else {
+                    self.inbox.push(Input::Committed(key));
+                    self.store.insert(record.key.clone(), *record);
+                }
             }
             Effect::Commit(Record::Evacuation(record)) => {
                 self.inbox.push(Input::Committed(RecordKey::Evacuation(record.name.clone())));
@@ -460,7 +484,9 @@ impl World {
                 self.create_claim(claim, Some(volume.clone()));
             }
             Action::CreateMigration { key, spec } => {
-                self.requests.migrations.entry(key.clone()).or_insert_with(|| spec.clone());
+                if !self.requests.migrations.contains_key(key) {
+                    self.ask(&key.name, spec.clone());
+                }
             }
             Action::LiveMigrate { .. } if self.faults.live_refused => return Err("as the test asked".into()),
             Action::LiveMigrate { key, vm, .. } => {
@@ -468,7 +494,7 @@ impl World {
                 self.fleet.live_migrations.entry(key.clone()).or_insert(migration);
             }
             Action::CancelMigration { key } => {
-                self.requests.migrations.get_mut(key).ok_or("no migration")?.cancelled = true;
+                self.requests.migrations.get_mut(key).ok_or("no migration")?.spec.cancelled = true;
             }
             Action::CreateEvacuation { name, spec } => {
                 self.requests.evacuations.entry(name.clone()).or_insert_with(|| spec.clone());
@@ -510,6 +536,7 @@ impl World {
                     let shared = target_path.starts_with(SHARED_ROOT);
                     let at = if shared { EVERYWHERE } else { &node.0 };
                     self.content.insert(place(at, target_path), generation);
+                    self.report_usage(&node, target_path);
                     OrderState::Done {
                         root_hash: [1; 32],
                         total_bytes: 1,

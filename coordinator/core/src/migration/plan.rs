@@ -8,7 +8,7 @@ use crate::decision::Locality;
 use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode};
 use crate::io::{ClaimTemplate, NewVolume};
 use crate::locality;
-use crate::names::{Key, NodeName, VolumeName};
+use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::runbook::shell_word;
 
 /// Annotations that belong to the binder, the provisioner or CDI. A re-created claim that carried them would be
@@ -27,6 +27,7 @@ const FILLED: &str = "Succeeded";
 /// Every disk that has to move, in the order of the VM.
 pub(super) fn disks_to_move(
     migration: &Key,
+    uid: &Uid,
     spec: &MigrationSpec,
     ctx: &Context<'_>,
 ) -> Result<Vec<DiskMove>, Refusal> {
@@ -52,7 +53,7 @@ pub(super) fn disks_to_move(
         return Err(Refusal::new("SourceDead", message));
     }
     let target = choose_target(spec, &local, ctx)?;
-    local.into_iter().map(|source| disk_move(migration, source, &target, ctx)).collect()
+    local.into_iter().map(|source| disk_move(migration, uid, source, &target, ctx)).collect()
 }
 
 fn nothing_to_move(spec: &MigrationSpec) -> String {
@@ -325,6 +326,7 @@ fn usable_report<'a>(node: &NodeName, ctx: &Context<'a>) -> Result<&'a NodeRepor
 
 fn disk_move(
     migration: &Key,
+    uid: &Uid,
     source: Source<'_>,
     target: &Target,
     ctx: &Context<'_>,
@@ -336,7 +338,7 @@ fn disk_move(
         );
         return Err(Refusal::not_yet("SourceNotUsable", message));
     }
-    let name = volume_name(migration, &source);
+    let name = volume_name(migration, uid, &source);
     let new = NewVolume {
         class: target.root.class.clone(),
         node: (!target.root.shared).then(|| target.node.clone()),
@@ -360,14 +362,16 @@ fn disk_move(
     })
 }
 
-/// The same for the same migration of the same claim object, so that provisioning twice makes one volume; another
-/// one once the claim was swapped. Stays below the 253 characters of an object's name.
-fn volume_name(migration: &Key, source: &Source<'_>) -> String {
+/// The same for the same migration object and the same claim object, so that provisioning twice makes one volume;
+/// another one for a later migration of that name, which may go elsewhere, and once the claim was swapped. Stays below
+/// the 253 characters of an object's name.
+fn volume_name(migration: &Key, uid: &Uid, source: &Source<'_>) -> String {
     const NAME_CHARS_MAX: usize = 80;
-    let uid: String =
-        source.claim.uid.as_str().chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+    let short =
+        |uid: &Uid| uid.as_str().chars().filter(char::is_ascii_alphanumeric).take(12).collect::<String>();
     let cut = |text: &str| text.chars().take(NAME_CHARS_MAX).collect::<String>();
-    format!("smst-{uid}-{}-{}", cut(&migration.name), cut(&source.claim_key.name))
+    let (claim, uid) = (short(&source.claim.uid), short(uid));
+    format!("smst-{claim}-{uid}-{}-{}", cut(&migration.name), cut(&source.claim_key.name))
 }
 
 fn template(claim: &Claim, class: &str) -> ClaimTemplate {

@@ -12,7 +12,7 @@ const ROUNDS: usize = 900;
 
 fn asked() -> World {
     let mut world = World::new();
-    world.requests.migrations.insert(key("m"), to_node("vm", "n3"));
+    world.ask("m", to_node("vm", "n3"));
     world
 }
 
@@ -20,7 +20,7 @@ fn asked() -> World {
 fn assert_whole(world: &World, phase: Phase, what: &str) {
     let vm = &world.fleet.vms[&key("vm")];
     let node = vm.node().map(|node| node.0.as_str());
-    match (phase, &world.requests.migrations.get(&key("m")).map(|spec| spec.destination.clone())) {
+    match (phase, &world.requests.migrations.get(&key("m")).map(|request| request.spec.destination.clone())) {
         (Phase::Succeeded, Some(Destination::Class(_))) => {
             assert!(node.is_some(), "{what}: the VM does not run")
         }
@@ -106,7 +106,7 @@ fn cancelled_at_every_round_it_ends_whole() {
         for _ in 0..at {
             world.round();
         }
-        world.requests.migrations.get_mut(&key("m")).expect("asked").cancelled = true;
+        world.spec("m").cancelled = true;
         let phase = world.run(ROUNDS, "m");
         world.round();
         world.round();
@@ -126,7 +126,7 @@ fn cancelled_while_a_stop_is_on_its_way_the_start_field_is_given_back_after_it()
         for _ in 0..at {
             world.round();
         }
-        world.requests.migrations.get_mut(&key("m")).expect("asked").cancelled = true;
+        world.spec("m").cancelled = true;
         let phase = world.run(ROUNDS, "m");
         for _ in 0..20 {
             world.round();
@@ -143,7 +143,7 @@ fn an_object_deleted_in_the_middle_ends_whole() {
         for _ in 0..at {
             world.round();
         }
-        world.requests.migrations.clear();
+        world.delete("m");
         for _ in 0..ROUNDS {
             world.round();
         }
@@ -158,18 +158,86 @@ fn an_object_deleted_in_the_middle_ends_whole() {
 #[test]
 fn another_migration_of_the_same_name_orders_copies_of_its_own() {
     let mut world = asked();
-    world.requests.migrations.get_mut(&key("m")).expect("asked").pre_copy_only = true;
+    world.spec("m").pre_copy_only = true;
     for _ in 0..ROUNDS {
         world.round();
     }
-    world.requests.migrations.get_mut(&key("m")).expect("asked").cancelled = true;
+    world.spec("m").cancelled = true;
     assert_eq!(world.run(ROUNDS, "m"), Phase::Cancelled);
-    world.requests.migrations.clear();
+    world.delete("m");
     world.round();
-    world.store.remove(&key("m"));
-    world.requests.migrations.insert(key("m"), to_node("vm", "n3"));
+    world.ask("m", to_node("vm", "n3"));
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
     assert_whole(&world, Phase::Succeeded, "the second of its name");
+}
+
+/// Deleted and created again between two looks, to another destination: the first one is ended, then the second begins.
+#[test]
+fn another_object_of_the_same_name_is_another_migration_at_every_round() {
+    for at in 0..60 {
+        let mut world = World::new();
+        world.ask("m", to_node("vm", "n1"));
+        for _ in 0..at {
+            world.round();
+        }
+        let on_n1 = world.phase("m") == Phase::Succeeded;
+        world.ask("m", to_node("vm", "n3"));
+        let uid = world.requests.migrations[&key("m")].uid.clone();
+        let phase = world.run(ROUNDS, "m");
+        world.round();
+        assert_eq!(phase, Phase::Succeeded, "replaced at round {at}: {:?}", world.store);
+        let record = &world.store[&key("m")];
+        assert_eq!(record.uid, uid, "replaced at round {at}: the record is another object's");
+        assert!(record.disks.iter().all(|disk| disk.target_node == "n3".into()), "{record:?}");
+        // One that could not be taken back any more was brought to its end.
+        let source = record.disks[0].source_node.0.as_str();
+        assert!(source == "n2" || source == "n1" && (on_n1 || at > 20), "at {at} from {source}");
+        assert_whole(&world, phase, &format!("replaced at round {at}"));
+    }
+}
+
+/// The record of an object that is gone came back with another one of its name, out of a backup.
+#[test]
+fn a_record_of_an_earlier_object_is_ended_before_the_new_migration_begins() {
+    for at in 0..60 {
+        let mut world = asked();
+        for _ in 0..at {
+            world.round();
+        }
+        let record = world.store.get(&key("m")).cloned();
+        world.ask("m", to_node("vm", "n1"));
+        world.store.extend(record.map(|record| (key("m"), record)));
+        world.take_over();
+        let uid = world.requests.migrations[&key("m")].uid.clone();
+        for _ in 0..ROUNDS {
+            world.round();
+        }
+        let record = &world.store[&key("m")];
+        assert_eq!((record.phase, &record.uid), (Phase::Succeeded, &uid), "at round {at}: {record:?}");
+        let vm = &world.fleet.vms[&key("vm")];
+        assert_eq!(vm.node().map(|node| node.0.as_str()), Some("n1"), "at round {at}");
+        assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "at round {at}");
+    }
+}
+
+/// Nothing but our memory knows of a migration whose object was deleted in the middle.
+#[test]
+fn an_object_deleted_in_the_middle_is_not_forgotten_when_the_records_are_read_anew() {
+    for at in 0..60 {
+        let mut world = asked();
+        for _ in 0..at {
+            world.round();
+        }
+        world.delete("m");
+        world.round();
+        world.list_again();
+        for _ in 0..ROUNDS {
+            world.round();
+        }
+        let vm = &world.fleet.vms[&key("vm")];
+        assert!(vm.instance.is_some(), "deleted at round {at}: the VM does not run");
+        assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "deleted at round {at}");
+    }
 }
 
 #[test]
@@ -268,7 +336,7 @@ fn a_vm_started_at_any_round_under_any_leader_ends_whole_with_all_its_writes() {
             for at in 0..60 {
                 let mut world = World::new();
                 world.faults.wukong_recreates = wukong_recreates;
-                world.requests.migrations.insert(key("m"), destination.clone());
+                world.ask("m", destination.clone());
                 for _ in 0..at {
                     world.round();
                 }
@@ -290,11 +358,11 @@ fn a_vm_started_while_everything_is_put_back_ends_whole_with_all_its_writes() {
                 for later in 0..20 {
                     let mut world = World::new();
                     world.faults.wukong_recreates = wukong_recreates;
-                    world.requests.migrations.insert(key("m"), destination.clone());
+                    world.ask("m", destination.clone());
                     for _ in 0..at {
                         world.round();
                     }
-                    spec(&mut world).cancelled = true;
+                    world.spec("m").cancelled = true;
                     for _ in 0..later {
                         world.round();
                     }
@@ -371,7 +439,7 @@ fn a_claim_that_is_going_while_the_vm_runs_is_waited_for_and_the_vm_stopped() {
     }
     // Started at the last moment; the pod was scheduled before the deletion arrived.
     world.fleet.claims.get_mut(&key("vm-data")).expect("there").deleting = true;
-    spec(&mut world).cancelled = true;
+    world.spec("m").cancelled = true;
     for _ in 0..20 {
         world.set_run("vm", RunStrategy::Always);
         world.round();
@@ -402,14 +470,14 @@ fn what_may_have_run_on_its_new_volumes_while_nobody_looked_is_not_put_back() {
 #[test]
 fn pre_copy_only_waits_for_a_word() {
     let mut world = asked();
-    world.requests.migrations.get_mut(&key("m")).expect("asked").pre_copy_only = true;
+    world.spec("m").pre_copy_only = true;
     for _ in 0..ROUNDS {
         world.round();
     }
     assert_eq!(world.phase("m"), Phase::PreCopying);
     assert!(world.machine.waits_for_word(&key("m")));
     assert!(world.fleet.vms[&key("vm")].instance.is_some(), "the VM was stopped without a word");
-    world.requests.migrations.get_mut(&key("m")).expect("asked").pre_copy_only = false;
+    world.spec("m").pre_copy_only = false;
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
 }
 
@@ -418,7 +486,7 @@ fn a_bare_claim_moves_too() {
     let mut world = World::new();
     world.add_claim("spare", "n1");
     let spec = super::MigrationSpec { vm: None, claim: Some("spare".into()), ..to_node("", "n3") };
-    world.requests.migrations.insert(key("m"), spec);
+    world.ask("m", spec);
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded, "{:?}", world.store);
     let volume = world.fleet.claims[&key("spare")].volume.clone().expect("bound");
     assert!(volume.0.starts_with("smst-"), "{volume}");
@@ -428,7 +496,7 @@ fn a_bare_claim_moves_too() {
 fn a_second_migration_of_the_same_vm_is_refused() {
     let mut world = asked();
     world.round();
-    world.requests.migrations.insert(key("second"), to_node("vm", "n1"));
+    world.ask("second", to_node("vm", "n1"));
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
     assert_eq!(world.phase("second"), Phase::Failed);
     assert_eq!(world.store[&key("second")].reason.as_deref(), Some("AlreadyMigrating"));
@@ -439,11 +507,11 @@ type Spoil = fn(&mut World);
 #[test]
 fn refuses_with_a_reason_and_touches_nothing() {
     let table: [(&str, Spoil); 16] = [
-        ("VmNotFound", |world| spec(world).vm = Some("nobody".into())),
-        ("InvalidSpec", |world| spec(world).claim = Some("vm-data".into())),
-        ("NodeNotFound", |world| spec(world).destination = Destination::Node("n9".into())),
-        ("ClassNotFound", |world| spec(world).destination = Destination::Class("gold".into())),
-        ("NothingToMove", |world| spec(world).destination = Destination::Node("n2".into())),
+        ("VmNotFound", |world| world.spec("m").vm = Some("nobody".into())),
+        ("InvalidSpec", |world| world.spec("m").claim = Some("vm-data".into())),
+        ("NodeNotFound", |world| world.spec("m").destination = Destination::Node("n9".into())),
+        ("ClassNotFound", |world| world.spec("m").destination = Destination::Class("gold".into())),
+        ("NothingToMove", |world| world.spec("m").destination = Destination::Node("n2".into())),
         ("TargetNotUsable", |world| {
             world.usable.remove(&"n3".into());
         }),
@@ -498,8 +566,8 @@ fn what_time_does_not_mend_is_refused_at_once() {
     let spoils: [(&str, Spoil); 5] = [
         ("SourceDead", |world| die(world, "n2")),
         ("TargetDead", |world| die(world, "n3")),
-        ("NothingToMove", |world| spec(world).destination = Destination::Node("n2".into())),
-        ("NodeNotFound", |world| spec(world).destination = Destination::Node("n9".into())),
+        ("NothingToMove", |world| world.spec("m").destination = Destination::Node("n2".into())),
+        ("NodeNotFound", |world| world.spec("m").destination = Destination::Node("n9".into())),
         ("DiskLocalityUnknown", |world| {
             world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").node_affinity = None;
         }),
@@ -519,7 +587,7 @@ fn a_claim_that_is_there_already_does_not_move() {
     let mut world = World::new();
     world.add_claim("spare", "n1");
     let spec = super::MigrationSpec { vm: None, claim: Some("spare".into()), ..to_node("", "n1") };
-    world.requests.migrations.insert(key("m"), spec);
+    world.ask("m", spec);
     assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
     assert_eq!(world.store[&key("m")].reason.as_deref(), Some("NothingToMove"));
 }
@@ -559,10 +627,6 @@ fn the_claim_of_a_filled_data_volume_moves_with_the_others() {
     assert_whole(&world, phase, "of a DataVolume");
 }
 
-fn spec(world: &mut World) -> &mut super::MigrationSpec {
-    world.requests.migrations.get_mut(&key("m")).expect("asked")
-}
-
 proptest! {
     /// Leaders change, copies fail, people start the VM and cancel, all at any time: it ends whole.
     #[test]
@@ -573,7 +637,7 @@ proptest! {
     ) {
         let mut world = asked();
         if to_class {
-            world.requests.migrations.insert(key("m"), super::model::to_class("vm", "nfs"));
+            world.ask("m", super::model::to_class("vm", "nfs"));
         }
         world.faults.wukong_recreates = recreates;
         for (rounds, event) in events {
@@ -584,7 +648,7 @@ proptest! {
                 0 => world.take_over(),
                 1 => world.faults.failing_copies += 1,
                 2 => Start::Seen.happen(&mut world),
-                3 => spec(&mut world).cancelled = true,
+                3 => world.spec("m").cancelled = true,
                 4 => world.list_again(),
                 5 => Start::Unseen.happen(&mut world),
                 6 => Start::UnderNoLeader.happen(&mut world),

@@ -97,20 +97,24 @@ pub fn set_migration(
     status.reason.clone_from(&record.reason);
     status.message.clone_from(&record.message);
     status.epoch = record.epoch;
+    status.object_uid.clone_from(&record.uid.0);
     status.stopped = record.stopped.as_ref().map(|(owner, start)| stopped(owner, start));
     status.disks = record.disks.iter().map(disk_status).collect::<Result<_, _>>()?;
     status.checks = record.checks.iter().map(check_status).collect();
     Ok(())
 }
 
-/// The record in a migration's status; `None` while no leader has written one. Epochs start at 1.
+/// The record in the status of the migration with this uid; `None` while no leader has written one. Epochs start at 1.
+/// A record of before uids were recorded is the object's own.
 pub fn migration_record(
     key: &Key,
+    uid: &str,
     status: Option<&crd::VolumeMigrationStatus>,
 ) -> Result<Option<MigrationRecord>, FieldError> {
     let Some(status) = status.filter(|status| status.epoch > 0) else { return Ok(None) };
     Ok(Some(MigrationRecord {
         key: key.clone(),
+        uid: Uid::from(if status.object_uid.is_empty() { uid } else { &status.object_uid }),
         epoch: status.epoch,
         phase: same_name(status.phase, "status.phase")?,
         reason: status.reason.clone(),

@@ -2,8 +2,8 @@
 
 use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
 use somersault_coordinator_core::io::{Attestation, Requests};
-use somersault_coordinator_core::migration::{Destination, MigrationSpec};
-use somersault_coordinator_core::names::{BootId, NodeName};
+use somersault_coordinator_core::migration::{Destination, MigrationRequest, MigrationSpec};
+use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 use somersault_crd as crd;
 
 use super::convert::FieldError;
@@ -14,8 +14,9 @@ use crate::cluster::Problem;
 pub(super) fn read(inventory: &Inventory, problems: &mut Vec<Problem>) -> Requests {
     let mut requests = Requests::default();
     for (key, placed) in &inventory.migrations {
-        let spec = migration(&placed.object.spec);
-        insert(&mut requests.migrations, key, placed, spec, problems);
+        let uid = Uid(placed.object.metadata.uid.clone().unwrap_or_default());
+        let request = migration(&placed.object.spec).map(|spec| MigrationRequest { uid, spec });
+        insert(&mut requests.migrations, key, placed, request, problems);
     }
     for (name, placed) in &inventory.evacuations {
         let complete = placed.object.status.as_ref().is_some_and(|status| status.complete);

@@ -31,7 +31,7 @@ pub fn fence(epoch: u64, stage: FenceStage) -> Record {
     })
 }
 
-pub fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
+pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
     let disk = DiskMove {
         claim: shop("web-root"),
         claim_uid: "c-web-root".into(),
@@ -45,6 +45,7 @@ pub fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
     };
     MigrationRecord {
         key: shop(MOVE),
+        uid: uid.into(),
         epoch,
         phase,
         reason: Some("Cancelled".into()),
@@ -71,8 +72,14 @@ pub fn evacuation(epoch: u64, complete: bool) -> EvacuationRecord {
     EvacuationRecord { name: EMPTY.into(), epoch, plan: vec![planned], complete, message: "one to go".into() }
 }
 
-fn moved(epoch: u64, phase: Phase) -> Record {
-    Record::Migration(Box::new(migration(epoch, phase)))
+fn moved(uid: &str, phase: Phase) -> Record {
+    Record::Migration(Box::new(migration(uid, EPOCH, phase)))
+}
+
+/// The uid of the migration that is there now.
+pub async fn uid_of_the_move(bed: &Bed) -> Result<String> {
+    let object = bed.get("VolumeMigration", MOVE).await?;
+    object["metadata"]["uid"].as_str().map(str::to_owned).context("the migration has no uid")
 }
 
 async fn commit(bed: &Bed, record: &Record) -> Result<(), ClusterError> {
@@ -124,10 +131,11 @@ pub async fn come_back_as_stored(bed: &Bed) -> Result<()> {
         SavedStart::WukongStartStrategy(Some("null".into())),
         SavedStart::WukongStartStrategy(Some("{\"autoStart\":true}".into())),
     ];
+    let uid = uid_of_the_move(bed).await?;
     for (start, phase) in starts.into_iter().zip([Phase::Stopping, Phase::Swapping, Phase::RolledBack]) {
         let owner = Owner::Wukong { name: "wk1".into() };
         let record =
-            MigrationRecord { stopped: Some((owner, start)), reason: None, ..migration(EPOCH, phase) };
+            MigrationRecord { stopped: Some((owner, start)), reason: None, ..migration(&uid, EPOCH, phase) };
         let record = Record::Migration(Box::new(record));
         commit(bed, &record).await?;
         ensure!(bed.writer.records().await?.contains(&record), "{record:?} came back otherwise");
@@ -150,8 +158,9 @@ fn conflict(result: Result<(), ClusterError>, reason: &str) -> Result<()> {
 
 pub async fn are_not_overwritten(bed: &Bed) -> Result<()> {
     bed.writer.records().await?;
+    let uid = &uid_of_the_move(bed).await?;
     // A person's word and a display of somebody's are no change of the record.
-    commit(bed, &moved(EPOCH, Phase::Checking)).await?;
+    commit(bed, &moved(uid, Phase::Checking)).await?;
     bed.patch("VolumeMigration", MOVE, json!({ "spec": { "preCopyOnly": true } })).await?;
     bed.patch_status(
         "VolumeMigration",
@@ -159,35 +168,38 @@ pub async fn are_not_overwritten(bed: &Bed) -> Result<()> {
         json!({ "progress": { "doneBytes": 1, "totalBytes": 2, "rateBytesPerSecond": 3 } }),
     )
     .await?;
-    commit(bed, &moved(EPOCH, Phase::Provisioning)).await?;
+    commit(bed, &moved(uid, Phase::Provisioning)).await?;
     let stored = bed.get("VolumeMigration", MOVE).await?;
     ensure!(stored["status"]["progress"]["doneBytes"] == 1, "the display was lost: {stored}");
 
     bed.patch_status("VolumeMigration", MOVE, json!({ "phase": "Succeeded" })).await?;
-    conflict(commit(bed, &moved(EPOCH, Phase::Swapping)).await, "changed by somebody else")?;
+    conflict(commit(bed, &moved(uid, Phase::Swapping)).await, "changed by somebody else")?;
     ensure!(bed.get("VolumeMigration", MOVE).await?["status"]["phase"] == "Succeeded", "it was overwritten");
     // Read again, it may go on.
     bed.writer.records().await?;
-    commit(bed, &moved(EPOCH, Phase::Swapping)).await?;
+    commit(bed, &moved(uid, Phase::Swapping)).await?;
     bed.patch_status("VolumeMigration", MOVE, json!({ "epoch": EPOCH + 5 })).await?;
     bed.writer.records().await?;
-    conflict(commit(bed, &moved(EPOCH, Phase::Starting)).await, "newer epoch")?;
+    conflict(commit(bed, &moved(uid, Phase::Starting)).await, "newer epoch")?;
     bed.patch_status("VolumeMigration", MOVE, json!({ "epoch": EPOCH })).await?;
     bed.writer.records().await?;
 
     // Removed, it is not made again; made again by somebody, it starts without a record.
     bed.delete("VolumeMigration", MOVE).await?;
-    let gone = commit(bed, &moved(EPOCH, Phase::Starting)).await;
+    let gone = commit(bed, &moved(uid, Phase::Starting)).await;
     ensure!(matches!(gone, Err(ClusterError::NotFound { .. })), "{gone:?}");
     bed.delete("Evacuation", EMPTY).await?;
     ask(bed).await?;
-    commit(bed, &moved(EPOCH, Phase::Checking)).await?;
+    conflict(commit(bed, &moved(uid, Phase::Starting)).await, "of its predecessor")?;
+    let uid = &uid_of_the_move(bed).await?;
+    commit(bed, &moved(uid, Phase::Checking)).await?;
     while_the_spec_is_edited(bed).await
 }
 
 /// A conflict that does not touch the record is none.
 async fn while_the_spec_is_edited(bed: &Bed) -> Result<()> {
     const EDITS: u32 = 60;
+    let uid = &uid_of_the_move(bed).await?;
     let edits = async {
         for number in 0..EDITS {
             let note = json!({ "metadata": { "annotations": { "example.org/number": number.to_string() } } });
@@ -198,7 +210,7 @@ async fn while_the_spec_is_edited(bed: &Bed) -> Result<()> {
     let commits = async {
         let phases = [Phase::Provisioning, Phase::PreCopying, Phase::Stopping, Phase::FinalCopying];
         for phase in phases.into_iter().cycle().take(20) {
-            commit(bed, &moved(EPOCH, phase)).await.with_context(|| format!("{phase:?}"))?;
+            commit(bed, &moved(uid, phase)).await.with_context(|| format!("{phase:?}"))?;
         }
         Ok(())
     };

@@ -151,7 +151,11 @@ fn under_way(world: &World) -> Vec<String> {
 
 /// A VM that a migration has stopped gets its start field back, where its disks are whole.
 fn give_back_start(key: &Key, migration: &VolumeMigration, plan: &mut Plan) {
-    let record = match migration_record(key, migration.status.as_ref()) {
+    let record = match migration_record(
+        key,
+        migration.metadata.uid.as_deref().unwrap_or_default(),
+        migration.status.as_ref(),
+    ) {
         Ok(Some(record)) => record,
         Ok(None) => return,
         Err(error) => {

@@ -533,10 +533,9 @@ fn migrations_and_evacuations_are_created_once() {
     // Cancelled by somebody, it is still the same one.
     world.twice(&create);
     let fleet = super::super::snapshot(&world.store.objects().unwrap());
-    assert_eq!(
-        fleet.requests.migrations[&shop("evac-web")],
-        MigrationSpec { cancelled: true, ..spec.clone() }
-    );
+    let made = &fleet.requests.migrations[&shop("evac-web")];
+    assert_eq!(made.spec, MigrationSpec { cancelled: true, ..spec.clone() });
+    assert!(!made.uid.as_str().is_empty(), "its uid was not read");
     let other = MigrationSpec { vm: Some("db".into()), ..spec };
     world.refused(&Action::CreateMigration { key: shop("evac-web"), spec: other }, "asks something else");
     world.refused(&Action::CancelMigration { key: shop("gone") }, "does not exist");
