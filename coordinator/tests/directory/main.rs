@@ -411,12 +411,13 @@ async fn a_migration_made_again_under_its_name_starts_without_a_record() {
     assert!(matches!(world.directory.commit(&record, epoch).await, Err(ClusterError::NotFound { .. })));
     let mut again = old.clone();
     again["status"] = Value::Null;
-    store.create(again).unwrap();
-    world
-        .directory
-        .commit(&Record::Migration(Box::new(migration(epoch, Phase::Checking))), epoch)
-        .await
-        .unwrap();
+    let made = store.create(again).unwrap();
+    let refused = world.directory.commit(&record, epoch).await;
+    let Err(ClusterError::Conflict { why, .. }) = refused else { panic!("{refused:?}") };
+    assert!(why.contains("of its predecessor"), "{why}");
+    let uid = made["metadata"]["uid"].as_str().unwrap().into();
+    let record = MigrationRecord { uid, ..migration(epoch, Phase::Checking) };
+    world.directory.commit(&Record::Migration(Box::new(record)), epoch).await.unwrap();
 }
 
 #[tokio::test]

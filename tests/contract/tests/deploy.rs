@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use somersault_contract_tests::repository_file;
+use somersault_coordinator_core::migration::{LOCK_LABEL, LOCKED_BY};
 
 #[test]
 fn manifests_install_the_version_that_they_come_with() -> Result<()> {
@@ -59,6 +60,28 @@ fn storage_roots_are_mounted_where_the_agent_looks() -> Result<()> {
         }
     }
     assert_eq!(roots, 4);
+    Ok(())
+}
+
+/// The coordinator marks the claims by which the policy knows what to refuse; and nothing that is wrong with it may stop
+/// anything.
+#[test]
+fn the_claim_lock_knows_the_coordinators_marks_and_fails_open() -> Result<()> {
+    let text = fs::read_to_string(repository_file("deploy/base/claim-lock.yaml"))?;
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&text)?;
+    let [policy, binding] = objects.as_slice() else { anyhow::bail!("{} objects", objects.len()) };
+    assert_eq!(policy["spec"]["failurePolicy"], "Ignore");
+    let parameters = &binding["spec"]["paramRef"];
+    assert_eq!(parameters["parameterNotFoundAction"], "Allow");
+    assert_eq!(parameters["selector"]["matchLabels"], json!({ LOCK_LABEL: "true" }));
+    assert!(parameters["namespace"].is_null(), "it would look at one namespace only");
+    let message = policy["spec"]["validations"][0]["messageExpression"].as_str().context("no message")?;
+    assert!(message.contains(&format!("['{LOCKED_BY}']")), "{message}");
+    assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    let rights = fs::read_to_string(repository_file("deploy/base/rbac.yaml"))?;
+    let ours = policy["spec"]["matchConditions"][0]["expression"].as_str().context("no condition")?;
+    let account = "{kind: ServiceAccount, name: somersault-coordinator, namespace: somersault-system}";
+    assert!(rights.contains(account) && ours.contains("somersault-system:somersault-coordinator'"), "{ours}");
     Ok(())
 }
 

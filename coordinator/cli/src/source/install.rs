@@ -8,6 +8,8 @@ pub const COORDINATOR: &str = somersault_coordinator::cluster::kube::LEASE_NAME;
 pub const AGENT: &str = "somersault-agent";
 /// The fence runner's Deployment, where the component is installed.
 pub const FENCE_RUNNER: &str = "somersault-fence-runner";
+/// The admission policy that refuses to start a VM whose disks are between two nodes, and its binding.
+pub const CLAIM_LOCK: &str = "somersault-claim-lock";
 /// Secret with our own certificate authority; the coordinator makes it.
 pub const CA_SECRET: &str = "somersault-ca";
 /// `ConfigMap` with the public certificate of our own authority.

@@ -19,7 +19,6 @@ struct Asked<'a> {
     key: &'a Key,
     spec: &'a MigrationSpec,
     disks: &'a [DiskMove],
-    others: &'a [&'a MigrationRecord],
     ctx: &'a Context<'a>,
 }
 
@@ -43,6 +42,10 @@ pub(super) fn preflight(
     others: &[&MigrationRecord],
     ctx: &Context<'_>,
 ) -> Preflight {
+    // First: of a claim that another migration has locked, nothing else can be told.
+    if let Err(refusal) = no_other_migration(key, spec, others, ctx) {
+        return Preflight { checks: vec![failed("NotMigratingAlready", &refusal)], disks: Err(refusal) };
+    }
     let disks = match plan::disks_to_move(key, uid, spec, ctx) {
         Ok(disks) => disks,
         Err(refusal) => {
@@ -50,7 +53,7 @@ pub(super) fn preflight(
         }
     };
     let mut checks = vec![passed("DisksMovable", describe(&disks))];
-    let asked = Asked { key, spec, disks: &disks, others, ctx };
+    let asked = Asked { key, spec, disks: &disks, ctx };
     for (name, question) in PREFLIGHT {
         match question(&asked) {
             Ok(found) => checks.push(passed(name, found)),
@@ -94,18 +97,27 @@ fn owner_can_stop(asked: &Asked<'_>) -> Answer {
     }
 }
 
-fn not_migrating_already(asked: &Asked<'_>) -> Answer {
-    for disk in asked.disks {
-        let other =
-            asked.others.iter().find(|other| other.disks.iter().any(|theirs| theirs.claim == disk.claim));
-        if let Some(other) = other {
-            let message = format!(
-                "migration {} moves claim {} already: wait for it or cancel it",
-                other.key, disk.claim
-            );
+fn no_other_migration(
+    key: &Key,
+    spec: &MigrationSpec,
+    others: &[&MigrationRecord],
+    ctx: &Context<'_>,
+) -> Result<(), Refusal> {
+    let named = |name: &String| Key::new(key.namespace.clone(), name);
+    let vm = spec.vm.as_ref().and_then(|name| ctx.fleet.vms.get(&named(name)));
+    let of_vm = vm.into_iter().flat_map(|vm| vm.claims(&key.namespace));
+    for claim in of_vm.chain(spec.claim.as_ref().map(named)) {
+        let theirs = |other: &&&MigrationRecord| other.disks.iter().any(|disk| disk.claim == claim);
+        if let Some(other) = others.iter().find(theirs) {
+            let message =
+                format!("migration {} moves claim {claim} already: wait for it or cancel it", other.key);
             return Err(Refusal::new("AlreadyMigrating", message));
         }
     }
+    Ok(())
+}
+
+fn not_migrating_already(asked: &Asked<'_>) -> Answer {
     let vm = asked.spec.vm.as_ref().map(|name| Key::new(asked.key.namespace.clone(), name));
     let instance = vm.as_ref().and_then(|key| asked.ctx.fleet.vms[key].instance.as_ref());
     if instance.is_some_and(|instance| instance.migrating.is_some()) {

@@ -21,12 +21,19 @@
 //!   [`put_back`] keeps to that: all that is New is locked before anything becomes Old.
 //! - One volume at a time is pre-bound to the claim's name, so that an owner which makes the claim anew, in the moment in
 //!   which it is gone, gets that one. The new volume is therefore kept for another name ([`reserved`]) until the swap.
+//! - An admission policy says to who starts such a VM why it does not run ([`LOCK_LABEL`]). It may be missing, late or
+//!   out of order: nothing depends on it.
 //! - Once all claims are New, the VM may have run there, and the migration goes on, which is whole and loses nothing. It
 //!   is put back only where the VM was wanted to run for minutes and never scheduled, and we have led all that time.
 
-use super::{Context, DiskMove, Refusal};
+use super::{Context, DiskMove, MigrationRecord, Refusal};
 use crate::io::{Action, ClaimTemplate};
 use crate::names::{Key, VolumeName};
+
+/// Label of a claim that is locked: the admission policy of `deploy/` refuses what would use it.
+pub const LOCK_LABEL: &str = "somersault.novasphere.dev/locked";
+/// Annotation of a claim that is locked: the migration of its namespace that holds it.
+pub const LOCKED_BY: &str = "somersault.novasphere.dev/locked-by";
 
 /// To which of its volumes a claim shall point.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,19 +63,19 @@ fn lock(disk: &DiskMove) -> VolumeName {
 
 /// All disks, one step each; `None` where nothing is missing.
 pub(super) fn point_all(
-    disks: &[DiskMove],
+    record: &MigrationRecord,
     to: To,
     ctx: &Context<'_>,
 ) -> Result<Option<Vec<Action>>, Refusal> {
-    point_each(disks.iter(), to, ctx)
+    point_each(record, |_| true, to, ctx)
 }
 
 /// One step of all disks towards their old volumes, by way of their locks where one has its new volume.
-pub(super) fn put_back(disks: &[DiskMove], ctx: &Context<'_>) -> Result<Option<Vec<Action>>, Refusal> {
-    if disks.iter().any(|disk| is_new(disk, ctx)) {
-        return point_each(disks.iter().filter(|disk| !is_old(disk, ctx)), To::Lock, ctx);
+pub(super) fn put_back(record: &MigrationRecord, ctx: &Context<'_>) -> Result<Option<Vec<Action>>, Refusal> {
+    if record.disks.iter().any(|disk| is_new(disk, ctx)) {
+        return point_each(record, |disk| !is_old(disk, ctx), To::Lock, ctx);
     }
-    point_each(disks.iter(), To::Old, ctx)
+    point_all(record, To::Old, ctx)
 }
 
 /// Every claim has its new volume: the VM can run there.
@@ -104,15 +111,16 @@ fn is_old(disk: &DiskMove, ctx: &Context<'_>) -> bool {
     points_to(disk, &disk.old, ctx)
 }
 
-fn point_each<'a>(
-    disks: impl Iterator<Item = &'a DiskMove>,
+fn point_each(
+    record: &MigrationRecord,
+    which: impl Fn(&DiskMove) -> bool,
     to: To,
     ctx: &Context<'_>,
 ) -> Result<Option<Vec<Action>>, Refusal> {
     let mut actions = Vec::new();
     let mut done = true;
-    for disk in disks {
-        match point(disk, to, ctx)? {
+    for disk in record.disks.iter().filter(|disk| which(disk)) {
+        match point(record, disk, to, ctx)? {
             Pointing::Done => {}
             Pointing::Wait => done = false,
             Pointing::Act(action) => actions.push(action),
@@ -123,7 +131,7 @@ fn point_each<'a>(
 
 /// One step towards the claim being bound to the wanted volume. Only claims that we know are deleted: the one that we
 /// found, the one that we made, or one that is not bound to anything yet.
-fn point(disk: &DiskMove, to: To, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
+fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
     let lock = lock(disk);
     // From where a claim may come: never from Old to New, nor back, but by way of the lock.
     let (wanted, from): (&VolumeName, &[&VolumeName]) = match to {
@@ -163,6 +171,10 @@ fn point(disk: &DiskMove, to: To, ctx: &Context<'_>) -> Result<Pointing, Refusal
         }
         let mut template = disk.template.clone();
         template.class.clone_from(&volume.class);
+        if to == To::Lock {
+            template.labels.insert(LOCK_LABEL.to_owned(), "true".to_owned());
+            template.annotations.insert(LOCKED_BY.to_owned(), record.key.name.clone());
+        }
         let claim = disk.claim.clone();
         return Ok(Pointing::Act(Action::CreateClaim { claim, template, volume: wanted.clone() }));
     };

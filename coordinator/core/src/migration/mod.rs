@@ -37,6 +37,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::machine::Migrations;
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};

@@ -474,7 +474,7 @@ impl World {
                 volume.claim = Some(ClaimRef { key: claim.clone(), uid: None });
                 volume.phase = "Available".into();
             }
-            Action::CreateClaim { claim, volume, .. } => {
+            Action::CreateClaim { claim, template, volume } => {
                 if self.fleet.claims.contains_key(claim) {
                     return Err("exists".into());
                 }
@@ -482,6 +482,9 @@ impl World {
                     return Err("not pre-bound".into());
                 }
                 self.create_claim(claim, Some(volume.clone()));
+                let made = self.fleet.claims.get_mut(claim).expect("just made");
+                made.labels.clone_from(&template.labels);
+                made.annotations.extend(template.annotations.clone());
             }
             Action::CreateMigration { key, spec } => {
                 if !self.requests.migrations.contains_key(key) {

@@ -155,7 +155,7 @@ impl Moment<'_> {
     /// A halted VM's claims are locked at once. It may be started again before the last of them is: then it is stopped
     /// once more, and has written to its old volumes only.
     fn stopping(&self) -> Next {
-        let actions = match point_all(&self.record.disks, To::Lock, self.ctx) {
+        let actions = match point_all(self.record, To::Lock, self.ctx) {
             Ok(None) => return Next::Enter(Phase::FinalCopying, vec![]),
             Ok(Some(actions)) => actions,
             Err(refusal) => return Next::Undo(refusal),
@@ -202,7 +202,7 @@ impl Moment<'_> {
 
     /// Where a claim is not locked any more, what was copied is worth nothing.
     fn lock_again(&self) -> Option<Next> {
-        match point_all(&self.record.disks, To::Lock, self.ctx) {
+        match point_all(self.record, To::Lock, self.ctx) {
             Ok(None) => None,
             Ok(Some(_)) if self.broken >= LOCKS_BROKEN_MAX => {
                 let message = format!(
@@ -233,7 +233,7 @@ impl Moment<'_> {
     }
 
     fn swapping(&self) -> Next {
-        match point_all(&self.record.disks, To::New, self.ctx) {
+        match point_all(self.record, To::New, self.ctx) {
             Ok(None) => Next::Enter(Phase::Starting, vec![]),
             Ok(Some(_)) if self.now.saturating_sub(self.entered) > SWAP_WAIT_MAX => {
                 let message = format!("the claims were not bound within {} s", SWAP_WAIT_MAX.as_secs());
@@ -327,7 +327,7 @@ impl Moment<'_> {
         if claims::any_going(disks, self.ctx) && !self.is_halted() {
             return self.stop_again();
         }
-        match claims::put_back(disks, self.ctx) {
+        match claims::put_back(self.record, self.ctx) {
             Ok(None) => {}
             Ok(Some(actions)) => return Next::Need(actions),
             Err(refusal) => return Next::Fail(refusal),

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::model::{World, key, to_class, to_node};
-use super::{Destination, Phase};
+use super::{Destination, LOCK_LABEL, LOCKED_BY, Phase};
 use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode};
 use crate::io::{Action, Effect, Order};
 
@@ -22,7 +22,7 @@ fn assert_whole(world: &World, phase: Phase, what: &str) {
     let node = vm.node().map(|node| node.0.as_str());
     match (phase, &world.requests.migrations.get(&key("m")).map(|request| request.spec.destination.clone())) {
         (Phase::Succeeded, Some(Destination::Class(_))) => {
-            assert!(node.is_some(), "{what}: the VM does not run")
+            assert!(node.is_some(), "{what}: the VM does not run");
         }
         (Phase::Succeeded, _) => assert_eq!(node, Some("n3"), "{what}: ended as {phase:?}"),
         _ => assert_eq!(node, Some("n2"), "{what}: ended as {phase:?}"),
@@ -397,6 +397,37 @@ fn a_halted_vm_that_is_started_in_the_middle_runs_when_its_disks_are_whole() {
     }
 }
 
+/// By it the admission policy knows a claim that is locked, and whom to name; afterwards it is as it was.
+#[test]
+fn a_claim_is_marked_as_long_as_it_is_locked() {
+    for cancelled in [false, true] {
+        let mut world = asked();
+        let before: Vec<_> =
+            ["vm-system", "vm-data"].map(|name| world.fleet.claims[&key(name)].labels.clone()).into();
+        let mut locked = 0;
+        while !world.phase("m").is_final() {
+            world.round();
+            if world.phase("m") == Phase::Verifying {
+                world.spec("m").cancelled = cancelled;
+            }
+            for claim in world.fleet.claims.values() {
+                let holds = claim.volume.as_ref().is_some_and(|volume| volume.0.ends_with("-lock"));
+                assert_eq!(claim.labels.contains_key(LOCK_LABEL), holds, "{claim:?}");
+                assert_eq!(
+                    claim.annotations.get(LOCKED_BY).map(String::as_str),
+                    holds.then_some("m"),
+                    "{claim:?}"
+                );
+                locked += usize::from(holds);
+            }
+        }
+        assert!(locked > 0, "nothing was ever locked");
+        let after: Vec<_> =
+            ["vm-system", "vm-data"].map(|name| world.fleet.claims[&key(name)].labels.clone()).into();
+        assert_eq!(after, before);
+    }
+}
+
 #[test]
 fn a_lock_that_somebody_takes_away_is_put_back_and_everything_copied_again() {
     let mut world = asked();
@@ -494,12 +525,17 @@ fn a_bare_claim_moves_too() {
 
 #[test]
 fn a_second_migration_of_the_same_vm_is_refused() {
-    let mut world = asked();
-    world.round();
-    world.ask("second", to_node("vm", "n1"));
-    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
-    assert_eq!(world.phase("second"), Phase::Failed);
-    assert_eq!(world.store[&key("second")].reason.as_deref(), Some("AlreadyMigrating"));
+    // Before the first one has done anything, and while it has the claims locked.
+    for at in [1, 20] {
+        let mut world = asked();
+        for _ in 0..at {
+            world.round();
+        }
+        world.ask("second", to_node("vm", "n1"));
+        assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+        assert_eq!(world.phase("second"), Phase::Failed);
+        assert_eq!(world.store[&key("second")].reason.as_deref(), Some("AlreadyMigrating"), "at {at}");
+    }
 }
 
 type Spoil = fn(&mut World);

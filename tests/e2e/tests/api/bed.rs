@@ -24,7 +24,7 @@ pub const SHOP: &str = "shop";
 pub const SYSTEM: &str = "somersault-system";
 
 /// Kind, group, version, plural, whether namespaced: of what the steps look at.
-const KINDS: [(&str, &str, &str, &str, bool); 15] = [
+const KINDS: [(&str, &str, &str, &str, bool); 16] = [
     ("Node", "", "v1", "nodes", false),
     ("Pod", "", "v1", "pods", true),
     ("Namespace", "", "v1", "namespaces", false),
@@ -33,6 +33,7 @@ const KINDS: [(&str, &str, &str, &str, bool); 15] = [
     ("StorageClass", "storage.k8s.io", "v1", "storageclasses", false),
     ("Deployment", "apps", "v1", "deployments", true),
     ("VirtualMachine", "kubevirt.io", "v1", "virtualmachines", true),
+    ("VirtualMachineInstance", "kubevirt.io", "v1", "virtualmachineinstances", true),
     ("VirtualMachineInstanceMigration", "kubevirt.io", "v1", "virtualmachineinstancemigrations", true),
     ("DataVolume", "cdi.kubevirt.io", "v1beta1", "datavolumes", true),
     ("Wukong", "vm.novasphere.dev", "v1alpha1", "wukongs", true),
@@ -88,6 +89,18 @@ impl Bed {
     }
 
     pub fn api(&self, kind: &str) -> Api<DynamicObject> {
+        Self::api_by(&self.client, kind)
+    }
+
+    /// The same under the coordinator's name, with every right.
+    pub async fn api_as_coordinator(&self, kind: &str) -> Result<Api<DynamicObject>> {
+        let mut config = config(&self.cluster).await?;
+        config.auth_info.impersonate = Some(format!("system:serviceaccount:{SYSTEM}:somersault-coordinator"));
+        config.auth_info.impersonate_groups = Some(vec!["system:masters".to_owned()]);
+        Ok(Self::api_by(&Client::try_from(config)?, kind))
+    }
+
+    fn api_by(client: &Client, kind: &str) -> Api<DynamicObject> {
         let (kind, group, version, plural, namespaced) =
             *KINDS.iter().find(|(known, ..)| *known == kind).expect("a kind of the table");
         let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
@@ -99,9 +112,9 @@ impl Bed {
             plural: plural.to_owned(),
         };
         if namespaced {
-            Api::namespaced_with(self.client.clone(), SHOP, &resource)
+            Api::namespaced_with(client.clone(), SHOP, &resource)
         } else {
-            Api::all_with(self.client.clone(), &resource)
+            Api::all_with(client.clone(), &resource)
         }
     }
 
@@ -198,9 +211,12 @@ fn ours(mut object: Value) -> Value {
 }
 
 async fn client(cluster: &Cluster) -> Result<Client> {
+    Ok(Client::try_from(config(cluster).await?)?)
+}
+
+async fn config(cluster: &Cluster) -> Result<Config> {
     let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
 }
 
 /// Without an API server everything is trouble that may pass, and nothing hangs; with it again, all goes on.

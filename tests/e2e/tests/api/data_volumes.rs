@@ -28,20 +28,28 @@ pub async fn handshake(bed: &Bed) -> Result<()> {
     bed.writer.act(&Action::RetainVolume { volume: "pv-system".into() }).await?;
     let delete = Action::DeleteClaim { claim: shop("system"), uid: uid.as_str().into() };
     let make = Action::CreateVolume(new_volume("pv-system-new", "system"));
-    for action in [&delete, &make] {
+    let lock = Action::CreateLock {
+        volume: "pv-system-lock".into(),
+        claim: shop("system"),
+        template: template("local-path"),
+    };
+    for action in [&delete, &make, &lock] {
         bed.refused(action, "its import has not ended", CLAIM, "system").await?;
     }
     bed.patch_status("DataVolume", "system", json!({ "phase": "Succeeded" })).await?;
 
     // CDI is away: it is asked, and nothing happens without its answer.
-    for action in [&delete, &make] {
+    for action in [&delete, &make, &lock] {
         let error = bed.writer.act(action).await.err().context("done without CDI's answer")?;
         ensure!(error.to_string().contains("would import its image again"), "{error}");
     }
     let asked = bed.get(CLAIM, "system").await?;
     ensure!(asked["metadata"]["annotations"][POPULATED_FOR] == "system", "CDI was not asked: {asked}");
     ensure!(asked["metadata"]["deletionTimestamp"].is_null(), "deleted without CDI's answer");
-    ensure!(bed.get("PersistentVolume", "pv-system-new").await?.is_null(), "pre-bound without CDI's answer");
+    for volume in ["pv-system-new", "pv-system-lock"] {
+        let made = bed.get("PersistentVolume", volume).await?;
+        ensure!(made.is_null(), "pre-bound without CDI's answer: {made}");
+    }
 
     // CDI is back, and answers whoever asks.
     let cdi = async {

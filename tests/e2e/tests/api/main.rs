@@ -6,6 +6,7 @@
 mod bed;
 mod claims;
 mod data_volumes;
+mod lock;
 mod nodes;
 mod pods;
 mod proof;
@@ -40,6 +41,7 @@ fn an_api_server_holds_what_we_write_and_refuses_what_it_must() -> Result<()> {
         failed += step("swap", Box::pin(claims::a_swap_and_back(bed))).await;
         failed += step("claims that do not fit", Box::pin(claims::what_does_not_fit(bed))).await;
         failed += step("shared volumes", Box::pin(claims::a_shared_volume(bed))).await;
+        failed += step("a locked claim", Box::pin(lock::of_a_claim(bed))).await;
         failed += step("DataVolumes", Box::pin(data_volumes::handshake(bed))).await;
         failed += step("VMs", Box::pin(vms::stopped_and_given_back(bed))).await;
         failed += step("Wukongs", Box::pin(vms::wukongs_to_the_byte(bed))).await;

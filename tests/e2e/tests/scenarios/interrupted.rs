@@ -14,7 +14,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
@@ -59,13 +59,17 @@ pub enum Failure {
     TargetOff,
     TargetFull,
     Cancelled,
+    /// Somebody starts the VM, and is told why it waits.
+    Started,
+    /// The same where no admission policy refuses it.
+    StartedUnrefused,
 }
 use Failure::{
-    ApiServerRestarted, Cancelled, LeaderKilled, SourceAgentKilled, SourceOff, TargetAgentKilled, TargetFull,
-    TargetOff,
+    ApiServerRestarted, Cancelled, LeaderKilled, SourceAgentKilled, SourceOff, Started, StartedUnrefused,
+    TargetAgentKilled, TargetFull, TargetOff,
 };
 
-const ALL: [Failure; 8] = [
+const ALL: [Failure; 10] = [
     LeaderKilled,
     TargetAgentKilled,
     SourceAgentKilled,
@@ -74,7 +78,11 @@ const ALL: [Failure; 8] = [
     TargetOff,
     TargetFull,
     Cancelled,
+    Started,
+    StartedUnrefused,
 ];
+/// The admission policy that refuses to start a VM whose claims are locked.
+const CLAIM_LOCK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/base/claim-lock.yaml");
 
 /// Every failure at every phase, one after the other; it goes on past one that fails, and names all of them.
 pub fn everywhere(bed: &Bed) -> Result<()> {
@@ -100,6 +108,9 @@ pub fn at(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
     wukong::start(bed, &source)?;
     let before = disks(bed, &source)?;
     let volumes = volumes(bed)?;
+    if failure == StartedUnrefused {
+        bed.cluster().ask(&["delete", "-f", CLAIM_LOCK])?;
+    }
 
     bed.plugin(&["migrate", VM, "-n", VMS, "--to-node", &target])?;
     let hit = reach(bed, phase)?;
@@ -169,7 +180,26 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
             }
             Ok(nothing)
         }
+        Started => {
+            // Before the claims are locked, and when they are whole again, it is not refused.
+            if let Err(refused) = start(bed) {
+                let said = format!("{refused:#}");
+                ensure!(said.contains("is locked by VolumeMigration"), "{said}");
+                eprintln!("   {said}");
+            }
+            Ok(nothing)
+        }
+        StartedUnrefused => {
+            start(bed)?;
+            // Installed again as it was, labels and all.
+            Ok(Box::new(Bed::install))
+        }
     }
+}
+
+/// As `virtctl start` does it: behind the back of the Wukong, which undoes it when it looks next.
+fn start(bed: &Bed) -> Result<()> {
+    bed.api().merge(Kind::VM, VMS, VM, &json!({ "spec": { "running": true } }))
 }
 
 fn off(bed: &Bed, node: &str) -> Result<Repair> {

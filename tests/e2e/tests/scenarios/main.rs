@@ -76,6 +76,12 @@ const SCENARIOS: &[Scenario] = &[
         interrupted::at(bed, "PreCopying", Failure::TargetFull)
     }),
     ("migration_cancelled_while_swapping", Long, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
+    ("migration_whose_vm_is_started_in_the_final_copy", Short, |bed| {
+        interrupted::at(bed, "FinalCopying", Failure::Started)
+    }),
+    ("migration_whose_vm_is_started_while_swapping_and_nobody_refuses_it", Long, |bed| {
+        interrupted::at(bed, "Swapping", Failure::StartedUnrefused)
+    }),
     ("migration_interrupted_everywhere", Soak, interrupted::everywhere),
     ("every_strategy_as_the_decision_table_says", Short, strategies::all),
     ("broken_storage_is_told_and_nothing_is_touched", Short, storage::breaks),

@@ -26,6 +26,8 @@ pub struct Facts {
     pub coordinator_rights: Seen<Vec<Verdict>>,
     /// What the person who asks may do, of what the commands need.
     pub own_rights: Seen<Vec<Verdict>>,
+    /// Whether the admission policy that locks claims is there, and bound.
+    pub claim_lock: Seen<bool>,
     /// The coordinator's Deployment; `None` where there is none.
     pub coordinator: Seen<Option<Workload>>,
     /// Whether one leads; `None` where that cannot be known.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::ListParams;
+use kube::api::{GetParams, ListParams};
 use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
@@ -30,6 +30,8 @@ use crate::world::{self, World};
 
 /// Pods of one part: one on each node.
 const PODS_MAX: u32 = 10_000;
+/// Where admission policies are.
+const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
 /// Where `KubeVirt` says what it is.
 const KUBEVIRTS: &str = "/apis/kubevirt.io/v1/kubevirts";
 
@@ -50,11 +52,12 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         not_seen(&trouble.failure(server.address(), "this"));
         trouble.words()
     };
-    let (definitions, namespace, coordinator, agents, fence_runner, authority_until, kubevirt) =
+    let (definitions, namespace, claim_lock, coordinator, agents, fence_runner, authority_until, kubevirt) =
         server.wait(async {
             futures::join!(
                 definitions(client),
                 namespace(client),
+                claim_lock(client),
                 deployment(client, install::COORDINATOR, "coordinator"),
                 agents(client),
                 fence_runner(client),
@@ -84,6 +87,7 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         namespace: namespace.map_err(seen),
         coordinator_rights,
         own_rights,
+        claim_lock: claim_lock.map_err(seen),
         coordinator: coordinator.map_err(seen),
         led: server.led().map_err(|failure| not_seen(&failure)),
         agents: agents.map_err(seen),
@@ -132,6 +136,20 @@ fn is_established(definition: &CustomResourceDefinition) -> bool {
 async fn namespace(client: &Client) -> Result<bool, Trouble> {
     let api: Api<Namespace> = Api::all(client.clone());
     Ok(limited(api.get_opt(install::NAMESPACE)).await?.is_some())
+}
+
+/// Both are needed; an API server that does not know them has neither.
+async fn claim_lock(client: &Client) -> Result<bool, Trouble> {
+    for kinds in ["validatingadmissionpolicies", "validatingadmissionpolicybindings"] {
+        let call = Request::new(format!("{ADMISSION}/{kinds}"))
+            .get(install::CLAIM_LOCK, &GetParams::default())
+            .map_err(|error| Trouble::Kube(kube::Error::BuildRequest(error)))?;
+        match limited(client.request::<Value>(call)).await {
+            Err(trouble) if trouble.is_not_found() => return Ok(false),
+            answer => drop(answer?),
+        }
+    }
+    Ok(true)
 }
 
 async fn deployment(client: &Client, name: &str, component: &str) -> Result<Option<Workload>, Trouble> {

@@ -17,7 +17,7 @@ mod tests;
 
 /// Taint-based removal of pods from lost nodes is stable since 1.28, and so is the question who one is.
 const KUBERNETES_MIN: (u32, u32) = (1, 28);
-/// Admission policies are stable since 1.30; without them nobody can lock a claim.
+/// Admission policies are stable since 1.30; without them nobody says why a VM does not start while its disks move.
 const KUBERNETES_LOCKS: (u32, u32) = (1, 30);
 /// Since 1.2 `KubeVirt` fails an instance at once whose launcher is gone (kubevirt/kubevirt,
 /// pkg/virt-controller/watch/vmi); before, it waits for its own heartbeat of five minutes.
@@ -56,8 +56,8 @@ fn kubernetes(facts: &Facts) -> Vec<Finding> {
         Some(number) if number < KUBERNETES_LOCKS => Finding::warning(
             format!("Kubernetes {version} is new enough"),
             vec![format!(
-                "before {}.{} it has no ValidatingAdmissionPolicy: a VM that somebody starts while its disks move is \
-                 noticed, and its last copy is made again",
+                "before {}.{} it has no ValidatingAdmissionPolicy: a VM that somebody starts while its disks move waits until \
+                 they are whole, and nobody tells why",
                 KUBERNETES_LOCKS.0, KUBERNETES_LOCKS.1
             )],
             "upgrade Kubernetes when you can; nothing is unsafe",
@@ -69,7 +69,29 @@ fn kubernetes(facts: &Facts) -> Vec<Finding> {
             format!("make sure that it is {major}.{minor} or newer"),
         ),
     };
-    vec![answers, age]
+    let mut findings = vec![answers, age];
+    if server.number.is_none_or(|number| number >= KUBERNETES_LOCKS) {
+        findings.push(claim_lock(&facts.claim_lock));
+    }
+    findings
+}
+
+/// Nothing depends on it: a locked claim is on a volume that no node reaches.
+fn claim_lock(seen: &Seen<bool>) -> Finding {
+    let what = "who starts a VM while its disks move is told why it waits";
+    match seen {
+        Ok(true) => Finding::ok(what),
+        Ok(false) => Finding::warning(
+            what,
+            vec![format!(
+                "the ValidatingAdmissionPolicy {} or its binding is missing: such a VM waits, unscheduled, until its disks are \
+                 whole, and nobody tells why",
+                install::CLAIM_LOCK
+            )],
+            format!("nothing is unsafe; it comes with the installation: {}", install::HOW),
+        ),
+        Err(why) => Finding::unseen(what, why),
+    }
 }
 
 fn definitions(seen: &Seen<Vec<Definition>>) -> Vec<Finding> {

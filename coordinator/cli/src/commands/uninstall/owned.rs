@@ -199,8 +199,9 @@ mod tests {
     use super::*;
 
     /// Everything that `deploy/` installs, as files.
-    const INSTALLED: [&str; 7] = [
+    const INSTALLED: [&str; 8] = [
         include_str!("../../../../../deploy/base/agent.yaml"),
+        include_str!("../../../../../deploy/base/claim-lock.yaml"),
         include_str!("../../../../../deploy/base/coordinator.yaml"),
         include_str!("../../../../../deploy/base/namespace.yaml"),
         include_str!("../../../../../deploy/base/network-policy.yaml"),

@@ -7,15 +7,15 @@
 //!   stop the coordinator ──► give back start fields ──► take our taints away ──► delete what is ours ──► definitions
 //! ```
 //!
-//! The coordinator stops first: it would set again what is taken away here. A VM whose claims are just being swapped
-//! is never started: its disks may be blank.
+//! The coordinator stops first: it would set again what is taken away here. A VM whose claims are locked or just being
+//! swapped stays stopped: it is said what each claim needs.
 
 use std::collections::BTreeMap;
 
 use somersault_coordinator::cluster::manifest::records::migration_record;
 use somersault_coordinator_core::fleet::FENCING_TAINT;
 use somersault_coordinator_core::io::Action;
-use somersault_coordinator_core::migration::{MigrationRecord, Phase};
+use somersault_coordinator_core::migration::{DiskMove, MigrationRecord};
 use somersault_coordinator_core::names::{Key, VolumeName};
 use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 use somersault_crd::VolumeMigration;
@@ -74,7 +74,7 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
         plan.steps.push(Step::StopCoordinator);
     }
     for (key, migration) in &world.migrations {
-        give_back_start(key, migration, &mut plan);
+        give_back_start(key, migration, world, &mut plan);
     }
     for (name, node) in &world.fleet.nodes {
         if node.has_taint(FENCING_TAINT) {
@@ -150,7 +150,7 @@ fn under_way(world: &World) -> Vec<String> {
 }
 
 /// A VM that a migration has stopped gets its start field back, where its disks are whole.
-fn give_back_start(key: &Key, migration: &VolumeMigration, plan: &mut Plan) {
+fn give_back_start(key: &Key, migration: &VolumeMigration, world: &World, plan: &mut Plan) {
     let record = match migration_record(
         key,
         migration.metadata.uid.as_deref().unwrap_or_default(),
@@ -166,20 +166,33 @@ fn give_back_start(key: &Key, migration: &VolumeMigration, plan: &mut Plan) {
         }
     };
     let Some(vm) = &migration.spec.vm else { return };
-    let MigrationRecord { phase, stopped: Some((owner, start)), .. } = record else { return };
-    let vm = Key::new(key.namespace.clone(), vm.clone());
-    match phase {
-        // Copied or not, it still has the old disks; or the new ones, all of them, verified.
-        Phase::Stopping | Phase::FinalCopying | Phase::Verifying | Phase::Starting => {
-            plan.steps.push(Step::GiveBack(Action::RestoreStart { vm, owner, start }));
-        }
-        Phase::Swapping | Phase::RollingBack => plan.stays.push(format!(
-            "VM {vm} stays stopped: VolumeMigration {key} was exchanging its volumes ({phase:?}), and a disk that is \
-             missing would boot blank. See that each of its claims is bound to the volume that the migration's status \
-             names, then start it"
-        )),
-        _ => {}
+    if record.phase.is_before_stop() || record.phase.is_final() {
+        return;
     }
+    let MigrationRecord { phase, disks, stopped: Some((owner, start)), .. } = record else { return };
+    let vm = Key::new(key.namespace.clone(), vm.clone());
+    let on = |disk: &DiskMove| world.fleet.claims.get(&disk.claim).and_then(|claim| claim.volume.clone());
+    let all_old = disks.iter().all(|disk| on(disk).as_ref() == Some(&disk.old));
+    let all_new = disks.iter().all(|disk| on(disk).as_ref() == Some(&disk.new.name));
+    // The new ones were verified before the first claim got its own.
+    if all_old || all_new {
+        plan.steps.push(Step::GiveBack(Action::RestoreStart { vm, owner, start }));
+        return;
+    }
+    plan.stays.push(format!(
+        "VM {vm} stays stopped: VolumeMigration {key} has its disks between two nodes ({phase:?}). Install Somersault again, \
+         and it is brought to an end; or, by hand, {}, then give back its start field",
+        disks.iter().map(by_hand).collect::<Vec<_>>().join(", ")
+    ));
+}
+
+/// What binds a claim to its old volume again.
+fn by_hand(disk: &DiskMove) -> String {
+    format!(
+        "delete claim {0}, set claimRef of volume {1} to its namespace and name (without uid), and create {0} again with \
+         volumeName {1}",
+        disk.claim, disk.old
+    )
 }
 
 /// Volumes on Retain that no claim has any more, each with why it is there.
@@ -288,21 +301,26 @@ mod tests {
 
     #[test]
     fn a_vm_that_was_stopped_is_given_back_unless_its_disks_are_in_between() {
-        for (phase, given_back) in [
-            ("Stopping", true),
-            ("Verifying", true),
-            ("Swapping", false),
-            ("RollingBack", false),
-            ("Starting", true),
+        for (phase, system, data, given_back) in [
+            ("Stopping", "pv-system", "pv-data", true),
+            ("Stopping", "pv-system", "new-data-lock", false),
+            ("FinalCopying", "new-system-lock", "new-data-lock", false),
+            ("Swapping", "new-system", "new-data-lock", false),
+            ("Swapping", "new-system", "new-data", true),
+            ("RollingBack", "new-system-lock", "pv-data", false),
+            ("RollingBack", "pv-system", "pv-data", true),
+            ("Starting", "new-system", "new-data", true),
         ] {
-            let plan = plan(&world(&[migration(phase)]), false, Vec::new(), None);
-            assert_eq!(words(&plan).len(), usize::from(given_back), "{phase}: {plan:?}");
-            assert_eq!(
-                plan.stays.iter().any(|text| text.contains("shop/db stays stopped")),
-                !given_back,
-                "{phase}"
-            );
-            assert_eq!(plan.under_way.len(), 1, "{phase}");
+            let mut moved = migration(phase);
+            moved["status"]["disks"] = json!([moved_disk("system"), moved_disk("data")]);
+            let objects = [moved, claim("system", system), claim("data", data)];
+            let plan = plan(&world(&objects), false, Vec::new(), None);
+            let what = format!("{phase} {system} {data}: {plan:#?}");
+            assert_eq!(words(&plan).len(), usize::from(given_back), "{what}");
+            let stays = plan.stays.iter().find(|text| text.contains("shop/db stays stopped"));
+            assert_eq!(stays.is_some(), !given_back, "{what}");
+            assert!(stays.is_none_or(|text| text.contains("set claimRef of volume pv-data")), "{what}");
+            assert_eq!(plan.under_way.len(), 1, "{what}");
         }
         let plan = plan(&world(&[migration("Succeeded")]), false, Vec::new(), None);
         assert!(plan.steps.is_empty() && plan.under_way.is_empty(), "{plan:?}");
@@ -341,6 +359,19 @@ mod tests {
                 "volumeName": volume,
             },
             "status": { "phase": "Bound" },
+        })
+    }
+
+    fn moved_disk(name: &str) -> Value {
+        json!({
+            "claim": { "namespace": "shop", "name": name }, "claimUID": "u",
+            "template": { "class": "c", "requestedBytes": 1 },
+            "oldVolume": format!("pv-{name}"), "sourceNode": "n1", "sourcePath": format!("/srv/pv-{name}"),
+            "targetNode": "n2",
+            "newVolume": {
+                "name": format!("new-{name}"), "class": "c", "path": format!("/srv/new-{name}"), "capacityBytes": 1,
+                "claim": { "namespace": "shop", "name": format!("new-{name}") },
+            },
         })
     }
 

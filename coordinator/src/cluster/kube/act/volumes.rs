@@ -32,7 +32,9 @@ pub(super) async fn retain(api: &Api, name: &VolumeName) -> Result<(), ClusterEr
 pub(super) async fn create(api: &Api, new: &NewVolume) -> Result<(), ClusterError> {
     let by = volume::reached_by(new);
     let by = api.get(&by).await?.ok_or_else(|| not_found(&by))?;
-    create_once(api, &volume::id(&new.name), &volume::new_volume(new, &by)?).await
+    let object = volume::new_volume(new, &by)?;
+    claims::tell_populated(api, &new.claim).await?;
+    create_once(api, &volume::id(&new.name), &object).await
 }
 
 /// Creates the volume that locks a claim. From then on it is the one that the claim gets when it is made anew.

@@ -81,6 +81,7 @@ fn healthy() -> Facts {
         namespace: Ok(true),
         coordinator_rights: Ok(vec![Verdict { right: "patch nodes".to_owned(), allowed: true }]),
         own_rights: Ok(vec![Verdict { right: "list nodes".to_owned(), allowed: true }]),
+        claim_lock: Ok(true),
         coordinator: Ok(Some(Workload {
             observed: true,
             wanted: 2,
@@ -133,6 +134,12 @@ fn each_trouble_is_one_finding_with_what_to_do() {
     let cases: &[(Change, &str, Grade, &str)] = &[
         (|f| f.server.number = Some((1, 27)), "kubernetes", Grade::Failed, "1.28 is the oldest"),
         (|f| f.server.number = Some((1, 29)), "kubernetes", Grade::Warning, "ValidatingAdmissionPolicy"),
+        (
+            |f| f.claim_lock = Ok(false),
+            "kubernetes",
+            Grade::Warning,
+            "somersault-claim-lock or its binding is missing",
+        ),
         (|f| f.server.number = None, "kubernetes", Grade::Warning, "no number"),
         (
             |f| f.definitions = Ok(vec![Definition { name: "x".into(), state: DefinitionState::Missing }]),
