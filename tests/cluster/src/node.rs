@@ -86,6 +86,7 @@ pub fn boot(spec_file: &Path) -> Result<Infallible> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)
         .context("sharing mounts within the node")?;
     settle_in(&spec)?;
+    forget_pods()?;
     for place in ["/run", "/opt"] {
         mount(Some("node"), place, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .with_context(|| format!("mounting {place}"))?;
@@ -94,6 +95,26 @@ pub fn boot(spec_file: &Path) -> Result<Infallible> {
     mount_disk(&boot.data, DATA_MOUNT)?;
     furnish(&boot)?;
     supervise(boot.programs, &Control(boot.control))
+}
+
+/// A machine that boots has no interface of a pod. Ours keeps its network namespace: the kernel takes those of dead pods
+/// away in its own time, and with an old one goes the route to the new pod of the same address.
+fn forget_pods() -> Result<()> {
+    let links = run("ip", ["-oneline", "link", "show", "type", "veth"])?;
+    for pod in links.lines().filter_map(pods_interface) {
+        // Gone meanwhile is as good.
+        if let Err(error) = run("ip", ["link", "delete", pod]) {
+            let still = run("ip", ["-oneline", "link", "show", "type", "veth"])?;
+            ensure!(!still.lines().filter_map(pods_interface).any(|link| link == pod), "{error:#}");
+        }
+    }
+    Ok(())
+}
+
+/// The interface's name, in a line of `ip -oneline link`, where it leads to a pod.
+fn pods_interface(line: &str) -> Option<&str> {
+    let name = line.split(": ").nth(1)?.split('@').next()?;
+    name.starts_with("veth").then_some(name)
 }
 
 /// Gives the node's containerd every image that it does not have yet; then lets the kubelet start.
@@ -303,4 +324,17 @@ fn furnish(boot: &Boot) -> Result<()> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("forwarding packets to pods")?;
     run("ip", ["link", "set", "lo", "up"])?;
     run("ip", ["route", "replace", "default", "via", GATEWAY]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_interface_is_told_from_the_nodes_own() {
+        let pod = "5: veth1a2b3c4d@if2: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 qdisc noqueue state UP";
+        assert_eq!(pods_interface(pod), Some("veth1a2b3c4d"));
+        assert_eq!(pods_interface("3: eth0@if7: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500"), None);
+        assert_eq!(pods_interface(""), None);
+    }
 }
