@@ -22,7 +22,12 @@ impl Bed {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             // A container that has not started yet has said nothing.
             let now = ["-n", NAMESPACE, "logs", name, "--all-containers", "--ignore-errors", "--tail=-1"];
-            check(name, &self.cluster().ask(&now)?)?;
+            match self.cluster().ask(&now) {
+                Ok(said) => check(name, &said)?,
+                // Evicted since it was listed, from a node that somebody has just made fail; its log went with it.
+                Err(_) if self.is_gone(&pod)? => continue,
+                Err(error) => return Err(error),
+            }
             for container in restarted(&pod) {
                 let before = ["-n", NAMESPACE, "logs", name, "-c", container, "--previous", "--tail=-1"];
                 // What it said is lost with its node's boot.
@@ -32,6 +37,12 @@ impl Bed {
             }
         }
         Ok(())
+    }
+
+    fn is_gone(&self, pod: &Value) -> Result<bool> {
+        let uid = &pod["metadata"]["uid"];
+        let pods = self.api().list(Kind::POD, NAMESPACE, OURS)?;
+        Ok(!pods.iter().any(|other| other["metadata"]["uid"] == *uid))
     }
 }
 
