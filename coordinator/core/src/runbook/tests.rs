@@ -169,7 +169,7 @@ fn a_vm_that_nothing_ties_to_its_disk_does_not_come_back_by_itself() {
 fn a_folder_of_which_nobody_told_or_that_all_see_is_tied_to_no_node_by_guess() {
     let mut world = untied_world();
     world.fleet.reports.get_mut(&NodeName::from("n1")).expect("there").usage.clear();
-    assert_has(&written(&world), &["`NODE` is the hostname label", r#""values":["NODE"]"#]);
+    assert_has(&written(&world), &["set `NODE` to the hostname label", r#""values":["'"${NODE:?"#]);
     world.fleet.reports.get_mut(&NodeName::from("n1")).expect("there").roots[0].shared = true;
     let text = written(&world);
     assert_has(

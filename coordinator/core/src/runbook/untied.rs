@@ -10,8 +10,12 @@ use crate::decision::{Decision, DiskFinding};
 use crate::fleet::{self, DiskSource, Fleet};
 use crate::names::{NodeName, VolumeName};
 
-/// What stands for the node that nobody told.
-const PLACEHOLDER: &str = "NODE";
+/// What stands for the node that nobody told: a shell refuses the command as long as nobody has. An affinity is given once
+/// and for good, so that one to a node of no such name would lose the volume.
+const PLACEHOLDER: &str = r#"'"${NODE:?say the hostname label of the node that holds it: NODE=...}"'"#;
+
+/// In a patch, the node that nobody told. No name of a node has a colon.
+const UNTOLD: &str = "untold:node";
 
 /// A disk that nothing ties to the node that holds it.
 pub(super) struct Untied<'a> {
@@ -78,9 +82,9 @@ fn tie_volume(fleet: &Fleet, decision: &Decision, disk: &Untied, name: &VolumeNa
             hostname(fleet, node)
         } else {
             text.push_str(
-                "; no agent of a node that it ran on lists it: `NODE` is the hostname label of the node that holds it.",
+                "; no agent of a node that it ran on lists it: set `NODE` to the hostname label of the node that holds it first.",
             );
-            PLACEHOLDER
+            UNTOLD
         };
         let patch = format!(
             r#"{{"spec":{{"nodeAffinity":{{"required":{{"nodeSelectorTerms":[{{"matchExpressions":[{{"key":"{HOSTNAME}","operator":"In","values":["{}"]}}]}}]}}}}}}}}"#,
@@ -90,7 +94,7 @@ fn tie_volume(fleet: &Fleet, decision: &Decision, disk: &Untied, name: &VolumeNa
             text,
             "\n\n```sh\nkubectl patch pv {} --type=merge -p {}\n```\n\n  Never a folder that every node sees, such as an NFS mount.",
             shell_word(name.as_str()),
-            shell_word(&patch)
+            word_with_host(&patch)
         );
     }
     // Of a class that is not shared, this very command would have VMs started away from their disks: it is printed for no
@@ -111,7 +115,7 @@ fn tie_volume(fleet: &Fleet, decision: &Decision, disk: &Untied, name: &VolumeNa
 
 /// A hostDisk has no volume that could say where it is: its VM must.
 fn tie_vm(fleet: &Fleet, decision: &Decision) -> String {
-    let host = decision.nodes.first().map_or(PLACEHOLDER, |node| hostname(fleet, node));
+    let host = decision.nodes.first().map_or(UNTOLD, |node| hostname(fleet, node));
     let patch = format!(
         r#"{{"spec":{{"template":{{"spec":{{"nodeSelector":{{"{HOSTNAME}":"{}"}}}}}}}}}}"#,
         json(host)
@@ -121,8 +125,13 @@ fn tie_vm(fleet: &Fleet, decision: &Decision) -> String {
          one.\n\n```sh\nkubectl patch vm {} -n {} --type=merge -p {}\n```\n\n",
         shell_word(&decision.vm.name),
         shell_word(&decision.vm.namespace),
-        shell_word(&patch)
+        word_with_host(&patch)
     )
+}
+
+/// The patch as one word of a shell, which refuses it where the node is to be said first.
+fn word_with_host(patch: &str) -> String {
+    shell_word(patch).replace(UNTOLD, PLACEHOLDER)
 }
 
 fn lists(fleet: &Fleet, node: &NodeName, path: &str) -> bool {
