@@ -103,12 +103,9 @@ async fn serve_term<C: Cluster>(
 ) -> Result<(), ClusterError> {
     let ended = loop {
         epoch.begin_listing();
-        let records = match cluster.records().await {
-            Ok(records) => records,
-            Err(error) => break Err(error),
-        };
-        let recoveries = match cluster.open_recoveries().await {
-            Ok(recoveries) => recoveries,
+        // Side by side: VMs wait for whoever takes over.
+        let (records, recoveries) = match tokio::try_join!(cluster.records(), cluster.open_recoveries()) {
+            Ok(both) => both,
             Err(error) => break Err(error),
         };
         tracing::info!(epoch = leadership.epoch, records = records.len(), "this process leads");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator::cluster::manifest::{ObjectId, display};
 use somersault_coordinator_core::names::Key;
 use somersault_crd::evacuation::{EvacuationStatus, PlanState};
 use somersault_crd::volume_migration::{CopyProgress, Phase, VolumeMigrationStatus};
@@ -58,8 +58,6 @@ pub fn migration(global: &Global, source: &Source, key: &Key, timeout: Duration)
     }
 }
 
-/// Condition of a migration: it has ended, or why not yet.
-const COMPLETE: &str = "Complete";
 /// How long a coordinator is waited for that looks at what was just asked: it does so within a second, and a refusal is
 /// known at once then.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -168,7 +166,7 @@ fn read<T: DeserializeOwned>(source: &Source, id: &ObjectId) -> Result<T, Failur
 
 /// What a migration that has not begun waits for, as the coordinator tells.
 pub fn waits_for(status: &VolumeMigrationStatus) -> Option<String> {
-    let told = status.conditions.iter().find(|condition| condition.type_ == COMPLETE)?;
+    let told = status.conditions.iter().find(|condition| condition.type_ == display::COMPLETE)?;
     (status.phase == Phase::Pending).then(|| format!("{}: {}", told.reason, told.message))
 }
 

@@ -319,15 +319,14 @@ impl Recovery {
         let running = self.incidents.iter().flat_map(|(node, incident)| incident.views(node));
         let running = running.map(|(since, key, view)| (since, key.clone(), view));
         let mut running: Vec<(BootTime, Key, RecoveryView)> = running.chain(rebuilds).collect();
-        running.sort_by_key(|(since, _, view)| (view.progress != RecoveryProgress::Unaffected, *since));
-        let broken: BTreeMap<Key, RecoveryView> = storage.views(&scene.facts.fleet).collect();
-        let shown = running.into_iter().filter(|(_, key, view)| {
-            view.progress != RecoveryProgress::Unaffected || !broken.contains_key(key)
-        });
-        let shown: Vec<(Key, RecoveryView)> = shown.map(|(_, key, view)| (key, view)).collect();
+        running.sort_by_key(|(since, _, _)| *since);
+        let (unaffected, running): (Vec<_>, Vec<_>) =
+            running.into_iter().partition(|(_, _, view)| view.progress == RecoveryProgress::Unaffected);
+        // Each of these is shown in place of those before it.
         let mut views = self.ended.clone();
-        views.extend(broken);
-        views.extend(shown);
+        views.extend(unaffected.into_iter().map(|(_, key, view)| (key, view)));
+        views.extend(storage.views(&scene.facts.fleet));
+        views.extend(running.into_iter().map(|(_, key, view)| (key, view)));
         views
     }
 }

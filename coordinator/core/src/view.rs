@@ -15,7 +15,6 @@ use crate::fleet::NodeReport;
 use crate::io::OpenRecovery;
 use crate::migration::MigrationRecord;
 use crate::names::{BootId, Key, NodeName};
-use crate::recovery::remedy::while_dead;
 
 /// Everything that people may want to see.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,7 +40,7 @@ impl View {
         let open = |(vm, recovery): (&Key, &RecoveryView)| {
             let goes_on = recovery.cause == RecoveryCause::NodeDied
                 && !recovery.ended
-                && !matches!(recovery.progress, RecoveryProgress::Recovered | RecoveryProgress::NodeReturned);
+                && !recovery.progress.is_settled();
             Some(OpenRecovery { vm: vm.clone(), node: recovery.node.clone().filter(|_| goes_on)? })
         };
         self.recoveries.iter().filter_map(open).collect()
@@ -157,12 +156,9 @@ pub struct RecoveryView {
 impl RecoveryView {
     /// What helps: as long as its node is dead what can be done then, else what lets it fare better next time.
     pub fn remedy(&self) -> String {
-        let settled = matches!(
-            self.progress,
-            RecoveryProgress::Recovered | RecoveryProgress::NodeReturned | RecoveryProgress::Unaffected
-        );
+        let settled = self.progress.is_settled() || self.progress == RecoveryProgress::Unaffected;
         if self.cause == RecoveryCause::NodeDied && !self.ended && !settled {
-            while_dead(&self.decision, self.proof.is_some())
+            self.decision.remedy_while_dead(self.proof.is_some())
         } else {
             self.decision.remedy.clone()
         }
@@ -187,6 +183,13 @@ pub enum RecoveryProgress {
     /// The dead node holds nothing of it any more: a person moved its disks, or stopped it. It has not been seen running
     /// elsewhere.
     Unaffected,
+}
+
+impl RecoveryProgress {
+    /// The VM was seen running again, or its node is back.
+    pub fn is_settled(self) -> bool {
+        matches!(self, Self::Recovered | Self::NodeReturned)
+    }
 }
 
 /// A migration with its live progress.

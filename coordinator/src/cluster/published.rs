@@ -22,9 +22,7 @@ use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::io::OpenRecovery;
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_coordinator_core::runbook::runbook_over;
-use somersault_coordinator_core::view::{
-    NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, View,
-};
+use somersault_coordinator_core::view::{NodeState, NodeView, RecoveryCause, RecoveryView, View};
 use somersault_crd as crd;
 
 use super::Snapshot;
@@ -361,8 +359,8 @@ pub(super) struct Open {
 impl Open {
     /// As it is shown.
     pub(super) fn of(view: &RecoveryView) -> Self {
-        let settled = matches!(view.progress, RecoveryProgress::Recovered | RecoveryProgress::NodeReturned);
-        Self { cause: view.cause, node: view.node.clone().unwrap_or_else(|| NodeName::from("")), settled }
+        let node = view.node.clone().unwrap_or_else(|| NodeName::from(""));
+        Self { cause: view.cause, node, settled: view.progress.is_settled() }
     }
 
     /// As it is stored; older ones name no cause.

@@ -100,15 +100,18 @@ pub fn boot(spec_file: &Path) -> Result<Infallible> {
 /// A machine that boots has no interface of a pod. Ours keeps its network namespace: the kernel takes those of dead pods
 /// away in its own time, and with an old one goes the route to the new pod of the same address.
 fn forget_pods() -> Result<()> {
-    let links = run("ip", ["-oneline", "link", "show", "type", "veth"])?;
-    for pod in links.lines().filter_map(pods_interface) {
+    for pod in pods_interfaces()? {
         // Gone meanwhile is as good.
-        if let Err(error) = run("ip", ["link", "delete", pod]) {
-            let still = run("ip", ["-oneline", "link", "show", "type", "veth"])?;
-            ensure!(!still.lines().filter_map(pods_interface).any(|link| link == pod), "{error:#}");
+        if let Err(error) = run("ip", ["link", "delete", &pod]) {
+            ensure!(!pods_interfaces()?.contains(&pod), "{error:#}");
         }
     }
     Ok(())
+}
+
+fn pods_interfaces() -> Result<Vec<String>> {
+    let links = run("ip", ["-oneline", "link", "show", "type", "veth"])?;
+    Ok(links.lines().filter_map(pods_interface).map(str::to_owned).collect())
 }
 
 /// The interface's name, in a line of `ip -oneline link`, where it leads to a pod.

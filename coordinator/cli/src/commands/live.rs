@@ -12,6 +12,7 @@ use somersault_coordinator_core::fleet::{LiveMigrationState, Vm};
 use somersault_coordinator_core::locality;
 use somersault_coordinator_core::names::{Key, NodeName};
 
+use super::migrate::{check_destination, destination, find_vm};
 use crate::args::{Global, MigrateArgs, Named};
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -58,15 +59,8 @@ fn id(key: &Key) -> ObjectId {
 
 /// Refuses what `KubeVirt` would refuse or could not do, with what to do instead.
 fn check(world: &World, key: &Key, node: Option<&NodeName>) -> Result<(), Failure> {
-    let Some(vm) = world.fleet.vms.get(key) else {
-        return Err(Failure::NotFound(format!(
-            "there is no VirtualMachine {} in namespace {}",
-            key.name, key.namespace
-        )));
-    };
-    if let Some(node) = node.filter(|node| !world.fleet.nodes.contains_key(*node)) {
-        return Err(Failure::NotFound(format!("there is no Node {node}")));
-    }
+    let vm = find_vm(world, key)?;
+    check_destination(&world.fleet, &destination(node.map(NodeName::as_str), None))?;
     let refuse = |why: String| Err(Failure::Refused(why));
     let Some(instance) = vm.instance.as_ref().filter(|instance| instance.phase == "Running") else {
         return refuse(format!("VM {key} does not run: only one that runs can be moved live"));

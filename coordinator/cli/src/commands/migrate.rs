@@ -6,7 +6,7 @@ use kube::core::ObjectMeta;
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
-use somersault_coordinator_core::fleet::{DiskSource, Fleet};
+use somersault_coordinator_core::fleet::{DiskSource, Fleet, Vm};
 use somersault_coordinator_core::io::Requests;
 use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal};
 use somersault_coordinator_core::names::{Key, NodeName};
@@ -115,12 +115,7 @@ pub fn check_destination(fleet: &Fleet, destination: &Destination) -> Result<(),
 fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destination) -> Result<(), Failure> {
     let is_vm = args.vm.is_some();
     if is_vm {
-        if !world.fleet.vms.contains_key(subject) {
-            return Err(Failure::NotFound(format!(
-                "there is no VirtualMachine {} in namespace {}",
-                subject.name, subject.namespace
-            )));
-        }
+        find_vm(world, subject)?;
     } else {
         check_claim(world, subject)?;
     }
@@ -148,6 +143,13 @@ fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destina
         Some(refusal) => Err(Failure::Refused(format!("{}: {}", refusal.reason, refusal.message))),
         None => Ok(()),
     }
+}
+
+/// The VM, where it is there.
+pub fn find_vm<'a>(world: &'a World, key: &Key) -> Result<&'a Vm, Failure> {
+    world.fleet.vms.get(key).ok_or_else(|| {
+        Failure::NotFound(format!("there is no VirtualMachine {} in namespace {}", key.name, key.namespace))
+    })
 }
 
 /// What the coordinator would say to it, from what it last told of the nodes.

@@ -58,6 +58,16 @@ pub struct DiskRow {
 impl Verdict {
     /// The decision, if this node died; where it is dead already, with what can be done now.
     pub fn of(world: &World, decision: &Decision, node: Option<&NodeName>) -> Self {
+        Self::advising(world, decision, node, &decision.remedy)
+    }
+
+    /// The row of a report: what it advises is for a node that lives.
+    pub fn of_report(world: &World, row: &ReportRow) -> Self {
+        Self::advising(world, &row.decision, row.node.as_ref(), &row.remedy)
+    }
+
+    /// With this advice, unless the node is dead.
+    fn advising(world: &World, decision: &Decision, node: Option<&NodeName>, advice: &str) -> Self {
         let broken = decision.reasons.iter().filter(|reason| reason.is_broken_storage());
         Self {
             namespace: decision.vm.namespace.clone(),
@@ -70,16 +80,7 @@ impl Verdict {
             details: decision.details.clone(),
             proof_needed_for: decision.nodes.iter().map(ToString::to_string).collect(),
             disks: decision.disks.iter().map(DiskRow::of).collect(),
-            remedy: incident::remedy(world, decision, node).unwrap_or_else(|| decision.remedy.clone()),
-        }
-    }
-
-    /// The row of a report: what it advises is for a node that lives.
-    pub fn of_report(world: &World, row: &ReportRow) -> Self {
-        let verdict = Self::of(world, &row.decision, row.node.as_ref());
-        match incident::remedy(world, &row.decision, row.node.as_ref()) {
-            Some(_) => verdict,
-            None => Self { remedy: row.remedy.clone(), ..verdict },
+            remedy: incident::remedy(world, decision, node).unwrap_or_else(|| advice.to_owned()),
         }
     }
 

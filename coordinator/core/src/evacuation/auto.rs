@@ -8,9 +8,8 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use super::EvacuationSpec;
+use super::{ACTION_RETRY, EvacuationSpec};
 use crate::BootTime;
 use crate::fleet::{DiskHealth, Grade};
 use crate::io::{Action, Effect, Notice, Severity, Subject};
@@ -19,8 +18,6 @@ use crate::names::NodeName;
 
 /// Reasons that leave no doubt, each from the device itself: its own threshold crossed, or it refuses writes.
 const HARD_REASONS: [&str; 3] = ["SmartFailingNow", "NvmeReadOnly", "NvmeDegraded"];
-/// A creation whose object does not show is asked for again.
-const ACTION_RETRY: Duration = Duration::from_secs(10);
 
 type DiskId = (NodeName, String);
 

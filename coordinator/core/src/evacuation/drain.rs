@@ -11,16 +11,13 @@
 //! answered where an evacuation of that name is there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use super::{Disruption, EvacuationSpec};
+use super::{ACTION_RETRY, Disruption, EvacuationSpec};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Severity, Subject};
 use crate::migration::Context;
 use crate::names::NodeName;
 
-/// A creation whose object does not show is asked for again.
-const ACTION_RETRY: Duration = Duration::from_secs(10);
 /// Evacuations of one node by this way that may lie around before somebody should clean up.
 const SAME_NAMES_MAX: usize = 1_000;
 
@@ -139,10 +136,6 @@ mod tests {
         (node.unschedulable, node.evacuate) = (cordoned, mark.map(str::to_owned));
     }
 
-    fn rounds(world: &mut World, count: usize) {
-        (0..count).for_each(|_| world.round());
-    }
-
     fn names(world: &World) -> Vec<&str> {
         world.requests.evacuations.keys().map(String::as_str).collect()
     }
@@ -150,16 +143,16 @@ mod tests {
     #[test]
     fn a_marked_and_cordoned_node_is_emptied_once() {
         let mut world = marked("Now");
-        rounds(&mut world, 100);
+        world.rounds(100);
         assert_eq!(names(&world), ["drain-n2"]);
         assert!(world.evacuation_store["drain-n2"].complete);
         world.take_over();
-        rounds(&mut world, 30);
+        world.rounds(30);
         assert_eq!(names(&world), ["drain-n2"], "a new leader takes it for answered");
         set(&mut world, false, Some("Now"));
-        rounds(&mut world, 2);
+        world.rounds(2);
         set(&mut world, true, Some("Now"));
-        rounds(&mut world, 30);
+        world.rounds(30);
         assert_eq!(names(&world), ["drain-n2", "drain-n2-2"], "cordoned anew, it is asked anew");
     }
 
@@ -168,7 +161,7 @@ mod tests {
         for (cordoned, mark) in [(false, Some("Now")), (true, None)] {
             let mut world = World::new();
             set(&mut world, cordoned, mark);
-            rounds(&mut world, 20);
+            world.rounds(20);
             assert!(world.requests.evacuations.is_empty(), "{cordoned} {mark:?}");
         }
     }
@@ -178,14 +171,14 @@ mod tests {
         let mut world = World::new();
         world.requests.evacuations.insert("by-hand".into(), spec(&"n2".into(), Disruption::PreCopyOnly));
         set(&mut world, true, Some("PreCopyOnly"));
-        rounds(&mut world, 20);
+        world.rounds(20);
         assert_eq!(names(&world), ["by-hand"]);
     }
 
     #[test]
     fn a_mark_that_nobody_knows_is_told_once() {
         let mut world = marked("now!");
-        rounds(&mut world, 20);
+        world.rounds(20);
         assert!(world.requests.evacuations.is_empty());
         let told = world.effects.iter().filter(|effect| matches!(effect, Effect::Notify(_))).count();
         assert_eq!(told, 1);

@@ -11,8 +11,15 @@ use crate::fleet::{Fleet, LiveMigrationState};
 use crate::io::Action;
 use crate::migration::{Context, Destination};
 
-/// Why the VM cannot move while it runs.
-pub(super) fn hindrance(spec: &EvacuationSpec, line: &Planned, ctx: &Context<'_>) -> Option<String> {
+/// Whether nothing keeps the VM from moving while it runs; else its line has failed, and says why.
+pub(super) fn can_move(spec: &EvacuationSpec, line: &mut Planned, ctx: &Context<'_>) -> bool {
+    let Some(why) = hindrance(spec, line, ctx) else { return true };
+    line.state = PlanState::Failed;
+    line.message = why;
+    false
+}
+
+fn hindrance(spec: &EvacuationSpec, line: &Planned, ctx: &Context<'_>) -> Option<String> {
     let instance = ctx.fleet.vms.get(&line.subject)?.instance.as_ref()?;
     if instance.phase != "Running" {
         return Some(format!("LiveMigrationImpossible: it is {}, not Running", instance.phase));

@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use super::auto::Automatic;
 use super::drain::Drains;
-use super::{EvacuationRecord, EvacuationSpec, PlanState, Planned, live, plan};
+use super::{ACTION_RETRY, EvacuationRecord, EvacuationSpec, PlanState, Planned, live, plan};
 use crate::BootTime;
 use crate::fleet::Fleet;
 use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
 use crate::migration::{Context, Migrations, Phase};
 use crate::names::Key;
 
-/// A creation whose object does not show is asked for again.
-const ACTION_RETRY: Duration = Duration::from_secs(10);
 /// A refused commit is tried again with what was read anew.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 
@@ -270,12 +268,8 @@ fn begin(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: 
             break;
         }
         if line.live {
-            match live::hindrance(spec, line, ctx) {
-                Some(why) => {
-                    line.state = PlanState::Failed;
-                    line.message = why;
-                }
-                None => effects.push(Effect::Act(live::action(spec, line))),
+            if live::can_move(spec, line, ctx) {
+                effects.push(Effect::Act(live::action(spec, line)));
             }
             continue;
         }

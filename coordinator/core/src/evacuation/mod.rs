@@ -26,11 +26,16 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub use self::machine::Evacuations;
 use crate::migration::Destination;
 use crate::names::{Key, NodeName};
+
+/// A creation whose object does not show is asked for again.
+const ACTION_RETRY: Duration = Duration::from_secs(10);
 
 /// What is to be emptied (`spec` of an `Evacuation`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -84,10 +84,7 @@ pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<
             message: String::new(),
         };
         if moves == Moves::Live {
-            if let Some(why) = live::hindrance(spec, &line, ctx) {
-                line.state = PlanState::Failed;
-                line.message = why;
-            }
+            live::can_move(spec, &mut line, ctx);
             return line;
         }
         if (rank.unclear || spec.dry_run)

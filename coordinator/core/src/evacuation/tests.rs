@@ -86,9 +86,7 @@ fn cancelled_it_cancels_what_it_began() {
         .requests
         .evacuations
         .insert("e".into(), EvacuationSpec { disruption: Disruption::PreCopyOnly, ..spec("n2") });
-    for _ in 0..30 {
-        world.round();
-    }
+    world.rounds(30);
     world.requests.evacuations.get_mut("e").expect("asked").cancelled = true;
     run(&mut world, "e");
     assert!(world.evacuation_store["e"].complete);
@@ -100,9 +98,7 @@ fn a_new_leader_goes_on() {
     for at in 0..40 {
         let mut world = world();
         world.requests.evacuations.insert("e".into(), spec("n2"));
-        for _ in 0..at {
-            world.round();
-        }
+        world.rounds(at);
         world.take_over();
         run(&mut world, "e");
         let record = &world.evacuation_store["e"];
@@ -148,19 +144,13 @@ fn with_disks(policy: Policy) -> World {
     world
 }
 
-fn rounds(world: &mut World, count: usize) {
-    for _ in 0..count {
-        world.round();
-    }
-}
-
 #[test]
 fn a_failing_disk_is_evacuated_by_itself_after_the_hold() {
     let mut world = with_disks(automatic(false));
     set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
-    rounds(&mut world, 18);
+    world.rounds(18);
     assert!(world.requests.evacuations.is_empty(), "before the hold is over");
-    rounds(&mut world, 10);
+    world.rounds(10);
     assert!(world.requests.evacuations.contains_key("auto-n2-sda"));
     run(&mut world, "auto-n2-sda");
     assert_ne!(world.fleet.vms[&key("vm")].node(), Some(&"n2".into()));
@@ -170,10 +160,10 @@ fn a_failing_disk_is_evacuated_by_itself_after_the_hold() {
 fn one_soft_source_is_not_enough_and_two_are() {
     let mut world = with_disks(automatic(true));
     set_disk(&mut world, "n2", Grade::Failing, &["PendingSectors", "Reallocated"]);
-    rounds(&mut world, 60);
+    world.rounds(60);
     assert!(world.requests.evacuations.is_empty(), "two counters of one SMART page are one source");
     set_disk(&mut world, "n2", Grade::Failing, &["PendingSectors", "FilesystemErrorsGrowing"]);
-    rounds(&mut world, 60);
+    world.rounds(60);
     assert!(world.requests.evacuations["auto-n2-sda"].dry_run);
     assert!(world.requests.migrations.is_empty(), "a dry run moved something");
 }
@@ -183,9 +173,9 @@ fn a_disk_that_recovers_within_the_hold_is_left_alone() {
     let mut world = with_disks(automatic(false));
     for _ in 0..5 {
         set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
-        rounds(&mut world, 15);
+        world.rounds(15);
         set_disk(&mut world, "n2", Grade::Ok, &[]);
-        rounds(&mut world, 15);
+        world.rounds(15);
     }
     assert!(world.requests.evacuations.is_empty());
 }
@@ -195,7 +185,7 @@ fn many_bad_disks_together_move_nothing_and_are_told_once() {
     let mut world = with_disks(automatic(false));
     set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
     set_disk(&mut world, "n3", Grade::Failing, &["SmartFailingNow"]);
-    rounds(&mut world, 100);
+    world.rounds(100);
     assert!(world.requests.evacuations.is_empty());
     let told = |effect: &&Effect| matches!(effect, Effect::Notify(notice) if notice.reason == "EvacuationGuarded" && notice.severity == Severity::Critical);
     assert_eq!(world.effects.iter().filter(told).count(), 1);
@@ -205,7 +195,7 @@ fn many_bad_disks_together_move_nothing_and_are_told_once() {
 fn off_by_default() {
     let mut world = with_disks(Policy::default());
     set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
-    rounds(&mut world, 1000);
+    world.rounds(1000);
     assert!(world.requests.evacuations.is_empty());
 }
 
@@ -329,35 +319,35 @@ fn live_line(world: &World) -> (PlanState, String) {
 #[test]
 fn a_vm_without_a_disk_there_moves_while_it_runs_and_waits_for_no_word() {
     let mut world = with_live_vm();
-    rounds(&mut world, 20);
+    world.rounds(20);
     let asked: Vec<_> =
         world.effects.iter().filter(|e| matches!(e, Effect::Act(Action::LiveMigrate { .. }))).collect();
     let wanted = Action::LiveMigrate { key: key("e-net"), vm: "net".into(), node: None };
     assert_eq!(asked, [&Effect::Act(wanted)]);
     assert_eq!(live_line(&world), (PlanState::Running, String::new()));
     world.fleet.live_migrations.get_mut(&key("e-net")).expect("asked").state = LiveMigrationState::Succeeded;
-    rounds(&mut world, 2);
+    world.rounds(2);
     assert_eq!(live_line(&world).0, PlanState::Running, "its instance does not tell yet");
     let vm = world.fleet.vms.get_mut(&key("net")).expect("there");
     vm.instance.as_mut().expect("runs").node = Some("n1".into());
-    rounds(&mut world, 3);
+    world.rounds(3);
     assert_eq!(live_line(&world), (PlanState::Succeeded, String::new()));
 }
 
 #[test]
 fn a_live_migration_that_fails_or_cannot_be_is_told_in_kubevirts_words() {
     let mut world = with_live_vm();
-    rounds(&mut world, 20);
+    world.rounds(20);
     world.fleet.live_migrations.get_mut(&key("e-net")).expect("asked").state =
         LiveMigrationState::Failed("target pod was evicted".into());
-    rounds(&mut world, 3);
+    world.rounds(3);
     assert_eq!(live_line(&world), (PlanState::Failed, "LiveMigrationFailed: target pod was evicted".into()));
 
     let mut world = with_live_vm();
     let vm = world.fleet.vms.get_mut(&key("net")).expect("there");
     vm.instance.as_mut().expect("runs").not_migratable =
         Some("DisksNotLiveMigratable: claim a is not shared".into());
-    rounds(&mut world, 5);
+    world.rounds(5);
     let (state, message) = live_line(&world);
     assert_eq!(state, PlanState::Failed);
     assert!(message.contains("DisksNotLiveMigratable: claim a is not shared"), "{message}");
@@ -367,9 +357,9 @@ fn a_live_migration_that_fails_or_cannot_be_is_told_in_kubevirts_words() {
 #[test]
 fn a_live_migration_that_somebody_removed_is_not_asked_for_again() {
     let mut world = with_live_vm();
-    rounds(&mut world, 20);
+    world.rounds(20);
     world.fleet.live_migrations.clear();
-    rounds(&mut world, 20);
+    world.rounds(20);
     assert_eq!(live_line(&world).0, PlanState::Failed);
     assert!(world.fleet.live_migrations.is_empty());
 }
@@ -379,6 +369,6 @@ fn a_live_migration_that_somebody_removed_is_not_asked_for_again() {
 fn a_live_migration_that_is_refused_is_told_and_not_asked_for_again() {
     let mut world = with_live_vm();
     world.faults.live_refused = true;
-    rounds(&mut world, 20);
+    world.rounds(20);
     assert_eq!(live_line(&world), (PlanState::Failed, "LiveMigrationFailed: as the test asked".into()));
 }

@@ -183,6 +183,9 @@ pub enum FencingState {
     WrongMachine,
 }
 
+/// Condition reason while no fence runner answers the coordinator.
+pub const RUNNER_AWAY: &str = "RunnerAway";
+
 impl FencingState {
     /// Condition reason and metric label.
     pub fn name(&self) -> &'static str {
@@ -190,7 +193,7 @@ impl FencingState {
             Self::Untested => "Untested",
             Self::Answers => "Answers",
             Self::AnswersNot { .. } => "AnswersNot",
-            Self::RunnerAway { .. } => "RunnerAway",
+            Self::RunnerAway { .. } => RUNNER_AWAY,
             Self::WrongMachine => "WrongMachine",
         }
     }

@@ -1,10 +1,14 @@
 //! Migrations against the model: every crash point, every cancel point, every kind of interference.
 
+mod refused;
+mod started;
+
 use proptest::prelude::*;
 
-use super::model::{World, key, to_class, to_node};
-use super::{Destination, LOCK_LABEL, LOCKED_BY, Phase};
-use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, Owner, RunStrategy, SavedStart, VolumeMode};
+use self::started::Start;
+use super::model::{World, key, to_node};
+use super::{Destination, Phase};
+use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, SavedStart};
 use crate::io::{Action, Effect, Order};
 
 /// More rounds than any migration of the model takes: a timed-out stop takes 300.
@@ -69,9 +73,7 @@ fn stores_each_step_before_it_is_taken() {
 fn survives_a_new_leader_at_every_round() {
     for crash in 0..60 {
         let mut world = asked();
-        for _ in 0..crash {
-            world.round();
-        }
+        world.rounds(crash);
         world.take_over();
         let phase = world.run(ROUNDS, "m");
         world.round();
@@ -84,9 +86,7 @@ fn survives_a_new_leader_at_every_round() {
 fn a_new_leader_that_reads_the_request_late_goes_on_from_the_record() {
     for crash in 0..60 {
         let mut world = asked();
-        for _ in 0..crash {
-            world.round();
-        }
+        world.rounds(crash);
         let requests = std::mem::take(&mut world.requests.migrations);
         world.take_over();
         world.round();
@@ -103,9 +103,7 @@ fn cancelled_at_every_round_it_ends_whole() {
     let mut ends = Vec::new();
     for at in 0..60 {
         let mut world = asked();
-        for _ in 0..at {
-            world.round();
-        }
+        world.rounds(at);
         world.spec("m").cancelled = true;
         let phase = world.run(ROUNDS, "m");
         world.round();
@@ -123,14 +121,10 @@ fn cancelled_while_a_stop_is_on_its_way_the_start_field_is_given_back_after_it()
     for at in 0..60 {
         let mut world = asked();
         world.faults.slow_starts = 4;
-        for _ in 0..at {
-            world.round();
-        }
+        world.rounds(at);
         world.spec("m").cancelled = true;
         let phase = world.run(ROUNDS, "m");
-        for _ in 0..20 {
-            world.round();
-        }
+        world.rounds(20);
         assert!(matches!(phase, Phase::Cancelled | Phase::Succeeded), "cancel at round {at}: {phase:?}");
         assert_whole(&world, phase, &format!("cancel at round {at}"));
     }
@@ -140,13 +134,9 @@ fn cancelled_while_a_stop_is_on_its_way_the_start_field_is_given_back_after_it()
 fn an_object_deleted_in_the_middle_ends_whole() {
     for at in 0..60 {
         let mut world = asked();
-        for _ in 0..at {
-            world.round();
-        }
+        world.rounds(at);
         world.delete("m");
-        for _ in 0..ROUNDS {
-            world.round();
-        }
+        world.rounds(ROUNDS);
         let vm = &world.fleet.vms[&key("vm")];
         assert!(vm.instance.is_some(), "deleted at round {at}: the VM does not run");
         assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "deleted at round {at}");
@@ -159,9 +149,7 @@ fn an_object_deleted_in_the_middle_ends_whole() {
 fn another_migration_of_the_same_name_orders_copies_of_its_own() {
     let mut world = asked();
     world.spec("m").pre_copy_only = true;
-    for _ in 0..ROUNDS {
-        world.round();
-    }
+    world.rounds(ROUNDS);
     world.spec("m").cancelled = true;
     assert_eq!(world.run(ROUNDS, "m"), Phase::Cancelled);
     world.delete("m");
@@ -177,9 +165,7 @@ fn another_object_of_the_same_name_is_another_migration_at_every_round() {
     for at in 0..60 {
         let mut world = World::new();
         world.ask("m", to_node("vm", "n1"));
-        for _ in 0..at {
-            world.round();
-        }
+        world.rounds(at);
         let on_n1 = world.phase("m") == Phase::Succeeded;
         world.ask("m", to_node("vm", "n3"));
         let uid = world.requests.migrations[&key("m")].uid.clone();
@@ -201,17 +187,13 @@ fn another_object_of_the_same_name_is_another_migration_at_every_round() {
 fn a_record_of_an_earlier_object_is_ended_before_the_new_migration_begins() {
     for at in 0..60 {
         let mut world = asked();
-        for _ in 0..at {
-            world.round();
-        }
+        world.rounds(at);
         let record = world.store.get(&key("m")).cloned();
         world.ask("m", to_node("vm", "n1"));
         world.store.extend(record.map(|record| (key("m"), record)));
         world.take_over();
         let uid = world.requests.migrations[&key("m")].uid.clone();
-        for _ in 0..ROUNDS {
-            world.round();
-        }
+        world.rounds(ROUNDS);
         let record = &world.store[&key("m")];
         assert_eq!((record.phase, &record.uid), (Phase::Succeeded, &uid), "at round {at}: {record:?}");
         let vm = &world.fleet.vms[&key("vm")];
@@ -225,15 +207,11 @@ fn a_record_of_an_earlier_object_is_ended_before_the_new_migration_begins() {
 fn an_object_deleted_in_the_middle_is_not_forgotten_when_the_records_are_read_anew() {
     for at in 0..60 {
         let mut world = asked();
-        for _ in 0..at {
-            world.round();
-        }
+        world.rounds(at);
         world.delete("m");
         world.round();
         world.list_again();
-        for _ in 0..ROUNDS {
-            world.round();
-        }
+        world.rounds(ROUNDS);
         let vm = &world.fleet.vms[&key("vm")];
         assert!(vm.instance.is_some(), "deleted at round {at}: the VM does not run");
         assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "deleted at round {at}");
@@ -259,9 +237,7 @@ fn a_rollback_binds_the_old_volume_before_it_gives_the_claim_up() {
     }
     // The VM is never scheduled: its node is cordoned for ever.
     world.fleet.vms.get_mut(&key("vm")).expect("there").disks.push(nowhere());
-    for _ in 0..400 {
-        world.round();
-    }
+    world.rounds(400);
     assert_eq!(world.phase("m"), Phase::RolledBack);
     world.fleet.vms.get_mut(&key("vm")).expect("there").disks.pop();
     world.round();
@@ -289,222 +265,11 @@ fn copies_that_fail_are_tried_again_and_then_given_up() {
     assert!(!world.fleet.volumes.keys().any(|name| name.0.starts_with("smst-")), "a volume object leaked");
 }
 
-/// What somebody does to the VM in the middle of a migration.
-#[derive(Clone, Copy, Debug)]
-enum Start {
-    /// Started, for everybody to see.
-    Seen,
-    /// Started and stopped, between two looks.
-    Unseen,
-    /// Started and stopped while nobody leads; another leader goes on.
-    UnderNoLeader,
-    /// Started while nobody leads; another leader finds it running.
-    FoundByTheNext,
-}
-
-impl Start {
-    const ALL: [Self; 4] = [Self::Seen, Self::Unseen, Self::UnderNoLeader, Self::FoundByTheNext];
-
-    fn happen(self, world: &mut World) {
-        match self {
-            Self::Seen => _ = world.set_run("vm", RunStrategy::Always),
-            Self::Unseen => world.run_unseen("vm"),
-            Self::UnderNoLeader => {
-                world.run_unseen("vm");
-                world.take_over();
-            }
-            Self::FoundByTheNext => {
-                world.set_run("vm", RunStrategy::Always);
-                world.unseen(2);
-                world.take_over();
-            }
-        }
-    }
-}
-
-/// To another node, or to network storage, which the old node reaches beside its old disks.
-fn destinations() -> [(super::MigrationSpec, bool); 4] {
-    let (node, class) = (to_node("vm", "n3"), to_class("vm", "nfs"));
-    [(node.clone(), false), (node, true), (class.clone(), false), (class, true)]
-}
-
-/// The model's guest tells when it runs on a mix, or misses one of its writes.
-#[test]
-fn a_vm_started_at_any_round_under_any_leader_ends_whole_with_all_its_writes() {
-    for (destination, wukong_recreates) in destinations() {
-        for start in Start::ALL {
-            for at in 0..60 {
-                let mut world = World::new();
-                world.faults.wukong_recreates = wukong_recreates;
-                world.ask("m", destination.clone());
-                for _ in 0..at {
-                    world.round();
-                }
-                start.happen(&mut world);
-                let phase = world.run(ROUNDS, "m");
-                world.round();
-                assert_eq!(phase, Phase::Succeeded, "{start:?} at round {at}: {:?}", world.store);
-                assert_whole(&world, phase, &format!("{start:?} at round {at} of {destination:?}"));
-            }
-        }
-    }
-}
-
-#[test]
-fn a_vm_started_while_everything_is_put_back_ends_whole_with_all_its_writes() {
-    for (destination, wukong_recreates) in destinations() {
-        for start in Start::ALL {
-            for at in 0..40 {
-                for later in 0..20 {
-                    let mut world = World::new();
-                    world.faults.wukong_recreates = wukong_recreates;
-                    world.ask("m", destination.clone());
-                    for _ in 0..at {
-                        world.round();
-                    }
-                    world.spec("m").cancelled = true;
-                    for _ in 0..later {
-                        world.round();
-                    }
-                    start.happen(&mut world);
-                    let phase = world.run(ROUNDS, "m");
-                    world.round();
-                    world.round();
-                    let what = format!("cancelled at round {at}, {start:?} {later} rounds later");
-                    assert!(matches!(phase, Phase::Cancelled | Phase::Succeeded), "{what}: {phase:?}");
-                    assert_whole(&world, phase, &what);
-                }
-            }
-        }
-    }
-}
-
-/// The VM that nobody may start in the middle: somebody wants it to run from now on.
-#[test]
-fn a_halted_vm_that_is_started_in_the_middle_runs_when_its_disks_are_whole() {
-    for at in 0..60 {
-        let mut world = asked();
-        world.set_run("vm", RunStrategy::Halted);
-        world.unseen(1);
-        for _ in 0..at {
-            world.round();
-        }
-        world.set_run("vm", RunStrategy::Always);
-        let phase = world.run(ROUNDS, "m");
-        world.round();
-        assert_eq!(phase, Phase::Succeeded, "started at round {at}");
-        assert_whole(&world, phase, &format!("started at round {at}"));
-    }
-}
-
-/// By it the admission policy knows a claim that is locked, and whom to name; afterwards it is as it was.
-#[test]
-fn a_claim_is_marked_as_long_as_it_is_locked() {
-    for cancelled in [false, true] {
-        let mut world = asked();
-        let before: Vec<_> =
-            ["vm-system", "vm-data"].map(|name| world.fleet.claims[&key(name)].labels.clone()).into();
-        let mut locked = 0;
-        while !world.phase("m").is_final() {
-            world.round();
-            if world.phase("m") == Phase::Verifying {
-                world.spec("m").cancelled = cancelled;
-            }
-            for claim in world.fleet.claims.values() {
-                let holds = claim.volume.as_ref().is_some_and(|volume| volume.0.ends_with("-lock"));
-                assert_eq!(claim.labels.contains_key(LOCK_LABEL), holds, "{claim:?}");
-                assert_eq!(
-                    claim.annotations.get(LOCKED_BY).map(String::as_str),
-                    holds.then_some("m"),
-                    "{claim:?}"
-                );
-                locked += usize::from(holds);
-            }
-        }
-        assert!(locked > 0, "nothing was ever locked");
-        let after: Vec<_> =
-            ["vm-system", "vm-data"].map(|name| world.fleet.claims[&key(name)].labels.clone()).into();
-        assert_eq!(after, before);
-    }
-}
-
-#[test]
-fn a_lock_that_somebody_takes_away_is_put_back_and_everything_copied_again() {
-    let mut world = asked();
-    while world.phase("m") != Phase::Verifying {
-        world.round();
-    }
-    let orders = |world: &World| {
-        let pull = |effect: &&Effect| matches!(effect, Effect::Order { .. });
-        world.effects.iter().filter(pull).count()
-    };
-    let before = orders(&world);
-    world.fleet.claims.remove(&key("vm-data"));
-    let phase = world.run(ROUNDS, "m");
-    world.round();
-    assert_eq!(phase, Phase::Succeeded);
-    assert_eq!(orders(&world), before + 2, "the last copy was not made again");
-    assert_whole(&world, phase, "a lock taken away");
-}
-
-#[test]
-fn a_lock_that_is_taken_away_again_and_again_ends_the_migration() {
-    let mut world = asked();
-    for _ in 0..ROUNDS {
-        if world.phase("m") == Phase::Verifying {
-            world.fleet.claims.remove(&key("vm-data"));
-        }
-        world.round();
-    }
-    assert_eq!(world.phase("m"), Phase::RolledBack, "{:?}", world.store);
-    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("LockBroken"));
-    assert_whole(&world, Phase::RolledBack, "locks taken away again and again");
-}
-
-/// The API server lets a claim that a pod uses go when the pod does, and not before.
-#[test]
-fn a_claim_that_is_going_while_the_vm_runs_is_waited_for_and_the_vm_stopped() {
-    let mut world = asked();
-    while world.phase("m") != Phase::Stopping {
-        world.round();
-    }
-    // Started at the last moment; the pod was scheduled before the deletion arrived.
-    world.fleet.claims.get_mut(&key("vm-data")).expect("there").deleting = true;
-    world.spec("m").cancelled = true;
-    for _ in 0..20 {
-        world.set_run("vm", RunStrategy::Always);
-        world.round();
-    }
-    assert_eq!(world.phase("m"), Phase::RollingBack, "it ended with a claim that is about to go");
-    let stops = world.effects.iter().filter(|effect| matches!(effect, Effect::Act(Action::StopVm { .. })));
-    assert!(stops.count() > 0, "nobody stops the VM");
-}
-
-/// After the start nobody can tell whether a VM that does not run now has run: its new volumes may have its writes.
-#[test]
-fn what_may_have_run_on_its_new_volumes_while_nobody_looked_is_not_put_back() {
-    let mut world = asked();
-    while world.phase("m") != Phase::Confirming {
-        world.round();
-    }
-    world.unseen(2);
-    world.set_run("vm", RunStrategy::Halted);
-    world.unseen(1);
-    world.take_over();
-    assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
-    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("NotScheduled"));
-    world.set_run("vm", RunStrategy::Always);
-    world.round();
-    assert_whole(&world, Phase::Succeeded, "kept on its new volumes");
-}
-
 #[test]
 fn pre_copy_only_waits_for_a_word() {
     let mut world = asked();
     world.spec("m").pre_copy_only = true;
-    for _ in 0..ROUNDS {
-        world.round();
-    }
+    world.rounds(ROUNDS);
     assert_eq!(world.phase("m"), Phase::PreCopying);
     assert!(world.machine.waits_for_word(&key("m")));
     assert!(world.fleet.vms[&key("vm")].instance.is_some(), "the VM was stopped without a word");
@@ -521,129 +286,6 @@ fn a_bare_claim_moves_too() {
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded, "{:?}", world.store);
     let volume = world.fleet.claims[&key("spare")].volume.clone().expect("bound");
     assert!(volume.0.starts_with("smst-"), "{volume}");
-}
-
-#[test]
-fn a_second_migration_of_the_same_vm_is_refused() {
-    // Before the first one has done anything, and while it has the claims locked.
-    for at in [1, 20] {
-        let mut world = asked();
-        for _ in 0..at {
-            world.round();
-        }
-        world.ask("second", to_node("vm", "n1"));
-        assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
-        assert_eq!(world.phase("second"), Phase::Failed);
-        assert_eq!(world.store[&key("second")].reason.as_deref(), Some("AlreadyMigrating"), "at {at}");
-    }
-}
-
-type Spoil = fn(&mut World);
-
-#[test]
-fn refuses_with_a_reason_and_touches_nothing() {
-    let table: [(&str, Spoil); 16] = [
-        ("VmNotFound", |world| world.spec("m").vm = Some("nobody".into())),
-        ("InvalidSpec", |world| world.spec("m").claim = Some("vm-data".into())),
-        ("NodeNotFound", |world| world.spec("m").destination = Destination::Node("n9".into())),
-        ("ClassNotFound", |world| world.spec("m").destination = Destination::Class("gold".into())),
-        ("NothingToMove", |world| world.spec("m").destination = Destination::Node("n2".into())),
-        ("TargetNotUsable", |world| {
-            world.usable.remove(&"n3".into());
-        }),
-        ("SourceNotUsable", |world| {
-            world.usable.remove(&"n2".into());
-        }),
-        ("SourceDead", |world| die(world, "n2")),
-        ("TargetDead", |world| die(world, "n3")),
-        ("DiskLocalityUnknown", |world| {
-            world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").node_affinity = None;
-        }),
-        ("OwnerUnknown", |world| {
-            let owner = Owner::Unknown { kind: "Fleet".into(), name: "f".into() };
-            world.fleet.vms.get_mut(&key("vm")).expect("there").owner = owner;
-        }),
-        ("ClaimUsedByPod", |world| {
-            world.fleet.claims_used_by_others.insert(key("vm-data"), ["backup".to_owned()].into());
-        }),
-        ("BlockModeNotSupported", |world| {
-            world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").mode = VolumeMode::Block;
-        }),
-        ("DataVolumeMissing", |world| {
-            world.fleet.claims.get_mut(&key("vm-system")).expect("there").data_volume =
-                Some("vm-system".into());
-        }),
-        ("DataVolumeImporting", |world| of_data_volume(world, "ImportInProgress")),
-        ("DestinationTooSmall", |world| {
-            world.fleet.reports.get_mut(&"n3".into()).expect("there").roots[0].available_bytes = 6 << 30;
-        }),
-    ];
-    for (reason, spoil) in table {
-        let mut world = asked();
-        spoil(&mut world);
-        let before = world.fleet.volumes.clone();
-        let phase = world.run(ROUNDS, "m");
-        let record = &world.store[&key("m")];
-        assert_eq!((phase, record.reason.as_deref()), (Phase::Failed, Some(reason)), "{record:?}");
-        assert!(!record.message.is_empty());
-        assert_eq!(world.fleet.volumes, before, "{reason}: something was touched");
-        assert!(!world.effects.iter().any(|effect| matches!(effect, Effect::Act(_))), "{reason}");
-    }
-}
-
-fn die(world: &mut World, node: &str) {
-    world.usable.remove(&node.into());
-    world.dead.insert(node.into());
-}
-
-/// Nothing is waited for that cannot come: whoever asks sees at once why nothing begins.
-#[test]
-fn what_time_does_not_mend_is_refused_at_once() {
-    let spoils: [(&str, Spoil); 5] = [
-        ("SourceDead", |world| die(world, "n2")),
-        ("TargetDead", |world| die(world, "n3")),
-        ("NothingToMove", |world| world.spec("m").destination = Destination::Node("n2".into())),
-        ("NodeNotFound", |world| world.spec("m").destination = Destination::Node("n9".into())),
-        ("DiskLocalityUnknown", |world| {
-            world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").node_affinity = None;
-        }),
-    ];
-    for (reason, spoil) in spoils {
-        let mut world = asked();
-        spoil(&mut world);
-        assert_eq!(world.run(3, "m"), Phase::Failed, "{reason}");
-        let record = &world.store[&key("m")];
-        assert_eq!(record.reason.as_deref(), Some(reason));
-        assert!(record.message.contains(':'), "what to do: {}", record.message);
-    }
-}
-
-#[test]
-fn a_claim_that_is_there_already_does_not_move() {
-    let mut world = World::new();
-    world.add_claim("spare", "n1");
-    let spec = super::MigrationSpec { vm: None, claim: Some("spare".into()), ..to_node("", "n1") };
-    world.ask("m", spec);
-    assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
-    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("NothingToMove"));
-}
-
-#[test]
-fn a_pod_that_is_in_the_way_is_named() {
-    let refusal = |pods: &[&str]| {
-        let mut world = asked();
-        let pods = pods.iter().map(|pod| (*pod).to_owned()).collect();
-        world.fleet.claims_used_by_others.insert(key("vm-data"), pods);
-        assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
-        world.store[&key("m")].message.clone()
-    };
-    for (pods, words) in [
-        (&["backup-x7k2p"][..], "by pod backup-x7k2p: "),
-        (&["a", "b"], "by pods a, b: "),
-        (&["a", "b", "c", "d", "e"], "by pods a, b, c and 2 more: "),
-    ] {
-        assert!(refusal(pods).contains(words), "{words}: {}", refusal(pods));
-    }
 }
 
 /// The system disk's claim belongs to a `DataVolume` in this phase.
@@ -677,9 +319,7 @@ proptest! {
         }
         world.faults.wukong_recreates = recreates;
         for (rounds, event) in events {
-            for _ in 0..rounds {
-                world.round();
-            }
+            world.rounds(rounds);
             match event {
                 0 => world.take_over(),
                 1 => world.faults.failing_copies += 1,

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Trouble;
 use super::rebuild::Rebuild;
-use super::remedy::while_dead;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
 use crate::fencing::{FenceProof, ProofKind};
@@ -267,16 +266,16 @@ impl Incident {
     /// Every launcher here was deleted so that its VM is recreated: the taint, which deletes every pod, finds none that
     /// waits for its turn or for a person.
     pub fn is_all_recreated(&self) -> bool {
-        let recreated = |case: &&VmCase| {
+        let recreated = |case: &VmCase| {
             let gone = matches!(case.progress, RecoveryProgress::Restarting | RecoveryProgress::Recovered);
             case.kind() == Some(DecisionKind::Recreate) && gone
         };
-        // It has no launcher here.
-        let unconcerned = |case: &VmCase| {
-            case.progress == RecoveryProgress::Unaffected || case.kind() == Some(DecisionKind::NothingToDo)
+        // One that is not concerned has no launcher here.
+        let concerned = |case: &&VmCase| {
+            case.progress != RecoveryProgress::Unaffected && case.kind() != Some(DecisionKind::NothingToDo)
         };
-        self.vms.values().any(|case| recreated(&case))
-            && self.vms.values().all(|case| recreated(&case) || unconcerned(case))
+        let mut concerned = self.vms.values().filter(concerned).peekable();
+        concerned.peek().is_some() && concerned.all(recreated)
     }
 
     /// A deletion was performed.
@@ -517,6 +516,6 @@ fn tell_decision(fx: &mut Vec<Effect>, node: &NodeName, decision: &Decision) {
     };
     let why = decision.details.first().map(|why| format!(": {why}")).unwrap_or_default();
     let message =
-        format!("{node} is unreachable. {} {what}{why}. {}", decision.vm, while_dead(decision, false));
+        format!("{node} is unreachable. {} {what}{why}. {}", decision.vm, decision.remedy_while_dead(false));
     tell_vm(fx, severity, &decision.vm, "RecoveryDecided", message.trim_end().to_owned());
 }

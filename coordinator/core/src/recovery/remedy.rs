@@ -11,40 +11,34 @@ use crate::runbook::shell_word;
 impl Decision {
     /// What a person can do while its node is dead; `proven`: every node that it needs a proof of is.
     pub fn remedy_while_dead(&self, proven: bool) -> String {
-        while_dead(self, proven)
-    }
-}
-
-/// What a person can do now.
-pub(crate) fn while_dead(decision: &Decision, proven: bool) -> String {
-    match decision.kind {
-        DecisionKind::Recreate | DecisionKind::Rebuild if !proven => {
-            let attest = decision
-                .nodes
-                .iter()
-                .map(|node| format!("kubectl somersault attest {}", shell_word(node.as_str())));
-            format!(
-                "where no proof comes by itself: power {} off, then {}",
-                words(&decision.nodes),
-                attest.collect::<Vec<_>>().join(" && ")
-            )
-        }
-        DecisionKind::Rebuild => "none needed: the coordinator brings it back".to_owned(),
-        DecisionKind::ManualRecovery if decision.reasons.first().is_some_and(|first| lies_there(*first)) => {
-            format!(
-                "bring {} back, or bring the VM back by hand: kubectl somersault runbook {}",
-                words(&homes(decision)),
-                shell_word(&decision.vm.to_string())
-            )
-        }
-        DecisionKind::NothingToDo
-            if decision.reasons.first() == Some(&Reason::Stopped)
-                && decision.local_nodes().next().is_some() =>
-        {
-            format!("none while it is stopped; to start it, bring {} back first", words(&homes(decision)))
-        }
-        DecisionKind::Recreate | DecisionKind::ManualRecovery | DecisionKind::NothingToDo => {
-            decision.remedy.clone()
+        match self.kind {
+            DecisionKind::Recreate | DecisionKind::Rebuild if !proven => {
+                let attest = self
+                    .nodes
+                    .iter()
+                    .map(|node| format!("kubectl somersault attest {}", shell_word(node.as_str())));
+                format!(
+                    "where no proof comes by itself: power {} off, then {}",
+                    words(&self.nodes),
+                    attest.collect::<Vec<_>>().join(" && ")
+                )
+            }
+            DecisionKind::Rebuild => "none needed: the coordinator brings it back".to_owned(),
+            DecisionKind::ManualRecovery if self.reasons.first().is_some_and(|first| lies_there(*first)) => {
+                format!(
+                    "bring {} back, or bring the VM back by hand: kubectl somersault runbook {}",
+                    words(&homes(self)),
+                    shell_word(&self.vm.to_string())
+                )
+            }
+            DecisionKind::NothingToDo
+                if self.reasons.first() == Some(&Reason::Stopped) && self.local_nodes().next().is_some() =>
+            {
+                format!("none while it is stopped; to start it, bring {} back first", words(&homes(self)))
+            }
+            DecisionKind::Recreate | DecisionKind::ManualRecovery | DecisionKind::NothingToDo => {
+                self.remedy.clone()
+            }
         }
     }
 }

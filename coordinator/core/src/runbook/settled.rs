@@ -2,12 +2,11 @@
 //! has, or its node is back. It says so, and names what is left. What the VM has now is in use: no command here touches
 //! a claim, a pod, or a volume to which a claim is bound.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::standing::{Progress, Standing};
 use super::words::{code, shell_word};
-use super::{returns, title, untied};
+use super::{home_nodes, returns, title, untied};
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
 use crate::fleet::{Fleet, Vm, Volume};
 use crate::names::{Key, NodeName, VolumeName};
@@ -63,9 +62,9 @@ fn strayed<'a>(fleet: &'a Fleet, decision: &Decision, vm: Option<&'a Vm>) -> Opt
 /// Nodes of its disks that the scheduler does not use: a runbook said so, and what it said last, that it should again,
 /// is easily left undone.
 fn cordoned(fleet: &Fleet, decision: &Decision) -> String {
-    let homes: BTreeSet<&NodeName> = decision.local_nodes().chain(&decision.nodes).collect();
-    let cordoned = |node: &&&NodeName| fleet.nodes.get(**node).is_some_and(|node| node.unschedulable);
-    let commands = homes.iter().filter(cordoned).fold(String::new(), |mut lines, node| {
+    let homes = home_nodes(decision).into_iter();
+    let cordoned = homes.filter(|node| fleet.nodes.get(*node).is_some_and(|node| node.unschedulable));
+    let commands = cordoned.fold(String::new(), |mut lines, node| {
         let _ = writeln!(lines, "kubectl uncordon {}", shell_word(node.as_str()));
         lines
     });

@@ -122,9 +122,7 @@ fn strip(object: &mut Value) {
         "Pod" => strip_pod(object),
         "VirtualMachine" => {
             without(object, "metadata", &["labels", "finalizers"]);
-            if let Some(metadata) = object.get_mut("metadata") {
-                only(metadata, "annotations", &[REBUILD_ANNOTATION]);
-            }
+            only_annotation(object, REBUILD_ANNOTATION);
             strip_volumes(object.pointer_mut("/spec/template/spec/volumes"));
         }
         // Of what it was made from, its VM tells all but the volumes that were plugged in since.
@@ -133,11 +131,7 @@ fn strip(object: &mut Value) {
             only(object, "spec", &["volumes"]);
             strip_volumes(object.pointer_mut("/spec/volumes"));
         }
-        "Node" => {
-            if let Some(metadata) = object.get_mut("metadata") {
-                only(metadata, "annotations", &[EVACUATE_ANNOTATION]);
-            }
-        }
+        "Node" => only_annotation(object, EVACUATE_ANNOTATION),
         _ => {}
     }
     // By name: indexing would put a null where there is nothing.
@@ -203,6 +197,12 @@ fn without(object: &mut Value, part: &str, fields: &[&str]) {
 fn only(object: &mut Value, part: &str, fields: &[&str]) {
     if let Some(part) = object.get_mut(part) {
         keep(part, fields);
+    }
+}
+
+fn only_annotation(object: &mut Value, name: &str) {
+    if let Some(metadata) = object.get_mut("metadata") {
+        only(metadata, "annotations", &[name]);
     }
 }
 

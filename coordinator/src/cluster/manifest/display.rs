@@ -236,6 +236,8 @@ fn fencing_answers(agent: &FenceAgentView, clock: WallClock) -> Option<Verdict> 
     Some(Verdict::new("FencingAnswers", holds, agent.state.name(), format!("{what}; {answered}")))
 }
 
+/// Condition of a migration or an evacuation that has ended, or why not yet.
+pub const COMPLETE: &str = "Complete";
 /// Condition of a Recovery whose incident is over, or whose storage is sound again.
 pub const ENDED: &str = "Ended";
 
@@ -310,7 +312,7 @@ pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdi
         ..crd::VolumeMigrationStatus::default()
     };
     let reason = record.reason.clone().unwrap_or_else(|| format!("{:?}", record.phase));
-    let complete = Verdict::new("Complete", record.phase.is_final(), reason, &record.message);
+    let complete = Verdict::new(COMPLETE, record.phase.is_final(), reason, &record.message);
     (status, vec![complete])
 }
 
@@ -330,7 +332,7 @@ pub fn evacuation(record: &EvacuationRecord) -> Vec<Verdict> {
     };
     vec![
         Verdict::new("Planned", true, "Planned", planned),
-        Verdict::new("Complete", record.complete, reason, &record.message),
+        Verdict::new(COMPLETE, record.complete, reason, &record.message),
     ]
 }
 

@@ -177,8 +177,7 @@ fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineIns
     let phase = status.phase.unwrap_or_default();
     let transitions = status.phase_transition_timestamps.unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
-    let paused = conditions.iter().find(|c| c.type_ == "Paused" && c.status == "True").cloned();
-    let not_migratable = conditions.into_iter().find(|c| c.type_ == "LiveMigratable" && c.status == "False");
+    let found = |kind: &str, status: &str| conditions.iter().find(|c| c.type_ == kind && c.status == status);
     let own = status.migration_state.filter(|state| !state.completed && !state.failed);
     let own = own.map(|state| state.target_node);
     Instance {
@@ -186,8 +185,8 @@ fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineIns
         node: node_name(status.node_name.as_deref()),
         has_run: phase == "Running" || transitions.iter().any(|transition| transition.phase == "Running"),
         migrating: own.or_else(|| requested_migration(inventory, key)).map(|to| node_name(to.as_deref())),
-        paused: paused.map(|condition| condition.reason.unwrap_or_default()),
-        not_migratable: not_migratable.map(|condition| words(&condition)),
+        paused: found("Paused", "True").map(|condition| condition.reason.clone().unwrap_or_default()),
+        not_migratable: found("LiveMigratable", "False").map(words),
         claims: disks::of_instance(instance),
         phase,
     }

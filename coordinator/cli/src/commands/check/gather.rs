@@ -11,7 +11,6 @@ use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use somersault_coordinator::cluster::manifest::ObjectId;
-use somersault_coordinator_core::locality::ClassOverride;
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use super::facts::{
@@ -327,19 +326,10 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
         nodes: nodes.collect(),
         vms: world.fleet.vms.len(),
         unplaced: unplaced.collect(),
-        declared: world.policy.class_overrides.0.iter().map(declared).collect(),
+        declared: world.policy.class_overrides.0.clone(),
         problems: world.problems.iter().map(output::describe).collect(),
         policy,
     })
-}
-
-/// A class with the policy's word for it.
-fn declared((class, place): (&String, &ClassOverride)) -> (String, &'static str) {
-    let place = match place {
-        ClassOverride::Local => "Local",
-        ClassOverride::Network => "Network",
-    };
-    (class.clone(), place)
 }
 
 #[cfg(test)]

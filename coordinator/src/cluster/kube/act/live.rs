@@ -2,10 +2,10 @@
 
 use somersault_coordinator_core::names::{Key, NodeName};
 
-use super::Api;
+use super::{Api, create_once};
 use crate::cluster::ClusterError;
 use crate::cluster::change::{live, volume};
-use crate::cluster::error::{conflict, not_found};
+use crate::cluster::error::not_found;
 use crate::cluster::manifest::ObjectId;
 
 /// Asks for one, once.
@@ -28,11 +28,5 @@ pub(super) async fn migrate(
             wanted
         }
     };
-    if api.create(&wanted).await?.is_some() {
-        return Ok(());
-    }
-    match api.get(&id).await? {
-        Some(stored) => live::check_same(&id, &stored, vm),
-        None => Err(conflict(&id, "it was there and is gone at this moment")),
-    }
+    create_once(api, &id, &wanted, |stored| live::check_same(&id, stored, vm)).await
 }

@@ -29,7 +29,7 @@ mod start;
 mod volumes;
 
 use kube::api::Preconditions;
-use serde_json::json;
+use serde_json::{Value, json};
 use somersault_coordinator_core::io::Action;
 use somersault_coordinator_core::names::{Key, NodeName, Uid};
 
@@ -53,12 +53,13 @@ pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterErr
         Action::OutOfService { proof } => set_taint(api, proof.node(), OUT_OF_SERVICE).await,
         Action::InService { node } => remove_taint(api, node, OUT_OF_SERVICE).await,
         Action::CreateMigration { key, spec } => {
-            create_once(api, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?).await
+            create_request(api, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?)
+                .await
         }
         Action::LiveMigrate { key, vm, node } => live::migrate(api, key, vm, node.as_ref()).await,
         Action::CancelMigration { key } => cancel_migration(api, key).await,
         Action::CreateEvacuation { name, spec } => {
-            create_once(api, &Request::evacuation(ObjectId::cluster("Evacuation", name), spec)?).await
+            create_request(api, &Request::evacuation(ObjectId::cluster("Evacuation", name), spec)?).await
         }
         Action::RetainVolume { volume } => volumes::retain(api, volume).await,
         Action::CreateVolume(new) => volumes::create(api, new).await,
@@ -137,13 +138,23 @@ fn only(uid: &str) -> Preconditions {
 }
 
 /// Creates one of our own objects; one of its name that asks the same is it already.
-async fn create_once(api: &Api, request: &Request) -> Result<(), ClusterError> {
-    if api.create(&request.object).await?.is_some() {
+async fn create_request(api: &Api, request: &Request) -> Result<(), ClusterError> {
+    create_once(api, &request.id, &request.object, |stored| request.check_same(stored)).await
+}
+
+/// Creates an object, unless one of its name is there: then `check_same` says whether that is this very one.
+async fn create_once(
+    api: &Api,
+    id: &ObjectId,
+    object: &Value,
+    check_same: impl FnOnce(&Value) -> Result<(), ClusterError>,
+) -> Result<(), ClusterError> {
+    if api.create(object).await?.is_some() {
         return Ok(());
     }
-    match api.get(&request.id).await? {
-        Some(stored) => request.check_same(&stored),
-        None => Err(conflict(&request.id, "it was there and is gone at this moment")),
+    match api.get(id).await? {
+        Some(stored) => check_same(&stored),
+        None => Err(conflict(id, "it was there and is gone at this moment")),
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
 use somersault_coordinator_core::names::{Key, VolumeName};
 
-use super::{Api, claims};
+use super::{Api, claims, create_once};
 use crate::cluster::ClusterError;
 use crate::cluster::change::{check_stays, claim, is_going, volume};
 use crate::cluster::error::{conflict, not_found, refused};
@@ -34,7 +34,7 @@ pub(super) async fn create(api: &Api, new: &NewVolume) -> Result<(), ClusterErro
     let by = api.get(&by).await?.ok_or_else(|| not_found(&by))?;
     let object = volume::new_volume(new, &by)?;
     claims::tell_populated(api, &new.claim).await?;
-    create_once(api, &volume::id(&new.name), &object).await
+    create_volume(api, &volume::id(&new.name), &object).await
 }
 
 /// Creates the volume that locks a claim. From then on it is the one that the claim gets when it is made anew.
@@ -45,18 +45,18 @@ pub(super) async fn create_lock(
     template: &ClaimTemplate,
 ) -> Result<(), ClusterError> {
     claims::tell_populated(api, claim).await?;
-    create_once(api, &volume::id(name), &volume::new_lock(name, claim, template)).await
+    create_volume(api, &volume::id(name), &volume::new_lock(name, claim, template)).await
 }
 
-async fn create_once(api: &Api, id: &ObjectId, object: &Value) -> Result<(), ClusterError> {
-    if api.create(object).await?.is_some() {
-        return Ok(());
-    }
-    match api.get(id).await? {
-        Some(stored) if volume::is_same(&stored, object) => check_stays(id, &stored),
-        Some(_) => Err(conflict(id, "another volume has this name")),
-        None => Err(conflict(id, "it was there and is gone at this moment")),
-    }
+async fn create_volume(api: &Api, id: &ObjectId, object: &Value) -> Result<(), ClusterError> {
+    let check_same = |stored: &Value| {
+        if volume::is_same(stored, object) {
+            check_stays(id, stored)
+        } else {
+            Err(conflict(id, "another volume has this name"))
+        }
+    };
+    create_once(api, id, object, check_same).await
 }
 
 /// Removes the object of a volume that we created and that no claim is bound to.

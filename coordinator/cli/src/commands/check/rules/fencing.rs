@@ -1,6 +1,7 @@
 //! What follows for fencing: the runner runs, each node can be proven dead, and its fence agent answers.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use somersault_coordinator_core::fencing::agents::RUNNER_AWAY;
 use somersault_crd::common::Proof;
 use somersault_crd::node_health::NodeHealthStatus;
 
@@ -12,8 +13,6 @@ use crate::source::install;
 
 /// Condition of a `NodeHealth`: the fence agent of the node answered when it was last asked.
 const FENCING_ANSWERS: &str = "FencingAnswers";
-/// Its reason while no fence runner answers the coordinator.
-const RUNNER_AWAY: &str = "RunnerAway";
 
 /// Each node can be proven dead without a person, and its fence agent answers.
 pub fn fencing(facts: &Facts) -> Vec<Finding> {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use somersault_coordinator_core::locality::ClassOverride;
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use crate::commands::check::facts::{Cluster, Unplaced};
@@ -65,9 +66,10 @@ fn why(claim: &Unplaced) -> String {
 
 /// How to find out where volumes of these classes are, and one command that says it of all: it makes the policy where
 /// there is none, and leaves the rest of it as it is where there is one.
-fn say_place(classes: &[&str], declared: &BTreeMap<String, &'static str>) -> String {
-    let before = declared.iter().map(|(class, place)| (class.as_str(), *place));
-    let answers: BTreeMap<&str, &str> = before.chain(classes.iter().map(|class| (*class, ANSWER))).collect();
+fn say_place(classes: &[&str], declared: &BTreeMap<String, ClassOverride>) -> String {
+    let before = declared.iter().map(|(class, place)| (class.as_str(), json!(place)));
+    let answers: BTreeMap<&str, Value> =
+        before.chain(classes.iter().map(|class| (*class, json!(ANSWER)))).collect();
     let policy = json!({
         "apiVersion": somersault_crd::API_VERSION,
         "kind": "RecoveryPolicy",

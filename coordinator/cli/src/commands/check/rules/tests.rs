@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use somersault_coordinator_core::locality::ClassOverride;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::common::Proof;
 use somersault_crd::node_health::{AgentInfo, NodeHealthStatus, NodeState};
@@ -388,7 +389,7 @@ fn one_command_declares_all_classes_that_nobody_can_place() {
     let (section, finding) = one_finding(|facts| {
         change_cluster(facts, |cluster| {
             cluster.unplaced = vec![unplaced("gold"), unplaced("silver"), unplaced("gold")];
-            cluster.declared = [("tin".to_owned(), "Local")].into();
+            cluster.declared = [("tin".to_owned(), ClassOverride::Local)].into();
         });
     });
     assert_eq!((section, finding.grade), ("storage", Grade::Warning));

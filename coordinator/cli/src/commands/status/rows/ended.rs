@@ -3,9 +3,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use somersault_coordinator::cluster::manifest::display;
 
-/// Condition of a migration or an evacuation that has ended, and when it did.
-const COMPLETE: &str = "Complete";
 /// Who comes in the morning sees what ended in the night.
 const LATELY: SignedDuration = SignedDuration::from_hours(24);
 
@@ -22,7 +21,8 @@ impl Ended {
     /// Whether an object with these conditions is shown. One that does not tell when it ended is.
     pub fn shows(self, conditions: &[Condition]) -> bool {
         let Self::LatelyAt(now) = self else { return true };
-        let complete = conditions.iter().find(|found| found.type_ == COMPLETE && found.status == "True");
+        let complete =
+            conditions.iter().find(|found| found.type_ == display::COMPLETE && found.status == "True");
         complete.is_none_or(|found| now.duration_since(found.last_transition_time.0) < LATELY)
     }
 }
@@ -37,7 +37,7 @@ mod tests {
     fn what_ended_more_than_a_day_ago_is_left_out() {
         let now = Timestamp::from_second(1_000_000_000).expect("in range");
         let complete = |status: &str, hours: i64| Condition {
-            type_: COMPLETE.to_owned(),
+            type_: display::COMPLETE.to_owned(),
             status: status.to_owned(),
             reason: "Succeeded".to_owned(),
             message: String::new(),
