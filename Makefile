@@ -31,6 +31,8 @@ NEED_BUILD := cc:gcc cc:libc6-dev
 NEED_DEMO := $(NEED_BUILD) ip:iproute2 ss:iproute2 unshare:util-linux nsenter:util-linux mkfs.ext4:e2fsprogs debugfs:e2fsprogs
 
 NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:containerd runc:runc
+# The fence agents that the tests run as they are (`life`); the fence runner's image brings its own.
+NEED_TEST_CLUSTER := $(NEED_CLUSTER) fence_redfish:fence-agents
 NEED_IMAGE := $(NEED_BUILD)
 NEED_IMAGE_FENCE := $(NEED_IMAGE) unshare:util-linux tar:tar
 VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -43,7 +45,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, and where the cluster's programs are kept.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
 
-.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster toolchain setup-build setup-demo
+.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster toolchain setup-build setup-demo
 
 help:
 	@sed -n '2,16s/^# \{0,1\}//p' Makefile
@@ -66,10 +68,10 @@ test: setup-demo
 	fi
 
 # Each on a cluster of its own, one after the other. The scenarios that take minutes are left to `make test-cluster`.
-test-on-cluster: setup-cluster image-test
+test-on-cluster: setup-test-cluster image-test
 	cargo test --workspace --locked --no-fail-fast --test life --test crds --test api --test cli --test scenarios -- --test-threads 1
 
-test-cluster: setup-cluster image-test
+test-cluster: setup-test-cluster image-test
 	cargo test --workspace --locked --no-fail-fast --test life --test crds --test behaviour --test api --test cli --test scenarios -- \
 	  --test-threads 1 --include-ignored
 
@@ -187,6 +189,9 @@ setup-cluster: toolchain
 	@$(call apt_missing,$(NEED_CLUSTER))
 	@for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do [ -e $$folder/ptp ] && exit 0; done; \
 	  $(call apt_missing,ptp:containernetworking-plugins)
+
+setup-test-cluster: setup-cluster
+	@$(call apt_missing,$(NEED_TEST_CLUSTER))
 
 # The fence runner's image and archive below a folder, with this coordinator in it.
 define fence_image
