@@ -17,6 +17,11 @@ const NAME: &str = "test-cli";
 const DELETED_WITHIN: Duration = Duration::from_secs(30);
 const KUBEVIRT: &str = include_str!("../../kubevirt/manifests/crds.yaml");
 const OBJECTS: &str = include_str!("cli.yaml");
+/// What somebody has said before.
+const POLICY: &str = "{apiVersion: somersault.novasphere.dev/v1alpha1, kind: RecoveryPolicy, metadata: {name: default}, \
+                      spec: {profile: Fast, storageClasses: {tin: Local}}}";
+/// Stands for an answer in what `check` prints.
+const ANSWER: &str = "<Network|Local>";
 /// No machine behind it: an object to name as a destination.
 const SECOND_NODE: &str = "{apiVersion: v1, kind: Node, metadata: {name: n2}}";
 
@@ -29,6 +34,7 @@ fn the_command_line_serves_a_real_api_server() -> Result<()> {
     bed.asks_before_anything_is_installed()?;
     bed.install()?;
     bed.tells_what_the_objects_say()?;
+    bed.declares_a_class_and_nothing_else()?;
     bed.asks_for_a_migration_once()?;
     bed.gives_a_word_in_the_name_of_its_user()?;
     bed.tells_who_may_not()?;
@@ -108,6 +114,7 @@ impl Bed {
         self.cluster.apply(KUBEVIRT)?;
         self.cluster.ask(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
         self.cluster.apply(OBJECTS)?;
+        self.cluster.ask(&["wait", "--for=jsonpath={.status.phase}=Bound", "pvc/gold", "--timeout=30s"])?;
         let health = json!({
             "state": "AwaitingProof",
             "bootID": "boot-1",
@@ -152,6 +159,56 @@ impl Bed {
         ensure!(report["vms"][0]["survives"] == "ByHand", "{report:#}");
         self.run(&["runbook", "db"])?.says("# Runbook: VM `default/db`")?;
         self.run(&["recoveries"])?.says("No VM had to be recovered")
+    }
+
+    /// The command that `check` prints, run by a shell as a person would: unanswered it is refused; answered it declares
+    /// the class, and leaves what somebody has said in the policy with `kubectl apply`.
+    fn declares_a_class_and_nothing_else(&self) -> Result<()> {
+        let command = self.command_that_declares()?;
+        ensure!(command.contains("kubectl create"), "there is no policy: {command}");
+        ensure!(self.shell(&command).is_err(), "unanswered it is taken: {command}");
+        self.shell(&command.replace(ANSWER, "Network"))?;
+        let spec = self.cluster.get(&["recoverypolicy", "default"])?["spec"].take();
+        ensure!(spec["storageClasses"] == json!({ "gold": "Network" }), "{spec:#}");
+        self.cluster.ask(&["delete", "recoverypolicy", "default"])?;
+
+        self.cluster.apply(POLICY)?;
+        let command = self.command_that_declares()?;
+        ensure!(command.contains("kubectl patch"), "there is a policy: {command}");
+        ensure!(self.shell(&command).is_err(), "unanswered it is taken: {command}");
+        self.shell(&command.replace(ANSWER, "Local"))?;
+        let declared = json!({ "profile": "Fast", "storageClasses": { "tin": "Local", "gold": "Local" } });
+        let spec = self.cluster.get(&["recoverypolicy", "default"])?["spec"].take();
+        ensure!(spec == declared, "{spec:#}");
+        self.cluster.apply(POLICY)?;
+        let spec = self.cluster.get(&["recoverypolicy", "default"])?["spec"].take();
+        ensure!(spec == declared, "what was declared does not outlive the next apply: {spec:#}");
+        ensure!(self.command_that_declares().is_err(), "it asks for what was answered");
+        self.cluster.ask(&["delete", "recoverypolicy", "default"]).map(drop)
+    }
+
+    /// What `check` says is to be pasted for the class `gold`.
+    fn command_that_declares(&self) -> Result<String> {
+        let answer = self.json(&["check"])?;
+        let sections = answer["sections"].as_array().into_iter().flatten();
+        let findings = sections.filter_map(|section| section["findings"].as_array()).flatten();
+        let advice = findings
+            .filter(|finding| finding["what"] == "the place of volumes of class gold is known")
+            .find_map(|finding| finding["whatToDo"].as_str());
+        let advice = advice.with_context(|| format!("class gold is not asked for: {answer:#}"))?;
+        let (_, command) = advice.rsplit_once("then: ").context("no command")?;
+        Ok(command.to_owned())
+    }
+
+    /// Runs a line as a person's shell does.
+    fn shell(&self, line: &str) -> Result<()> {
+        let kubectl = self.cluster.kubectl();
+        let line = format!("kubectl() {{ {} kubectl \"$@\"; }}; {line}", kubectl.get_program().display());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &line]).env("KUBECONFIG", self.cluster.kubeconfig());
+        let output = shell.output().context("starting sh")?;
+        ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     fn asks_for_a_migration_once(&self) -> Result<()> {

@@ -1,9 +1,6 @@
 //! What `check` looks at, before anything is concluded from it.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
-use somersault_coordinator_core::locality::ClassOverride;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::node_health::NodeHealthStatus;
 
@@ -135,8 +132,6 @@ pub struct Cluster {
     pub vms: usize,
     /// Claims whose place nobody can tell.
     pub unplaced: Vec<Unplaced>,
-    /// What the policy says of storage classes.
-    pub declared: BTreeMap<String, ClassOverride>,
     /// Objects that could not be read.
     pub problems: Vec<String>,
     /// The policy, where there is one.

@@ -326,7 +326,6 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
         nodes: nodes.collect(),
         vms: world.fleet.vms.len(),
         unplaced: unplaced.collect(),
-        declared: world.policy.class_overrides.0.clone(),
         problems: world.problems.iter().map(output::describe).collect(),
         policy,
     })

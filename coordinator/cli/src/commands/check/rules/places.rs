@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
-use somersault_coordinator_core::locality::ClassOverride;
+use serde_json::json;
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use crate::commands::check::facts::{Cluster, Unplaced};
@@ -12,8 +11,6 @@ use crate::commands::check::finding::Finding;
 /// Stands for an answer that only a person can give. The API server refuses it, so that nobody declares a class by
 /// pasting what we print.
 const ANSWER: &str = "<Network|Local>";
-/// Owner of what the command declares, for the API server: the next command then says all of it again.
-const FIELD_MANAGER: &str = "somersault-storage-classes";
 
 /// Each volume's place is known, or its class is one that a person has declared local.
 pub fn places(cluster: &Cluster) -> Vec<Finding> {
@@ -29,7 +26,7 @@ pub fn places(cluster: &Cluster) -> Vec<Finding> {
         findings.push(Finding::warning(
             format!("the place of volumes of {} is known", words(&classes)),
             undeclared.iter().map(|claim| why(claim)).collect(),
-            say_place(&classes, &cluster.declared),
+            say_place(&classes, cluster.policy.is_some()),
         ));
     }
     if !unnamed.is_empty() {
@@ -64,25 +61,34 @@ fn why(claim: &Unplaced) -> String {
     format!("{} (volume {}{class}): {}", claim.claim, claim.volume, claim.because)
 }
 
-/// How to find out where volumes of these classes are, and one command that says it of all: it makes the policy where
-/// there is none, and leaves the rest of it as it is where there is one.
-fn say_place(classes: &[&str], declared: &BTreeMap<String, ClassOverride>) -> String {
-    let before = declared.iter().map(|(class, place)| (class.as_str(), json!(place)));
-    let answers: BTreeMap<&str, Value> =
-        before.chain(classes.iter().map(|class| (*class, json!(ANSWER)))).collect();
-    let policy = json!({
-        "apiVersion": somersault_crd::API_VERSION,
-        "kind": "RecoveryPolicy",
-        "metadata": { "name": POLICY_NAME },
-        "spec": { "storageClasses": answers },
-    });
-    let policy = policy.to_string().replace('\'', r"'\''");
+/// How to find out where volumes of these classes are, and one command that says it of all. Neither form of it touches
+/// anything else of a policy: a merge changes what it names, and a creation fails where there is one. (Applying on the
+/// server's side would take over what was applied on the client's, and drop what it does not name.)
+fn say_place(classes: &[&str], has_policy: bool) -> String {
+    let answers: BTreeMap<&str, &str> = classes.iter().map(|class| (*class, ANSWER)).collect();
+    let spec = json!({ "storageClasses": answers });
+    let command = if has_policy {
+        let patch = quoted(&json!({ "spec": spec }).to_string());
+        format!("kubectl patch recoverypolicy {POLICY_NAME} --type merge -p {patch}")
+    } else {
+        let policy = json!({
+            "apiVersion": somersault_crd::API_VERSION,
+            "kind": "RecoveryPolicy",
+            "metadata": { "name": POLICY_NAME },
+            "spec": spec,
+        });
+        format!("echo {} | kubectl create -f -", quoted(&policy.to_string()))
+    };
     format!(
         "their VMs wait for a person until somebody says where these volumes are. To find out: on a node that uses one, \
          findmnt -T FOLDER (its path: kubectl get pv VOLUME -o yaml) names a server where it is Network, and a disk of \
          the node where it is Local. Network: any node can reach it, and the VM is started elsewhere when its node dies; \
          said of a local class, it boots a blank disk there. Local: the data is on one node, and nothing is started \
-         without it; in doubt, this is the safe answer. Write Network or Local for each {ANSWER}, then: echo '{policy}' | \
-         kubectl apply --server-side --field-manager={FIELD_MANAGER} -f -"
+         without it; in doubt, this is the safe answer. Write Network or Local for each {ANSWER}, then: {command}"
     )
+}
+
+/// One word for a shell, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
