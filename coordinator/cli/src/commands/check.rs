@@ -24,7 +24,7 @@ mod needs;
 mod rights;
 mod rules;
 
-use finding::{Finding, Grade, Section, worst};
+use finding::{Finding, Grade, Section, conclusion, worst};
 
 /// Between two looks of `--wait`: a check is about a hundred small questions.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -33,6 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
     result: Grade,
+    /// The last line of the text.
+    conclusion: String,
     sections: &'a [Section],
 }
 
@@ -54,9 +56,8 @@ pub fn run(global: &Global, args: &CheckArgs) -> Result<Exit, Failure> {
     };
     let result = worst(&sections);
     let colour = io::stdout().is_terminal() && !output::is_colourless();
-    output::print(global.output, &Answer { result, sections: &sections }, || {
-        finding::text(&sections, colour)
-    })?;
+    let answer = Answer { result, conclusion: conclusion(&sections), sections: &sections };
+    output::print(global.output, &answer, || finding::text(&sections, colour))?;
     // Who could not look cannot vouch.
     Ok(if result < Grade::Unseen { Exit::Ok } else { Exit::Failed })
 }

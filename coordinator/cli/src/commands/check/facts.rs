@@ -42,6 +42,14 @@ pub struct Facts {
     pub kubevirt: Seen<Option<KubeVirt>>,
 }
 
+impl Facts {
+    /// Whether nobody keeps up to date what the coordinator said: what it left in its objects is no news then. (Where
+    /// that cannot be known, that is told of its own.)
+    pub fn is_old_news(&self) -> bool {
+        matches!(self.coordinator, Ok(None)) || matches!(self.led, Ok(Some(false)))
+    }
+}
+
 /// The API server.
 #[derive(Clone, Debug)]
 pub struct Server {

@@ -34,6 +34,9 @@ pub struct Finding {
     pub why: Vec<String>,
     /// What to do about it.
     pub what_to_do: Option<String>,
+    /// What will not happen by itself as long as it is so, for the last line: `no node can be proven dead ...`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consequence: Option<String>,
 }
 
 /// Findings about one part.
@@ -48,27 +51,35 @@ pub struct Section {
 impl Finding {
     /// As it should be.
     pub fn ok(what: impl Into<String>) -> Self {
-        Self { what: what.into(), grade: Grade::Ok, why: Vec::new(), what_to_do: None }
+        Self { what: what.into(), grade: Grade::Ok, why: Vec::new(), what_to_do: None, consequence: None }
     }
 
     /// Somebody should look.
     pub fn warning(what: impl Into<String>, why: Vec<String>, what_to_do: impl Into<String>) -> Self {
-        Self { what: what.into(), grade: Grade::Warning, why, what_to_do: Some(what_to_do.into()) }
+        Self { grade: Grade::Warning, why, what_to_do: Some(what_to_do.into()), ..Self::ok(what) }
     }
 
     /// Somebody must act.
     pub fn failed(what: impl Into<String>, why: Vec<String>, what_to_do: impl Into<String>) -> Self {
-        Self { what: what.into(), grade: Grade::Failed, why, what_to_do: Some(what_to_do.into()) }
+        Self { grade: Grade::Failed, why, what_to_do: Some(what_to_do.into()), ..Self::ok(what) }
     }
 
     /// It could not be looked at.
     pub fn unseen(what: impl Into<String>, why: &str) -> Self {
         Self {
-            what: what.into(),
             grade: Grade::Unseen,
             why: vec![why.to_owned()],
             what_to_do: Some("ask for the right to look, or let somebody check who has it".to_owned()),
+            ..Self::ok(what)
         }
+    }
+
+    /// With what will not happen by itself as long as it is so; nothing where it is as it should be.
+    pub fn so_that(mut self, consequence: impl Into<String>) -> Self {
+        if self.grade != Grade::Ok {
+            self.consequence = Some(consequence.into());
+        }
+        self
     }
 
     /// Failed for these, fine where there are none.
@@ -111,20 +122,24 @@ pub fn text(sections: &[Section], colour: bool) -> String {
         }
         text.push('\n');
     }
-    let count = |grade| {
-        sections.iter().flat_map(|section| &section.findings).filter(|finding| finding.grade == grade).count()
+    let _ = writeln!(text, "{}", clean(&conclusion(sections)));
+    text
+}
+
+/// The last line: who reads no other must not take a cluster for one that brings every VM back.
+pub fn conclusion(sections: &[Section]) -> String {
+    let findings = || sections.iter().flat_map(|section| &section.findings);
+    let count = |grade| findings().filter(|finding| finding.grade == grade).count();
+    let missing: Vec<&str> = findings().filter_map(|finding| finding.consequence.as_deref()).collect();
+    let mut text = match worst(sections) {
+        Grade::Ok => return "Everything is as it should be.".to_owned(),
+        Grade::Warning if missing.is_empty() => "It works.".to_owned(),
+        Grade::Warning => format!("Installed and awake, but {}.", missing.join("; and ")),
+        Grade::Unseen | Grade::Failed => {
+            format!("Wrong (✗): {}. Not seen (?): {}.", count(Grade::Failed), count(Grade::Unseen))
+        }
     };
-    let _ = match worst(sections) {
-        Grade::Ok => writeln!(text, "Everything is as it should be."),
-        Grade::Warning => writeln!(text, "It works; to look at (!): {}.", count(Grade::Warning)),
-        Grade::Unseen | Grade::Failed => writeln!(
-            text,
-            "Wrong (✗): {}. Not seen (?): {}. To look at (!): {}.",
-            count(Grade::Failed),
-            count(Grade::Unseen),
-            count(Grade::Warning)
-        ),
-    };
+    let _ = write!(text, " To look at (!): {}.", count(Grade::Warning));
     text
 }
 
@@ -168,7 +183,20 @@ mod tests {
         assert!(text.contains("    … and 2 more"), "{text}");
         assert!(text.contains("    → say where it is"), "{text}");
         assert!(!text.contains('\u{1b}'), "names are hostile: {text:?}");
-        assert!(text.ends_with("It works; to look at (!): 1.\n"), "{text}");
+        assert!(text.ends_with("It works. To look at (!): 1.\n"), "{text}");
+    }
+
+    #[test]
+    fn the_last_line_says_what_will_not_happen() {
+        let mut sections = sections();
+        let warned = sections[1].findings.remove(0).so_that("no node can be proven dead");
+        sections[1].findings.push(warned);
+        let last = conclusion(&sections);
+        assert_eq!(last, "Installed and awake, but no node can be proven dead. To look at (!): 1.");
+        sections[1].findings.push(Finding::failed("it leads", Vec::new(), "look"));
+        assert_eq!(conclusion(&sections), "Wrong (✗): 1. Not seen (?): 0. To look at (!): 1.");
+        let fine = Finding::warning_for("a", Vec::new(), "b").so_that("c");
+        assert_eq!(fine, Finding::ok("a"), "what is fine keeps nothing from happening");
     }
 
     #[test]

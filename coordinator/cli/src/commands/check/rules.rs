@@ -248,6 +248,10 @@ fn policy(facts: &Facts) -> Vec<Finding> {
     };
     vec![match &cluster.policy {
         None => Finding::ok("there is no RecoveryPolicy: the defaults count (safe profile)"),
+        // By a coordinator that is there no more.
+        Some(PolicySeen { accepted: Some(Ok(())), .. }) if matches!(facts.coordinator, Ok(None)) => {
+            return Vec::new();
+        }
         Some(PolicySeen { profile, accepted: Some(Ok(())) }) => {
             Finding::ok(format!("the RecoveryPolicy is accepted ({profile} profile)"))
         }
@@ -258,10 +262,11 @@ fn policy(facts: &Facts) -> Vec<Finding> {
             )],
             "kubectl edit recoverypolicy default",
         ),
-        Some(PolicySeen { accepted: None, .. }) => Finding::warning(
+        // The profile, the times and the classes that somebody wrote do not count yet, and nobody knows whether they will.
+        Some(PolicySeen { accepted: None, .. }) => Finding::failed(
             "the RecoveryPolicy is accepted",
             vec!["no coordinator has looked at it since it was changed".to_owned()],
-            "wait a moment; if a coordinator leads, its log tells why it does not",
+            "wait a moment (--wait); if a coordinator leads, its log tells why it does not",
         ),
     }]
 }

@@ -21,7 +21,8 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
     let runs = findings.iter().all(|finding| matches!(finding.grade, Grade::Ok | Grade::Warning));
     let Some(cluster) = cluster(facts, what, &mut findings) else { return findings };
     let known: Vec<_> = cluster.nodes.iter().filter_map(|node| Some((node, node.health.as_ref()?))).collect();
-    if known.is_empty() {
+    // Without a coordinator, which is told of its own, nobody proves anything; what the last one left says nothing of now.
+    if known.is_empty() || facts.is_old_news() {
         return findings;
     }
     let by_hand = known
@@ -35,14 +36,17 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
     } else {
         "let its fence agent answer (below)".to_owned()
     };
-    findings.push(Finding::warning_for(
-        what,
-        by_hand
-            .iter()
-            .map(|(node, _)| format!("node {}: its VMs wait until somebody attests", node.name))
-            .collect(),
-        what_to_do,
-    ));
+    let why =
+        by_hand.iter().map(|(node, _)| format!("node {}: its VMs wait until somebody attests", node.name));
+    let (which, when) = match by_hand.as_slice() {
+        all if all.len() == known.len() => ("no node can".to_owned(), "a node dies"),
+        [(node, _)] => (format!("node {} cannot", node.name), "it dies"),
+        some => (format!("{} of {} nodes cannot", some.len(), known.len()), "one of them dies"),
+    };
+    findings.push(
+        Finding::warning_for(what, why.collect(), what_to_do)
+            .so_that(format!("{which} be proven dead without a person: when {when}, its VMs wait for one")),
+    );
     let asked: Vec<_> =
         known.iter().filter_map(|(node, health)| Some((node, fencing_answers(health)?))).collect();
     if asked.is_empty() {

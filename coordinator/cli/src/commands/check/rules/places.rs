@@ -23,19 +23,24 @@ pub fn places(cluster: &Cluster) -> Vec<Finding> {
         let mut classes: Vec<&str> = undeclared.iter().map(|claim| claim.class.as_str()).collect();
         classes.sort_unstable();
         classes.dedup();
-        findings.push(Finding::warning(
-            format!("the place of volumes of {} is known", words(&classes)),
+        let of = words(&classes);
+        let asked = Finding::warning(
+            format!("the place of volumes of {of} is known"),
             undeclared.iter().map(|claim| why(claim)).collect(),
             say_place(&classes, cluster.policy.is_some()),
-        ));
+        );
+        findings
+            .push(asked.so_that(format!("VMs with volumes of {of} wait for a person when their node dies")));
     }
     if !unnamed.is_empty() {
-        findings.push(Finding::warning(
+        let asked = Finding::warning(
             "the place of volumes without a class is known",
             unnamed.iter().map(|claim| why(claim)).collect(),
             "give them a storage class and say where it is: RecoveryPolicy default, spec.storageClasses.CLASS: \
              Network or Local",
-        ));
+        );
+        findings
+            .push(asked.so_that("VMs with volumes without a class wait for a person when their node dies"));
     }
     if declared > 0 {
         findings.push(Finding::ok(format!(

@@ -7,7 +7,7 @@ use somersault_crd::common::Proof;
 use somersault_crd::node_health::{AgentInfo, NodeHealthStatus, NodeState};
 
 use super::super::facts::{Cluster, FenceRunner, NodeSeen, PodSeen, PolicySeen, Server, Unplaced};
-use super::super::finding::{Grade, worst};
+use super::super::finding::{Grade, conclusion, worst};
 use super::*;
 
 const VERSION: &str = "0.1.0";
@@ -292,6 +292,50 @@ fn a_node_that_only_a_person_can_prove_dead_is_told() {
     assert!(finding.why[0].contains("until somebody attests"), "{finding:?}");
 }
 
+/// Who reads the last line only must not think that a machine without a fence agent is switched off.
+#[test]
+fn the_last_line_says_which_nodes_wait_for_a_person() {
+    let last = |by_hand: &[&str]| {
+        let mut facts = healthy();
+        facts.fence_runner = Ok(None);
+        change_cluster(&mut facts, |cluster| {
+            cluster.nodes.push(node("n3"));
+            for node in cluster.nodes.iter_mut().filter(|node| by_hand.contains(&node.name.as_str())) {
+                let health = node.health.as_mut().expect("it is known");
+                health.proofs_possible = vec![Proof::HumanAttested];
+                health.conditions.clear();
+            }
+        });
+        if let Ok(Some(agents)) = &mut facts.agents {
+            agents.pods.push(pod("a3", "n3"));
+        }
+        assert_eq!(worst(&sections(&facts)), Grade::Warning, "a person may attest instead: it is no error");
+        conclusion(&sections(&facts))
+    };
+    assert_eq!(
+        last(&["n1", "n2", "n3"]),
+        "Installed and awake, but no node can be proven dead without a person: when a node dies, its VMs wait for one. To \
+         look at (!): 1."
+    );
+    assert!(last(&["n2"]).contains("but node n2 cannot be proven dead"), "{}", last(&["n2"]));
+    assert!(last(&["n1", "n2"]).contains("but 2 of 3 nodes cannot be"), "{}", last(&["n1", "n2"]));
+}
+
+/// After `uninstall` the objects are still there, and say how things were.
+#[test]
+fn nothing_is_praised_that_a_coordinator_of_the_past_has_said() {
+    let mut facts = healthy();
+    (facts.coordinator, facts.agents, facts.fence_runner) = (Ok(None), Ok(None), Ok(None));
+    (facts.led, facts.authority_until) = (Ok(Some(false)), Ok(None));
+    change_cluster(&mut facts, |cluster| cluster.policy = Some(policy(Some(Ok(())))));
+    let findings = sections(&facts).into_iter().flat_map(|section| section.findings);
+    let praised: Vec<_> =
+        findings.filter(|finding| finding.grade == Grade::Ok).map(|finding| finding.what).collect();
+    for gone in ["proven dead", "fence agent", "beat", "agents say", "agents' certificates", "is accepted"] {
+        assert!(!praised.iter().any(|what| what.contains(gone)), "{gone}: {praised:#?}");
+    }
+}
+
 #[test]
 fn a_fence_runner_that_does_not_run_is_told_apart_from_one_that_is_not_there() {
     let stuck = PodSeen { ready: false, trouble: "ContainerCreating".into(), ..pod("f1", "n1") };
@@ -485,7 +529,7 @@ fn a_policy_that_contradicts_itself_is_a_failure() {
     let (section, finding) = one_finding(|facts| {
         change_cluster(facts, |cluster| cluster.policy = Some(policy(None)));
     });
-    assert_eq!((section, finding.grade), ("policy", Grade::Warning), "nobody has looked at it yet");
+    assert_eq!((section, finding.grade), ("policy", Grade::Failed), "nobody has looked at it yet");
     let mut facts = healthy();
     change_cluster(&mut facts, |cluster| cluster.policy = Some(policy(Some(Ok(())))));
     assert_eq!(worst(&sections(&facts)), Grade::Ok);
