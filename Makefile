@@ -42,8 +42,8 @@ IMAGE_FENCE := docker.io/somersault/fence-runner:$(VERSION)
 FENCE_PACKAGES := fence-agents ca-certificates coreutils dash gnutls-bin ipmitool openssh-client python3-minimal sed snmp
 # This machine's own: nothing is compiled for another one, so no other target of Rust is needed.
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-# Kept across sudo: where Go is, and where the cluster's programs are kept.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME)
+# Kept across sudo: where Go is, where the cluster's programs are kept, and which cluster is meant.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME,SOMERSAULT_TEST_CLUSTER)
 
 .PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster toolchain setup-build setup-demo
 

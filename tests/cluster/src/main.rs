@@ -17,8 +17,8 @@ const EXIT_SKIPPED: u8 = 77;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Name of the cluster.
-    #[arg(long, global = true, env = "SOMERSAULT_CLUSTER", default_value = "default")]
+    /// Name of the cluster. (`SOMERSAULT_CLUSTER` is the plugin's, and the coordinator's: where their cluster is.)
+    #[arg(long, global = true, env = "SOMERSAULT_TEST_CLUSTER", default_value = "default")]
     name: String,
     #[command(subcommand)]
     command: Subcommands,
@@ -160,5 +160,21 @@ fn run(name: &str, command: Subcommands) -> Result<()> {
             Err(attach()?.kubectl().args(arguments).exec()).context("starting kubectl")
         }
         Subcommands::Inside { command } => run_inside(command),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// One that the plugin and the coordinator read says where their cluster is (`kube`, `dir:PATH`), and is no name.
+    #[test]
+    fn the_clusters_name_has_a_variable_of_its_own() {
+        let command = Arguments::command();
+        let name = command.get_arguments().find(|argument| argument.get_id() == "name");
+        let variable = name.and_then(|name| name.get_env()).and_then(|variable| variable.to_str());
+        assert_eq!(variable, Some("SOMERSAULT_TEST_CLUSTER"));
     }
 }
