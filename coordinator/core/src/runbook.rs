@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality, Reason, SourceKind, remedy};
 use crate::fleet::{DiskHealth, Fleet, NodeReport, RunStrategy, StorageRoot, Usage};
@@ -332,14 +333,20 @@ fn clear_the_way(decision: &Decision) -> Option<String> {
 }
 
 fn bring_back(fleet: &Fleet, decision: &Decision, node: &NodeName) -> String {
-    let address = fleet.nodes.get(node).and_then(|node| node.address.as_deref()).unwrap_or("unknown");
+    let address = fleet.nodes.get(node).and_then(|node| node.address.as_deref());
+    let address = address.map_or_else(|| "unknown".to_owned(), without_port);
     format!(
         "Bring node {name} back\n\nThe safest way where the machine can be repaired (address: {}). {starts}\n\n```sh\nkubectl get node {word}\nkubectl somersault status\n```",
-        code(address),
+        code(&address),
         name = code(node.as_str()),
         starts = returns(fleet, decision),
         word = shell_word(node.as_str()),
     )
+}
+
+/// The address of a machine: what is known of it is where its kubelet answers, and a person goes elsewhere.
+fn without_port(address: &str) -> String {
+    address.parse::<SocketAddr>().map_or_else(|_| address.to_owned(), |address| address.ip().to_string())
 }
 
 /// What the VM does once its node is back.

@@ -91,6 +91,20 @@ fn says_unknown_where_nobody_told() {
     );
 }
 
+/// A person goes to the machine, and not to its kubelet.
+#[test]
+fn tells_the_address_of_the_node_without_a_port() {
+    let mut world = told_world();
+    for (known, told) in [
+        ("10.9.0.1:10250", "(address: `10.9.0.1`)"),
+        ("[fd00::3]:10250", "(address: `fd00::3`)"),
+        ("10.9.0.1", "(address: `10.9.0.1`)"),
+    ] {
+        world.fleet.nodes.get_mut(&"n1".into()).expect("it is there").address = Some(known.to_owned());
+        assert_has(&written(&world), &[told]);
+    }
+}
+
 /// The order is what keeps the data.
 #[test]
 fn points_a_claim_elsewhere_in_the_only_safe_order() {
