@@ -91,6 +91,13 @@ impl Layout {
         self.root.join("nodes").join(node)
     }
 
+    /// The disk with a node's local volumes: ext4, and XFS on every second node.
+    pub fn data_disk(&self, node: &str) -> PathBuf {
+        let number = node.trim_start_matches('n').parse::<u8>();
+        let name = if number.is_ok_and(|number| number.is_multiple_of(2)) { "data.xfs" } else { "data.ext4" };
+        self.node(node).join(name)
+    }
+
     /// Names of the nodes that the cluster was built with, in order.
     pub fn nodes(&self) -> Vec<String> {
         (1..=NODES_MAX).map(crate::addresses::node_name).filter(|node| self.node(node).is_dir()).collect()

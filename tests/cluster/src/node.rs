@@ -57,10 +57,9 @@ pub fn build(layout: &Layout, parts: &Parts, number: u8) -> Result<()> {
     write("cni/10-pods.conflist", network_configuration(number))?;
     write("containerd.toml", containerd_configuration(layout, &name)?)?;
     write("kubelet.yaml", kubelet_configuration(layout, &name, number))?;
-    let data = if number.is_multiple_of(2) { "data.xfs" } else { "data.ext4" };
     let boot = Boot {
         system: home.join("system.ext4"),
-        data: home.join(data),
+        data: layout.data_disk(&name),
         programs: programs(layout, parts, &name, number),
         control: home.clone(),
         socket: layout.containerd_socket(&name),

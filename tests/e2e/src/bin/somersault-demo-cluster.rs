@@ -69,14 +69,23 @@ fn leave_to_you() -> Result<()> {
     let _stage = Stage::set(&bed, &node, &[WEB, DB, ODD])?;
     print!("{}", bed.plugin(&["status"])?);
     let program = bed.cluster().layout().program().display().to_string();
-    print!("{}", what_to_type(&bed.cluster().kubeconfig().display().to_string(), &program, &node));
+    let layout = bed.cluster().layout();
+    print!(
+        "{}",
+        what_to_type(
+            &layout.kubeconfig().display().to_string(),
+            &program,
+            &node,
+            &layout.data_disk(&node).display().to_string()
+        )
+    );
     loop {
         std::thread::park();
     }
 }
 
 /// What whoever tries the cluster on `node` may type, in the order in which it tells something.
-fn what_to_type(kubeconfig: &str, program: &str, node: &str) -> String {
+fn what_to_type(kubeconfig: &str, program: &str, node: &str, disk: &str) -> String {
     let (db, namespace) = (DB.name, VMS);
     format!(
         "\nIn another terminal:\n\n\
@@ -88,6 +97,7 @@ fn what_to_type(kubeconfig: &str, program: &str, node: &str) -> String {
          kubectl somersault status --watch\n\
          kubectl somersault recoveries                # what became of each VM, and which need a person\n\
          kubectl somersault runbook {db} -n {namespace}       # what that person has to do, step by step\n\
+         mount -o loop,ro {disk} /mnt  # its disk with local volumes, once it is off; umount it before power-on\n\
          {program} --name {NAME} mend {node}; {program} --name {NAME} power-on {node}\n\n\
          Ctrl-C here takes everything down.\n"
     )
@@ -171,13 +181,15 @@ mod tests {
 
     #[test]
     fn what_the_readme_promises_is_there_to_type() {
-        let text = what_to_type("/etc/kubeconfig", "somersault-cluster", "n2");
+        let text =
+            what_to_type("/etc/kubeconfig", "somersault-cluster", "n2", "/clusters/demo/nodes/n2/data.xfs");
         let lines: Vec<&str> = text.lines().collect();
         let at = |command: &str| lines.iter().position(|line| line.starts_with(command));
         let commands = [
             "somersault-cluster --name demo cut n2",
             "kubectl somersault status --watch",
             "kubectl somersault runbook db -n ",
+            "mount -o loop,ro /clusters/demo/nodes/n2/data.xfs ",
         ];
         let places: Vec<_> = commands.iter().map(|command| at(command)).collect();
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{text}");
