@@ -95,6 +95,43 @@ fn recoveries_and_their_runbooks() -> Result<()> {
     Ok(())
 }
 
+/// What became of `web`, whose node n2 died: this far.
+fn recovery_of_web(cluster: &Cluster, progress: &str) -> Result<()> {
+    cluster.store()?.create(json!({
+        "apiVersion": somersault_crd::API_VERSION, "kind": "Recovery",
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": { "vm": "web" },
+        "status": {
+            "cause": "NodeDied", "node": "n2", "decision": "ManualRecovery", "reasons": ["DiskLocalityUnknown"],
+            "progress": progress,
+        },
+    }))?;
+    Ok(())
+}
+
+/// It runs on n1 and n2 is back: where nothing says which node has its disks, it has left them.
+#[test]
+fn recoveries_tell_a_vm_that_runs_away_from_its_disks() -> Result<()> {
+    let cluster = Cluster::calm()?;
+    recovery_of_web(&cluster, "NodeReturned")?;
+    let stray = "NodeReturned, but it runs on n1, away from its disks";
+    let ran = cluster.run(&["recoveries"])?;
+    assert!(!ran.out.contains(stray), "its disks are on a network: {}", ran.out);
+    cluster.store()?.patch(&ObjectId::cluster("PersistentVolume", "pv-web-root"), |object| {
+        let spec = object["spec"].as_object_mut().expect("it has a spec");
+        spec.remove("nfs");
+        spec.insert("csi".to_owned(), json!({ "driver": "csi.example.org", "volumeHandle": "x" }));
+        Ok(())
+    })?;
+    for command in ["recoveries", "status"] {
+        let ran = cluster.run(&[command])?;
+        assert!(ran.out.contains(stray), "{command}: {}", ran.out);
+    }
+    let rows = cluster.run(&["recoveries", "-o", "json"])?.json()?;
+    assert_eq!(rows[1]["strayedTo"], "n1", "{rows:#}");
+    Ok(())
+}
+
 #[test]
 fn migrate_asks_by_an_object() -> Result<()> {
     let cluster = Cluster::calm()?;

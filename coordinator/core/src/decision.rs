@@ -127,7 +127,7 @@ impl Decision {
 
     /// Whether nothing but chance brings the VM back to its disks: one of them may be on a single node, and no volume
     /// tells the scheduler of a node.
-    pub(crate) fn is_unpinned(&self) -> bool {
+    pub fn is_unpinned(&self) -> bool {
         let unknown = self.disks.iter().any(|disk| disk.locality == Locality::Unknown);
         unknown && self.local_nodes().next().is_none()
     }

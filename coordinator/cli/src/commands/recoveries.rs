@@ -1,13 +1,18 @@
 //! `recoveries`: what becomes, or became, of the VMs of dead nodes, and of those whose storage broke.
 
 use serde::Serialize;
+use somersault_coordinator_core::decision::{Decider, Question};
+use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::Recovery;
-use somersault_crd::recovery::{Cause, DecisionKind, Progress};
+use somersault_crd::recovery::{Cause, DecisionKind, Progress, RecoveryStatus};
 
 use crate::args::{Global, SourceArgs};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Mood, cell, mood_cell, render, table};
 use crate::world::{self, World};
+
+/// A VM whose own node selector names its node is tied to it.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// One VM of an incident.
 #[derive(Debug, Serialize)]
@@ -29,6 +34,10 @@ pub struct Row {
     pub progress: Option<Progress>,
     /// What permitted acting.
     pub proof: Option<somersault_crd::common::Proof>,
+    /// The node where it was started away from its disks after their node had returned, if it was: nothing ties it to
+    /// them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strayed_to: Option<String>,
     /// Whether a runbook waits for a person.
     pub has_runbook: bool,
 }
@@ -40,7 +49,7 @@ pub fn run(global: &Global, args: &SourceArgs) -> Result<Exit, Failure> {
         .recoveries
         .iter()
         .filter(|(key, _)| global.namespace.as_ref().is_none_or(|want| key.namespace == *want))
-        .map(|(key, recovery)| Row::of(&key.namespace, &key.name, recovery))
+        .map(|(key, recovery)| Row::of(&world, key, recovery))
         .collect();
     output::print(global.output, &rows, || text(&rows))?;
     Ok(world::end(&world))
@@ -48,11 +57,12 @@ pub fn run(global: &Global, args: &SourceArgs) -> Result<Exit, Failure> {
 
 impl Row {
     /// The row of a `Recovery`.
-    pub fn of(namespace: &str, name: &str, recovery: &Recovery) -> Self {
+    pub fn of(world: &World, key: &Key, recovery: &Recovery) -> Self {
         let status = recovery.status.clone().unwrap_or_default();
         Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            strayed_to: strayed_to(world, key, &status).map(ToString::to_string),
             cause: status.cause,
             node: status.node,
             decision: status.decision,
@@ -70,8 +80,13 @@ impl Row {
             (Some(Cause::StorageFailed), Some(Progress::NeedsPerson), Some(reason)) => {
                 format!("{progress} (storage: {reason})")
             }
-            _ => progress.to_owned(),
+            _ => self.stray_words().unwrap_or_else(|| progress.to_owned()),
         }
+    }
+
+    fn stray_words(&self) -> Option<String> {
+        let node = self.strayed_to.as_ref()?;
+        Some(format!("NodeReturned, but it runs on {node}, away from its disks"))
     }
 
     /// How far it is, and how good that is.
@@ -83,10 +98,24 @@ impl Row {
             Some(Progress::Restarting) => ("Restarting", Mood::Doubtful),
             Some(Progress::Recovered) => ("Recovered", Mood::Good),
             Some(Progress::NeedsPerson) => ("NeedsPerson", Mood::Bad),
+            Some(Progress::NodeReturned) if self.strayed_to.is_some() => ("NodeReturned", Mood::Bad),
             Some(Progress::NodeReturned) => ("NodeReturned", Mood::Good),
             Some(Progress::Unaffected) => ("Unaffected", Mood::Plain),
         }
     }
+}
+
+/// The node where a VM runs though its disks are on another one, which is back: nothing ties it to them.
+fn strayed_to<'a>(world: &'a World, key: &Key, status: &RecoveryStatus) -> Option<&'a NodeName> {
+    let returned =
+        status.cause != Some(Cause::StorageFailed) && status.progress == Some(Progress::NodeReturned);
+    let vm = world.fleet.vms.get(key).filter(|_| returned)?;
+    let instance = vm.instance.as_ref().filter(|instance| instance.phase == "Running")?;
+    let elsewhere = instance.node.as_ref().filter(|node| node.as_str() != status.node)?;
+    let decider = Decider::new(&world.fleet, &world.policy.class_overrides);
+    let tied =
+        vm.node_selector.contains_key(HOSTNAME) || !decider.decide(key, &Question::default()).is_unpinned();
+    (!tied).then_some(elsewhere)
 }
 
 fn text(rows: &[Row]) -> String {
@@ -97,13 +126,14 @@ fn text(rows: &[Row]) -> String {
         .below(&["REASONS", "RUNBOOK"]);
     for row in rows {
         let (progress, mood) = row.progress_words();
+        let progress = row.stray_words().unwrap_or_else(|| progress.to_owned());
         let runbook = format!("kubectl somersault runbook {} -n {}", row.name, row.namespace);
         table.add_row([
             cell(&format!("{}/{}", row.namespace, row.name)),
             cell(&row.cause.map(|cause| format!("{cause:?}")).unwrap_or_default()),
             cell(&row.node),
             cell(&row.decision.map(|kind| format!("{kind:?}")).unwrap_or_default()),
-            mood_cell(progress, mood),
+            mood_cell(&progress, mood),
             cell(&row.proof.map(|proof| format!("{proof:?}")).unwrap_or_default()),
             cell(&row.reasons.join(", ")),
             cell(if row.has_runbook { &runbook } else { "" }),

@@ -246,7 +246,7 @@ fn vm_rows(world: &World) -> Vec<VmRow> {
                 None => "no".to_owned(),
             };
             let recovery = world.recoveries.get(&row.vm).map(|recovery| {
-                let row = recoveries::Row::of(&row.vm.namespace, &row.vm.name, recovery);
+                let row = recoveries::Row::of(world, &row.vm, recovery);
                 row.words()
             });
             Some(VmRow {
