@@ -132,6 +132,26 @@ fn recoveries_tell_a_vm_that_runs_away_from_its_disks() -> Result<()> {
     Ok(())
 }
 
+/// Between two nodes it has no instance, and what would become of it on a dead node is nothing to tell.
+#[test]
+fn status_says_what_is_under_way() -> Result<()> {
+    let cluster = Cluster::calm()?;
+    recovery_of_web(&cluster, "Restarting")?;
+    let of_web = |kind| ObjectId::namespaced(kind, &Key::new("default", "web"));
+    cluster.store()?.delete(&of_web("VirtualMachineInstance"), None)?;
+    let pod = ObjectId::namespaced("Pod", &Key::new("default", "virt-launcher-web-x7k2p"));
+    cluster.store()?.delete(&pod, None)?;
+    let ran = cluster.run(&["status"])?;
+    let line = ran.line("default/web");
+    assert!(
+        line.contains("under way: it is being started elsewhere") && line.contains("Restarting"),
+        "{}",
+        ran.out
+    );
+    assert!(!line.contains("StorageSound"), "{}", ran.out);
+    Ok(())
+}
+
 #[test]
 fn migrate_asks_by_an_object() -> Result<()> {
     let cluster = Cluster::calm()?;

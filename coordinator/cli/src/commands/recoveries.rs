@@ -89,6 +89,15 @@ impl Row {
         Some(format!("NodeReturned, but it runs on {node}, away from its disks"))
     }
 
+    /// What is being done to bring it back elsewhere, while it is.
+    pub fn under_way(&self) -> Option<&'static str> {
+        match self.progress {
+            Some(Progress::Acting) => Some("its old launcher is being removed"),
+            Some(Progress::Restarting) => Some("it is being started elsewhere"),
+            _ => None,
+        }
+    }
+
     /// How far it is, and how good that is.
     pub fn progress_words(&self) -> (&'static str, Mood) {
         match self.progress {

@@ -80,6 +80,9 @@ pub struct VmRow {
     pub running: String,
     /// How far its recovery is, where its node died or its storage broke.
     pub recovery: Option<String>,
+    /// What is being done to bring it back, while it is: until it runs, no node can die under it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub under_way: Option<&'static str>,
 }
 
 /// A migration.
@@ -245,15 +248,14 @@ fn vm_rows(world: &World) -> Vec<VmRow> {
                 Some(instance) => instance.phase.clone(),
                 None => "no".to_owned(),
             };
-            let recovery = world.recoveries.get(&row.vm).map(|recovery| {
-                let row = recoveries::Row::of(world, &row.vm, recovery);
-                row.words()
-            });
+            let recovery = world.recoveries.get(&row.vm);
+            let recovery = recovery.map(|recovery| recoveries::Row::of(world, &row.vm, recovery));
             Some(VmRow {
                 verdict: Verdict::of_report(world, &row),
                 runs_on: runs_on.map(|node| node.to_string()),
                 running,
-                recovery,
+                under_way: recovery.as_ref().and_then(recoveries::Row::under_way),
+                recovery: recovery.map(|recovery| recovery.words()),
             })
         })
         .collect()
@@ -277,13 +279,19 @@ impl VmRow {
         }
     }
 
-    /// The decision with its first reason.
+    /// The decision with its first reason; while it is being brought back, that.
     pub fn decision_words(&self) -> String {
+        if let Some(what) = self.under_way {
+            return format!("under way: {what}");
+        }
         let reason = self.verdict.reasons.first().copied().unwrap_or_default();
         format!("{} ({reason})", verdict::decision_name(self.verdict.decision))
     }
 
     pub fn decision_mood(&self) -> Mood {
+        if self.under_way.is_some() {
+            return Mood::Doubtful;
+        }
         verdict::decision_mood(self.verdict.decision)
     }
 }
