@@ -210,7 +210,7 @@ pub struct EvacuateArgs {
     /// Stop each VM for its final copy at once, instead of copying ahead and waiting for `proceed`
     #[arg(long)]
     pub now: bool,
-    /// Only show what would be moved (waits for the coordinator's plan)
+    /// Only show what would be moved (waits for the coordinator's plan, and leaves nothing behind)
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]

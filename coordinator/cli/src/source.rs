@@ -102,6 +102,17 @@ impl Source {
         }
     }
 
+    /// Deletes an object that we have made. That it is gone already is well.
+    pub fn delete(&self, id: &ObjectId) -> Result<(), Failure> {
+        match self {
+            Self::Directory(store) => match store.delete(id, None) {
+                Err(ClusterError::NotFound { .. }) => Ok(()),
+                answer => Ok(answer?),
+            },
+            Self::Api(server) => server.delete(id),
+        }
+    }
+
     /// Sets the field of an object's `spec` that `decide` names, or refuses, having seen the object as it is now.
     pub fn set_spec(
         &self,

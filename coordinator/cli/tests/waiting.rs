@@ -171,6 +171,8 @@ fn a_dry_run_shows_the_plan() -> Result<()> {
     let ran = ran(&child.wait_with_output()?)?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.line("default/db").contains("1.5 GiB"), "{}", ran.out);
+    let asked = cluster.store()?.get(&ObjectId::cluster("Evacuation", "n1-dry-run"))?;
+    assert!(asked.is_none(), "what was only asked lies around: {asked:?}");
     Ok(())
 }
 

@@ -28,7 +28,11 @@ pub fn run(global: &Global, args: &EvacuateArgs) -> Result<Exit, Failure> {
     let destination = destination(args.to_node.as_deref(), args.to_class.as_deref());
     let name = source.create(|objects| ask(objects, args, &destination))?.name;
     if args.wait.wait || args.dry_run {
-        return wait::evacuation(global, &source, &name, args.wait.timeout);
+        let exit = wait::evacuation(global, &source, &name, args.wait.timeout)?;
+        if args.dry_run {
+            forget(&source, &name);
+        }
+        return Ok(exit);
     }
     let written = Written { kind: KIND, namespace: None, name: name.clone() };
     output::print(global.output, &written, || {
@@ -43,6 +47,14 @@ pub fn run(global: &Global, args: &EvacuateArgs) -> Result<Exit, Failure> {
         )
     })?;
     Ok(Exit::Ok)
+}
+
+/// A dry run was a question, and is answered: its object is of no use to anybody, and the next would need another name.
+/// Who may ask may not always delete; the answer counts all the same.
+fn forget(source: &Source, name: &str) {
+    if let Err(failure) = source.delete(&id(name)) {
+        output::note(&format!("Evacuation {name}, which has only asked, is still there: {failure}"));
+    }
 }
 
 /// Looks, and makes the object.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::Client;
-use kube::api::{Api, GetParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::Request;
 use serde_json::{Value, json};
 use somersault_coordinator::cluster::directory::Objects;
@@ -185,6 +185,14 @@ impl ApiServer {
         Err(Failure::Refused("somebody else creates the same objects all the time; try again".to_owned()))
     }
 
+    /// See [`super::Source::delete`].
+    pub fn delete(&self, id: &ObjectId) -> Result<(), Failure> {
+        match self.wait(delete(&self.client, kind_of(id)?, id)) {
+            Err(trouble) if !trouble.is_not_found() => Err(self.failure(&trouble, id)),
+            _ => Ok(()),
+        }
+    }
+
     /// See [`super::Source::set_spec`].
     pub fn set_spec(
         &self,
@@ -315,6 +323,12 @@ async fn create(client: &Client, kind: &Kind, id: &ObjectId, object: &Value) -> 
     let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     let body = serde_json::to_vec(object).map_err(|error| Trouble::Kube(kube::Error::SerdeError(error)))?;
     let call = Request::new(kind.path(&id.namespace)).create(&parameters, body).map_err(request)?;
+    limited(client.request::<Value>(call)).await.map(drop)
+}
+
+async fn delete(client: &Client, kind: &Kind, id: &ObjectId) -> Result<(), Trouble> {
+    let call =
+        Request::new(kind.path(&id.namespace)).delete(&id.name, &DeleteParams::default()).map_err(request)?;
     limited(client.request::<Value>(call)).await.map(drop)
 }
 

@@ -110,6 +110,8 @@ pub fn of_commands() -> Vec<Right> {
         ours("patch", "volumemigrations"),
         ours("create", "evacuations"),
         ours("patch", "evacuations"),
+        // A dry run's, once it is answered.
+        ours("delete", "evacuations"),
     ];
     let mut rights: Vec<Right> = reads.chain(writes).collect();
     // Pods are read in two parts.
