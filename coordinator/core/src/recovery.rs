@@ -15,6 +15,8 @@
 //! writes any more would go on to tell people to replace what is in use again. For the same reason a new leader takes in
 //! the VMs that are shown as not recovered, wherever they are.
 //!
+//! While a person is at work on a VM, nothing is decided of it anew (see [`by_hand`]).
+//!
 //! A VM that is decided `Rebuild` goes the same way; instead of `Acting` begins what [`crate::rebuild`] draws.
 //!
 //! Deleting a launcher is the permission to run its VM elsewhere, so a pod is deleted only when
@@ -28,6 +30,7 @@
 //! Once a VM's launcher is gone, the `VolumeAttachment`s of its volumes to that node are deleted under the same proof:
 //! otherwise Kubernetes waits six minutes before it attaches them elsewhere.
 
+mod by_hand;
 mod incident;
 mod rebuild;
 pub(crate) mod remedy;

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   nothing happened, or nothing touched yet ──► what a person may do (here; what needs proof says so, or has it)
+//!   a person has begun, and is not done ─────────► the same as before the first step (`begun_by_hand`)
 //!   acted upon, running again, node back, over ──► that it is so, and what is left (`settled`)
 //! ```
 
@@ -71,6 +72,15 @@ pub fn runbook(fleet: &Fleet, decision: &Decision, standing: &Standing) -> Strin
     text
 }
 
+/// The runbook of a VM on which a person is at work: what it said before the first step holds until the last.
+pub fn begun_by_hand(steps: &str) -> String {
+    let (title, rest) = steps.split_once("\n\n").unwrap_or((steps, ""));
+    format!(
+        "{title}\n\n**Somebody is at work on it: go on with the step that comes next.** What follows was written before the first \
+         step, and stays until every claim is bound elsewhere.\n\n{rest}"
+    )
+}
+
 fn title(vm: &Key) -> String {
     format!("# Runbook: VM {}\n\n", code(&vm.to_string()))
 }
@@ -98,18 +108,16 @@ fn headline(decision: &Decision) -> String {
 }
 
 fn where_it_ran(decision: &Decision, standing: &Standing) -> String {
-    if decision.nodes.is_empty() {
-        return "It runs on no node.".to_owned();
-    }
-    let proven = decision.nodes.iter().filter_map(|node| Some((node, standing.proof(node)?)));
-    let mut sentences: Vec<String> = proven
-        .map(|(node, proof)| {
-            format!(
-                "Node {} is proven dead ({proof}): nothing of it can run or write there any more.",
-                code(node.as_str())
-            )
-        })
-        .collect();
+    let homes = home_nodes(decision);
+    let proven = homes.iter().filter_map(|node| Some((*node, standing.proof(node)?)));
+    let mut sentences: Vec<String> =
+        decision.nodes.is_empty().then(|| "It runs on no node.".to_owned()).into_iter().collect();
+    sentences.extend(proven.map(|(node, proof)| {
+        format!(
+            "Node {} is proven dead ({proof}): nothing of it can run or write there any more.",
+            code(node.as_str())
+        )
+    }));
     let living: Vec<String> = unproven(decision, standing).map(|node| code(node.as_str())).collect();
     if !living.is_empty() {
         let runs = if standing.progress == Progress::Supposed { "runs" } else { "may still run" };
@@ -304,7 +312,8 @@ fn options(fleet: &Fleet, decision: &Decision, standing: &Standing, movable: boo
     }
     options.extend(unproven(decision, standing).map(|node| attest(decision, node)));
     if movable {
-        let dead = !decision.nodes.is_empty() && unproven(decision, standing).next().is_none();
+        let homes = home_nodes(decision);
+        let dead = !homes.is_empty() && homes.iter().all(|node| standing.proven.contains_key(*node));
         options.push(move_disks(fleet, decision, dead));
     }
     if decision.kind != DecisionKind::Rebuild && decision.disks.iter().any(is_in_danger) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::decision::Locality;
 use crate::decision::disks::Examined;
 use crate::decision::index::Index;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Volume};
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
 
@@ -100,11 +100,14 @@ fn snapshots(index: &Index, claim: &Key) -> Vec<SourceKind> {
         .collect()
 }
 
-/// Volumes whose `claimRef` names the claim: not the one that it is properly bound to.
+/// Volumes whose `claimRef` names the claim: not the one that it is properly bound to, nor one that was made for it and
+/// that no claim has ever had (`Available`): nothing of the VM is in that.
 fn kept_volumes(index: &Index, fleet: &Fleet, claim: &Key, disk: &Examined) -> Vec<SourceKind> {
-    let kept =
-        |name: &VolumeName| disk.volume.as_ref() != Some(name) || disk.finding.locality == Locality::Unknown;
-    let volumes = index.volumes_naming(claim).iter().filter(|(name, _)| kept(name));
+    let kept = |name: &VolumeName, volume: &Volume| {
+        let other = disk.volume.as_ref() != Some(name) || disk.finding.locality == Locality::Unknown;
+        other && volume.phase != "Available"
+    };
+    let volumes = index.volumes_naming(claim).iter().filter(|(name, volume)| kept(name, volume));
     volumes
         .map(|(name, volume)| SourceKind::Volume {
             name: (*name).clone(),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Trouble;
+use super::by_hand::{self, Steps};
 use super::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
@@ -11,7 +12,7 @@ use crate::fleet::{Fleet, RunStrategy, Vm};
 use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
-use crate::runbook::{Progress, Standing, runbook, shell_word};
+use crate::runbook::{Progress, Standing, begun_by_hand, runbook, shell_word};
 use crate::scene::{Scene, tell_vm};
 use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 
@@ -48,6 +49,8 @@ pub(super) struct VmCase {
     /// It was told that the VM runs away from its disks.
     strayed: bool,
     runbook: Option<String>,
+    /// What a person may do, as it was written last before anything was done, its node proven dead.
+    steps: Steps,
     /// Its launcher must not be deleted, whatever is decided: it may not be dead.
     hands_off: bool,
     /// Deletions that have not been performed yet.
@@ -126,6 +129,18 @@ impl Incident {
     /// A VM was decided upon, for the first time or anew.
     pub fn decided(&mut self, scene: &Scene<'_>, node: &NodeName, decision: Decision, fx: &mut Vec<Effect>) {
         let Some(case) = self.vms.get_mut(&decision.vm) else { return };
+        let fleet = &scene.facts.fleet;
+        case.steps.look(fleet, case.decision.as_ref(), &decision);
+        if case.steps.are_followed() {
+            if case.progress != RecoveryProgress::NeedsPerson {
+                case.enter(RecoveryProgress::NeedsPerson, scene.now);
+            }
+            return;
+        }
+        if case.inherited && case.decision.is_none() && by_hand::is_claim_missing(fleet, &decision) {
+            // It stays as that leader has shown it.
+            return;
+        }
         if decision.kind == DecisionKind::NothingToDo {
             if case.decision.is_none() && !case.inherited {
                 self.vms.remove(&decision.vm);
@@ -148,7 +163,9 @@ impl Incident {
 
     /// The node is back: what was not touched is its own again.
     pub fn node_returned(&mut self, scene: &Scene<'_>, node: &NodeName, fx: &mut Vec<Effect>) {
-        for (key, case) in self.vms.iter_mut().filter(|(_, case)| case.is_untouched()) {
+        for (key, case) in
+            self.vms.iter_mut().filter(|(_, case)| case.is_untouched() && !case.steps.are_followed())
+        {
             case.enter(RecoveryProgress::NodeReturned, scene.now);
             let run = scene.facts.fleet.vms.get(key).map(|vm| vm.run);
             let starts = match run {
@@ -172,8 +189,17 @@ impl Incident {
         let mut standing = Standing { proven: proven.clone(), over, ..Standing::default() };
         for case in self.vms.values_mut() {
             standing.progress = case.stands();
+            if let Steps::Followed(steps) = &case.steps
+                && !over
+            {
+                case.runbook = Some(begun_by_hand(steps));
+                continue;
+            }
             let decision = case.decision.as_ref().filter(|of| of.kind != DecisionKind::Recreate);
             case.runbook = decision.map(|decision| runbook(fleet, decision, &standing));
+            if standing.progress == Progress::Untouched && self.proof.is_some() {
+                case.steps = case.runbook.clone().map_or(Steps::Unwritten, Steps::Written);
+            }
         }
     }
 
@@ -340,6 +366,7 @@ impl VmCase {
             strayed: false,
             progress: RecoveryProgress::NeedsPerson,
             runbook: None,
+            steps: Steps::Unwritten,
             hands_off: false,
             left: BTreeSet::new(),
             attempts: 0,
@@ -391,6 +418,7 @@ impl VmCase {
     fn stands(&self) -> Progress {
         match self.progress {
             RecoveryProgress::AwaitingProof => Progress::Untouched,
+            RecoveryProgress::NeedsPerson if self.steps.are_followed() => Progress::ByHand,
             RecoveryProgress::NeedsPerson if self.attempts == 0 => Progress::Untouched,
             RecoveryProgress::NeedsPerson => Progress::Stuck,
             RecoveryProgress::Acting | RecoveryProgress::Restarting => Progress::UnderWay,

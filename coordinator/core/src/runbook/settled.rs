@@ -38,7 +38,10 @@ pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> 
         text.push_str(&still_untied(fleet, decision));
     }
     text.push_str(&cordoned(fleet, decision));
-    text.push_str(&left_volumes(fleet, decision));
+    if matches!(standing.progress, Progress::Unaffected | Progress::ByHand) {
+        text.push_str(&watch(&decision.vm));
+    }
+    text.push_str(&left_volumes(fleet, decision, standing.progress == Progress::Elsewhere));
     text.push_str(&next_time(&decision.vm));
     text
 }
@@ -88,6 +91,8 @@ pub fn runbook_over(vm: &Key) -> String {
 
 fn headline(fleet: &Fleet, decision: &Decision, standing: &Standing, vm: Option<&Vm>) -> String {
     match standing.progress {
+        Progress::ByHand => "**A person was at work on it, and it was not seen running since.** A claim of it may be missing, or its pods."
+            .to_owned(),
         Progress::UnderWay => {
             "**The coordinator brings it back.** Leave its claims, volumes and pods alone.".to_owned()
         }
@@ -141,8 +146,9 @@ fn next_time(vm: &Key) -> String {
     )
 }
 
-/// Volumes that it had on its node, and that no claim has now.
-fn left_volumes(fleet: &Fleet, decision: &Decision) -> String {
+/// Volumes that it had on its node, and that no claim has now. How to remove them is said only once it was seen running
+/// without them.
+fn left_volumes(fleet: &Fleet, decision: &Decision, runs: bool) -> String {
     let left: Vec<(&DiskFinding, &NodeName, VolumeName, &Volume)> = decision
         .disks
         .iter()
@@ -162,14 +168,19 @@ fn left_volumes(fleet: &Fleet, decision: &Decision) -> String {
     for (disk, node, name, volume) in left {
         let _ = write!(
             text,
-            "### {} of disk {}\n\nLook into it, as root on node {} once that is back; mount it read-only.\n\n```sh\n{}```\n\n\
-             When nothing of it is needed any more, and it still is Released:\n\n```sh\n{}```\n\n",
+            "### {} of disk {}\n\nLook into it, as root on node {} once that is back; mount it read-only.\n\n```sh\n{}```\n\n",
             code(name.as_str()),
             code(&disk.disk),
             code(node.as_str()),
             look_commands(&name, volume),
-            remove_commands(&name, node, volume),
         );
+        if runs {
+            let _ = write!(
+                text,
+                "When nothing of it is needed any more, and it still is Released:\n\n```sh\n{}```\n\n",
+                remove_commands(&name, node, volume),
+            );
+        }
     }
     text
 }

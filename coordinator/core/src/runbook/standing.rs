@@ -24,6 +24,8 @@ pub enum Progress {
     Supposed,
     /// A node died; nothing of the VM was touched.
     Untouched,
+    /// A person has begun to bring it back, and is not done.
+    ByHand,
     /// The coordinator has begun to bring it back.
     UnderWay,
     /// It has begun, and does not get on.

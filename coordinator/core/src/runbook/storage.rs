@@ -38,7 +38,7 @@ pub fn storage_runbook(fleet: &Fleet, overrides: &ClassOverrides, decision: &Dec
     text.push_str(&disks_chapter(fleet, decision));
     text.push_str("## Bringing the data back\n\n");
     text.push_str(
-        "In this order, from what loses least, once what is said under \"First\" is done. Stop the VM before its claim gets another volume, and look into what you \
+        "In this order, once what is said under \"First\" is done. Stop the VM before its claim gets another volume, and look into what you \
          have found before the VM starts on it.\n\n",
     );
     for disk in decision.disks.iter().filter(|disk| is_concerned(decision, disk)) {

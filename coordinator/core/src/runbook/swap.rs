@@ -90,8 +90,9 @@ pub(super) fn chapter(
         );
         steps.push((what, format!("kubectl create -f - <<'EOF'\n{}EOF\n", new_volume(swap))));
     }
-    let pods: String =
-        vm.pods.iter().fold(String::new(), |lines, pod| format!("{lines} {}", shell_word(&pod.name)));
+    // One that no node has yet is KubeVirt's next try, and in nobody's way.
+    let pods = vm.pods.iter().filter(|pod| pod.node.is_some());
+    let pods: String = pods.fold(String::new(), |lines, pod| format!("{lines} {}", shell_word(&pod.name)));
     if !pods.is_empty() {
         let what = if unproven.is_empty() {
             "Remove the VM's pods: they died with their node, and only their objects are left."
