@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::{Destination, NAME_LENGTH_MAX, ObjectKey};
 
+/// Finalizer on each one at work: deleted in the middle, it is cancelled first.
+pub const FINALIZER: &str = "somersault.novasphere.dev/migration";
+
 /// Moves disks; the claims keep their names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(

@@ -107,6 +107,7 @@ fn perform(server: &ApiServer, step: &Step) -> Result<(), Failure> {
     match step {
         Step::StopCoordinator => stop_coordinator(server),
         Step::GiveBack(action) => server.act(action),
+        Step::LetGo(migration) => server.let_go(migration),
         Step::Delete(owned) => server
             .wait(owned::delete(server.client(), owned))
             .map_err(|trouble| trouble.failure(server.address(), &owned.words())),

@@ -19,6 +19,7 @@ use somersault_coordinator::cluster::directory::files::{Contents, Entry, Fault};
 use somersault_coordinator::cluster::kube::Writer;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::io::Action;
+use somersault_coordinator_core::names::Key;
 use tokio::runtime::Runtime;
 
 use super::kinds::{Absent, Kind, READ};
@@ -236,6 +237,12 @@ impl ApiServer {
     pub fn act(&self, action: &Action) -> Result<(), Failure> {
         let writer = Writer::new(self.client.clone(), install::NAMESPACE, FIELD_MANAGER);
         Ok(self.wait(writer.act(action))?)
+    }
+
+    /// Takes the coordinator's finalizer off a migration: nobody is left to end it.
+    pub fn let_go(&self, migration: &Key) -> Result<(), Failure> {
+        let writer = Writer::new(self.client.clone(), install::NAMESPACE, FIELD_MANAGER);
+        Ok(self.wait(writer.let_go(migration))?)
     }
 
     fn failure(&self, trouble: &Trouble, id: &ObjectId) -> Failure {

@@ -138,7 +138,7 @@ impl Phase {
     }
 
     /// Something was made or changed that has to be finished or put back.
-    pub(crate) fn is_at_work(self) -> bool {
+    pub fn is_at_work(self) -> bool {
         self >= Self::Provisioning && !self.is_final()
     }
 

@@ -17,6 +17,7 @@ mod cluster;
 mod collect;
 mod election;
 mod events;
+mod held;
 mod kinds;
 mod lead;
 pub mod policy;

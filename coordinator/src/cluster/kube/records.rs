@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use somersault_coordinator_core::io::Record;
 
 use super::api::{Api, again};
+use super::held;
 use crate::cluster::ClusterError;
 use crate::cluster::error::not_found;
 use crate::cluster::stored::{self, Known};
@@ -35,6 +36,7 @@ pub(super) async fn commit(
         };
         // Made by somebody else at this moment: read it.
         let Some(object) = object else { continue };
+        let object = held::hold(api, &id, object, record).await?;
         let next = lock(known).next(&object, record, epoch)?;
         let written = match next {
             Some(next) => api.replace_record(&id, &next).await,
@@ -43,7 +45,7 @@ pub(super) async fn commit(
         match written {
             Ok(()) => {
                 lock(known).note(&object, record);
-                return Ok(());
+                return held::let_go_after(api, &id, record).await;
             }
             Err(ClusterError::Conflict { .. }) if let Some(wait) = waits.next() => {
                 tokio::time::sleep(wait).await;
@@ -61,6 +63,12 @@ pub(super) async fn all(api: &Api, known: &Mutex<Known>) -> Result<Vec<Record>, 
     }
     let found = Known::of(objects.iter().map(|(id, object)| (id.clone(), object)))?;
     let records = found.records();
+    // Whoever stored its last record died before it let the object go.
+    for (id, _) in objects.iter().filter(|(_, object)| held::is_held(object)) {
+        if let Some(record) = records.iter().find(|record| stored::object_of(&record.key()) == *id) {
+            held::let_go_after(api, id, record).await?;
+        }
+    }
     *lock(known) = found;
     Ok(records)
 }

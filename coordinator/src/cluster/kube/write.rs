@@ -4,13 +4,14 @@
 use std::sync::Mutex;
 
 use kube::Client;
-use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record};
+use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record, RecordKey};
+use somersault_coordinator_core::names::Key;
 use somersault_coordinator_core::view::View;
 
 use super::api::Api;
 use super::publish::Shown;
-use super::{act, events, publish, records};
-use crate::cluster::stored::Known;
+use super::{act, events, held, publish, records};
+use crate::cluster::stored::{self, Known};
 use crate::cluster::{ClusterError, Snapshot};
 
 /// Changes the cluster.
@@ -40,6 +41,11 @@ impl Writer {
     /// Stores a record of `epoch`, while `leading` is the epoch in which we lead.
     pub async fn commit(&self, record: &Record, epoch: u64, leading: u64) -> Result<(), ClusterError> {
         records::commit(&self.api, &self.known, record, epoch, leading).await
+    }
+
+    /// Lets a migration's object go, so that it can be deleted with nobody left to end the migration.
+    pub async fn let_go(&self, migration: &Key) -> Result<(), ClusterError> {
+        held::let_go(&self.api, &stored::object_of(&RecordKey::Migration(migration.clone()))).await
     }
 
     /// Every stored record, as stored now.

@@ -15,7 +15,12 @@ pub(super) fn read(inventory: &Inventory, problems: &mut Vec<Problem>) -> Reques
     let mut requests = Requests::default();
     for (key, placed) in &inventory.migrations {
         let uid = Uid(placed.object.metadata.uid.clone().unwrap_or_default());
-        let request = migration(&placed.object.spec).map(|spec| MigrationRequest { uid, spec });
+        // One that is being deleted waits for its migration to end: whoever deletes it wants it to end now.
+        let deleted = placed.object.metadata.deletion_timestamp.is_some();
+        let request = migration(&placed.object.spec).map(|spec| {
+            let cancelled = spec.cancelled || deleted;
+            MigrationRequest { uid, spec: MigrationSpec { cancelled, ..spec } }
+        });
         insert(&mut requests.migrations, key, placed, request, problems);
     }
     for (name, placed) in &inventory.evacuations {

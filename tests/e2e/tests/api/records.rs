@@ -184,8 +184,16 @@ pub async fn are_not_overwritten(bed: &Bed) -> Result<()> {
     bed.patch_status("VolumeMigration", MOVE, json!({ "epoch": EPOCH })).await?;
     bed.writer.records().await?;
 
-    // Removed, it is not made again; made again by somebody, it starts without a record.
+    // Removed, it stays until it was put back, and whoever leads next knows of it.
     bed.delete("VolumeMigration", MOVE).await?;
+    let held = bed.get("VolumeMigration", MOVE).await?;
+    ensure!(held["metadata"]["deletionTimestamp"].is_string(), "deleted in the middle, it is gone: {held}");
+    commit(bed, &moved(uid, Phase::RollingBack)).await?;
+    let known = bed.another_writer().records().await?;
+    ensure!(known.contains(&moved(uid, Phase::RollingBack)), "{known:?}");
+    commit(bed, &moved(uid, Phase::Cancelled)).await?;
+    ensure!(bed.get("VolumeMigration", MOVE).await?.is_null(), "over, it is still there");
+    // Gone, it is not made again; made again by somebody, it starts without a record.
     let gone = commit(bed, &moved(uid, Phase::Starting)).await;
     ensure!(matches!(gone, Err(ClusterError::NotFound { .. })), "{gone:?}");
     bed.delete("Evacuation", EMPTY).await?;

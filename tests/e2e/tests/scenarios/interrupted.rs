@@ -59,17 +59,19 @@ pub enum Failure {
     TargetOff,
     TargetFull,
     Cancelled,
+    /// Its object is deleted, and the leader that knows of it killed at the same moment.
+    Deleted,
     /// Somebody starts the VM, and is told why it waits.
     Started,
     /// The same where no admission policy refuses it.
     StartedUnrefused,
 }
 use Failure::{
-    ApiServerRestarted, Cancelled, LeaderKilled, SourceAgentKilled, SourceOff, Started, StartedUnrefused,
-    TargetAgentKilled, TargetFull, TargetOff,
+    ApiServerRestarted, Cancelled, Deleted, LeaderKilled, SourceAgentKilled, SourceOff, Started,
+    StartedUnrefused, TargetAgentKilled, TargetFull, TargetOff,
 };
 
-const ALL: [Failure; 10] = [
+const ALL: [Failure; 11] = [
     LeaderKilled,
     TargetAgentKilled,
     SourceAgentKilled,
@@ -78,6 +80,7 @@ const ALL: [Failure; 10] = [
     TargetOff,
     TargetFull,
     Cancelled,
+    Deleted,
     Started,
     StartedUnrefused,
 ];
@@ -116,18 +119,33 @@ pub fn at(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
     let hit = reach(bed, phase)?;
     let repair = inflict(bed, failure, &source, &target)?;
     repair(bed)?;
-    let migration = until("the migration ends", END_DEADLINE, &[bed.standin_log()], || {
-        let migration = migration::of_vm(bed, VM)?;
-        let status = &migration["status"];
+    let status = if failure == Deleted { gone(bed, &volumes)? } else { ended(bed)? };
+    let end = status["phase"].as_str().unwrap_or_default();
+    eprintln!("   {failure:?} at {hit} (meant for {phase}): {end} {}", status["reason"]);
+    judge(bed, &before, &volumes, end)
+        .with_context(|| format!("{failure:?} at {hit}, which ended {end}: {status}"))?;
+    stage::clear(bed)
+}
+
+/// Waits for the end; returns the status.
+fn ended(bed: &Bed) -> Result<Value> {
+    until("the migration ends", END_DEADLINE, &[bed.standin_log()], || {
+        let status = &migration::of_vm(bed, VM)?["status"];
         let phase = status["phase"].as_str().unwrap_or_default();
         ensure!(FINAL.contains(&phase), "{phase} {} {}", status["reason"], status["message"]);
-        Ok(Some(migration))
+        Ok(Some(status.clone()))
+    })
+}
+
+/// Waits until the deleted object is let go; its end is told by the volumes alone.
+fn gone(bed: &Bed, old: &[String]) -> Result<Value> {
+    until("the deleted migration ends", END_DEADLINE, &[bed.standin_log()], || {
+        let left = bed.api().list(Kind::MIGRATION, VMS, "")?;
+        ensure!(left.is_empty(), "{} {}", left[0]["metadata"]["name"], left[0]["status"]);
+        Ok(Some(()))
     })?;
-    let end = migration["status"]["phase"].as_str().unwrap_or_default().to_owned();
-    eprintln!("   {failure:?} at {hit} (meant for {phase}): {end} {}", migration["status"]["reason"]);
-    judge(bed, &before, &volumes, &end)
-        .with_context(|| format!("{failure:?} at {hit}, which ended {end}: {}", migration["status"]))?;
-    stage::clear(bed)
+    let phase = if volumes(bed)? == old { "Cancelled" } else { "Succeeded" };
+    Ok(json!({ "phase": phase, "reason": "by the word of its volumes" }))
 }
 
 /// Waits until the migration is in this phase or a later one; returns which.
@@ -179,6 +197,10 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
                 eprintln!("   {refused:#}");
             }
             Ok(nothing)
+        }
+        Deleted => {
+            bed.cluster().ask(&["delete", "volumemigration", "-n", VMS, "--all", "--wait=false"])?;
+            inflict(bed, LeaderKilled, source, target)
         }
         Started => {
             // Before the claims are locked, and when they are whole again, it is not refused.

@@ -76,6 +76,9 @@ const SCENARIOS: &[Scenario] = &[
         interrupted::at(bed, "PreCopying", Failure::TargetFull)
     }),
     ("migration_cancelled_while_swapping", Long, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
+    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Short, |bed| {
+        interrupted::at(bed, "FinalCopying", Failure::Deleted)
+    }),
     ("migration_whose_vm_is_started_in_the_final_copy", Short, |bed| {
         interrupted::at(bed, "FinalCopying", Failure::Started)
     }),

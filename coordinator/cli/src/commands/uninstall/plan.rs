@@ -4,7 +4,8 @@
 //!   incident or migration under way? ── yes, and not forced ──► refused, with what to do first
 //!        │ no, or forced
 //!        ▼
-//!   stop the coordinator ──► give back start fields ──► take our taints away ──► delete what is ours ──► definitions
+//!   stop the coordinator ──► give back start fields, let migrations go ──► take our taints away ──► delete what is ours
+//!                                                                                               ──► definitions
 //! ```
 //!
 //! The coordinator stops first: it would set again what is taken away here. A VM whose claims are locked or just being
@@ -20,6 +21,7 @@ use somersault_coordinator_core::names::{Key, VolumeName};
 use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 use somersault_crd::VolumeMigration;
 use somersault_crd::node_health::FenceStage;
+use somersault_crd::volume_migration::FINALIZER;
 
 use super::owned::Owned;
 use crate::commands::migrate::has_ended;
@@ -44,6 +46,8 @@ pub enum Step {
     StopCoordinator,
     /// What the coordinator itself would do to a node or a VM.
     GiveBack(Action),
+    /// Take the coordinator's finalizer off a migration, which nobody could delete otherwise.
+    LetGo(Key),
     /// Delete an object.
     Delete(Owned),
 }
@@ -61,6 +65,7 @@ impl Step {
                 format!("give VM {vm} its start field back: it may start")
             }
             Self::GiveBack(action) => format!("{action:?}"),
+            Self::LetGo(migration) => format!("let VolumeMigration {migration} be deleted"),
             Self::Delete(owned) => format!("delete {}", owned.words()),
         }
     }
@@ -75,6 +80,10 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
     }
     for (key, migration) in &world.migrations {
         give_back_start(key, migration, world, &mut plan);
+        let mut finalizers = migration.metadata.finalizers.iter().flatten();
+        if finalizers.any(|name| name == FINALIZER) {
+            plan.steps.push(Step::LetGo(key.clone()));
+        }
     }
     for (name, node) in &world.fleet.nodes {
         if node.has_taint(FENCING_TAINT) {
@@ -322,8 +331,15 @@ mod tests {
             assert!(stays.is_none_or(|text| text.contains("set claimRef of volume pv-data")), "{what}");
             assert_eq!(plan.under_way.len(), 1, "{what}");
         }
-        let plan = plan(&world(&[migration("Succeeded")]), false, Vec::new(), None);
-        assert!(plan.steps.is_empty() && plan.under_way.is_empty(), "{plan:?}");
+        let ended = plan(&world(&[migration("Succeeded")]), false, Vec::new(), None);
+        assert!(ended.steps.is_empty() && ended.under_way.is_empty(), "{ended:?}");
+        let mut held = migration("FinalCopying");
+        held["metadata"]["finalizers"] = json!(["other.example/x", FINALIZER]);
+        let released = plan(&world(&[held]), false, Vec::new(), None);
+        assert_eq!(
+            words(&released).last().map(String::as_str),
+            Some("let VolumeMigration shop/db-to-n2 be deleted")
+        );
     }
 
     #[test]
