@@ -46,6 +46,11 @@ impl Layout {
         &self.root
     }
 
+    /// What the process that uses the cluster holds a lock on. Beside the folder, which comes and goes.
+    pub fn held(&self) -> PathBuf {
+        self.root.with_extension("held")
+    }
+
     /// The program that started the cluster, kept so that it can be rebuilt meanwhile.
     pub fn program(&self) -> PathBuf {
         self.root.join("bin/somersault-cluster")

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use somersault_test_cluster::{Cluster, Log, Options, until};
+use somersault_test_cluster::{Cluster, Hold, Log, Options, until};
 use somersault_test_support::world::command::tied;
 
 use crate::api::{Api, Kind};
@@ -41,13 +41,16 @@ pub struct Bed {
     api: Api,
     programs: Programs,
     standin: Child,
+    /// Given up last.
+    _hold: Hold,
 }
 
 impl Bed {
-    /// Builds all of it. `tell` hears what is being done. The stand-in, and a cluster that is `tied`, die with the
-    /// calling thread.
-    pub fn up(name: &str, nodes: u8, images: Images, tied: bool, tell: &dyn Fn(&str)) -> Result<Self> {
+    /// Builds all of it, by the name that the caller holds. `tell` hears what is being done. The stand-in, and a cluster
+    /// that is `tied`, die with the calling thread.
+    pub fn up(hold: Hold, nodes: u8, images: Images, tied: bool, tell: &dyn Fn(&str)) -> Result<Self> {
         let programs = Programs::find(images)?;
+        let name = hold.name();
         Cluster::down(name).context("removing what an earlier run has left")?;
         tell(&format!("a Kubernetes cluster of {nodes} nodes"));
         let options = Options { name: name.to_owned(), nodes, tied, program: programs.cluster.clone() };
@@ -55,7 +58,7 @@ impl Bed {
         tell("a stand-in for KubeVirt, CDI and Wukong");
         let standin = start_standin(&programs, &cluster)?;
         let api = Api::of(&cluster.kubeconfig())?;
-        let bed = Self { cluster, api, programs, standin };
+        let bed = Self { cluster, api, programs, standin, _hold: hold };
         tell("the product: kubectl apply -k deploy/overlays/test-cluster-fence");
         bed.install()?;
         Ok(bed)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use somersault_test_cluster::{Cluster, Missing, check_requirements};
+use somersault_test_cluster::{Cluster, Hold, Missing, check_requirements};
 use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::programs::Images;
 use somersault_test_e2e::side_by_side;
@@ -32,7 +32,15 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let Arguments { stay } = Arguments::parse();
-    let act = move || if stay { leave_to_you() } else { play() };
+    // Before anything else: neither the clean-up at the beginning nor the one at the end may reach another one's cluster.
+    let hold = match Hold::take(NAME) {
+        Ok(hold) => hold,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let act = move || if stay { leave_to_you(hold) } else { play(hold) };
     let clean_up = || {
         println!("== the cluster is taken down, and nothing is left behind");
         Cluster::down(NAME)
@@ -60,8 +68,8 @@ fn exit_code(ended: Ended<Result<()>>) -> Result<ExitCode> {
 }
 
 /// Ends by a signal only.
-fn leave_to_you() -> Result<()> {
-    let bed = Bed::up(NAME, NODES, Images::Release, true, &|what| println!("== {what}"))?;
+fn leave_to_you(hold: Hold) -> Result<()> {
+    let bed = Bed::up(hold, NODES, Images::Release, true, &|what| println!("== {what}"))?;
     let node = bed.node_without_leader()?;
     println!(
         "== VMs on {node}: web on network storage, db on a local disk, odd on a disk that nobody can place"
@@ -103,10 +111,10 @@ fn what_to_type(kubeconfig: &str, program: &str, node: &str, disk: &str) -> Stri
     )
 }
 
-fn play() -> Result<()> {
+fn play(hold: Hold) -> Result<()> {
     let began = Instant::now();
     let step = |text: &str| println!("\n== [{:>5.1} s] {text}", began.elapsed().as_secs_f32());
-    let bed = Bed::up(NAME, NODES, Images::Release, true, &|what| step(what))?;
+    let bed = Bed::up(hold, NODES, Images::Release, true, &|what| step(what))?;
 
     step("who is there, and could be switched off: kubectl somersault status");
     print!("{}", bed.plugin(&["status"])?);

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
-use somersault_test_cluster::usable_or_skip;
+use somersault_test_cluster::{Hold, usable_or_skip};
 use somersault_test_e2e::bed::Bed;
 use somersault_test_e2e::programs::Images;
 
@@ -127,7 +127,8 @@ fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(),
         ready
     } else {
         let tell = |what: &str| eprintln!("== {what}");
-        Bed::up("e2e", 3, Images::Debug, true, &tell).map_err(|error| told(&error))?
+        let up = Hold::take("e2e").and_then(|hold| Bed::up(hold, 3, Images::Debug, true, &tell));
+        up.map_err(|error| told(&error))?
     };
     let outcome = scenario(&ready)
         .and_then(|()| ready.calm().context("after the scenario"))
