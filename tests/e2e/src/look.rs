@@ -53,6 +53,25 @@ impl Bed {
         Ok(())
     }
 
+    /// No node is declared dead, tainted or off, and these are held back: too many fell silent at once.
+    pub fn check_held(&self, nodes: &[&String]) -> Result<()> {
+        self.check_undeclared()?;
+        for node in nodes {
+            let state = self.node_state(node)?;
+            ensure!(state == "StormHold", "{node} is silent with others, and is {state}");
+        }
+        Ok(())
+    }
+
+    /// Events about the coordinator with this reason, how often each was told included.
+    pub fn told_of_coordinator(&self, reason: &str) -> Result<u64> {
+        let events = self.api().list(Kind::EVENT, NAMESPACE, "")?;
+        let of_it = |event: &&Value| {
+            event["reason"] == reason && event["regarding"]["name"] == "somersault-coordinator"
+        };
+        Ok(events.iter().filter(of_it).map(|event| event["series"]["count"].as_u64().unwrap_or(1)).sum())
+    }
+
     /// When something of a node's incident happened, by the coordinator's clock.
     pub fn milestone(&self, node: &str, milestone: &str) -> Result<Timestamp> {
         let health = self.api().get(Kind::NODE_HEALTH, "", node)?;

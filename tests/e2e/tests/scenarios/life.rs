@@ -15,6 +15,12 @@ const LONG_ENOUGH: Duration = Duration::from_secs(15);
 const NOT_READY_DEADLINE: Duration = Duration::from_mins(2);
 /// A storm's calm, reconnections, a leader's lease.
 const HEALTHY_DEADLINE: Duration = Duration::from_mins(3);
+/// The leader's Lease may have run out meanwhile: it is taken again, then the silence counts anew.
+const HELD_DEADLINE: Duration = Duration::from_mins(2);
+/// Between two looks at a hold.
+const HELD_LOOK: Duration = Duration::from_millis(250);
+/// An Event is written at once.
+const TOLD_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Command line of an agent's process, for pkill.
 const AGENT: &str = "^/usr/local/bin/somersault-agent";
@@ -107,17 +113,41 @@ pub fn frozen_for_a_minute(bed: &Bed) -> Result<()> {
     frozen(bed, Duration::from_mins(1))
 }
 
-/// Every plug at once, those of the coordinators' nodes too: nobody can tell anything, and nothing is done.
+/// Every plug at once, those of the coordinators' nodes too: nobody can tell anything, and nothing is done. Then one
+/// node is back, from where a coordinator can tell the API server what it sees: all others silent at once, which it
+/// holds for its own trouble. It says so, and switches nobody off.
 pub fn all_cut(bed: &Bed) -> Result<()> {
+    bed.wait_whole(HEALTHY_DEADLINE)?;
+    let back = bed.leaders_node()?;
     let node = bed.node_without_leader()?;
     let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    let told = bed.told_of_coordinator("StormHold")?;
     let nodes = bed.nodes();
+    let away: Vec<&String> = nodes.iter().filter(|node| **node != back).collect();
     nodes.iter().try_for_each(|node| bed.cluster().cut(node))?;
     bed.stays_undeclared(LONG_ENOUGH)?;
     stage.wait_writes(&WEB, LONG_ENOUGH)?;
+
+    bed.cluster().mend(&back)?;
+    until(&format!("{away:?} are held back"), HELD_DEADLINE, &[], || bed.check_held(&away).map(Some))?;
+    until("the hold is told", TOLD_DEADLINE, &[], || {
+        Ok((bed.told_of_coordinator("StormHold")? > told).then_some(()))
+    })?;
+    let held = Instant::now();
+    while held.elapsed() < LONG_ENOUGH {
+        bed.check_held(&away)?;
+        std::thread::sleep(HELD_LOOK);
+    }
+    stage.wait_writes(&WEB, LONG_ENOUGH)?;
+
     nodes.iter().try_for_each(|node| bed.cluster().mend(node))?;
     bed.stays_undeclared(LONG_ENOUGH)?;
     bed.wait_healthy(&nodes, HEALTHY_DEADLINE)?;
+    for node in &nodes {
+        let health = bed.api().get(Kind::NODE_HEALTH, "", node)?;
+        let fence = &health["status"]["fence"];
+        ensure!(fence.is_null() || fence["stage"] == "Closed", "{node} lives, and is being fenced: {fence}");
+    }
     stage.undisturbed(LONG_ENOUGH)
 }
 
