@@ -242,6 +242,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Gives an image that every node has a second name, which is another image to Kubernetes. Every node must have power.
+    pub fn tag_image(&self, reference: &str, as_well: &str) -> Result<()> {
+        self.layout.nodes().iter().try_for_each(|node| {
+            node::tag(&self.layout.containerd_socket(node).display().to_string(), reference, as_well)
+        })
+    }
+
     /// Waits until the node is Ready, by a kubelet of its present boot.
     pub fn wait_ready(&self, node: &str) -> Result<()> {
         let boot_id = self.layout.node(node).join("boot_id");

@@ -145,6 +145,11 @@ pub fn import(socket: &str, archive: &Path) -> Result<()> {
     run("ctr", ["-a", socket, "-n", "k8s.io", "images", "import", &archive]).map(drop)
 }
 
+/// Gives an image that containerd has a second name.
+pub fn tag(socket: &str, reference: &str, as_well: &str) -> Result<()> {
+    run("ctr", ["-a", socket, "-n", "k8s.io", "images", "tag", "--force", reference, as_well]).map(drop)
+}
+
 /// Sends a signal to every process of the node that this runs on, but the node's first and this one.
 pub fn signal_all(signal: Signal) -> Result<()> {
     // Outside a node the same call would reach the whole machine.

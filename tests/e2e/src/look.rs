@@ -106,6 +106,12 @@ impl Bed {
         pods.iter().find(leads).cloned().with_context(|| format!("no pod is the leader {holder:?}"))
     }
 
+    /// The epoch of the leader, by its Lease.
+    pub fn leaders_epoch(&self) -> Result<u64> {
+        let lease = self.api().get(Kind::LEASE, NAMESPACE, "somersault-coordinator")?;
+        lease["spec"]["leaseTransitions"].as_u64().context("a Lease without an epoch")
+    }
+
     /// The coordinator's pods.
     pub fn coordinators(&self) -> Result<Vec<Value>> {
         self.api().list(Kind::POD, NAMESPACE, "app.kubernetes.io/component=coordinator")
@@ -139,13 +145,24 @@ impl Bed {
         .map(drop)
     }
 
-    /// Waits until the coordinators are others than this pod, whole again.
-    pub fn wait_replaced(&self, before: &Value, deadline: Duration) -> Result<()> {
+    /// Waits until every coordinator is another pod than these, of this image, and whole again.
+    pub fn wait_replaced(&self, before: &[Value], image: &str, deadline: Duration) -> Result<()> {
         until("every coordinator is a new one", deadline, &[], || {
-            let old = self.coordinators()?.iter().any(|pod| pod["metadata"]["uid"] == *before);
-            ensure!(!old, "the old leader is still there");
+            for pod in self.coordinators()? {
+                let name = &pod["metadata"]["name"];
+                let is_old = before.iter().any(|old| old["metadata"]["uid"] == pod["metadata"]["uid"]);
+                ensure!(!is_old, "{name} is still there");
+                let runs = &pod["spec"]["containers"][0]["image"];
+                ensure!(runs == image, "{name} is of {runs}");
+            }
             Ok(Some(()))
         })?;
         self.wait_whole(deadline)
+    }
+
+    /// Epoch of the leader that has written the fence record of a node last.
+    pub fn fence_epoch(&self, node: &str) -> Result<u64> {
+        let health = self.api().get(Kind::NODE_HEALTH, "", node)?;
+        health["status"]["fence"]["epoch"].as_u64().with_context(|| format!("{node} has no fence record"))
     }
 }

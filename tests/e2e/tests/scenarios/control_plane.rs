@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use somersault_test_cluster::until;
+use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, NAMESPACE};
 use somersault_test_e2e::stage::{DB, Stage, WEB};
 
@@ -20,18 +21,32 @@ const WHOLE_DEADLINE: Duration = Duration::from_mins(4);
 /// From the attestation to a VM that writes elsewhere.
 const RECREATE_DEADLINE: Duration = Duration::from_mins(2);
 
-/// Every coordinator is replaced while a node waits for a proof: the new leader goes on from what is stored.
+/// Every coordinator is replaced by one of another image while a node waits for a proof: the new leader goes on from what
+/// is stored. The image is the same one under a second name, so Kubernetes rolls it out as it would a new version, and no
+/// program changes: what two versions make of each other's records is for another test. The bed keeps that image.
 pub fn upgrade(bed: &Bed) -> Result<()> {
     bed.wait_whole(WHOLE_DEADLINE)?;
+    let image = next_image(bed)?;
     let node = bed.node_without_leader()?;
     let stage = Stage::set(bed, &node, &[WEB, DB])?;
     let unfenced = bed.without_fence_agents()?;
     bed.cluster().cut(&node)?;
     bed.wait_state(&node, "AwaitingProof", LONG_ENOUGH)?;
-    let before = bed.leader()?["metadata"]["uid"].clone();
-    bed.cluster().ask(&["-n", NAMESPACE, "rollout", "restart", "deployment/somersault-coordinator"])?;
-    bed.wait_replaced(&before, WHOLE_DEADLINE)?;
-    bed.wait_state(&node, "AwaitingProof", WHOLE_DEADLINE)?;
+    let (before, leader, epoch) = (bed.coordinators()?, bed.leader()?, bed.leaders_epoch()?);
+    let set = format!("coordinator={image}");
+    bed.cluster().ask(&["-n", NAMESPACE, "set", "image", "deployment/somersault-coordinator", &set])?;
+    bed.wait_replaced(&before, &image, WHOLE_DEADLINE)?;
+    ensure!(
+        bed.leader()?["metadata"]["uid"] != leader["metadata"]["uid"],
+        "the Lease is still the old leader's"
+    );
+    // A leader writes the records that it has taken over anew, under its own epoch: only a new one has a greater one.
+    until("the new leader has taken the incident over", WHOLE_DEADLINE, &[], || {
+        let now = bed.fence_epoch(&node)?;
+        ensure!(now > epoch, "its record is of epoch {now}, as before");
+        Ok(Some(()))
+    })?;
+    bed.wait_state(&node, "AwaitingProof", LONG_ENOUGH)?;
     ensure!(stage.instances(&WEB)? == 1, "web was started elsewhere without a proof");
     bed.cluster().power_off(&node)?;
     bed.plugin(&["attest", &node, "--yes"])?;
@@ -39,6 +54,16 @@ pub fn upgrade(bed: &Bed) -> Result<()> {
     drop(unfenced);
     bed.calm()?;
     stage.judge()
+}
+
+/// The coordinator's image under a name that it does not have yet, on every node.
+fn next_image(bed: &Bed) -> Result<String> {
+    let deployment = bed.api().get(Kind::DEPLOYMENT, NAMESPACE, "somersault-coordinator")?;
+    let present = deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str();
+    let present = present.context("a Deployment without an image")?;
+    let next = format!("{present}-next");
+    bed.cluster().tag_image(present, &next)?;
+    Ok(next)
 }
 
 /// The API server ends and starts again.
