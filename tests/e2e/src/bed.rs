@@ -34,6 +34,8 @@ const STANDIN_LOG: &str = "kubevirt-standin";
 const INSTALL_DEADLINE: Duration = Duration::from_mins(4);
 /// A node boots in about ten seconds; quarantine and the removal of its taint come on top.
 const CALM_DEADLINE: Duration = Duration::from_mins(4);
+/// Coordinators see a change at once, and agents hear of it from them.
+const POLICY_SETTLES: Duration = Duration::from_secs(5);
 
 /// A cluster with the product and the stand-in.
 pub struct Bed {
@@ -157,6 +159,14 @@ impl Bed {
         Ok(unfenced)
     }
 
+    /// Changes the policy; it is as it was when the answer is dropped.
+    pub fn with_policy(&self, spec: &Value) -> Result<OtherPolicy<'_>> {
+        let other = OtherPolicy { bed: self };
+        self.api.merge(Kind::POLICY, "", "default", &json!({ "spec": spec }))?;
+        std::thread::sleep(POLICY_SETTLES);
+        Ok(other)
+    }
+
     fn scale_fence_runners(&self, replicas: u8) -> Result<()> {
         let change = json!({"spec": {"replicas": replicas}});
         self.api.merge(Kind::DEPLOYMENT, NAMESPACE, FENCE_RUNNER, &change)
@@ -236,6 +246,20 @@ impl Bed {
 /// While this lives, no node has a fence agent.
 pub struct Unfenced<'a> {
     bed: &'a Bed,
+}
+
+/// While this lives, another policy counts.
+pub struct OtherPolicy<'a> {
+    bed: &'a Bed,
+}
+
+impl Drop for OtherPolicy<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.bed.cluster.apply(POLICY) {
+            eprintln!("the policy is not as it was: {error:#}");
+        }
+        std::thread::sleep(POLICY_SETTLES);
+    }
 }
 
 impl Drop for Unfenced<'_> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use somersault_test_cluster::{condition, until};
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
@@ -17,6 +18,8 @@ const NOT_READY_DEADLINE: Duration = Duration::from_mins(2);
 const HEALTHY_DEADLINE: Duration = Duration::from_mins(3);
 /// The leader's Lease may have run out meanwhile: it is taken again, then the silence counts anew.
 const HELD_DEADLINE: Duration = Duration::from_mins(2);
+/// How long a node stands still that must not be taken for dead.
+const SHORT_PAUSE: Duration = Duration::from_secs(5);
 /// Between two looks at a hold.
 const HELD_LOOK: Duration = Duration::from_millis(250);
 /// An Event is written at once.
@@ -103,9 +106,46 @@ pub fn one_way_cut(bed: &Bed) -> Result<()> {
     stage.undisturbed(LONG_ENOUGH)
 }
 
-/// A pause of five seconds, as a hypervisor makes it when it moves a machine.
+/// Every process of a node stands still for five seconds, in the safe profile: no death. That profile declares a node 5 s
+/// after its last beat, which may have been a second before the pause; what tells this node from a dead one is its kernel,
+/// which answers the probes that go out after 3 s. (A machine whose kernel stands still with it answers nothing, and only
+/// what is shorter than 4 s, a beat less than the limit, is certain to be no death in that profile.)
 pub fn frozen_shortly(bed: &Bed) -> Result<()> {
-    frozen(bed, Duration::from_secs(5))
+    let safe = bed.with_policy(&json!({"profile": "Safe"}))?;
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    bed.wait_healthy(&bed.nodes(), HEALTHY_DEADLINE)?;
+    let before = incident(bed, &node)?;
+    bed.cluster().freeze(&node)?;
+    let mut states = BTreeSet::new();
+    let look = |states: &mut BTreeSet<String>, during: Duration| {
+        let began = Instant::now();
+        while began.elapsed() < during {
+            states.insert(bed.node_state(&node)?);
+            bed.check_undeclared()?;
+            std::thread::sleep(KILL_LOOK);
+        }
+        anyhow::Ok(())
+    };
+    let looked = look(&mut states, SHORT_PAUSE);
+    bed.cluster().thaw(&node)?;
+    looked?;
+    look(&mut states, LONG_ENOUGH)?;
+    bed.wait_healthy(&bed.nodes(), HEALTHY_DEADLINE)?;
+    eprintln!("   MEASURED a node that stood still for {SHORT_PAUSE:?} was called {states:?}");
+    ensure!(incident(bed, &node)? == before, "{node} lives, and has an incident: {}", incident(bed, &node)?);
+    for vm in stage.staged() {
+        let recovery = bed.api().find(Kind::RECOVERY, VMS, vm.name)?;
+        ensure!(recovery.is_none(), "{} runs on a living node, and has a Recovery: {recovery:?}", vm.name);
+    }
+    drop(safe);
+    stage.undisturbed(LONG_ENOUGH)
+}
+
+/// What is stored and shown of a node's last incident: another one would change it.
+fn incident(bed: &Bed, node: &str) -> Result<Value> {
+    let status = &bed.api().get(Kind::NODE_HEALTH, "", node)?["status"];
+    Ok(json!([status["fence"], status["timeline"]]))
 }
 
 /// A pause of a minute: Kubernetes gives the node up meanwhile.
