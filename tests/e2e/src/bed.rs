@@ -9,7 +9,8 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -43,6 +44,8 @@ pub struct Bed {
     api: Api,
     programs: Programs,
     standin: Child,
+    /// When the present installation began.
+    installed: Mutex<SystemTime>,
     /// Given up last.
     _hold: Hold,
 }
@@ -60,7 +63,8 @@ impl Bed {
         tell("a stand-in for KubeVirt, CDI and Wukong");
         let standin = start_standin(&programs, &cluster)?;
         let api = Api::of(&cluster.kubeconfig())?;
-        let bed = Self { cluster, api, programs, standin, _hold: hold };
+        let installed = Mutex::new(SystemTime::now());
+        let bed = Self { cluster, api, programs, standin, installed, _hold: hold };
         tell("the product: kubectl apply -k deploy/overlays/test-cluster-fence");
         bed.install()?;
         Ok(bed)
@@ -110,6 +114,7 @@ impl Bed {
 
     /// Installs the product, and waits until it is awake on every node.
     pub fn install(&self) -> Result<()> {
+        *self.installed.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
         for image in [&self.programs.image, &self.programs.fence_image] {
             self.cluster.load_image(image)?;
         }
@@ -125,6 +130,11 @@ impl Bed {
         self.wait_healthy(&self.nodes(), INSTALL_DEADLINE)?;
         self.wait_whole(INSTALL_DEADLINE)?;
         self.wait_fencing(true)
+    }
+
+    /// When the present installation began.
+    pub fn installed(&self) -> SystemTime {
+        *self.installed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends a pod of ours at once, as a crash does.

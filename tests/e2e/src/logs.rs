@@ -1,7 +1,9 @@
 //! What our own pods have said, read for what must never be in it: a call that the API server has forbidden. A right
 //! that is missing shows nowhere else, since whoever lacks it tries again or does without.
 
-use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::api::Kind;
@@ -9,6 +11,8 @@ use crate::bed::{Bed, NAMESPACE};
 
 /// Every pod of ours.
 const OURS: &str = "app.kubernetes.io/name=somersault";
+/// Where a kubelet has the logs of its pods: `<namespace>_<pod>_<uid>/<container>/<count>.log`.
+const POD_LOGS: &str = "/var/log/pods";
 /// As the API server says it, in whatever case.
 const FORBIDDEN: &str = "forbidden";
 /// An API server that has just started refuses everybody until it has read its roles, and says that it finds not even
@@ -36,6 +40,26 @@ impl Bed {
                 }
             }
         }
+        self.nothing_on_disk_was_forbidden()
+    }
+
+    /// The same for the files on the nodes' disks: those of pods that were replaced or deleted are there for as long as the
+    /// kubelet keeps them, which is a minute or so, and of containers that have ended until the pod goes.
+    fn nothing_on_disk_was_forbidden(&self) -> Result<()> {
+        for node in self.nodes() {
+            let logs = self.cluster().path_on(&node, POD_LOGS)?;
+            for file in files_of(&logs, &format!("{NAMESPACE}_"))? {
+                // Whoever was uninstalled lost the rights before the pod was gone, and may say so.
+                let written = std::fs::metadata(&file).and_then(|file| file.modified());
+                if written.is_ok_and(|at| at < self.installed()) {
+                    continue;
+                }
+                // Removed since it was listed.
+                let Ok(said) = std::fs::read(&file) else { continue };
+                let who = file.strip_prefix(&logs).unwrap_or(&file).display();
+                check(&format!("{who} on {node}"), &String::from_utf8_lossy(&said))?;
+            }
+        }
         Ok(())
     }
 
@@ -44,6 +68,23 @@ impl Bed {
         let pods = self.api().list(Kind::POD, NAMESPACE, OURS)?;
         Ok(!pods.iter().any(|other| other["metadata"]["uid"] == *uid))
     }
+}
+
+/// The log files `<pod>/<container>/<count>.log…` of the pods whose folder begins so. What goes meanwhile is left out.
+fn files_of(logs: &Path, pods: &str) -> Result<Vec<PathBuf>> {
+    let entries = |folder: &Path| {
+        std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect::<Vec<_>>()
+    };
+    ensure!(logs.is_dir(), "{} is no folder of logs", logs.display());
+    let ours =
+        |folder: &PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(pods));
+    let containers = entries(logs).into_iter().filter(ours).flat_map(|pod| entries(&pod));
+    Ok(containers.flat_map(|container| entries(&container)).collect())
 }
 
 /// Containers of a pod that have ended and run again.
@@ -82,6 +123,21 @@ mod tests {
         let quoted = format!("message: \"pods is forbidden: {}\"", roles.replace('"', "\\\""));
         assert!(check("pod-1", &format!("{plain}\n{quoted}\n")).is_ok());
         assert!(check("pod-1", r#"pods is forbidden: RBAC: clusterrole "ours" not found"#).is_err());
+    }
+
+    #[test]
+    fn the_files_of_every_pod_of_ours_are_read_those_of_ended_containers_too() {
+        let logs = tempfile::tempdir().expect("a folder");
+        let kept = ["ours_a_1/main/0.log", "ours_a_1/main/1.log", "ours_gone_2/main/0.log"];
+        for file in kept.iter().chain(&["others_b_3/main/0.log"]) {
+            let file = logs.path().join(file);
+            std::fs::create_dir_all(file.parent().expect("a folder")).expect("folders");
+            std::fs::write(file, "").expect("a file");
+        }
+        let mut found = files_of(logs.path(), "ours_").expect("read");
+        found.sort();
+        assert_eq!(found, kept.map(|file| logs.path().join(file)));
+        assert!(files_of(&logs.path().join("none"), "ours_").is_err());
     }
 
     #[test]
