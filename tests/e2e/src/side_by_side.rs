@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use somersault_test_cluster::{condition, until};
 
 use crate::api::Kind;
-use crate::bed::Bed;
+use crate::bed::{Bed, has_our_taint};
 use crate::stage::{Stage, Vm};
 
 /// Kubernetes marks a node Unknown 50 s after its last lease renewal, and looks every 5 s
@@ -26,6 +26,8 @@ const TAINT: &str = "node.kubernetes.io/unreachable";
 pub struct Recovered {
     /// The coordinator called the node unreachable.
     pub declared: Duration,
+    /// Our taint was seen on the node's object: nothing new is placed there. By looks at it, as for Kubernetes' own.
+    pub tainted: Duration,
     /// It had the proof that nothing runs there any more.
     pub proven: Duration,
     /// The VM on network storage wrote on its disk again, elsewhere.
@@ -49,6 +51,11 @@ pub struct Times {
 pub fn pull_plug(bed: &Bed, stage: &Stage<'_>, vm: &Vm, node: &str) -> Result<Recovered> {
     let wall = Timestamp::now();
     bed.cluster().cut(node)?;
+    // It is set before any VM starts elsewhere; when that writes, its disk tells.
+    let tainted = until(&format!("our taint is on {node}"), RECREATE_DEADLINE, &[], || {
+        let object = bed.api().get(Kind::NODE, "", node)?;
+        has_our_taint(&object).then(|| since(wall, Timestamp::now())).transpose()
+    })?;
     let disk = stage.wait_new_writer(vm, RECREATE_DEADLINE)?;
     let writes = since(wall, disk.runs.last().context("a disk without writers")?.began)?;
     let silent = disk.silence_before(disk.runs.len() - 1).unwrap_or_default();
@@ -58,7 +65,7 @@ pub fn pull_plug(bed: &Bed, stage: &Stage<'_>, vm: &Vm, node: &str) -> Result<Re
             bed.milestone(node, milestone).and_then(|at| since(wall, at)).map(Some)
         })
     };
-    Ok(Recovered { declared: shown("Declared")?, proven: shown("Proven")?, writes, silent })
+    Ok(Recovered { declared: shown("Declared")?, tainted, proven: shown("Proven")?, writes, silent })
 }
 
 /// Pulls the network plug of a node on which `vm` is staged, and times both.
@@ -87,9 +94,10 @@ impl std::fmt::Display for Recovered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} (declared after {}, proven after {}; the VM was silent for {})",
+            "{} (declared after {}, tainted after {}, proven after {}; the VM was silent for {})",
             seconds(self.writes),
             seconds(self.declared),
+            seconds(self.tainted),
             seconds(self.proven),
             seconds(self.silent)
         )
@@ -113,7 +121,7 @@ impl Times {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED).set_header(header.into_iter().flatten());
         table.add_row(of_both("the node is called dead", |t| seconds(t.declared), seconds(self.not_ready)));
-        table.add_row(of_both("nothing new is placed there", |t| seconds(t.declared), seconds(self.tainted)));
+        table.add_row(of_both("nothing new is placed there", |t| seconds(t.tainted), seconds(self.tainted)));
         table.add_row(of_both("proof that nothing runs there", |t| seconds(t.proven), "never".to_owned()));
         table.add_row(of_both(
             "its VM on network storage writes again",
@@ -136,6 +144,7 @@ mod tests {
     fn the_leaders_node_has_a_column_where_it_was_measured() {
         let ours = |writes| Recovered {
             declared: Duration::from_secs(1),
+            tainted: Duration::from_millis(1_250),
             proven: Duration::from_secs(2),
             writes: Duration::from_secs(writes),
             silent: Duration::from_secs(1),
@@ -144,6 +153,8 @@ mod tests {
             Times { ours: ours(3), not_ready: Duration::from_secs(47), tainted: Duration::from_secs(48) };
         let alone = times.table(None).to_string();
         assert!(alone.contains("3.00 s (silent for 1.00 s)") && !alone.contains("leader"), "{alone}");
+        let placed = alone.lines().find(|line| line.contains("is placed there")).expect("a row");
+        assert!(placed.contains("1.25 s"), "the taint's own time, not the verdict's: {placed}");
         let beside = times.table(Some(&ours(20))).to_string();
         let row = beside.lines().find(|line| line.contains("writes again")).expect("a row");
         assert!(row.contains("3.00 s (silent") && row.contains("20.00 s (silent"), "{beside}");
