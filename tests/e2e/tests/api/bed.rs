@@ -206,6 +206,10 @@ fn ours(mut object: Value) -> Value {
         for field in ["resourceVersion", "managedFields", "generation", "finalizers"] {
             metadata.remove(field);
         }
+        // Kubernetes notes here how far it is with binding.
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.retain(|name, _| !name.starts_with("pv.kubernetes.io/"));
+        }
     }
     object
 }
