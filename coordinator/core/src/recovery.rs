@@ -101,7 +101,7 @@ impl Recovery {
     /// The incident is over.
     pub fn end(&mut self, scene: &Scene<'_>, node: &NodeName) {
         let Some(mut incident) = self.incidents.remove(node) else { return };
-        incident.write_runbooks(&scene.facts.fleet, &BTreeMap::new(), true);
+        incident.write_runbooks(&scene.facts.fleet, &BTreeMap::new(), true, true);
         for (_, key, view) in incident.views(node) {
             self.keep_ended(key.clone(), view);
         }
@@ -175,7 +175,7 @@ impl Recovery {
                     incident.decided(scene, node, decider.decide(&key, &question), fx);
                 }
             }
-            incident.write_runbooks(fleet, &proven, false);
+            incident.write_runbooks(fleet, &proven, returned, false);
         }
     }
 

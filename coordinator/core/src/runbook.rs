@@ -76,8 +76,8 @@ pub fn runbook(fleet: &Fleet, decision: &Decision, standing: &Standing) -> Strin
 pub fn begun_by_hand(steps: &str) -> String {
     let (title, rest) = steps.split_once("\n\n").unwrap_or((steps, ""));
     format!(
-        "{title}\n\n**Somebody is at work on it: go on with the step that comes next.** What follows was written before the first \
-         step, and stays until every claim is bound elsewhere.\n\n{rest}"
+        "{title}\n\n**Its pods or a claim of it were removed: go on with the step that comes next.** What follows was written before \
+         the first step, and stays until every claim is bound elsewhere.\n\n{rest}"
     )
 }
 

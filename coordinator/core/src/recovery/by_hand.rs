@@ -36,6 +36,13 @@ impl Steps {
         *self = if at_work { Self::Followed(text) } else { Self::Written(text) };
     }
 
+    /// The node is back: the VM is its own again, unless one of its claims is still missing.
+    pub fn node_returned(&mut self, fleet: &Fleet, before: Option<&Decision>) {
+        if !before.is_some_and(|before| has_claim_between(fleet, before, before)) {
+            *self = Self::Unwritten;
+        }
+    }
+
     /// Whether somebody is at work.
     pub fn are_followed(&self) -> bool {
         matches!(self, Self::Followed(_))
@@ -51,13 +58,15 @@ fn is_at_work(fleet: &Fleet, before: &Decision, now: &Decision) -> bool {
     let pods_deleted = !before.nodes.is_empty()
         && now.kind == DecisionKind::ManualRecovery
         && before.nodes.iter().all(|node| !now.nodes.contains(node));
-    pods_deleted || has_claim_between(fleet, before)
+    pods_deleted || has_claim_between(fleet, before, now)
 }
 
-/// Whether a claim of a disk that was on one node is gone, or was made anew and is not bound yet.
-fn has_claim_between(fleet: &Fleet, before: &Decision) -> bool {
+/// Whether a claim of a disk that was on one node, and that the VM still has, is gone, or was made anew and is not bound
+/// yet.
+fn has_claim_between(fleet: &Fleet, before: &Decision, now: &Decision) -> bool {
     let local = before.disks.iter().filter(|disk| disk.is_local());
-    let mut claims = local.filter_map(|disk| disk.claim.as_ref());
+    let still = |name: &&String| now.disks.iter().any(|disk| disk.claim.as_ref() == Some(*name));
+    let mut claims = local.filter_map(|disk| disk.claim.as_ref()).filter(still);
     claims.any(|name| {
         let claim = fleet.claims.get(&Key::new(&before.vm.namespace, name));
         claim.is_none_or(|claim| claim.volume.is_none() || claim.phase == "Pending")

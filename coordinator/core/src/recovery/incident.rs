@@ -120,6 +120,7 @@ impl Incident {
             );
             if let Some(other) = running_elsewhere(vm, node).filter(|_| waiting) {
                 case.enter(RecoveryProgress::Recovered, scene.now);
+                case.steps = Steps::Unwritten;
                 tell_recovered(fx, key, other);
             }
             case.look_for_stray(key, vm, node, fx);
@@ -163,9 +164,13 @@ impl Incident {
 
     /// The node is back: what was not touched is its own again.
     pub fn node_returned(&mut self, scene: &Scene<'_>, node: &NodeName, fx: &mut Vec<Effect>) {
-        for (key, case) in
-            self.vms.iter_mut().filter(|(_, case)| case.is_untouched() && !case.steps.are_followed())
-        {
+        for case in self.vms.values_mut() {
+            case.steps.node_returned(&scene.facts.fleet, case.decision.as_ref());
+        }
+        // One of which nothing was decided is left as a leader before us has shown it.
+        let is_its_own =
+            |case: &VmCase| case.is_untouched() && case.decision.is_some() && !case.steps.are_followed();
+        for (key, case) in self.vms.iter_mut().filter(|(_, case)| is_its_own(case)) {
             case.enter(RecoveryProgress::NodeReturned, scene.now);
             let run = scene.facts.fleet.vms.get(key).map(|vm| vm.run);
             let starts = match run {
@@ -185,12 +190,20 @@ impl Incident {
     }
 
     /// Writes every runbook anew: what a person may do follows from what is proven and from how far the recovery is.
-    pub fn write_runbooks(&mut self, fleet: &Fleet, proven: &BTreeMap<NodeName, ProofKind>, over: bool) {
+    /// `returned` says that the node is back, and `over` that nothing changes any more.
+    pub fn write_runbooks(
+        &mut self,
+        fleet: &Fleet,
+        proven: &BTreeMap<NodeName, ProofKind>,
+        returned: bool,
+        over: bool,
+    ) {
+        let proof_holds = !returned && !over;
         let mut standing = Standing { proven: proven.clone(), over, ..Standing::default() };
         for case in self.vms.values_mut() {
             standing.progress = case.stands();
             if let Steps::Followed(steps) = &case.steps
-                && !over
+                && proof_holds
             {
                 case.runbook = Some(begun_by_hand(steps));
                 continue;

@@ -63,13 +63,16 @@ pub(super) async fn all(api: &Api, known: &Mutex<Known>) -> Result<Vec<Record>, 
     }
     let found = Known::of(objects.iter().map(|(id, object)| (id.clone(), object)))?;
     let records = found.records();
-    // Whoever stored its last record died before it let the object go.
+    *lock(known) = found;
+    // Whoever stored its last record died before it let the object go. That one of them cannot be let go is no reason to
+    // leave the cluster without a leader.
     for (id, _) in objects.iter().filter(|(_, object)| held::is_held(object)) {
-        if let Some(record) = records.iter().find(|record| stored::object_of(&record.key()) == *id) {
-            held::let_go_after(api, id, record).await?;
+        if let Some(record) = records.iter().find(|record| stored::object_of(&record.key()) == *id)
+            && let Err(error) = held::let_go_after(api, id, record).await
+        {
+            tracing::warn!(object = %id, %error, "its migration is over, and it cannot be let go");
         }
     }
-    *lock(known) = found;
     Ok(records)
 }
 

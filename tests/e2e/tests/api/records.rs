@@ -185,7 +185,7 @@ pub async fn are_not_overwritten(bed: &Bed) -> Result<()> {
     bed.writer.records().await?;
 
     // Removed, it stays until it was put back, and whoever leads next knows of it.
-    bed.delete("VolumeMigration", MOVE).await?;
+    bed.cluster.ask(&["delete", "volumemigration", "-n", "shop", MOVE, "--wait=false"])?;
     let held = bed.get("VolumeMigration", MOVE).await?;
     ensure!(held["metadata"]["deletionTimestamp"].is_string(), "deleted in the middle, it is gone: {held}");
     commit(bed, &moved(uid, Phase::RollingBack)).await?;

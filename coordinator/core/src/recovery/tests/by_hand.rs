@@ -101,7 +101,7 @@ fn a_runbook_stays_while_somebody_does_what_it_says() {
         );
         assert_eq!((recovery.node, recovery.proof), (Some("n1".into()), Some(ProofKind::HumanAttested)));
         let text = recovery.runbook.expect("there");
-        assert!(text.contains("Somebody is at work on it") && text.ends_with(steps), "{text}");
+        assert!(text.contains("go on with the step that comes next") && text.ends_with(steps), "{text}");
     };
     create_the_new_volume(&mut bench);
     assert_eq!(runbook(&bench), before, "the new volume is no copy of anything");
@@ -152,6 +152,37 @@ fn a_new_leader_knows_the_proof_of_a_vm_without_pods() {
     for wrong in ["While the node lives", "somersault attest", "virt-launcher-local-2"] {
         assert!(!text.contains(wrong), "{wrong}: {text}");
     }
+}
+
+/// Its pods are gone, and its node is back with everything: it is the node's own again.
+#[test]
+fn a_node_that_returns_before_a_claim_was_touched_has_its_vm_again() {
+    let mut bench = proven_dead();
+    delete_its_pod(&mut bench);
+    bench.beat("n1", 2);
+    bench.run_ms(1_000);
+    assert_eq!(progress(&bench, "local"), RecoveryProgress::NodeReturned);
+    assert!(!runbook(&bench).contains("delete p"), "{}", runbook(&bench));
+}
+
+/// Nobody has read the cluster between the last step and the VM's start.
+#[test]
+fn a_vm_that_is_seen_running_is_nobodys_work_any_more() {
+    let mut bench = proven_dead();
+    delete_its_pod(&mut bench);
+    run_by_hand(&mut bench);
+    assert_eq!(progress(&bench, "local"), RecoveryProgress::Recovered);
+    assert!(!runbook(&bench).contains("delete pvc"), "{}", runbook(&bench));
+}
+
+/// A person took the disk out of the VM instead of replacing its claim: what is decided now counts.
+#[test]
+fn a_claim_that_the_vm_does_not_have_any_more_holds_nothing_up() {
+    let mut bench = proven_dead();
+    bench.fleet.vms.get_mut(&key("local")).expect("there").disks.clear();
+    bench.fleet.claims.remove(&key("local-data"));
+    bench.show_fleet();
+    assert_ne!(progress(&bench, "local"), RecoveryProgress::NeedsPerson);
 }
 
 /// The node comes back while its claim is away: nobody says that nothing was touched.
