@@ -40,6 +40,8 @@ pub(crate) struct Faults {
     pub slow_starts: u32,
     /// Live migrations are refused.
     pub live_refused: bool,
+    /// No claim can be made: the namespace is being deleted.
+    pub claims_refused: bool,
 }
 
 pub(crate) struct World {
@@ -334,6 +336,9 @@ impl World {
                 let volume = self.fleet.volumes.get_mut(volume).ok_or("no volume")?;
                 volume.claim = Some(ClaimRef { key: claim.clone(), uid: None });
                 volume.phase = "Available".into();
+            }
+            Action::CreateClaim { .. } if self.faults.claims_refused => {
+                return Err("the namespace is being terminated".into());
             }
             Action::CreateClaim { claim, template, volume } => {
                 if self.fleet.claims.contains_key(claim) {

@@ -17,6 +17,8 @@ const STOP_WAIT_MAX: Duration = Duration::from_mins(5);
 const START_WAIT_MAX: Duration = Duration::from_mins(5);
 /// The binder works within seconds; a swap that takes longer is stuck, and the old volumes are at hand.
 const SWAP_WAIT_MAX: Duration = Duration::from_mins(2);
+/// An operator that makes a deleted VM anew does so within its loop, a fraction of this.
+const GIVE_UP_AFTER: Duration = Duration::from_mins(2);
 /// Why a migration is put back after its start.
 const NOT_SCHEDULED: &str = "NotScheduled";
 /// Somebody who keeps taking our locks away wants the claims back, and is not ours to fight.
@@ -311,6 +313,17 @@ impl Moment<'_> {
         self.vm().is_some_and(|(_, vm)| vm.node().is_some())
     }
 
+    /// Somebody deleted all of it, as with its namespace, where no claim can be made any more: there is nothing to put
+    /// back, and nobody to put it back for.
+    fn is_given_up(&self) -> bool {
+        let gone = |disk: &DiskMove| !self.ctx.fleet.claims.contains_key(&disk.claim);
+        self.spec.cancelled
+            && self.spec.vm.is_some()
+            && self.vm().is_none()
+            && self.record.disks.iter().all(gone)
+            && self.now.saturating_sub(self.entered) > GIVE_UP_AFTER
+    }
+
     fn rolling_back(&mut self) -> Next {
         if !self.copies.dropped(self.now) {
             return Next::DropCopies;
@@ -326,6 +339,13 @@ impl Moment<'_> {
         // It was deleted while a pod used it, and goes when that pod does.
         if claims::any_going(disks, self.ctx) && !self.is_halted() {
             return self.stop_again();
+        }
+        if self.is_given_up() {
+            let needs = claims::leftovers(disks, self.ctx);
+            let old: Vec<&str> = disks.iter().map(|disk| disk.old.as_str()).collect();
+            let gone =
+                Refusal::new("VmGone", format!("VM and claims were deleted; kept: {}", old.join(", ")));
+            return if needs.is_empty() { Next::Fail(gone) } else { Next::Need(needs) };
         }
         match claims::put_back(self.record, self.ctx) {
             Ok(None) => {}

@@ -143,6 +143,28 @@ fn an_object_deleted_in_the_middle_ends_whole() {
     }
 }
 
+/// The namespace goes, with the VM and its claims; the object of the migration waits for its end.
+#[test]
+fn a_namespace_that_is_deleted_in_the_middle_is_not_held_up() {
+    for at in 8..60 {
+        let mut world = asked();
+        world.rounds(at);
+        if world.phase("m").is_final() {
+            break;
+        }
+        world.spec("m").cancelled = true;
+        world.faults.claims_refused = true;
+        world.fleet.vms.clear();
+        for claim in world.fleet.claims.values() {
+            if let Some(volume) = claim.volume.as_ref().and_then(|name| world.fleet.volumes.get_mut(name)) {
+                volume.phase = "Released".into();
+            }
+        }
+        world.fleet.claims.clear();
+        assert!(world.run(ROUNDS, "m").is_final(), "deleted at round {at}: {:?}", world.phase("m"));
+    }
+}
+
 /// An agent answers a repeated order id with the old result: the copy would be taken for made. (The model refuses an id
 /// that was used before.)
 #[test]
