@@ -75,8 +75,15 @@ fn refusal(name: &str, holder: Option<u32>) -> String {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::time::Duration;
 
     use super::*;
+    use crate::until;
+
+    /// A child of any other test here has the file as well, from its fork to its exec.
+    fn taken(path: &Path) -> Result<Hold> {
+        until("it is free", Duration::from_secs(10), &[], || take("demo", path).map(Some))
+    }
 
     #[test]
     fn a_name_that_is_held_is_refused_with_its_holder_until_that_has_ended() {
@@ -89,7 +96,7 @@ mod tests {
         assert!(refused.contains(&format!("`kill {us}`")), "{refused}");
         take("other", &folder.path().join("clusters/other.held")).expect("another cluster is nobody's");
         drop(held);
-        take("demo", &path).expect("its holder is gone");
+        taken(&path).expect("its holder is gone");
     }
 
     #[test]
@@ -99,7 +106,7 @@ mod tests {
         let held = take("demo", &path).expect("nobody has it");
         let mut outlives = Command::new("sleep").arg("60").spawn().expect("sleep starts");
         drop(held);
-        let again = take("demo", &path);
+        let again = taken(&path);
         outlives.kill().and_then(|()| outlives.wait()).expect("sleep ends");
         again.expect("its holder is gone");
     }
