@@ -76,7 +76,7 @@ const SCENARIOS: &[Scenario] = &[
         interrupted::at(bed, "PreCopying", Failure::TargetFull)
     }),
     ("migration_cancelled_while_swapping", Long, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
-    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Short, |bed| {
+    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Long, |bed| {
         interrupted::at(bed, "FinalCopying", Failure::Deleted)
     }),
     ("migration_whose_vm_is_started_in_the_final_copy", Short, |bed| {
