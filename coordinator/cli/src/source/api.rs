@@ -235,14 +235,16 @@ impl ApiServer {
 
     /// Does what the coordinator itself would do.
     pub fn act(&self, action: &Action) -> Result<(), Failure> {
-        let writer = Writer::new(self.client.clone(), install::NAMESPACE, FIELD_MANAGER);
-        Ok(self.wait(writer.act(action))?)
+        Ok(self.wait(self.writer().act(action))?)
     }
 
     /// Takes the coordinator's finalizer off a migration: nobody is left to end it.
     pub fn let_go(&self, migration: &Key) -> Result<(), Failure> {
-        let writer = Writer::new(self.client.clone(), install::NAMESPACE, FIELD_MANAGER);
-        Ok(self.wait(writer.let_go(migration))?)
+        Ok(self.wait(self.writer().let_go(migration))?)
+    }
+
+    fn writer(&self) -> Writer {
+        Writer::new(self.client.clone(), install::NAMESPACE, FIELD_MANAGER)
     }
 
     fn failure(&self, trouble: &Trouble, id: &ObjectId) -> Failure {
