@@ -15,6 +15,16 @@ const QUIET_LOOK: Duration = Duration::from_millis(250);
 /// States that are a death to the coordinator.
 const DECLARED: [&str; 5] = ["AwaitingProof", "Fenced", "Recovering", "Quarantine", "FenceContradicted"];
 
+/// Looks for as long as this, with a pause after each look.
+pub fn throughout(during: Duration, pause: Duration, mut look: impl FnMut() -> Result<()>) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < during {
+        look()?;
+        std::thread::sleep(pause);
+    }
+    Ok(())
+}
+
 impl Bed {
     /// Waits until a node is in a state.
     pub fn wait_state(&self, node: &str, state: &str, deadline: Duration) -> Result<()> {
@@ -34,12 +44,7 @@ impl Bed {
 
     /// Watches for as long as this: no node may be declared dead, tainted or switched off.
     pub fn stays_undeclared(&self, during: Duration) -> Result<()> {
-        let began = Instant::now();
-        while began.elapsed() < during {
-            self.check_undeclared()?;
-            std::thread::sleep(QUIET_LOOK);
-        }
-        Ok(())
+        throughout(during, QUIET_LOOK, || self.check_undeclared())
     }
 
     /// No node is declared dead, tainted or off.

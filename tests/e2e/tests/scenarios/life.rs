@@ -1,13 +1,14 @@
 //! Nodes that live, whatever it looks like: none may be declared, tainted, switched off or robbed of a VM.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use somersault_test_cluster::{condition, until};
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
+use somersault_test_e2e::look::throughout;
 use somersault_test_e2e::stage::{DB, Stage, WEB};
 
 /// Many times the time to a verdict of the fast profile.
@@ -62,14 +63,14 @@ pub fn agent_stopped(bed: &Bed) -> Result<()> {
 pub fn agent_killed(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let stage = Stage::set(bed, &node, &[WEB, DB])?;
-    let (began, mut kills, mut states) = (Instant::now(), 0, BTreeSet::new());
+    let (mut kills, mut states) = (0, BTreeSet::new());
     // The kubelet starts it again at once, then after 10 s: silence of many times what a verdict takes.
-    while began.elapsed() < LONG_ENOUGH {
+    throughout(LONG_ENOUGH, KILL_LOOK, || {
         kills += u32::from(kill_agent(bed, &node)?);
         bed.check_undeclared()?;
         states.insert(bed.node_state(&node)?);
-        std::thread::sleep(KILL_LOOK);
-    }
+        Ok(())
+    })?;
     ensure!(kills > 1, "the agent of {node} was killed once, and did not come back");
     ensure!(
         states.contains("AgentSilent"),
@@ -118,19 +119,14 @@ pub fn frozen_shortly(bed: &Bed) -> Result<()> {
     let before = incident(bed, &node)?;
     bed.cluster().freeze(&node)?;
     let mut states = BTreeSet::new();
-    let look = |states: &mut BTreeSet<String>, during: Duration| {
-        let began = Instant::now();
-        while began.elapsed() < during {
-            states.insert(bed.node_state(&node)?);
-            bed.check_undeclared()?;
-            std::thread::sleep(KILL_LOOK);
-        }
-        anyhow::Ok(())
+    let mut look = || {
+        states.insert(bed.node_state(&node)?);
+        bed.check_undeclared()
     };
-    let looked = look(&mut states, SHORT_PAUSE);
+    let looked = throughout(SHORT_PAUSE, KILL_LOOK, &mut look);
     bed.cluster().thaw(&node)?;
     looked?;
-    look(&mut states, LONG_ENOUGH)?;
+    throughout(LONG_ENOUGH, KILL_LOOK, &mut look)?;
     bed.wait_healthy(&bed.nodes(), HEALTHY_DEADLINE)?;
     eprintln!("   MEASURED a node that stood still for {SHORT_PAUSE:?} was called {states:?}");
     ensure!(incident(bed, &node)? == before, "{node} lives, and has an incident: {}", incident(bed, &node)?);
@@ -173,11 +169,7 @@ pub fn all_cut(bed: &Bed) -> Result<()> {
     until("the hold is told", TOLD_DEADLINE, &[], || {
         Ok((bed.told_of_coordinator("StormHold")? > told).then_some(()))
     })?;
-    let held = Instant::now();
-    while held.elapsed() < LONG_ENOUGH {
-        bed.check_held(&away)?;
-        std::thread::sleep(HELD_LOOK);
-    }
+    throughout(LONG_ENOUGH, HELD_LOOK, || bed.check_held(&away))?;
     stage.wait_writes(&WEB, LONG_ENOUGH)?;
 
     nodes.iter().try_for_each(|node| bed.cluster().mend(node))?;
