@@ -27,6 +27,7 @@
 //!   is put back only where the VM was wanted to run for minutes and never scheduled, and we have led all that time.
 
 use super::{Context, DiskMove, MigrationRecord, Refusal};
+use crate::fleet::{ClaimRef, Volume};
 use crate::io::{Action, ClaimTemplate};
 use crate::names::{Key, VolumeName};
 
@@ -90,13 +91,31 @@ pub(super) fn any_going(disks: &[DiskMove], ctx: &Context<'_>) -> bool {
 
 /// The objects of volumes that nobody needs any more: the locks, and new volumes that no claim ever had.
 pub(super) fn leftovers(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
-    let unused = |disk: &&DiskMove| {
-        let volume = ctx.fleet.volumes.get(&disk.new.name);
-        volume.is_some_and(|volume| volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none()))
-    };
-    let unused = disks.iter().filter(unused).map(|disk| disk.new.name.clone());
+    let unused = |volume: &Volume| volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none());
     let locks = disks.iter().map(lock).filter(|lock| ctx.fleet.volumes.contains_key(lock));
-    unused.chain(locks).map(|volume| Action::ForgetVolume { volume }).collect()
+    forget_new(disks, unused, ctx).chain(locks.map(|volume| Action::ForgetVolume { volume })).collect()
+}
+
+/// The objects of new volumes whose claims went back to the old ones, for a VM that never ran on the new ones. A folder
+/// that was published stays: this forgets no byte.
+pub(super) fn given_back(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
+    let gone = |claim: &ClaimRef| {
+        claim
+            .uid
+            .as_ref()
+            .is_some_and(|uid| ctx.fleet.claims.get(&claim.key).is_none_or(|now| now.uid != *uid))
+    };
+    forget_new(disks, |volume| volume.claim.as_ref().is_some_and(gone), ctx).collect()
+}
+
+fn forget_new<'a>(
+    disks: &'a [DiskMove],
+    which: impl Fn(&Volume) -> bool + 'a,
+    ctx: &'a Context<'_>,
+) -> impl Iterator<Item = Action> + 'a {
+    let volumes = disks.iter().map(|disk| &disk.new.name);
+    let unneeded = volumes.filter(move |name| ctx.fleet.volumes.get(*name).is_some_and(&which));
+    unneeded.map(|volume| Action::ForgetVolume { volume: volume.clone() })
 }
 
 fn points_to(disk: &DiskMove, volume: &VolumeName, ctx: &Context<'_>) -> bool {

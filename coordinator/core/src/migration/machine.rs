@@ -290,6 +290,7 @@ impl Migration {
             broken: self.broken,
             watched: self.watched,
             restored: self.restored,
+            refused: self.failures > ACTION_FAILURES_MAX,
             ctx,
         };
         match moment.next() {

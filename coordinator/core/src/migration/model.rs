@@ -14,7 +14,7 @@ use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
 use crate::fleet::{
     ClaimRef, Disk, DiskSource, Fleet, Instance, LiveMigration, LiveMigrationState, RunStrategy, SavedStart,
-    StorageClass,
+    StorageClass, Volume,
 };
 use crate::io::{Action, Effect, Input, NewVolume, Order, OrderState, Record, RecordKey, Requests};
 use crate::names::{Key, NodeName, OrderId, Uid};
@@ -315,10 +315,13 @@ impl World {
                 if bound.is_some() {
                     return Err("a claim is bound to it".into());
                 }
-                let holds = self.fleet.volumes.remove(volume).filter(|volume| {
-                    volume.node_affinity != Some(hostname(NOWHERE)) && volume.phase != "Available"
-                });
-                assert!(holds.is_none(), "a volume that held data is forgotten: {volume}");
+                let gone = self.fleet.volumes.remove(volume).ok_or("no volume")?;
+                assert!(
+                    gone.node_affinity == Some(hostname(NOWHERE))
+                        || gone.phase == "Available"
+                        || self.has_newer(&gone),
+                    "a volume that held data is forgotten: {volume}"
+                );
             }
             Action::StopVm { vm, .. } => {
                 let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
@@ -477,14 +480,22 @@ impl World {
         }
     }
 
+    /// Its claim has a volume now whose content is as new at least.
+    fn has_newer(&self, volume: &Volume) -> bool {
+        let content = |volume: &Volume| {
+            let (node, path) = place_of_volume(volume)?;
+            self.content.get(&place_of(node.as_deref(), &path)).copied()
+        };
+        let claim = volume.claim.as_ref().and_then(|claim| self.fleet.claims.get(&claim.key));
+        let now = claim.and_then(|claim| self.fleet.volumes.get(claim.volume.as_ref()?));
+        now.is_some_and(|now| content(now) >= content(volume))
+    }
+
     /// Where its disks are; `None` where a claim has no volume.
     fn places(&self, vm: &Key) -> Option<Vec<Place>> {
         let place = |disk: &Disk| {
             let DiskSource::Claim { name, .. } = &disk.source else { return None };
-            let volume = self.fleet.volumes.get(self.fleet.claims.get(&key(name))?.volume.as_ref()?)?;
-            let node = volume.node_affinity.as_ref().map(|affinity| affinity.terms[0][0].values[0].clone());
-            let path = volume.source.path()?.to_owned();
-            (node.is_some() || path.starts_with(SHARED_ROOT)).then_some((node, path))
+            place_of_volume(self.fleet.volumes.get(self.fleet.claims.get(&key(name))?.volume.as_ref()?)?)
         };
         self.fleet.vms[vm].disks.iter().map(place).collect()
     }
@@ -520,6 +531,13 @@ fn place(node: &str, path: &str) -> String {
 
 /// The one node of a volume, where there is one, and its path.
 type Place = (Option<String>, String);
+
+/// `None` where a guest cannot reach it from anywhere: a lock.
+fn place_of_volume(volume: &Volume) -> Option<Place> {
+    let node = volume.node_affinity.as_ref().map(|affinity| affinity.terms[0][0].values[0].clone());
+    let path = volume.source.path()?.to_owned();
+    (node.is_some() || path.starts_with(SHARED_ROOT)).then_some((node, path))
+}
 
 fn place_of(node: Option<&str>, path: &str) -> String {
     place(node.unwrap_or(EVERYWHERE), path)

@@ -38,6 +38,8 @@ pub(super) struct Moment<'a> {
     pub watched: bool,
     /// The start field was given back in this phase.
     pub restored: bool,
+    /// What was asked in this phase has failed again and again.
+    pub refused: bool,
     pub ctx: &'a Context<'a>,
 }
 
@@ -314,12 +316,12 @@ impl Moment<'_> {
     }
 
     /// Somebody deleted all of it, as with its namespace, where no claim can be made any more: there is nothing to put
-    /// back, and nobody to put it back for.
+    /// back, and nobody to put it back for. Of a bare claim only that tells.
     fn is_given_up(&self) -> bool {
         let gone = |disk: &DiskMove| !self.ctx.fleet.claims.contains_key(&disk.claim);
+        let nobody = if self.spec.vm.is_some() { self.vm().is_none() } else { self.refused };
         self.spec.cancelled
-            && self.spec.vm.is_some()
-            && self.vm().is_none()
+            && nobody
             && self.record.disks.iter().all(gone)
             && self.now.saturating_sub(self.entered) > GIVE_UP_AFTER
     }
@@ -343,8 +345,11 @@ impl Moment<'_> {
         if self.is_given_up() {
             let needs = claims::leftovers(disks, self.ctx);
             let old: Vec<&str> = disks.iter().map(|disk| disk.old.as_str()).collect();
-            let gone =
-                Refusal::new("VmGone", format!("VM and claims were deleted; kept: {}", old.join(", ")));
+            let (reason, what) = match &self.spec.vm {
+                Some(_) => ("VmGone", "VM and claims were deleted"),
+                None => ("ClaimGone", "the claim was deleted and cannot be made anew"),
+            };
+            let gone = Refusal::new(reason, format!("{what}; kept: {}", old.join(", ")));
             return if needs.is_empty() { Next::Fail(gone) } else { Next::Need(needs) };
         }
         match claims::put_back(self.record, self.ctx) {
@@ -353,6 +358,9 @@ impl Moment<'_> {
             Err(refusal) => return Next::Fail(refusal),
         }
         let mut needs = claims::leftovers(disks, self.ctx);
+        if self.watched {
+            needs.extend(claims::given_back(disks, self.ctx));
+        }
         needs.extend(self.restore());
         if !needs.is_empty() {
             return Next::Need(needs);

@@ -110,6 +110,9 @@ fn cancelled_at_every_round_it_ends_whole() {
         world.round();
         assert!(matches!(phase, Phase::Cancelled | Phase::Succeeded), "cancel at round {at}: {phase:?}");
         assert_whole(&world, phase, &format!("cancel at round {at}"));
+        let made = world.fleet.volumes.keys().filter(|name| name.0.starts_with("smst-")).count();
+        let left = if phase == Phase::Succeeded { 2 } else { 0 };
+        assert_eq!(made, left, "cancel at round {at}: a volume leaked");
         ends.push(phase);
     }
     assert!(ends.contains(&Phase::Cancelled) && ends.contains(&Phase::Succeeded));
@@ -143,26 +146,37 @@ fn an_object_deleted_in_the_middle_ends_whole() {
     }
 }
 
-/// The namespace goes, with the VM and its claims; the object of the migration waits for its end.
+/// The namespace goes, with the VM and its claims, or with a claim that no VM has; the object of the migration waits for
+/// its end.
 #[test]
 fn a_namespace_that_is_deleted_in_the_middle_is_not_held_up() {
-    for at in 8..60 {
-        let mut world = asked();
-        world.rounds(at);
-        if world.phase("m").is_final() {
-            break;
-        }
-        world.spec("m").cancelled = true;
-        world.faults.claims_refused = true;
-        world.fleet.vms.clear();
-        for claim in world.fleet.claims.values() {
-            if let Some(volume) = claim.volume.as_ref().and_then(|name| world.fleet.volumes.get_mut(name)) {
-                volume.phase = "Released".into();
+    for bare in [false, true] {
+        for at in 8..60 {
+            let mut world = World::new();
+            world.add_claim("spare", "n1");
+            let claim = super::MigrationSpec { vm: None, claim: Some("spare".into()), ..to_node("", "n3") };
+            world.ask("m", if bare { claim } else { to_node("vm", "n3") });
+            world.rounds(at);
+            if world.phase("m").is_final() {
+                break;
             }
+            delete_namespace(&mut world);
+            let what = format!("deleted at round {at}, bare: {bare}");
+            assert!(world.run(ROUNDS, "m").is_final(), "{what}: {:?}", world.phase("m"));
         }
-        world.fleet.claims.clear();
-        assert!(world.run(ROUNDS, "m").is_final(), "deleted at round {at}: {:?}", world.phase("m"));
     }
+}
+
+fn delete_namespace(world: &mut World) {
+    world.spec("m").cancelled = true;
+    world.faults.claims_refused = true;
+    world.fleet.vms.clear();
+    for claim in world.fleet.claims.values() {
+        if let Some(volume) = claim.volume.as_ref().and_then(|name| world.fleet.volumes.get_mut(name)) {
+            volume.phase = "Released".into();
+        }
+    }
+    world.fleet.claims.clear();
 }
 
 /// An agent answers a repeated order id with the old result: the copy would be taken for made. (The model refuses an id
