@@ -234,6 +234,7 @@ fn runbook_knows_the_proof_and_the_progress_of_a_recovery() -> Result<()> {
     assert!(acting.out.contains("The coordinator brings it back"), "{}", acting.out);
     let over = ask("Recovered", "True")?;
     assert!(over.out.contains("No recovery of it is under way"), "{}", over.out);
+    assert!(over.out.contains("Its last recovery, when node n1 died, is over (Recovered)"), "{}", over.out);
     Ok(())
 }
 

@@ -1,6 +1,5 @@
 //! `runbook`: what a person has to do to bring a VM back.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
 use somersault_coordinator::cluster::manifest::display;
 use somersault_coordinator_core::decision::{Decider, DecisionKind, Question};
@@ -48,7 +47,9 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
         if storage.kind == DecisionKind::ManualRecovery {
             (storage_runbook(&world.fleet, &world.policy.class_overrides, &storage), node)
         } else {
-            (runbook(&world.fleet, &decision, &standing(recovery)), node)
+            let text = runbook(&world.fleet, &decision, &standing(recovery));
+            let over = recovery.filter(|status| has_ended(status)).map(ended);
+            (over.map_or(text.clone(), |over| text.replacen("\n\n", &format!("\n\n{over}\n\n"), 1)), node)
         }
     });
     let answer =
@@ -60,10 +61,8 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
 /// How the VM stands in an incident in which the coordinator wrote no runbook, since it needs no person: what is proven,
 /// and how far it is. Nothing has happened where there is none, or it is over.
 fn standing(recovery: Option<&recovery::RecoveryStatus>) -> Standing {
-    let open = recovery.filter(|status| {
-        let ended = |condition: &Condition| condition.type_ == display::ENDED && condition.status == "True";
-        status.cause != Some(recovery::Cause::StorageFailed) && !status.conditions.iter().any(ended)
-    });
+    let open =
+        recovery.filter(|status| status.cause != Some(recovery::Cause::StorageFailed) && !has_ended(status));
     let Some(status) = open else { return Standing::default() };
     let progress = match status.progress {
         None => Progress::Supposed,
@@ -76,4 +75,21 @@ fn standing(recovery: Option<&recovery::RecoveryStatus>) -> Standing {
     };
     let proven = status.proof.map(|proof| (status.node.as_str().into(), proof_kind(proof)));
     Standing { proven: proven.into_iter().collect(), progress, over: false }
+}
+
+/// Its incident is over.
+fn has_ended(status: &recovery::RecoveryStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == display::ENDED && condition.status == "True")
+}
+
+/// What is to be said of an incident that is over, before what would be in the next one.
+fn ended(status: &recovery::RecoveryStatus) -> String {
+    let progress =
+        status.progress.map_or_else(|| "nothing was done".to_owned(), |progress| format!("{progress:?}"));
+    match status.cause {
+        Some(recovery::Cause::StorageFailed) => "Its storage was broken, and is not any more.".to_owned(),
+        Some(recovery::Cause::NodeDied) | None => {
+            format!("Its last recovery, when node {} died, is over ({progress}).", status.node)
+        }
+    }
 }

@@ -9,6 +9,7 @@ use super::words::{code, shell_word};
 use super::{home_nodes, returns, title, untied};
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
 use crate::fleet::{Fleet, Vm, Volume};
+use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
 
 /// Writes it.
@@ -146,18 +147,36 @@ fn next_time(vm: &Key) -> String {
     )
 }
 
-/// Volumes that it had on its node, and that no claim has now. How to remove them is said only once it was seen running
-/// without them.
+/// An old volume of a disk, and the node that it is on.
+struct Left<'a> {
+    disk: &'a str,
+    node: NodeName,
+    name: &'a VolumeName,
+    volume: &'a Volume,
+}
+
+/// Volumes that it had on a node, in this incident or before, and that no claim has now. How to remove them is said only
+/// once it was seen running without them.
 fn left_volumes(fleet: &Fleet, decision: &Decision, runs: bool) -> String {
-    let left: Vec<(&DiskFinding, &NodeName, VolumeName, &Volume)> = decision
-        .disks
-        .iter()
-        .filter_map(|disk| {
-            let Locality::Local { node } = &disk.locality else { return None };
-            let name = VolumeName(disk.volume.clone()?);
-            let volume = fleet.volumes.get(&name)?;
-            (!is_in_use(fleet, decision, &name, volume)).then_some((disk, node, name, volume))
+    let of_disk = |disk: &DiskFinding, name: &VolumeName, volume: &Volume| {
+        let earlier = volume.claim.as_ref().is_some_and(|claim| {
+            claim.key.namespace == decision.vm.namespace && Some(&claim.key.name) == disk.claim.as_ref()
+        });
+        earlier || disk.volume.as_deref() == Some(name.as_str())
+    };
+    let released = fleet.volumes.iter().filter(|(_, volume)| volume.phase == "Released");
+    let left: Vec<Left> = released
+        .filter_map(|(name, volume)| {
+            let disk = decision.disks.iter().find(|disk| of_disk(disk, name, volume))?;
+            let found = match &disk.locality {
+                Locality::Local { node } if disk.volume.as_deref() == Some(name.as_str()) => {
+                    Some(node.clone())
+                }
+                _ => locality::pinned_node(fleet, volume),
+            };
+            Some(Left { disk: &disk.disk, node: found?, name, volume })
         })
+        .filter(|left| !is_named_by_a_claim(fleet, decision, left.name))
         .collect();
     if left.is_empty() {
         return String::new();
@@ -165,30 +184,30 @@ fn left_volumes(fleet: &Fleet, decision: &Decision, runs: bool) -> String {
     let mut text = String::from(
         "## Old volumes\n\nThese it had before, and no claim has them now. They are kept until somebody removes them.\n\n",
     );
-    for (disk, node, name, volume) in left {
+    for Left { disk, node, name, volume } in left {
         let _ = write!(
             text,
-            "### {} of disk {}\n\nLook into it, as root on node {} once that is back; mount it read-only.\n\n```sh\n{}```\n\n",
+            "### {} of disk {}\n\nLook into it, as root on node {} while that is up; mount it read-only.\n\n```sh\n{}```\n\n",
             code(name.as_str()),
-            code(&disk.disk),
+            code(disk),
             code(node.as_str()),
-            look_commands(&name, volume),
+            look_commands(name, volume),
         );
         if runs {
             let _ = write!(
                 text,
                 "When nothing of it is needed any more, and it still is Released:\n\n```sh\n{}```\n\n",
-                remove_commands(&name, node, volume),
+                remove_commands(name, &node, volume),
             );
         }
     }
     text
 }
 
-/// Bound, or about to be; or named by a claim that is there.
-fn is_in_use(fleet: &Fleet, decision: &Decision, name: &VolumeName, volume: &Volume) -> bool {
+/// A claim that is there names it: it is about to be bound to it, or was and lost it.
+fn is_named_by_a_claim(fleet: &Fleet, decision: &Decision, name: &VolumeName) -> bool {
     let mut claims = fleet.claims.iter().filter(|(key, _)| key.namespace == decision.vm.namespace);
-    volume.phase != "Released" || claims.any(|(_, claim)| claim.volume.as_ref() == Some(name))
+    claims.any(|(_, claim)| claim.volume.as_ref() == Some(name))
 }
 
 fn look_commands(name: &VolumeName, volume: &Volume) -> String {

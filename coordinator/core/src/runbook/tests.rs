@@ -346,6 +346,26 @@ fn names_the_old_volume_once_no_claim_has_it() {
     assert!(!text.contains("pvc"), "{text}");
 }
 
+/// The second incident: what the first one left is named as well, but no volume of another VM or of none.
+#[test]
+fn names_the_old_volumes_of_earlier_incidents() {
+    let mut world = told_world();
+    let decision = world.decide("web");
+    for (name, claim, node) in
+        [("pv-first", "web-x", "n2"), ("pv-other", "db-x", "n2"), ("pv-open", "web-x", "")]
+    {
+        let mut volume =
+            bound_volume(claim, host_path(), if node.is_empty() { None } else { on_host(&[node]) });
+        "Released".clone_into(&mut volume.phase);
+        world.fleet.volumes.insert(name.into(), volume);
+    }
+    let text = runbook(&world.fleet, &decision, &Standing::at(Progress::Elsewhere));
+    assert_has(&text, &["### `pv-first` of disk `x`", "kubectl delete pv pv-first", "as root on node `n2`"]);
+    assert!(!text.contains("pv-other") && !text.contains("pv-open"), "{text}");
+    // What a claim has now is in use.
+    assert!(!text.contains("pv-web-x"), "{text}");
+}
+
 #[test]
 fn a_rebuild_is_left_to_the_coordinator() {
     let mut world = World::new();
