@@ -74,15 +74,28 @@ pub fn run(global: &Global, args: &UninstallArgs) -> Result<Exit, Failure> {
     if !args.yes && !plan.steps.is_empty() {
         ask(&answer)?;
     }
-    for step in &plan.steps {
-        perform(&server, step)?;
+    let stop = [Step::StopCoordinator];
+    let stops = plan.steps.starts_with(&stop);
+    perform_all(global, &server, if stops { &stop } else { &[] })?;
+    // What began while the answer was awaited is given back and let go as well: from here on nothing begins any more.
+    let mut rest = if stops { look(&server, args.delete_crds)? } else { plan };
+    rest.steps.retain(|step| *step != Step::StopCoordinator);
+    perform_all(global, &server, &rest.steps)?;
+    answer.steps = stop.iter().filter(|_| stops).chain(&rest.steps).map(Step::words).collect();
+    answer.stays = rest.stays;
+    answer.done = true;
+    output::print(global.output, &answer, || stays_text(&answer.stays))?;
+    Ok(Exit::Ok)
+}
+
+fn perform_all(global: &Global, server: &ApiServer, steps: &[Step]) -> Result<(), Failure> {
+    for step in steps {
+        perform(server, step)?;
         if global.output == Format::Table {
             output::write_out(&format!("done: {}\n", clean(&step.words())))?;
         }
     }
-    answer.done = true;
-    output::print(global.output, &answer, || stays_text(&answer.stays))?;
-    Ok(Exit::Ok)
+    Ok(())
 }
 
 /// Looks at everything, and plans.
