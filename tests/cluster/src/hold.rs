@@ -10,17 +10,18 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
 use crate::layout::Layout;
 
-/// While this lives, no other process can take the cluster of this name.
-#[derive(Debug)]
+/// While this or a clone of it lives, no other process can take the cluster of this name.
+#[derive(Clone, Debug)]
 pub struct Hold {
     name: String,
     /// Locked; no program that is started from here inherits it.
-    _file: File,
+    _file: Arc<File>,
 }
 
 impl Hold {
@@ -48,7 +49,7 @@ fn take(name: &str, path: &Path) -> Result<Hold> {
         }
     }
     file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).context("saying who we are")?;
-    Ok(Hold { name: name.to_owned(), _file: file })
+    Ok(Hold { name: name.to_owned(), _file: Arc::new(file) })
 }
 
 /// The process that has written its number there; it may not have come to that yet.

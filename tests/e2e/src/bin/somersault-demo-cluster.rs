@@ -40,10 +40,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let act = move || if stay { leave_to_you(hold) } else { play(hold) };
+    let acting = hold.clone();
+    let act = move || if stay { leave_to_you(acting) } else { play(acting) };
     let clean_up = || {
         println!("== the cluster is taken down, and nothing is left behind");
-        Cluster::down(NAME)
+        Cluster::down(hold.name())
     };
     let ended = check_requirements().map_err(anyhow::Error::from).and_then(|()| ending::run(act, clean_up));
     match ended.and_then(exit_code) {
