@@ -3,7 +3,7 @@
 
 use super::{Check, Context, Destination, DiskMove, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
-use crate::fleet::{Owner, VolumeMode, pods_words};
+use crate::fleet::{Fleet, Owner, VolumeMode, pods_words};
 use crate::names::{Key, Uid};
 
 /// A planned migration, and what was found on the way.
@@ -214,8 +214,26 @@ fn target_fits_vm(asked: &Asked<'_>) -> Answer {
     }
 }
 
-/// Never refuses: the old volume stays. But people should know.
+/// Never refuses: the old volume stays. But people should know, before a copy is all that stands between them and a
+/// failing disk. Backups are not seen from here, snapshots are.
 #[allow(clippy::unnecessary_wraps)] // one question of a table
-fn backup_known(_: &Asked<'_>) -> Answer {
-    Ok("no backup or snapshot of these disks is known here; the old volumes are kept".into())
+fn backup_known(asked: &Asked<'_>) -> Answer {
+    let of_disk = |disk: &DiskMove| match newest_snapshot(asked.ctx.fleet, &disk.claim) {
+        Some((name, taken)) => format!("{}: snapshot {name}, taken {taken}", disk.claim),
+        None => format!(
+            "{}: no snapshot that can be used; whether there is a backup is not seen here",
+            disk.claim
+        ),
+    };
+    let lines: Vec<String> = asked.disks.iter().map(of_disk).collect();
+    Ok(format!("{}. The old volumes are kept", lines.join("; ")))
+}
+
+/// The newest snapshot of a claim that can be restored from, and when it was taken.
+fn newest_snapshot<'a>(fleet: &'a Fleet, claim: &Key) -> Option<(&'a str, &'a str)> {
+    let of_claim = fleet.snapshots.iter().filter(|(key, snapshot)| {
+        key.namespace == claim.namespace && snapshot.ready && snapshot.claim.as_ref() == Some(&claim.name)
+    });
+    let taken = of_claim.filter_map(|(key, snapshot)| Some((key.name.as_str(), snapshot.taken.as_deref()?)));
+    taken.max_by_key(|(_, taken)| *taken)
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use self::started::Start;
 use super::model::{World, key, to_node};
 use super::{Destination, Phase};
-use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, SavedStart};
+use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, SavedStart, Snapshot};
 use crate::io::{Action, Effect, Order};
 
 /// More rounds than any migration of the model takes: a timed-out stop takes 300.
@@ -322,6 +322,30 @@ fn a_bare_claim_moves_too() {
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded, "{:?}", world.store);
     let volume = world.fleet.claims[&key("spare")].volume.clone().expect("bound");
     assert!(volume.0.starts_with("smst-"), "{volume}");
+}
+
+/// People are told, before anything is touched, whether anything but the copy could bring the data back.
+#[test]
+fn says_which_disks_have_a_snapshot() {
+    let mut world = asked();
+    let snapshot = |claim: &str, ready, taken: &str| Snapshot {
+        claim: Some(claim.to_owned()),
+        ready,
+        taken: Some(taken.to_owned()),
+    };
+    for (name, snapshot) in [
+        ("old", snapshot("vm-data", true, "2026-01-01T00:00:00Z")),
+        ("new", snapshot("vm-data", true, "2026-02-01T00:00:00Z")),
+        ("unready", snapshot("vm-data", false, "2026-03-01T00:00:00Z")),
+        ("other", snapshot("vm", true, "2026-03-01T00:00:00Z")),
+    ] {
+        world.fleet.snapshots.insert(key(name), snapshot);
+    }
+    world.rounds(5);
+    let checks = &world.store[&key("m")].checks;
+    let told = checks.iter().find(|check| check.name == "BackupKnown").expect("it was asked");
+    assert!(told.message.contains("default/vm-data: snapshot new, taken 2026-02-01T00:00:00Z"), "{told:?}");
+    assert!(told.message.contains("default/vm-system: no snapshot that can be used"), "{told:?}");
 }
 
 /// The system disk's claim belongs to a `DataVolume` in this phase.
