@@ -412,6 +412,10 @@ pub struct Instance {
     pub not_migratable: Option<String>,
     /// Names of the claims that it was started with, or that were attached to it since.
     pub claims: BTreeSet<String>,
+    /// Condition `AgentConnected` is True: a guest agent answers.
+    pub agent_connected: bool,
+    /// `status.interfaces` has an address.
+    pub has_address: bool,
 }
 
 /// A `VirtualMachineInstanceMigration`.

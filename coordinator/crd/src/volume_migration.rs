@@ -96,6 +96,9 @@ pub struct VolumeMigrationStatus {
     /// Record: who starts and stops the VM, and its start field as it was before the VM was stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
+    /// Record: the guest as it ran before it was stopped. All of it must be seen again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<Guest>,
     /// Record: the disks that move.
     #[serde(default)]
     pub disks: Vec<DiskMove>,
@@ -173,6 +176,21 @@ pub struct Stopped {
     pub owner: Owner,
     /// The owner's start field, exactly as it was found.
     pub start: SavedStart,
+}
+
+/// A guest that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Guest {
+    /// Its guest agent answered.
+    #[serde(default)]
+    pub agent_connected: bool,
+    /// It had an address.
+    #[serde(default)]
+    pub has_address: bool,
+    /// Claims that were attached to it.
+    #[serde(default)]
+    pub claims: Vec<String>,
 }
 
 /// Who starts and stops a VM.

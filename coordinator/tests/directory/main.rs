@@ -2,7 +2,7 @@
 
 mod shown;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState, Plann
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage, ProofKind};
 use somersault_coordinator_core::fleet::{Owner, SavedStart, VolumeMode};
 use somersault_coordinator_core::io::{Action, ClaimTemplate, NewVolume, Record};
-use somersault_coordinator_core::migration::{Check, Copied, DiskMove, MigrationRecord, Phase};
+use somersault_coordinator_core::migration::{Check, Copied, DiskMove, Guest, MigrationRecord, Phase};
 use somersault_coordinator_core::names::Key;
 use somersault_coordinator_core::rebuild::{DeadPod, RebuildRecord, RebuildStage, RebuiltDisk};
 use somersault_coordinator_core::view::NodeState;
@@ -118,6 +118,11 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
             Owner::Wukong { name: "wk1".into() },
             SavedStart::WukongStartStrategy(Some("{\"autoStart\":true}".into())),
         )),
+        guest: Some(Guest {
+            agent_connected: true,
+            has_address: true,
+            claims: BTreeSet::from(["web-root".to_owned()]),
+        }),
         disks: vec![DiskMove {
             claim: shop("web-root"),
             claim_uid: "c-web-root".into(),

@@ -310,6 +310,8 @@ impl Api {
                 paused: None,
                 not_migratable: None,
                 claims: BTreeSet::new(),
+                agent_connected: false,
+                has_address: false,
             });
             let name = format!("virt-launcher-{}", key.name);
             let phase = "Pending".to_owned();

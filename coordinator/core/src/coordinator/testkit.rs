@@ -318,6 +318,8 @@ impl Bench {
                 paused: None,
                 not_migratable: None,
                 claims: BTreeSet::new(),
+                agent_connected: false,
+                has_address: false,
             });
         }
     }

@@ -197,6 +197,8 @@ pub(crate) fn running_vm(name: &str, node: &str) -> Vm {
             paused: None,
             not_migratable: None,
             claims: BTreeSet::new(),
+            agent_connected: false,
+            has_address: false,
         }),
         pods: vec![Pod {
             name: format!("virt-launcher-{name}"),

@@ -1,9 +1,9 @@
 //! Pre-flight and post-migration checks: a table of names and questions. The first question that fails refuses the
 //! migration, or fails it; every answer is recorded for people.
 
-use super::{Check, Context, Destination, DiskMove, MigrationRecord, MigrationSpec, Refusal, plan};
+use super::{Check, Context, Destination, DiskMove, Guest, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
-use crate::fleet::{Fleet, Owner, VolumeMode, pods_words};
+use crate::fleet::{Fleet, Instance, Owner, VolumeMode, pods_words};
 use crate::names::{Key, Uid};
 
 /// A planned migration, and what was found on the way.
@@ -64,6 +64,61 @@ pub(super) fn preflight(
         }
     }
     Preflight { checks, disks: Ok(disks) }
+}
+
+/// Of the guest before and of the instance now; `None` where the guest had nothing of the kind.
+type AfterQuestion = fn(&Guest, &Instance) -> Option<Answer>;
+
+/// Asked of a VM that runs on its new volumes: whatever its guest had before is there again.
+const POSTFLIGHT: [(&str, AfterQuestion); 3] = [
+    ("DisksAttached", disks_attached),
+    ("AddressReported", address_reported),
+    ("GuestAgentConnected", guest_agent_connected),
+];
+
+/// What can be asked of a guest that ran before, with the answers of now.
+pub(super) fn postflight(
+    record: &MigrationRecord,
+    instance: &Instance,
+) -> impl Iterator<Item = (&'static str, Answer)> {
+    let ask = |guest: &Guest| POSTFLIGHT.map(|(name, question)| Some((name, question(guest, instance)?)));
+    record.guest.as_ref().map(ask).into_iter().flatten().flatten()
+}
+
+fn disks_attached(guest: &Guest, now: &Instance) -> Option<Answer> {
+    (!guest.claims.is_empty()).then(|| {
+        let missing: Vec<&str> = guest.claims.difference(&now.claims).map(String::as_str).collect();
+        if missing.is_empty() {
+            return Ok(format!("{} claims, as before", guest.claims.len()));
+        }
+        let message = format!("claims are not attached any more: {}", missing.join(", "));
+        Err(Refusal::not_yet("DisksNotAttached", message))
+    })
+}
+
+fn address_reported(guest: &Guest, now: &Instance) -> Option<Answer> {
+    guest.has_address.then(|| {
+        let found = now.has_address.then(|| "the guest has an address".to_owned());
+        found.ok_or_else(|| Refusal::not_yet("NoAddress", "the guest had an address and has told none"))
+    })
+}
+
+fn guest_agent_connected(guest: &Guest, now: &Instance) -> Option<Answer> {
+    guest.agent_connected.then(|| {
+        let found = now.agent_connected.then(|| "the guest agent answers".to_owned());
+        found.ok_or_else(|| Refusal::not_yet("NoGuestAgent", "the guest agent answered before and does not"))
+    })
+}
+
+impl Guest {
+    /// What is known of a guest that runs.
+    pub(super) fn of(instance: &Instance) -> Self {
+        Self {
+            agent_connected: instance.agent_connected,
+            has_address: instance.has_address,
+            claims: instance.claims.clone(),
+        }
+    }
 }
 
 pub(super) fn passed(name: &str, message: impl Into<String>) -> Check {

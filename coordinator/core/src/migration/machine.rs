@@ -54,6 +54,8 @@ struct Migration {
     /// The start field was given back in this phase.
     restored: bool,
     stopped_at: Option<BootTime>,
+    /// It runs on its new volumes since then.
+    running_at: Option<BootTime>,
     downtime: Option<Duration>,
     /// Its object is gone, whether another one has its name or not, and with it the place to store anything: it is ended
     /// from memory, as by somebody's word to cancel.
@@ -222,6 +224,7 @@ impl MigrationRecord {
             reason: None,
             message: String::new(),
             stopped: None,
+            guest: None,
             disks: Vec::new(),
             checks: Vec::new(),
         }
@@ -243,6 +246,7 @@ impl Migration {
             broken: 0,
             restored: false,
             stopped_at: None,
+            running_at: None,
             downtime: None,
             orphan: false,
         }
@@ -281,6 +285,9 @@ impl Migration {
             let why = Refusal::new("ActionFailed", std::mem::take(&mut self.record.message));
             return self.undo(ctx, &why);
         }
+        if self.record.phase == Phase::Confirming && self.is_running(ctx) {
+            self.running_at.get_or_insert(now);
+        }
         let mut moment = Moment {
             now,
             entered: self.entered,
@@ -307,6 +314,12 @@ impl Migration {
                 record.message.clone_from(&why.message);
             }),
         }
+    }
+
+    fn is_running(&self, ctx: &Context<'_>) -> bool {
+        let vm = self.spec.vm.as_ref().map(|name| Key::new(self.record.key.namespace.clone(), name));
+        let instance = vm.and_then(|key| ctx.fleet.vms.get(&key)?.instance.as_ref());
+        instance.is_some_and(|instance| instance.phase == "Running")
     }
 
     fn check(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
@@ -347,12 +360,18 @@ impl Migration {
             for fact in learnt {
                 match fact {
                     Learnt::Stopped(owner, start) => record.stopped = Some((owner, start)),
+                    // One that was started in the middle has not told everything yet.
+                    Learnt::Ran(guest) => _ = record.guest.get_or_insert(guest),
                     Learnt::Copied(results) => {
                         for (disk, copied) in record.disks.iter_mut().zip(results) {
                             disk.copied = Some(copied);
                         }
                     }
                     Learnt::Checked(checks) => record.checks.extend(checks),
+                    Learnt::NotSeenAgain(why) => {
+                        record.reason = Some(why.reason.to_owned());
+                        record.message = why.message;
+                    }
                 }
             }
         })
@@ -385,7 +404,8 @@ impl Migration {
             self.stopped_at.get_or_insert(now);
         }
         if matches!(to, Phase::Succeeded | Phase::RolledBack | Phase::Cancelled) {
-            self.downtime = self.stopped_at.map(|at| now.saturating_sub(at));
+            let until = self.running_at.unwrap_or(now);
+            self.downtime = self.stopped_at.map(|at| until.saturating_sub(at));
         }
         self.entered = now;
         self.commit_at = None;
@@ -438,6 +458,7 @@ impl Migration {
             Phase::Confirming => {
                 (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes")
             }
+            Phase::Succeeded if record.reason.is_some() => (Severity::Warning, "GuestNotConfirmed", ""),
             Phase::Succeeded => (Severity::Info, "MigrationSucceeded", "done; the old volumes are kept"),
             Phase::Failed => (Severity::Warning, "MigrationFailed", ""),
             Phase::RollingBack => (Severity::Warning, "RollingBack", ""),

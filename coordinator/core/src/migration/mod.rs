@@ -165,10 +165,23 @@ pub struct MigrationRecord {
     pub message: String,
     /// The VM's owner and start field before we stopped it.
     pub stopped: Option<(Owner, SavedStart)>,
+    /// The guest before we stopped it, where it ran.
+    pub guest: Option<Guest>,
     /// The disks that move.
     pub disks: Vec<DiskMove>,
     /// Checks made, in order.
     pub checks: Vec<Check>,
+}
+
+/// A guest that ran: what must be seen of it again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Its agent answered.
+    pub agent_connected: bool,
+    /// It had an address.
+    pub has_address: bool,
+    /// Claims that were attached to it.
+    pub claims: BTreeSet<String>,
 }
 
 /// One disk that moves.

@@ -31,6 +31,7 @@ const NOWHERE: &str = "nowhere";
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "faults that happen independently of each other")]
 pub(crate) struct Faults {
     /// Wukong re-creates a missing claim blank, at once.
     pub wukong_recreates: bool,
@@ -40,6 +41,8 @@ pub(crate) struct Faults {
     pub slow_starts: u32,
     /// Live migrations are refused.
     pub live_refused: bool,
+    /// A guest that starts has no agent and no address.
+    pub guest_silent: bool,
     /// No claim can be made: the namespace is being deleted.
     pub claims_refused: bool,
 }
@@ -446,6 +449,7 @@ impl World {
             let reached = pinned.len() <= 1 && self.fleet.nodes.contains_key(&NodeName::from(node));
             if vm.instance.is_none() && reached {
                 let uid = Uid(format!("vmi-{}", self.now.as_secs()));
+                let claims = vm.claims(&vm_key.namespace).map(|claim| claim.name).collect();
                 let phase = "Running".into();
                 vm.instance = Some(Instance {
                     uid,
@@ -455,7 +459,9 @@ impl World {
                     migrating: None,
                     paused: None,
                     not_migratable: None,
-                    claims: BTreeSet::new(),
+                    claims,
+                    agent_connected: !self.faults.guest_silent,
+                    has_address: !self.faults.guest_silent,
                 });
             }
             if vm.instance.is_some() {

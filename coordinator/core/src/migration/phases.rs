@@ -2,11 +2,11 @@
 
 use super::claims::{self, To, point_all};
 use super::copies::Copies;
-use super::{Check, Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
+use super::{Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
 use crate::BootTime;
-use crate::fleet::{RunStrategy, SavedStart, Vm};
+use crate::fleet::{Instance, RunStrategy, SavedStart, Vm};
 use crate::io::Action;
-use crate::names::Key;
+use crate::names::{Key, NodeName};
 
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use std::time::Duration;
 const STOP_WAIT_MAX: Duration = Duration::from_mins(5);
 /// Pull of an image and boot of a guest, generously.
 const START_WAIT_MAX: Duration = Duration::from_mins(5);
+/// From the start until a guest must be as it was: its start, and as long again for its agent and its addresses.
+const GUEST_WAIT_MAX: Duration = Duration::from_mins(10);
 /// The binder works within seconds; a swap that takes longer is stuck, and the old volumes are at hand.
 const SWAP_WAIT_MAX: Duration = Duration::from_mins(2);
 /// An operator that makes a deleted VM anew does so within its loop, a fraction of this.
@@ -69,6 +71,10 @@ pub(super) enum Learnt {
     Copied(Vec<super::Copied>),
     /// Answers to checks.
     Checked(Vec<Check>),
+    /// The guest before it is stopped.
+    Ran(Guest),
+    /// Something of the guest that was there before was waited for in vain.
+    NotSeenAgain(Refusal),
 }
 
 const WAIT: Next = Next::Need(Vec::new());
@@ -147,12 +153,12 @@ impl Moment<'_> {
     }
 
     fn to_stopping(&self) -> Next {
-        let learnt = match self.vm() {
-            Some((_, vm)) if vm.run != RunStrategy::Halted => {
-                vec![Learnt::Stopped(vm.owner.clone(), vm.start.clone())]
-            }
-            _ => vec![],
-        };
+        let mut learnt = Vec::new();
+        if let Some((_, vm)) = self.vm().filter(|(_, vm)| vm.run != RunStrategy::Halted) {
+            learnt.push(Learnt::Stopped(vm.owner.clone(), vm.start.clone()));
+            let running = vm.instance.as_ref().filter(|instance| instance.phase == "Running");
+            learnt.extend(running.map(|instance| Learnt::Ran(Guest::of(instance))));
+        }
         Next::Enter(Phase::Stopping, learnt)
     }
 
@@ -285,8 +291,7 @@ impl Moment<'_> {
                 );
                 return Next::Fail(Refusal::new("RunsElsewhere", message));
             }
-            let answer = checks::passed("VmRunning", format!("the VM runs on node {node}"));
-            return Next::Enter(Phase::Succeeded, vec![Learnt::Checked(vec![answer])]);
+            return self.guest(node, instance);
         }
         if self.now.saturating_sub(self.entered) <= START_WAIT_MAX {
             return WAIT;
@@ -308,6 +313,34 @@ impl Moment<'_> {
             );
             Next::Fail(Refusal::new(NOT_SCHEDULED, message))
         }
+    }
+
+    /// It runs where it should: what its guest had before must be there again. Its data is whole either way.
+    fn guest(&self, node: &NodeName, instance: &Instance) -> Next {
+        let mut answers = vec![checks::passed("VmRunning", format!("the VM runs on node {node}"))];
+        let mut missing = Vec::new();
+        for (name, answer) in checks::postflight(self.record, instance) {
+            match answer {
+                Ok(found) => answers.push(checks::passed(name, found)),
+                Err(refusal) => {
+                    missing.push(refusal.message.clone());
+                    answers.push(checks::failed(name, &refusal));
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Next::Enter(Phase::Succeeded, vec![Learnt::Checked(answers)]);
+        }
+        if self.now.saturating_sub(self.entered) <= GUEST_WAIT_MAX {
+            return WAIT;
+        }
+        let message = format!(
+            "the VM runs on its new volumes, which are whole, and after {} s {}: look at its console; the old volumes are kept",
+            GUEST_WAIT_MAX.as_secs(),
+            missing.join("; ")
+        );
+        let why = Refusal::new("GuestNotConfirmed", message);
+        Next::Enter(Phase::Succeeded, vec![Learnt::Checked(answers), Learnt::NotSeenAgain(why)])
     }
 
     /// Something of the VM has a node: it runs, or may at any moment.

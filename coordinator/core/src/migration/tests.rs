@@ -3,6 +3,8 @@
 mod refused;
 mod started;
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use self::started::Start;
@@ -322,6 +324,62 @@ fn a_bare_claim_moves_too() {
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded, "{:?}", world.store);
     let volume = world.fleet.claims[&key("spare")].volume.clone().expect("bound");
     assert!(volume.0.starts_with("smst-"), "{volume}");
+}
+
+/// Its agent and its address come later than the start: waited for, and they are no part of the downtime.
+#[test]
+fn what_the_guest_had_before_is_waited_for() {
+    let mut world = asked();
+    while world.phase("m") != Phase::Stopping {
+        world.round();
+    }
+    world.faults.guest_silent = true;
+    while world.phase("m") != Phase::Confirming {
+        world.round();
+    }
+    world.rounds(60);
+    assert_eq!(world.phase("m"), Phase::Confirming, "the guest is not there yet");
+    let guest = world.fleet.vms.get_mut(&key("vm")).and_then(|vm| vm.instance.as_mut()).expect("it runs");
+    (guest.agent_connected, guest.has_address) = (true, true);
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+    let record = &world.store[&key("m")];
+    for name in ["VmRunning", "DisksAttached", "AddressReported", "GuestAgentConnected"] {
+        assert!(
+            record.checks.iter().any(|check| check.name == name && check.passed),
+            "{name}: {:?}",
+            record.checks
+        );
+    }
+    assert_eq!(record.reason, None);
+    let downtime = world.machine.views()[&key("m")].downtime.expect("it was stopped");
+    assert!(downtime < Duration::from_mins(1), "the guest's boot is counted: {downtime:?}");
+}
+
+/// The data is whole and the VM runs: the migration has succeeded, and a person hears of what is missing.
+#[test]
+fn a_guest_that_stays_silent_is_told_of() {
+    for crash in [false, true] {
+        let mut world = asked();
+        while world.phase("m") != Phase::Stopping {
+            world.round();
+        }
+        world.faults.guest_silent = true;
+        if crash {
+            while world.phase("m") != Phase::Confirming {
+                world.round();
+            }
+            world.take_over();
+        }
+        assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+        let record = &world.store[&key("m")];
+        assert_eq!(record.reason.as_deref(), Some("GuestNotConfirmed"));
+        assert!(record.message.contains("the guest agent answered before"), "{}", record.message);
+        let failed: Vec<_> =
+            record.checks.iter().filter(|check| !check.passed).map(|check| &check.name).collect();
+        assert_eq!(failed, ["AddressReported", "GuestAgentConnected"]);
+        world.round();
+        assert_whole(&world, Phase::Succeeded, "a silent guest");
+    }
 }
 
 /// People are told, before anything is touched, whether anything but the copy could bring the data back.

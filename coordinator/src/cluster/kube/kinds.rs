@@ -227,8 +227,8 @@ fn quiet_status(kind: &str) -> Quiet {
         "Pod" => Quiet::Only(&["phase"]),
         // A VM is judged by its instance, a migration by its record.
         "VirtualMachine" | "VolumeMigration" => Quiet::Only(&[]),
-        // The guest's addresses, and what its agent tells every few seconds.
-        "VirtualMachineInstance" => Quiet::AllBut(&["activePods", "guestOSInfo", "interfaces"]),
+        // What the guest's agent tells every few seconds.
+        "VirtualMachineInstance" => Quiet::AllBut(&["activePods", "guestOSInfo"]),
         // How far an import has come.
         "DataVolume" => Quiet::AllBut(&["progress"]),
         // What agents report comes from the agents.

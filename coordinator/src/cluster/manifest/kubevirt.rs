@@ -185,6 +185,18 @@ pub struct InstanceStatus {
     pub volume_status: Option<Vec<VolumeStatus>>,
     /// Memory.
     pub memory: Option<MemoryStatus>,
+    /// Network interfaces, as libvirt and the guest agent tell them.
+    #[serde(default)]
+    pub interfaces: Option<Vec<InterfaceStatus>>,
+}
+
+/// A network interface of a guest.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceStatus {
+    /// Its first address, once one is known.
+    #[serde(default)]
+    pub ip_address: Option<String>,
 }
 
 /// A condition, whose times may be null.

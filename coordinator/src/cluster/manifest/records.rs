@@ -9,7 +9,7 @@ use somersault_coordinator_core::evacuation::{EvacuationRecord, Planned};
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage};
 use somersault_coordinator_core::fleet::{Owner, SavedStart};
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
-use somersault_coordinator_core::migration::{Check, Copied, DiskMove, MigrationRecord};
+use somersault_coordinator_core::migration::{Check, Copied, DiskMove, Guest, MigrationRecord};
 use somersault_coordinator_core::names::{BootId, Key, NodeName, Uid, VolumeName};
 use somersault_coordinator_core::rebuild::{DeadPod, RebuildRecord, RebuiltDisk};
 use somersault_crd as crd;
@@ -99,6 +99,11 @@ pub fn set_migration(
     status.epoch = record.epoch;
     status.object_uid.clone_from(&record.uid.0);
     status.stopped = record.stopped.as_ref().map(|(owner, start)| stopped(owner, start));
+    status.guest = record.guest.as_ref().map(|guest| vmig::Guest {
+        agent_connected: guest.agent_connected,
+        has_address: guest.has_address,
+        claims: guest.claims.iter().cloned().collect(),
+    });
     status.disks = record.disks.iter().map(disk_status).collect::<Result<_, _>>()?;
     status.checks = record.checks.iter().map(check_status).collect();
     Ok(())
@@ -120,6 +125,11 @@ pub fn migration_record(
         reason: status.reason.clone(),
         message: status.message.clone(),
         stopped: status.stopped.as_ref().map(read_stopped).transpose()?,
+        guest: status.guest.as_ref().map(|guest| Guest {
+            agent_connected: guest.agent_connected,
+            has_address: guest.has_address,
+            claims: guest.claims.iter().cloned().collect(),
+        }),
         disks: status.disks.iter().map(disk_record).collect::<Result<_, _>>()?,
         checks: status.checks.iter().map(check_record).collect(),
     }))

@@ -177,6 +177,7 @@ fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineIns
     let phase = status.phase.unwrap_or_default();
     let transitions = status.phase_transition_timestamps.unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
+    let interfaces = status.interfaces.unwrap_or_default();
     let found = |kind: &str, status: &str| conditions.iter().find(|c| c.type_ == kind && c.status == status);
     let own = status.migration_state.filter(|state| !state.completed && !state.failed);
     let own = own.map(|state| state.target_node);
@@ -188,6 +189,8 @@ fn instance_value(inventory: &Inventory, key: &Key, instance: &VirtualMachineIns
         paused: found("Paused", "True").map(|condition| condition.reason.clone().unwrap_or_default()),
         not_migratable: found("LiveMigratable", "False").map(words),
         claims: disks::of_instance(instance),
+        agent_connected: found("AgentConnected", "True").is_some(),
+        has_address: interfaces.iter().any(|interface| interface.ip_address.is_some()),
         phase,
     }
 }

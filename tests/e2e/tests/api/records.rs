@@ -1,6 +1,6 @@
 //! Records in the status of our objects: stored once, come back as they were, and never written over somebody else's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState, Plann
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage, ProofKind};
 use somersault_coordinator_core::fleet::{Owner, SavedStart};
 use somersault_coordinator_core::io::Record;
-use somersault_coordinator_core::migration::{Check, Copied, DiskMove, MigrationRecord, Phase};
+use somersault_coordinator_core::migration::{Check, Copied, DiskMove, Guest, MigrationRecord, Phase};
 
 use crate::bed::{Bed, NODE};
 use crate::claims::{new_volume, shop, template};
@@ -54,6 +54,11 @@ pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
             Owner::Wukong { name: "wk1".into() },
             SavedStart::WukongStartStrategy(Some("{\"autoStart\":true}".into())),
         )),
+        guest: Some(Guest {
+            agent_connected: true,
+            has_address: true,
+            claims: BTreeSet::from(["web-root".to_owned()]),
+        }),
         disks: vec![disk],
         checks: vec![Check { name: "Fits".into(), passed: true, message: "it does".into() }],
     }

@@ -36,6 +36,11 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         let migration = succeeded(bed, vm.name)?;
         let downtime = &migration["status"]["downtimeMs"];
         eprintln!("   {} moved from {node} to {target}, down for {downtime} ms", vm.name);
+        let checks = migration["status"]["checks"].as_array().context("no checks")?;
+        for name in ["BackupKnown", "CopyVerified", "VmRunning", "DisksAttached", "AddressReported"] {
+            let held = checks.iter().any(|check| check["name"] == name && check["passed"] == true);
+            ensure!(held, "{} was moved, and {name} did not hold: {checks:?}", vm.name);
+        }
 
         let after = bed.api().get(Kind::CLAIM, VMS, &claim)?;
         ensure!(
