@@ -200,6 +200,8 @@ pub struct AutomaticEvacuation {
     pub destination_class: Option<String>,
     /// Migrations of one evacuation at the same time.
     pub concurrent_max: usize,
+    /// Also evacuate a node that was dead and has come back.
+    pub after_return: bool,
 }
 
 /// Why a policy cannot be built.
@@ -358,6 +360,7 @@ fn limits(spec: PolicySpec) -> Limits {
             disruption: spec.evacuation.disruption,
             destination_class: spec.evacuation.destination_class,
             concurrent_max: spec.evacuation.concurrent_max as usize,
+            after_return: spec.evacuation.after_return,
         },
         class_overrides: spec.storage_classes,
         watchdog_fencing: BTreeSet::new(),

@@ -293,7 +293,7 @@ pub struct RecoveryLimits {
     pub out_of_service: Option<bool>,
 }
 
-/// Evacuation without a person's order, when a disk starts to fail.
+/// Evacuation without a person's order, when a disk starts to fail or a node has come back from the dead.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvacuationPolicy {
@@ -322,6 +322,9 @@ pub struct EvacuationPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
     pub destination_class: Option<String>,
+    /// Also evacuate a node that was dead and has come back, once it is trusted again. Off where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_return: Option<bool>,
     /// Migrations of one evacuation at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]

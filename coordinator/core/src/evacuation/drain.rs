@@ -12,14 +12,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ACTION_RETRY, Disruption, EvacuationSpec};
+use super::{ACTION_RETRY, Disruption, EvacuationSpec, free_name, numbered};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Severity, Subject};
 use crate::migration::Context;
 use crate::names::NodeName;
 
-/// Evacuations of one node by this way that may lie around before somebody should clean up.
-const SAME_NAMES_MAX: usize = 1_000;
+/// What evacuations are called that are asked for in this way.
+const CAUSE: &str = "drain";
 
 /// Marks of nodes.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +49,7 @@ impl Drains {
             }
             let there = |name: &String| ctx.requests.evacuations.contains_key(name);
             let asked = self.asked.get(node);
-            let inherited = !self.looked && there(&numbered(node, 1));
+            let inherited = !self.looked && there(&numbered(CAUSE, node, 1));
             if inherited || asked.is_some_and(|(name, _)| there(name)) {
                 self.answered.insert(node.clone());
                 continue;
@@ -69,8 +69,7 @@ impl Drains {
             if busy || asked.is_some_and(|(_, again)| now < *again) {
                 continue;
             }
-            let free = (1..=SAME_NAMES_MAX).map(|number| numbered(node, number)).find(|name| !there(name));
-            let Some(name) = free else { continue };
+            let Some(name) = free_name(CAUSE, node, ctx) else { continue };
             self.asked.insert(node.clone(), (name.clone(), now + ACTION_RETRY));
             effects.push(Effect::Act(Action::CreateEvacuation { name, spec: spec(node, disruption) }));
         }
@@ -90,10 +89,6 @@ fn disruption(mark: &str) -> Option<Disruption> {
         "Now" => Some(Disruption::Now),
         _ => None,
     }
-}
-
-fn numbered(node: &NodeName, number: usize) -> String {
-    if number == 1 { format!("drain-{node}") } else { format!("drain-{node}-{number}") }
 }
 
 fn spec(node: &NodeName, disruption: Disruption) -> EvacuationSpec {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::auto::Automatic;
 use super::drain::Drains;
+use super::returned::Returned;
 use super::{ACTION_RETRY, EvacuationRecord, EvacuationSpec, PlanState, Planned, live, plan};
 use crate::BootTime;
 use crate::fleet::Fleet;
@@ -21,6 +22,7 @@ pub struct Evacuations {
     all: BTreeMap<String, Evacuation>,
     automatic: Automatic,
     drains: Drains,
+    returned: Returned,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -73,6 +75,7 @@ impl Evacuations {
         }
         effects.extend(self.automatic.step(now, ctx));
         effects.extend(self.drains.step(now, ctx));
+        effects.extend(self.returned.step(now, ctx));
         effects
     }
 
@@ -83,7 +86,9 @@ impl Evacuations {
             .values()
             .filter(|evacuation| !evacuation.is_complete())
             .map(|evacuation| evacuation.next_look);
-        active.chain(self.automatic.next_deadline()).chain(self.drains.next_deadline()).min()
+        let asked =
+            [self.automatic.next_deadline(), self.drains.next_deadline(), self.returned.next_deadline()];
+        active.chain(asked.into_iter().flatten()).min()
     }
 
     /// What to show.

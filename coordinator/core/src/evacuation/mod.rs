@@ -16,13 +16,14 @@
 //!
 //! An evacuation only creates migrations and watches them; each is safe by itself, and one that fails does not
 //! stop the others. `auto` asks for an evacuation when a disk starts to fail, `drain` when a
-//! node is cordoned and marked for it.
+//! node is cordoned and marked for it, `returned` when a dead node has come back.
 
 mod auto;
 mod drain;
 mod live;
 mod machine;
 mod plan;
+mod returned;
 #[cfg(test)]
 mod tests;
 
@@ -31,11 +32,25 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::machine::Evacuations;
-use crate::migration::Destination;
+use crate::migration::{Context, Destination};
 use crate::names::{Key, NodeName};
 
 /// A creation whose object does not show is asked for again.
 const ACTION_RETRY: Duration = Duration::from_secs(10);
+
+/// Evacuations of one node for one cause that may lie around before somebody should clean up.
+const SAME_NAMES_MAX: usize = 1_000;
+
+/// The name of a node's evacuation for this cause, and of the later ones.
+fn numbered(cause: &str, node: &NodeName, number: usize) -> String {
+    if number == 1 { format!("{cause}-{node}") } else { format!("{cause}-{node}-{number}") }
+}
+
+/// The first of these names that no evacuation has; `None` where there are too many.
+fn free_name(cause: &str, node: &NodeName, ctx: &Context<'_>) -> Option<String> {
+    let mut names = (1..=SAME_NAMES_MAX).map(|number| numbered(cause, node, number));
+    names.find(|name| !ctx.requests.evacuations.contains_key(name))
+}
 
 /// What is to be emptied (`spec` of an `Evacuation`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

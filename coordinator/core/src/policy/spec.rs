@@ -197,7 +197,7 @@ impl Default for RecoverySpec {
     }
 }
 
-/// Evacuation without a person's order, when a disk starts to fail.
+/// Evacuation without a person's order, when a disk starts to fail or a node has come back from the dead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct EvacuationPolicySpec {
@@ -217,6 +217,8 @@ pub struct EvacuationPolicySpec {
     pub destination_class: Option<String>,
     /// Migrations of one evacuation at the same time.
     pub concurrent_max: u32,
+    /// Also evacuate a node that was dead and has come back.
+    pub after_return: bool,
 }
 
 impl Default for EvacuationPolicySpec {
@@ -230,6 +232,7 @@ impl Default for EvacuationPolicySpec {
             disruption: Disruption::PreCopyOnly,
             destination_class: None,
             concurrent_max: 1,
+            after_return: false,
         }
     }
 }

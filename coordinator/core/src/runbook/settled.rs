@@ -39,6 +39,9 @@ pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> 
         text.push_str(&still_untied(fleet, decision));
     }
     text.push_str(&cordoned(fleet, decision));
+    if standing.progress == Progress::NodeBack {
+        text.push_str(&move_away(decision));
+    }
     if matches!(standing.progress, Progress::Unaffected | Progress::ByHand) {
         text.push_str(&watch(&decision.vm));
     }
@@ -78,6 +81,26 @@ fn cordoned(fleet: &Fleet, decision: &Decision) -> String {
     format!(
         "## Its node is cordoned\n\nUnless that has another reason, let the scheduler use it again once it is back: other VMs \
          cannot go home to their disks before.\n\n```sh\n{commands}```\n\n"
+    )
+}
+
+/// A node that has died once may die again.
+fn move_away(decision: &Decision) -> String {
+    let homes = home_nodes(decision);
+    if homes.is_empty() || !decision.disks.iter().any(DiskFinding::is_local) {
+        return String::new();
+    }
+    let commands = homes.into_iter().fold(String::new(), |mut lines, node| {
+        let node = shell_word(node.as_str());
+        let _ = writeln!(
+            lines,
+            "kubectl somersault evacuate {node} --dry-run\nkubectl somersault evacuate {node}"
+        );
+        lines
+    });
+    format!(
+        "## If that node is not to be trusted\n\nIts VMs can be moved off it, with their disks, while it lives: see the plan, then \
+         ask for it. The disks are copied while the VMs run, and no VM is stopped before you say so.\n\n```sh\n{commands}```\n\n"
     )
 }
 

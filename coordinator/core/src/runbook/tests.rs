@@ -314,6 +314,15 @@ fn what_is_in_use_again_is_not_touched() {
     }
 }
 
+/// A node that died once may die again: how to leave it is said once it is back, and not before.
+#[test]
+fn a_node_that_came_back_can_be_left() {
+    let world = told_world();
+    let text = |progress| runbook(&world.fleet, &world.decide("web"), &Standing::at(progress));
+    assert_has(&text(Progress::NodeBack), &["kubectl somersault evacuate n1 --dry-run\n"]);
+    assert!(!text(Progress::Untouched).contains("somersault evacuate"));
+}
+
 /// It starts elsewhere by itself: the promise is about it too, and there is nothing to restore.
 #[test]
 fn a_vm_on_network_storage_is_among_those_that_an_attestation_starts() {
