@@ -145,6 +145,39 @@ pub fn of_a_cordoned_node(bed: &Bed) -> Result<()> {
     stage.judge()
 }
 
+/// A node dies, comes back, and is not trusted to live: its VM, which nobody could bring back meanwhile, leaves it with all
+/// that it has written.
+pub fn of_a_returned_node(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let mut stage = Stage::set(bed, &node, &[DB])?;
+    let policy = |evacuation: Value| {
+        bed.api().merge(Kind::POLICY, "", "default", &json!({"spec": {"evacuation": evacuation}}))
+    };
+    policy(json!({"afterReturn": true, "dryRun": false, "disruption": "Now"}))?;
+    bed.cluster().power_off(&node)?;
+    bed.wait_decision(DB.name, "ManualRecovery", MIGRATE_DEADLINE)?;
+    // Whoever switches it on before is undone by the fence agent.
+    until(&format!("{node} is proven dead"), MIGRATE_DEADLINE, &[], || {
+        let recovery = bed.api().get(Kind::RECOVERY, VMS, DB.name)?;
+        Ok(recovery["status"]["proof"].is_string().then_some(()))
+    })?;
+    bed.cluster().power_on(&node)?;
+    bed.cluster().wait_ready(&node)?;
+    let asked = format!("returned-{node}");
+    until("the node that came back is emptied", 2 * MIGRATE_DEADLINE, &[bed.standin_log()], || {
+        let said = bed.cluster().ask(&["get", "evacuation", &asked, "-o", "jsonpath={.status.complete}"])?;
+        Ok((said.trim() == "true").then_some(()))
+    })?;
+    succeeded(bed, DB.name)?;
+    let target = stage.node_of(DB.name)?.context("it does not run")?;
+    ensure!(target != node, "{} runs on {node} still", DB.name);
+    stage.moved(&DB, &target)?;
+    stage.wait_writes(&DB, WRITE_DEADLINE)?;
+    policy(Value::Null)?;
+    bed.cluster().ask(&["delete", "evacuations", "--all"])?;
+    stage.judge()
+}
+
 /// VMs of a node that is emptied by one command.
 const MANY: [&str; 20] = [
     "vm01", "vm02", "vm03", "vm04", "vm05", "vm06", "vm07", "vm08", "vm09", "vm10", "vm11", "vm12", "vm13",
