@@ -23,7 +23,7 @@ use crate::BootTime;
 use crate::evacuation::Evacuations;
 use crate::fencing::agents::{PowerOff, Rounds};
 use crate::fencing::lease::LeaseWatch;
-use crate::fencing::{Around, Case, FenceStage, PowerTaints, given_by_others, words};
+use crate::fencing::{Around, Attested, Case, FenceStage, PowerTaints, given_by_others, words};
 use crate::fleet::{DiskImage, Fleet, NodeReport};
 use crate::io::{
     Action, Effect, Input, Notice, OpenRecovery, Order, Record, RecordKey, Requests, Severity, Subject,
@@ -48,6 +48,7 @@ pub struct Coordinator {
     given_policy: Policy,
     liveness: Liveness,
     power_taints: PowerTaints,
+    attested: Attested,
     rounds: Rounds,
     leases: LeaseWatch,
     cases: BTreeMap<NodeName, Case>,
@@ -91,6 +92,7 @@ impl Coordinator {
             },
             liveness: Liveness::default(),
             power_taints: PowerTaints::default(),
+            attested: Attested::default(),
             rounds: Rounds::default(),
             leases: LeaseWatch::default(),
             cases: BTreeMap::new(),
@@ -173,6 +175,7 @@ impl Coordinator {
             return true;
         }
         self.power_taints.beats(node);
+        self.attested.beats(node);
         let lies = self.rounds.beat(&scene, node, boot);
         if lies {
             self.facts.power_off.distrust(node);
@@ -213,6 +216,12 @@ impl Coordinator {
                 return Input::Tick; // nobody needs the copy: the facts hold it
             }
             Input::Requests(requests) => {
+                let (now, limit) = (self.now, self.facts.policy.detection.suspect());
+                let beats = |node: &NodeName| {
+                    let last = self.liveness.pulse(node).and_then(|pulse| pulse.last_beat);
+                    last.is_some_and(|at| now < at + limit)
+                };
+                self.attested.read(&requests, beats);
                 self.facts.requests = *requests;
                 return Input::Tick;
             }
@@ -417,10 +426,10 @@ impl Coordinator {
         self.facts.power_off.tell(fx);
         self.forget_removed();
         let scene = Scene { now: self.now, facts: &self.facts };
-        let taints = &self.power_taints;
+        let (taints, words) = (&self.power_taints, &self.attested);
         let declared = self.liveness.judge(
             &scene,
-            |node, pulse| given_by_others(&scene, taints, node, pulse.boot.as_ref()).is_some(),
+            |node, pulse| given_by_others(taints, words, node, pulse.boot.as_ref()).is_some(),
             fx,
         );
         for node in &declared {
@@ -439,6 +448,7 @@ impl Coordinator {
                 pulse: self.liveness.pulse(node),
                 leases: &self.leases,
                 taints: &self.power_taints,
+                attested: &self.attested,
                 hold: self.liveness.hold().is_some(),
                 settled: self.recovery.settled(&scene, node),
             };
@@ -567,7 +577,10 @@ impl Coordinator {
         self.facts.epoch?;
         let scene = Scene { now: self.now, facts: &self.facts };
         let retry = self.facts.policy.recovery.retry;
-        let cases = self.cases.values().filter_map(|case| case.next_deadline(&scene, &self.leases));
+        let deadline = |(node, case): (&NodeName, &Case)| {
+            case.next_deadline(&scene, &self.leases, self.liveness.pulse(node))
+        };
+        let cases = self.cases.iter().filter_map(deadline);
         let called = self.calling.values().map(|(_, at)| *at + retry);
         let reports = (self.reported && !self.cases.is_empty()).then(|| self.decided_at + REPORTS_GAP);
         let taints = self.tainting.values().map(|(_, at)| *at + retry).chain(called);

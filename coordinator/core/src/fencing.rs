@@ -7,7 +7,7 @@
 //!                │  └──────────────────────┼── taint, word, new boot ─►     │           another boot│        │
 //!                │                         │  (word: this boot only)        └── a beat of the fenced│boot:   │
 //!                │                         │                                    FenceContradicted   │        │
-//!                └── the same boot beats ──┴ (only while no order can have been given) ─► Closed    └────────┘
+//!                └── the same boot beats ──┴ (once no run of the fence agent is under way) ─► Closed └───────┘
 //! ```
 //!
 //! Every arrow is a commit under our epoch, and nothing that follows from a stage happens before that commit came
@@ -15,11 +15,18 @@
 //! declaration until Quarantine the node's beats are not answered. A record that an earlier leader left is taken
 //! over by storing it again under our epoch, which fails where somebody newer leads.
 //!
+//! Nobody switches a living node off: no run begins once the node has beaten since its declaration, nor while its kubelet
+//! renews its lease, and a leader that finds an order in a record, and has not heard the node itself, listens first. A run
+//! that is under way may still take effect: until it has ended the node is not trusted, after that its incident is over, and
+//! if it falls silent all the same, that is another incident. Only of a fence agent that said off of a node that beats
+//! nobody knows what it switches, and a person must reboot the node.
+//!
 //! The rules of each proof:
 //! - `PowerOffConfirmed`: the run that we ordered in this epoch ended with off, read back.
 //! - `CloudShutdown`, `OutOfServiceByOthers`: the taint, if we saw it appear while the node was silent: one that was
 //!   there before is left over from another time.
-//! - `HumanAttested`: a person's word about this very boot.
+//! - `HumanAttested`: a person's word about this very boot, if we saw it given while the node was silent, and no beat
+//!   came since: see `attested`.
 //! - `NewBootId`: a beat in a boot that is new to us, or a boot id in Node.status that appeared since the
 //!   declaration.
 //! - `LeaseExpired`: see `lease`; only of a boot in which a grant arrived, for enrolled nodes, and only the simulation enrols any.
@@ -28,6 +35,7 @@
 //! that looks at another machine proves nothing and is not run: see `agents`, which asks them while all is well.
 
 pub mod agents;
+mod attested;
 mod case;
 pub mod lease;
 #[cfg(test)]
@@ -38,6 +46,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::attested::Attested;
 pub(crate) use self::case::{Around, Case, Settled};
 use crate::fleet::{CLOUD_SHUTDOWN_TAINT, OUT_OF_SERVICE_TAINT};
 use crate::names::{BootId, NodeName};
@@ -110,7 +119,7 @@ pub struct FenceRecord {
 pub enum FenceStage {
     /// Declared unreachable; no grant from here on, no order given.
     Declared,
-    /// A power order may have been given: only a new boot id, or a person, clears the node.
+    /// A power order may have been given, and may take effect as long as its run is under way.
     PowerOrdered,
     /// Proven. Recovery may act.
     Fenced {
@@ -200,12 +209,10 @@ const POWER_TAINTS: [(&str, ProofKind); 2] = [
 
 /// The proof that others give for this boot of a node: a taint, or a person's word.
 pub(crate) fn given_by_others(
-    scene: &Scene<'_>,
     taints: &PowerTaints,
+    words: &Attested,
     node: &NodeName,
     boot: Option<&BootId>,
 ) -> Option<ProofKind> {
-    let attested =
-        scene.facts.requests.attestations.get(node).is_some_and(|word| Some(&word.boot_id) == boot);
-    taints.proof(node).or(attested.then_some(ProofKind::HumanAttested))
+    taints.proof(node).or(words.proves(node, boot).then_some(ProofKind::HumanAttested))
 }

@@ -147,6 +147,8 @@ pub struct Attestation {
     pub boot_id: BootId,
     /// Who gave it.
     pub by: String,
+    /// When, as it was written: the same word said again is another one.
+    pub at: Option<String>,
 }
 
 /// How an order to an agent fares.

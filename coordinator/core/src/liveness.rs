@@ -43,7 +43,7 @@ const KUBELET_FRESH: Duration = Duration::from_secs(15);
 const FORGET_AFTER: Duration = Duration::from_mins(10);
 /// How long an agent that beat for an earlier coordinator has to find us. One that lives tries twice a second; one
 /// whose pod is being replaced together with ours takes half a minute.
-const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
 /// How late a beat of an ended boot may arrive: its stream dies with it, and what was under way arrives at once.
 const LATE_BEAT_MAX: Duration = Duration::from_secs(10);
 /// Earlier boots that are remembered, so that a late beat of one is not taken for a new boot.
@@ -422,6 +422,16 @@ impl Pulse {
     /// Nothing was heard of it for a while, or ever.
     pub fn is_quiet(&self, now: BootTime) -> bool {
         self.last_beat.is_none_or(|at| now.saturating_sub(at) > FORGET_AFTER)
+    }
+
+    /// Its kubelet has renewed its lease after this moment, and not long ago.
+    pub fn kubelet_lives(&self, now: BootTime, after: BootTime) -> bool {
+        self.kubelet_seen.is_some_and(|seen| seen > after && now.saturating_sub(seen) < KUBELET_FRESH)
+    }
+
+    /// When a kubelet that has renewed its lease does not speak for its node any more.
+    pub fn kubelet_speaks_until(&self) -> Option<BootTime> {
+        self.kubelet_seen.map(|seen| seen + KUBELET_FRESH)
     }
 
     /// Beats are to arrive soon, of an agent that we have not heard ourselves.

@@ -58,6 +58,11 @@ pub struct Attestation {
     /// Who gives it.
     #[schemars(length(min = 1, max = 253))]
     pub by: String,
+    /// When it is given, in any form: only a word that is given while the node is silent counts, and the same word said
+    /// again must differ from the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub at: Option<String>,
 }
 
 /// What is known about the node.

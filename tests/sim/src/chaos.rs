@@ -191,10 +191,8 @@ impl World {
             }
             if dead && self.rng_bool(0.3) {
                 self.note(|| format!("somebody attests that {boot_id} is dead"));
-                self.api
-                    .requests
-                    .attestations
-                    .insert(node.clone(), Attestation { boot_id, by: "eve".to_owned() });
+                let word = Attestation { boot_id, by: "eve".to_owned(), at: Some(format!("{:?}", self.now)) };
+                self.api.requests.attestations.insert(node.clone(), word);
             }
             if self.mended_at.is_some() {
                 self.look_after(&node);

@@ -33,6 +33,7 @@ pub fn run(global: &Global, args: &AttestArgs) -> Result<Exit, Failure> {
     let attestation = Attestation {
         boot_id: boot_to_attest(&world, &node)?,
         by: requests::whose_word(&source, args.by.as_deref())?,
+        at: Some(jiff::Timestamp::now().to_string()),
     };
     if !args.yes {
         ask(&world, &node, &attestation)?;

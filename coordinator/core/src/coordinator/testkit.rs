@@ -73,6 +73,7 @@ impl Bench {
     pub fn with_policy(policy: Policy) -> Self {
         let mut bench = Self::cold_with(policy);
         bench.show_fleet();
+        bench.show_requests();
         bench.lead(1);
         bench.run_ms(2_000);
         bench
@@ -157,7 +158,8 @@ impl Bench {
     }
 
     pub fn attest(&mut self, node: &str, number: u32, by: &str) {
-        let word = crate::io::Attestation { boot_id: boot(node, number), by: by.to_owned() };
+        let (boot_id, at) = (boot(node, number), Some(format!("{:?}", self.now)));
+        let word = crate::io::Attestation { boot_id, by: by.to_owned(), at };
         self.requests.attestations.insert(node.into(), word);
         self.show_requests();
     }

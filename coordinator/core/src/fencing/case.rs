@@ -5,10 +5,10 @@
 //! answer, a new leader or a repeated input needs no case of its own. At most one commit is under way.
 
 use super::lease::LeaseWatch;
-use super::{FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, given_by_others, words};
+use super::{Attested, FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, given_by_others, words};
 use crate::BootTime;
-use crate::io::{Attestation, Effect, FenceResult, Record};
-use crate::liveness::{BeatOf, Phase, Pulse};
+use crate::io::{Effect, FenceResult, Record};
+use crate::liveness::{BeatOf, EXPECTED_WITHIN, Phase, Pulse};
 use crate::names::{BootId, NodeName};
 use crate::scene::Scene;
 use crate::view::{Milestone, NodeState};
@@ -16,6 +16,12 @@ use crate::view::{Milestone, NodeState};
 /// How long a Node object may be gone before its incident ends: an editor may write a file in two steps, and a
 /// cluster may be read in between.
 const REMOVED_AFTER: BootTime = BootTime::from_secs(10);
+/// How long a run of the fence agent may take at the most: the shell has the same deadline, and the second half is for what
+/// it needs around the run.
+fn run_max(scene: &Scene<'_>) -> BootTime {
+    scene.facts.policy.fencing.timeout.mul_f64(1.5)
+}
+
 /// Entries of a timeline: an incident has some ten, one that flaps for weeks must not grow for ever.
 const TIMELINE_MAX: usize = 40;
 
@@ -38,6 +44,8 @@ pub(crate) struct Case {
     commit_after: BootTime,
     /// Since when it is at its stage.
     since: BootTime,
+    /// Since when the case is ours.
+    begun: BootTime,
     /// The proof that was stored in this incident.
     proven_by: Option<ProofKind>,
     /// Last beat of the declared boot since the declaration.
@@ -45,12 +53,15 @@ pub(crate) struct Case {
     new_boot: Option<BootId>,
     power: Power,
     proven_at: Option<BootTime>,
-    contradicted: Option<Contradiction>,
+    /// It beats in the very boot that was proven dead.
+    contradicted: bool,
     /// Its fence agent said off, and the node went on beating.
     agent_lied: bool,
     /// Since when the returned node has been beating without a gap.
     trusted_since: Option<BootTime>,
     missing_since: Option<BootTime>,
+    /// Who has given a word that does not count, as was told.
+    left_over: Option<String>,
     remind_at: BootTime,
     timeline: Vec<(Milestone, BootTime)>,
 }
@@ -61,15 +72,11 @@ struct Power {
     /// An order may have reached the machine, in this epoch or before.
     ordered: bool,
     running_until: Option<BootTime>,
+    /// A run that an earlier leader began may still be under way.
+    foreign_until: Option<BootTime>,
     confirmed_at: Option<BootTime>,
     attempts: u32,
     next_at: BootTime,
-}
-
-#[derive(Clone, Debug)]
-struct Contradiction {
-    /// The word that was given before: only another one resolves this.
-    attestation: Option<Attestation>,
 }
 
 /// What recovery says of the node's VMs.
@@ -88,6 +95,7 @@ pub(crate) struct Around<'a> {
     pub pulse: Option<&'a Pulse>,
     pub leases: &'a LeaseWatch,
     pub taints: &'a PowerTaints,
+    pub attested: &'a Attested,
     /// A storm hold: nobody is powered off.
     pub hold: bool,
     pub settled: Settled,
@@ -118,7 +126,14 @@ impl Case {
         if let Some(pulse) = pulse.filter(|pulse| pulse.boot == record.boot_id) {
             case.know_status(pulse);
         }
-        case.power.ordered = matches!(record.stage, FenceStage::PowerOrdered);
+        if record.stage == FenceStage::PowerOrdered {
+            case.power.ordered = true;
+            case.power.foreign_until = Some(scene.now + run_max(scene));
+        }
+        // A process that has just started has heard nobody yet: the node may beat in a moment.
+        if pulse.is_none_or(|pulse| pulse.last_beat.is_none()) {
+            case.power.next_at = scene.now + EXPECTED_WITHIN;
+        }
         case.proven_at = matches!(record.stage, FenceStage::Fenced { .. }).then_some(scene.now);
         if let FenceStage::Quarantine { boot_id } = &record.stage {
             case.new_boot = Some(boot_id.clone());
@@ -140,15 +155,17 @@ impl Case {
             declare: false,
             commit_after: BootTime::ZERO,
             since: scene.now,
+            begun: scene.now,
             proven_by: None,
             last_beat: None,
             new_boot: None,
             power: Power::default(),
             proven_at: None,
-            contradicted: None,
+            contradicted: false,
             agent_lied: false,
             trusted_since: None,
             missing_since: None,
+            left_over: None,
             remind_at: scene.now + scene.facts.policy.fencing.reminder,
             timeline: Vec::new(),
         }
@@ -208,7 +225,7 @@ impl Case {
         let kind = self.proof_kind()?;
         let usable = record.epoch == epoch
             && !self.declare
-            && self.contradicted.is_none()
+            && !self.contradicted
             && self.new_boot.is_none()
             && self.status_doubt.is_none()
             && self.is_silent(scene);
@@ -245,7 +262,7 @@ impl Case {
     pub fn state(&self, acted: bool) -> NodeState {
         match self.stored.as_ref().map(|record| &record.stage) {
             _ if self.declare => NodeState::AwaitingProof,
-            _ if self.contradicted.is_some() => NodeState::FenceContradicted,
+            _ if self.contradicted => NodeState::FenceContradicted,
             Some(FenceStage::Fenced { .. }) if acted => NodeState::Recovering,
             Some(FenceStage::Fenced { .. }) => NodeState::Fenced,
             Some(FenceStage::Quarantine { .. } | FenceStage::Closed) => NodeState::Quarantine,
@@ -278,11 +295,10 @@ impl Case {
         }
         let lives =
             self.proof_kind().is_some() && self.proven_at.is_some_and(|at| scene.now > at + in_flight);
-        if !lives || self.contradicted.is_some() || self.new_boot.is_some() {
+        if !lives || self.contradicted || self.new_boot.is_some() {
             return false;
         }
-        let attestation = scene.facts.requests.attestations.get(&self.node).cloned();
-        self.contradicted = Some(Contradiction { attestation });
+        self.contradicted = true;
         self.agent_lied |= self.proof_kind() == Some(ProofKind::PowerOffConfirmed);
         words::contradicted(fx, &self.node, self.proof_kind());
         true
@@ -325,7 +341,7 @@ impl Case {
             return;
         }
         self.new_boot = Some(boot.clone());
-        self.contradicted = None;
+        self.contradicted = false;
         self.status_doubt = None;
         self.trusted_since = None;
         self.mark(Milestone::Returned, scene.now);
@@ -398,7 +414,8 @@ impl Case {
     /// Takes the next step that the facts allow.
     pub fn advance(&mut self, scene: &Scene<'_>, around: &Around<'_>, fx: &mut Vec<Effect>) {
         self.watch_return(scene, around);
-        self.resolve_contradiction(scene, fx);
+        self.resolve_contradiction(scene, around, fx);
+        self.tell_left_over(around, fx);
         if self.power.running_until.is_some_and(|until| scene.now >= until) {
             self.power.running_until = None;
             self.run_failed(scene, "it did not end in time", fx);
@@ -417,9 +434,8 @@ impl Case {
         } else if self.may_order(scene, around) && self.is_at(&FenceStage::PowerOrdered) {
             self.power.ordered = true;
             self.power.attempts += 1;
-            // The shell has the same deadline; the second half is for what it needs around the run.
             let timeout = scene.facts.policy.fencing.timeout;
-            self.power.running_until = Some(scene.now + timeout.mul_f64(1.5));
+            self.power.running_until = Some(scene.now + run_max(scene));
             self.mark(Milestone::FencingStarted, scene.now);
             words::fencing_started(fx, &self.node);
             fx.push(Effect::RunFence { node: self.node.clone(), epoch, timeout });
@@ -442,7 +458,7 @@ impl Case {
         }
         match &record.stage {
             FenceStage::Declared | FenceStage::PowerOrdered => {
-                let back = self.last_beat.is_some() && !self.power.ordered;
+                let back = self.last_beat.is_some() && !self.may_yet_go_off(scene);
                 let order = self.is_at(&FenceStage::Declared) && self.may_order(scene, around);
                 self.proof_at_hand(scene, around)
                     .map(|proof| FenceStage::Fenced { proof })
@@ -466,6 +482,14 @@ impl Case {
         }
     }
 
+    /// A run is under way, or has said off. Of an agent that said so of a node that beats nobody knows what it switches.
+    fn may_yet_go_off(&self, scene: &Scene<'_>) -> bool {
+        let power = &self.power;
+        let foreign = power.foreign_until.is_some_and(|until| scene.now < until);
+        let lies = power.ordered && self.distrusts_agent(scene);
+        power.running_until.is_some() || foreign || power.confirmed_at.is_some() || lies
+    }
+
     fn is_at(&self, stage: &FenceStage) -> bool {
         self.stored.as_ref().is_some_and(|record| record.stage == *stage) && !self.declare
     }
@@ -479,7 +503,7 @@ impl Case {
         if !self.is_silent(scene) {
             return returned;
         }
-        let others = || given_by_others(scene, around.taints, &self.node, self.boot.as_ref());
+        let others = || given_by_others(around.taints, around.attested, &self.node, self.boot.as_ref());
         let lease = || around.leases.expired(&self.node, self.boot.as_ref(), scene.now, &scene.facts.policy);
         let confirmed = self.power.confirmed_at.is_some() && !self.distrusts_agent(scene);
         let power = confirmed.then_some(ProofKind::PowerOffConfirmed);
@@ -488,8 +512,11 @@ impl Case {
 
     fn may_order(&self, scene: &Scene<'_>, around: &Around<'_>) -> bool {
         let power = &self.power;
+        let alive = around.pulse.is_some_and(|pulse| pulse.kubelet_lives(scene.now, self.begun));
         scene.can_power_off(&self.node)
             && !self.distrusts_agent(scene)
+            && self.last_beat.is_none()
+            && !alive
             && !around.hold
             && power.running_until.is_none()
             && power.confirmed_at.is_none()
@@ -515,13 +542,23 @@ impl Case {
     }
 
     /// A person who looked, and says again that this boot is dead, is believed.
-    fn resolve_contradiction(&mut self, scene: &Scene<'_>, fx: &mut Vec<Effect>) {
-        let Some(contradiction) = &self.contradicted else { return };
-        let word = scene.facts.requests.attestations.get(&self.node);
-        let about_it = word.is_some_and(|word| Some(&word.boot_id) == self.boot.as_ref());
-        if about_it && word != contradiction.attestation.as_ref() && self.is_silent(scene) {
-            self.contradicted = None;
+    fn resolve_contradiction(&mut self, scene: &Scene<'_>, around: &Around<'_>, fx: &mut Vec<Effect>) {
+        let said = around.attested.proves(&self.node, self.boot.as_ref());
+        if self.contradicted && said && self.is_silent(scene) {
+            self.contradicted = false;
             words::resolved(fx, &self.node);
+        }
+    }
+
+    /// Whoever gave a word that does not count must hear of it.
+    fn tell_left_over(&mut self, around: &Around<'_>, fx: &mut Vec<Effect>) {
+        let waits = self.is_at(&FenceStage::Declared) || self.is_at(&FenceStage::PowerOrdered);
+        let by = around.attested.left_over(&self.node, self.boot.as_ref()).filter(|_| waits);
+        if by != self.left_over.as_deref() {
+            self.left_over = by.map(str::to_owned);
+            if let Some(by) = by {
+                words::left_over(fx, &self.node, by);
+            }
         }
     }
 
@@ -538,7 +575,12 @@ impl Case {
     }
 
     /// When time alone allows a next step. Past moments are left out: what they allowed was done.
-    pub fn next_deadline(&self, scene: &Scene<'_>, leases: &LeaseWatch) -> Option<BootTime> {
+    pub fn next_deadline(
+        &self,
+        scene: &Scene<'_>,
+        leases: &LeaseWatch,
+        pulse: Option<&Pulse>,
+    ) -> Option<BootTime> {
         let policy = &scene.facts.policy;
         let at = |moment: BootTime| (moment > scene.now).then_some(moment);
         let enrolled = policy.watchdog_fencing.contains(&self.node);
@@ -547,6 +589,8 @@ impl Case {
             self.trusted_since.map(|since| since + policy.recovery.quarantine),
             self.last_beat.map(|beat| beat + policy.detection.suspect()),
             self.power.running_until,
+            self.power.foreign_until,
+            pulse.and_then(Pulse::kubelet_speaks_until),
             enrolled.then(|| leases.expires(&self.node, policy)),
             Some(self.power.next_at),
             Some(self.commit_after),

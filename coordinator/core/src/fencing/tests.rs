@@ -199,17 +199,45 @@ fn a_persons_word_counts_for_the_boot_that_it_names() {
     assert_eq!(proof(&bench), Some(ProofKind::HumanAttested));
 }
 
+/// A word given to a node that beats was about something else, however long it then stays silent in that boot.
 #[test]
-fn nobodys_word_counts_while_the_node_beats() {
+fn a_word_given_while_the_node_beats_never_counts() {
     let mut bench = dead_n1(&["n1"]);
-    bench.beat("n1", 1); // ordered off, so it is not simply healthy again
+    bench.beat("n1", 1); // a run is under way, so that it is not simply healthy again
     bench.run_ms(500);
     bench.attest("n1", 1, "eve");
     bench.run_ms(5_000);
     assert_eq!(proof(&bench), None);
     bench.silence(&["n1"]);
+    bench.run_ms(60_000);
+    assert_eq!(proof(&bench), None);
+    assert_eq!(bench.notices("AttestationTooOld"), 1);
+    bench.attest("n1", 1, "eve");
     bench.run_ms(1_000);
-    assert_eq!(proof(&bench), Some(ProofKind::HumanAttested));
+    assert_eq!(proof(&bench), Some(ProofKind::HumanAttested), "said again, it is another word");
+}
+
+#[test]
+fn a_word_is_void_once_the_node_beats() {
+    let mut bench = dead_n1(&[]);
+    bench.cluster_answers = false;
+    bench.attest("n1", 1, "eve");
+    bench.beat("n1", 1);
+    bench.run_ms(5_000);
+    bench.silence(&["n1"]);
+    bench.run_ms(10_000);
+    assert_ne!(bench.state("n1"), NodeState::Recovering);
+
+    // Nor does it for a leader that was not there when it was given.
+    let mut bench = dead_n1(&[]);
+    bench.give(Input::Deposed);
+    bench.attest("n1", 1, "eve");
+    bench.c = crate::Coordinator::new(bench.c.policy().clone());
+    bench.show_fleet();
+    bench.show_requests();
+    bench.lead(2);
+    bench.run_ms(60_000);
+    assert_eq!((proof(&bench), bench.notices("AttestationTooOld")), (None, 1));
 }
 
 #[test]
@@ -278,20 +306,96 @@ fn the_same_boot_without_a_power_order_is_healthy_again() {
     assert!(bench.count(|effect| matches!(effect, Effect::Grant { node, .. } if node.as_str() == "n1")) > 0);
 }
 
+fn grants(bench: &Bench) -> usize {
+    bench.count(|effect| matches!(effect, Effect::Grant { node, .. } if node.as_str() == "n1"))
+}
+
+/// A run takes a minute at the most, and half of that again for what is around it.
 #[test]
-fn the_same_boot_after_a_power_order_is_not_trusted() {
+fn the_same_boot_is_not_trusted_while_a_run_is_under_way_and_healthy_after_it() {
     let mut bench = dead_n1(&["n1"]);
     bench.beat("n1", 1);
     bench.effects.clear();
+    bench.run_ms(80_000);
+    assert_eq!((bench.state("n1"), grants(&bench)), (NodeState::AwaitingProof, 0));
+    bench.run_ms(20_000);
+    assert_eq!(bench.state("n1"), NodeState::Healthy);
+    assert!(grants(&bench) > 0 && !bench.is_tainted("n1"));
+    assert_eq!(runs(&bench), 0, "it lives, and was to be switched off again");
+}
+
+/// A short cut and a fence agent that fails: nobody switches the node off once it is back.
+#[test]
+fn a_node_that_is_back_is_not_switched_off() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    fail(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    let before = runs(&bench);
+    assert!(before > 0);
+    bench.beat("n1", 1);
+    off(&mut bench);
+    bench.run_ms(2_000);
+    assert_eq!(bench.state("n1"), NodeState::Healthy);
     bench.run_ms(400_000);
-    assert_eq!(bench.state("n1"), NodeState::AwaitingProof);
-    assert_eq!(
-        bench.count(|effect| matches!(effect, Effect::Grant { node, .. } if node.as_str() == "n1")),
-        0
-    );
-    bench.beat("n1", 2);
-    bench.run_ms(500);
-    assert_eq!(bench.state("n1"), NodeState::Quarantine);
+    assert_eq!(runs(&bench), before);
+    // Silent again, it is judged anew, and that counts.
+    bench.silence(&["n1"]);
+    bench.run_ms(3_000);
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
+}
+
+/// Its kubelet speaks for it before its agent does.
+#[test]
+fn a_node_whose_kubelet_is_back_is_not_switched_off() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    fail(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
+    let before = runs(&bench);
+    for _ in 0..10 {
+        bench.give(Input::KubeletRenewed { node: "n1".into() });
+        bench.run_ms(10_000);
+    }
+    assert_eq!(runs(&bench), before);
+    bench.run_ms(10_000);
+    assert!(runs(&bench) > before, "it is silent for longer than a kubelet would be");
+}
+
+/// Every coordinator was started anew and one finds an order in a record: the node may have come back meanwhile.
+#[test]
+fn a_leader_that_has_heard_nobody_listens_before_it_switches_a_node_off() {
+    for back in [true, false] {
+        let mut bench = Bench::new(fast(&["n1"]));
+        fail(&mut bench);
+        bench.silence(&["n1"]);
+        bench.run_ms(3_000);
+        off(&mut bench);
+        bench.restart();
+        bench.effects.clear();
+        bench.run_ms(20_000);
+        assert_eq!(runs(&bench), 0);
+        if back {
+            bench.beat("n1", 1);
+        }
+        bench.run_ms(100_000);
+        let (state, expected) = if back { (NodeState::Healthy, 0) } else { (NodeState::Recovering, 1) };
+        assert_eq!((bench.state("n1"), runs(&bench)), (state, expected), "back: {back}");
+    }
+}
+
+/// One that has listened as a follower loses no time.
+#[test]
+fn a_leader_that_has_heard_the_silence_goes_on_at_once() {
+    let mut bench = Bench::new(fast(&["n1"]));
+    fail(&mut bench);
+    bench.silence(&["n1"]);
+    bench.run_ms(3_000);
+    bench.give(Input::Deposed);
+    off(&mut bench);
+    bench.lead(2);
+    bench.run_ms(1_000);
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub(super) fn stage(stage: Option<&FenceStage>, beats: bool) -> String {
         None => "declared unreachable; the record is being stored".to_owned(),
         Some(FenceStage::Declared) => "unreachable; nothing proves yet that it is off".to_owned(),
         Some(FenceStage::PowerOrdered) if beats => {
-            "it beats, but a power order may still take effect".to_owned()
+            "it beats, but a run of its fence agent may still switch it off".to_owned()
         }
         Some(FenceStage::PowerOrdered) => {
             "its fence agent is to switch it off and to read that back".to_owned()
@@ -92,11 +92,19 @@ pub(super) fn refused(fx: &mut Vec<Effect>, node: &NodeName) {
     tell_node(fx, Severity::Warning, node, "FenceRecordRefused", message);
 }
 
+pub(super) fn left_over(fx: &mut Vec<Effect>, node: &NodeName, by: &str) {
+    let message = format!(
+        "The word of {by} that {node} is dead does not count: it was given while the node still beat, or before this \
+         coordinator could see whether it did. If the machine is really off, say it again: `kubectl somersault attest {node}`."
+    );
+    tell_node(fx, Severity::Warning, node, "AttestationTooOld", message);
+}
+
 pub(super) fn waits(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName, beats: bool) {
     let message = if beats {
         format!(
-            "{node} beats again, but a power order may have been given and may still take effect: it is not trusted \
-             in this boot. Reboot it."
+            "{node} beats again, but its fence agent has said off, or may still switch it off: it is not trusted in this \
+             boot. If this does not end by itself, see which machine the fence agent switches, and reboot the node."
         )
     } else {
         let possible: Vec<String> =

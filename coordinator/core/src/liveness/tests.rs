@@ -264,6 +264,7 @@ fn cold(known: &[&str]) -> Bench {
     }
     bench.silence(&["n1"]);
     bench.show_fleet();
+    bench.show_requests();
     bench.lead(1);
     bench
 }

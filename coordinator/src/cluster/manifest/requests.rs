@@ -123,5 +123,5 @@ fn attestation(word: &crd::node_health::Attestation) -> Result<Attestation, Fiel
             return Err(FieldError::new(format!("spec.attestation.{field}"), "missing"));
         }
     }
-    Ok(Attestation { boot_id: BootId(word.boot_id.clone()), by: word.by.clone() })
+    Ok(Attestation { boot_id: BootId(word.boot_id.clone()), by: word.by.clone(), at: word.at.clone() })
 }
