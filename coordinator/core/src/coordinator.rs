@@ -26,7 +26,8 @@ use crate::fencing::lease::LeaseWatch;
 use crate::fencing::{Around, Attested, Case, FenceStage, PowerTaints, given_by_others, words};
 use crate::fleet::{DiskImage, Fleet, NodeReport};
 use crate::io::{
-    Action, Effect, Input, Notice, OpenRecovery, Order, Record, RecordKey, Requests, Severity, Subject,
+    Action, Effect, FenceResult, Input, Notice, OpenRecovery, Order, Record, RecordKey, Requests, Severity,
+    Subject,
 };
 use crate::liveness::{BeatOf, Liveness, Phase};
 use crate::migration::{Context, Migrations};
@@ -263,6 +264,9 @@ impl Coordinator {
             Input::Probed { node, by, answer } => self.liveness.probed(node, by, *answer),
             Input::KubeletRenewed { node } => self.liveness.kubelet_renewed(&scene, node),
             Input::FenceEnded { node, epoch, result } => {
+                if let FenceResult::Failed(why) = result {
+                    self.rounds.run_failed(&scene, node, why);
+                }
                 if let Some(case) = self.cases.get_mut(node) {
                     case.fence_ended(&scene, *epoch, result, fx);
                 }
@@ -323,6 +327,7 @@ impl Coordinator {
             self.liveness.restart_timers(&scene, from, "the policy changed");
         }
         self.undecided = true;
+        self.rounds.look_now();
         if self.facts.policy != before {
             let message = "The policy changed, and counts from now on.".to_owned();
             self.tell(fx, Severity::Info, "PolicyChanged", message);

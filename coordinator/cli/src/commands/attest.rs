@@ -49,7 +49,8 @@ pub fn run(global: &Global, args: &AttestArgs) -> Result<Exit, Failure> {
     let written = Written { kind: KIND, namespace: None, name: node.0.clone() };
     output::print(global.output, &written, || {
         format!(
-            "{} has attested that node {} (boot {}) runs and writes nothing any more.",
+            "{} has attested that node {} (boot {}) runs and writes nothing any more. It counts as long as the node is \
+             silent; see what follows: kubectl somersault status",
             clean(&attestation.by),
             clean(node.as_str()),
             clean(&attestation.boot_id)

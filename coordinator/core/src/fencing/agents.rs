@@ -31,6 +31,8 @@ use crate::scene::Scene;
 const ASKED_MAX: usize = 4;
 /// How soon a node that was due while it was not healthy is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How soon one that did not answer is asked again: whoever mends it wants to see that it is mended.
+const FAILED_AGAIN: Duration = Duration::from_mins(1);
 /// Rounds differ by up to this share of the period, so that agents that share one controller drift apart.
 const JITTER: f64 = 0.1;
 
@@ -269,6 +271,8 @@ impl Rounds {
                 continue;
             }
             let check = self.checks.entry(node.clone()).or_default();
+            // The policy may have changed since.
+            check.due = check.due.min(scene.now + scene.facts.policy.fencing.status);
             if check.asked.is_some() || scene.now < check.due || asked >= ASKED_MAX {
                 continue;
             }
@@ -329,9 +333,20 @@ impl Rounds {
     fn failed(&mut self, scene: &Scene<'_>, node: &NodeName, why: &str, fx: &mut Vec<Effect>) {
         let Some(check) = self.checks.get_mut(node) else { return };
         check.next_round(scene, node);
+        check.due = check.due.min(scene.now + FAILED_AGAIN);
         let first = check.failed.replace(why.to_owned()).is_none();
         if first && scene.facts.epoch.is_some() {
             words::answers_not(fx, node, why, check.answered.is_some());
+        }
+    }
+
+    /// A run that was to switch the machine off has failed, and was told of: until it answers again, nobody shall think that
+    /// it would.
+    pub fn run_failed(&mut self, scene: &Scene<'_>, node: &NodeName, why: &str) {
+        if let Some(check) = self.checks.get_mut(node) {
+            check.failed = Some(format!("it could not switch the machine off: {why}"));
+            check.due = check.due.min(scene.now + FAILED_AGAIN);
+            self.look_now();
         }
     }
 

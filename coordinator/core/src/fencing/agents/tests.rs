@@ -48,6 +48,20 @@ fn answering(nodes: &[(&str, &str)]) -> Bench {
     bench
 }
 
+/// It answered ten minutes ago; now it was needed, and could not.
+#[test]
+fn an_agent_that_cannot_switch_its_machine_off_does_not_answer() {
+    let mut bench = answering(&[("n1", "a")]);
+    bench.fence.insert("n1".into(), FenceResult::Failed("wrong password".to_owned()));
+    bench.silence(&["n1"]);
+    bench.run_ms(3_000);
+    let FencingState::AnswersNot { why } = agent(&bench, "n1") else { panic!("{:?}", agent(&bench, "n1")) };
+    assert!(why.contains("wrong password"), "{why}");
+    bench.beat("n1", 1);
+    bench.run_ms(90_000);
+    assert_eq!(agent(&bench, "n1"), FencingState::Answers, "mended, it is asked again soon");
+}
+
 /// n1's fence agent looks at another machine, which is off.
 fn wrong() -> Bench {
     let mut bench = answering(&[("n1", "a")]);
