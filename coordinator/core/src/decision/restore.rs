@@ -104,8 +104,11 @@ fn snapshots(index: &Index, claim: &Key) -> Vec<SourceKind> {
 /// that no claim has ever had (`Available`): nothing of the VM is in that.
 fn kept_volumes(index: &Index, fleet: &Fleet, claim: &Key, disk: &Examined) -> Vec<SourceKind> {
     let kept = |name: &VolumeName, volume: &Volume| {
-        let other = disk.volume.as_ref() != Some(name) || disk.finding.locality == Locality::Unknown;
-        other && volume.phase != "Available"
+        let named = disk.volume.as_ref() == Some(name);
+        let own = named
+            && (volume.phase == "Bound" && disk.broken().is_none()
+                || disk.finding.locality != Locality::Unknown);
+        !own && volume.phase != "Available"
     };
     let volumes = index.volumes_naming(claim).iter().filter(|(name, volume)| kept(name, volume));
     volumes

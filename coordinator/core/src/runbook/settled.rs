@@ -5,10 +5,11 @@
 use std::fmt::Write;
 
 use super::standing::{Progress, Standing};
-use super::words::{code, shell_word};
+use super::swap::ClaimManifest;
+use super::words::{code, json, plain, shell_word};
 use super::{home_nodes, returns, title, untied};
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
-use crate::fleet::{Fleet, Vm, Volume};
+use crate::fleet::{DiskSource, Fleet, Vm, Volume, folder};
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
 
@@ -37,6 +38,9 @@ pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> 
     }
     if standing.progress == Progress::NodeBack {
         text.push_str(&still_untied(fleet, decision));
+    }
+    if standing.progress == Progress::ByHand {
+        text.push_str(&way_back(fleet, decision));
     }
     text.push_str(&cordoned(fleet, decision));
     if standing.progress == Progress::NodeBack {
@@ -220,7 +224,7 @@ fn left_volumes(fleet: &Fleet, decision: &Decision, runs: bool) -> String {
             let _ = write!(
                 text,
                 "When nothing of it is needed any more, and it still is Released:\n\n```sh\n{}```\n\n",
-                remove_commands(name, &node, volume),
+                remove_commands(fleet, name, &node, volume),
             );
         }
     }
@@ -242,11 +246,89 @@ fn look_commands(name: &VolumeName, volume: &Volume) -> String {
     text
 }
 
-/// On reclaim policy Retain nobody removes the folder with the object.
-fn remove_commands(name: &VolumeName, node: &NodeName, volume: &Volume) -> String {
+/// On reclaim policy Retain nobody removes the folder with the object. A folder that something else has as well is in use,
+/// whoever the object belongs to.
+fn remove_commands(fleet: &Fleet, name: &VolumeName, node: &NodeName, volume: &Volume) -> String {
     let mut text = format!("kubectl delete pv {}\n", shell_word(name.as_str()));
-    if let Some(path) = volume.source.path().filter(|_| volume.retained) {
-        let _ = writeln!(text, "rm -r {}      # on node {}", shell_word(path), shell_word(node.as_str()));
+    let Some(path) = volume.source.path().filter(|_| volume.retained) else { return text };
+    match other_user(fleet, name, node, path) {
+        None => {
+            let _ = writeln!(text, "rm -r {}      # on node {}", shell_word(path), shell_word(node.as_str()));
+        }
+        Some(user) => {
+            let _ = writeln!(
+                text,
+                "# {user} has the same folder: the object only, never the folder",
+                user = plain(&user)
+            );
+        }
     }
+    text
+}
+
+/// Who else has this folder of the node, one inside of it, or one around it, as far as objects tell: a volume that could be
+/// on any node counts.
+fn other_user(fleet: &Fleet, name: &VolumeName, node: &NodeName, path: &str) -> Option<String> {
+    let overlaps = |other: &str| {
+        let (one, other) = (format!("{}/", folder(path)), format!("{}/", folder(other)));
+        one.starts_with(&other) || other.starts_with(&one)
+    };
+    let volumes = fleet.volumes.iter().filter(|(other, volume)| {
+        *other != name
+            && volume.source.path().is_some_and(overlaps)
+            && locality::pinned_node(fleet, volume).is_none_or(|on| on == *node)
+    });
+    let host_disks = fleet.vms.iter().filter(|(_, vm)| {
+        vm.disks.iter().any(|disk| matches!(&disk.source, DiskSource::HostDisk { path } if overlaps(path)))
+    });
+    let mut users = volumes
+        .map(|(other, _)| format!("volume {other}"))
+        .chain(host_disks.map(|(vm, _)| format!("VM {vm}")));
+    users.next()
+}
+
+/// A person has begun and is not done: how a claim that is missing, or waits for a volume, gets its old one back.
+fn way_back(fleet: &Fleet, decision: &Decision) -> String {
+    let mut commands = String::new();
+    for disk in decision.disks.iter().filter(|disk| disk.is_local()) {
+        let (Some(claim), Some(name)) = (&disk.claim, &disk.volume) else { continue };
+        let (key, name) = (Key::new(&decision.vm.namespace, claim), VolumeName(name.clone()));
+        let Some(volume) =
+            fleet.volumes.get(&name).filter(|volume| volume.phase == "Released" && volume.retained)
+        else {
+            continue;
+        };
+        commands.push_str(&bind_again(fleet, &key, &name, volume));
+    }
+    if commands.is_empty() {
+        return String::new();
+    }
+    format!(
+        "## Back to the old volumes\n\nWhere you do not want to go on: stop the VM, and bind each claim to the volume that it had. A \
+         claim is deleted here only while it is bound to nothing.\n\n```sh\n{commands}```\n\n"
+    )
+}
+
+fn bind_again(fleet: &Fleet, key: &Key, name: &VolumeName, volume: &Volume) -> String {
+    let (namespace, claim, old) =
+        (shell_word(&key.namespace), shell_word(&key.name), shell_word(name.as_str()));
+    let mut text = String::new();
+    match fleet.claims.get(key) {
+        Some(found) if found.phase != "Pending" => return text,
+        Some(_) => _ = writeln!(text, "kubectl delete pvc -n {namespace} {claim}"),
+        None => {}
+    }
+    let reference = format!(
+        r#"{{"spec":{{"claimRef":{{"apiVersion":"v1","kind":"PersistentVolumeClaim","namespace":"{}","name":"{}","uid":null,"resourceVersion":null}}}}}}"#,
+        json(&key.namespace),
+        json(&key.name)
+    );
+    let _ = writeln!(text, "kubectl patch pv {old} --type=merge -p {}", shell_word(&reference));
+    let manifest = ClaimManifest {
+        volume: Some(name.as_str()),
+        data_volume: fleet.data_volumes.contains_key(key).then_some(key.name.as_str()),
+        ..ClaimManifest::for_volume(key, volume)
+    };
+    let _ = write!(text, "kubectl create -f - <<'EOF'\n{}EOF\n", manifest.write());
     text
 }

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use crate::decision::{Decision, DiskFinding, Locality};
-use crate::fleet::{Claim, Fleet, Vm, Volume, VolumeMode};
+use crate::fleet::{Claim, ClaimRef, Fleet, Vm, Volume, VolumeMode};
 use crate::names::{Key, NodeName, VolumeName};
-use crate::runbook::HOSTNAME;
 use crate::runbook::words::{code, shell_word, yaml};
+use crate::runbook::{HOSTNAME, untied};
 
 /// A local claim, with everything that pointing it at another volume needs.
 pub(super) struct Swap<'a> {
@@ -53,7 +53,8 @@ pub(super) fn chapter(
 ) -> String {
     let mut text = String::from(
         "## Pointing claims at other volumes\n\n\
-         `NEW_NODE` is the hostname label of the node that holds the data now. `disk.img` must be owned by 107:107 \
+         First bring the data to a folder below a storage root of the node that is to have it: a folder of its own, which no \
+         volume names yet, lest an old volume be overwritten. `disk.img` must be owned by 107:107 \
          and be a raw image: a missing one boots a blank disk. Do every disk of this VM: it does not start with some \
          of them only.\n\n",
     );
@@ -66,11 +67,11 @@ pub(super) fn chapter(
     let homes: BTreeSet<&NodeName> = decision.local_nodes().chain(vm.node()).collect();
     let homes: Vec<&NodeName> = homes.into_iter().filter(|node| fleet.nodes.contains_key(*node)).collect();
     for node in &homes {
-        steps.push((
-            "Keep the scheduler away from the dead node, should it come back meanwhile. The last step takes this back."
-                .to_owned(),
-            format!("kubectl cordon {}\n", shell_word(node.as_str())),
-        ));
+        let what = format!(
+            "{}Keep the scheduler away from the dead node, should it come back meanwhile. The last step takes this back.",
+            untied::others_first(fleet, node, &decision.vm)
+        );
+        steps.push((what, format!("kubectl cordon {}\n", shell_word(node.as_str()))));
     }
     let keep = swaps.iter().fold(String::new(), |mut lines, swap| {
         let _ = writeln!(
@@ -84,11 +85,12 @@ pub(super) fn chapter(
     steps.extend(swaps.iter().filter_map(|swap| handshake(swap, &namespace)));
     for swap in swaps {
         let what = format!(
-            "Create the new volume for claim {}, bound to it in advance. `NEW_PATH` is the folder there that holds what was in {}.",
+            "Create the new volume for claim {}, bound to it in advance. Say in the first two lines where the data is now: the \
+             hostname label of the node, and the folder there that holds what was in {}.",
             code(&swap.key.name),
             code(swap.path)
         );
-        steps.push((what, format!("kubectl create -f - <<'EOF'\n{}EOF\n", new_volume(swap))));
+        steps.push((what, new_volume_commands(fleet, swap)));
     }
     // One that no node has yet is KubeVirt's next try, and in nobody's way.
     let pods = vm.pods.iter().filter(|pod| pod.node.is_some());
@@ -110,13 +112,13 @@ pub(super) fn chapter(
             format!("Replace claim {}.", code(&swap.key.name)),
             format!(
                 "kubectl delete pvc -n {namespace} {name}\nkubectl create -f - <<'EOF'\n{}EOF\nkubectl wait -n {namespace} pvc/{name} --for=jsonpath='{{.status.phase}}'=Bound --timeout=60s\n",
-                new_claim(swap)
+                new_claim(fleet, swap)
             ),
         ));
     }
     for node in &homes {
-        let what = "Let the scheduler use the node again, unless it was cordoned for another reason: once it is back, other VMs cannot \
-             go home to their disks before.";
+        let what = "Let the scheduler use the node again, unless it was cordoned for another reason, or another VM of it is still being \
+             moved by hand: once it is back, other VMs cannot go home to their disks before.";
         steps.push((what.to_owned(), format!("kubectl uncordon {}\n", shell_word(node.as_str()))));
     }
     for (number, (what, commands)) in (1..).zip(steps) {
@@ -147,10 +149,36 @@ pub(super) fn handshake_commands(namespace: &str, claim: &str, data_volume: &str
     )
 }
 
-fn new_volume(swap: &Swap) -> String {
+/// A shell refuses it as long as nobody has said where the data is: a volume on a node of no such name would be lost to the
+/// claim.
+fn new_volume_commands(fleet: &Fleet, swap: &Swap) -> String {
+    format!(
+        "NEW_NODE=''\nNEW_PATH=''\nsed -e \"s|NEW_NODE|${{NEW_NODE:?say it first}}|\" -e \"s|NEW_PATH|${{NEW_PATH:?say it first}}|\" <<'EOF' | \
+         kubectl create -f -\n{}EOF\n",
+        new_volume(fleet, swap)
+    )
+}
+
+/// A name that no volume has, since the disk may have been moved by hand before; or that of the one that was just made by
+/// these very steps, which stay the same while they are followed.
+fn new_name(fleet: &Fleet, swap: &Swap) -> String {
+    const SUFFIX: &str = "-restored";
+    let name = swap.volume_name.as_str();
+    let stem = name.split_once(SUFFIX).map_or(name, |(stem, _)| stem);
+    let numbered = (2..).map(|number| format!("{stem}{SUFFIX}-{number}"));
+    let mut names = std::iter::once(format!("{stem}{SUFFIX}")).chain(numbered);
+    let made = |volume: &Volume| {
+        let waits_for = |claim: &ClaimRef| claim.key == swap.key && claim.uid.is_none();
+        volume.claim.as_ref().is_some_and(waits_for)
+    };
+    let free = names.find(|name| fleet.volumes.get(&VolumeName(name.clone())).is_none_or(made));
+    free.unwrap_or_else(|| format!("{stem}{SUFFIX}"))
+}
+
+fn new_volume(fleet: &Fleet, swap: &Swap) -> String {
     let Volume { class, capacity_bytes, access_modes, mode, .. } = swap.volume;
     let manifest = VolumeManifest {
-        name: &format!("{}-restored", swap.volume_name),
+        name: &new_name(fleet, swap),
         class,
         capacity_bytes: *capacity_bytes,
         access_modes,
@@ -163,8 +191,8 @@ fn new_volume(swap: &Swap) -> String {
     manifest.write()
 }
 
-fn new_claim(swap: &Swap) -> String {
-    let volume = format!("{}-restored", swap.volume_name);
+fn new_claim(fleet: &Fleet, swap: &Swap) -> String {
+    let volume = new_name(fleet, swap);
     ClaimManifest { volume: Some(&volume), ..ClaimManifest::like(&swap.key, swap.claim) }.write()
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::decision::testkit::{World, bound_volume, host_path, nfs, on_host};
+use crate::decision::testkit::{World, bound_volume, host_path, key, nfs, on_host, running_vm};
 use crate::fencing::ProofKind;
-use crate::fleet::{DiskHealth, DiskSource, Grade, NodeReport, StorageRoot, Usage};
+use crate::fleet::{DiskHealth, DiskSource, Grade, NodeReport, StorageRoot, Usage, VolumeSource};
 use crate::names::{NodeName, VolumeName};
 use crate::runbook::{Progress, Standing, runbook, shell_word};
 
@@ -231,8 +231,7 @@ fn without_a_local_volume_there_is_nothing_to_point_elsewhere() {
 #[test]
 fn hostile_names_stay_words() {
     let mut world = told_world();
-    world.volume("pv-web-x").source =
-        crate::fleet::VolumeSource::HostPath { path: "/data/`|x\n# owned".to_owned() };
+    world.volume("pv-web-x").source = VolumeSource::HostPath { path: "/data/`|x\n# owned".to_owned() };
     world.vm("web").pods[0].name = "a; rm -rf /".to_owned();
     let text = written(&world);
     assert_has(&text, &[r"`/data/'\|x# owned`", "--grace-period=0 'a; rm -rf /'"]);
@@ -353,6 +352,84 @@ fn names_the_old_volume_once_no_claim_has_it() {
         ],
     );
     assert!(!text.contains("pvc"), "{text}");
+}
+
+/// Somebody has put the data back into the very folder that an old volume names: to remove that would remove what runs.
+#[test]
+fn a_folder_that_another_volume_has_is_never_removed() {
+    for (path, node, same) in [
+        ("/data/vol", "n1", true),
+        ("/data/vol/", "n1", true),
+        ("/data/vol/inside", "n1", true),
+        ("/data", "n1", true),
+        ("/data/vol", "", true),
+        ("/data/vol", "n2", false),
+        ("/data/vol2", "n1", false),
+    ] {
+        let mut world = told_world();
+        let decision = world.decide("web");
+        world.volume("pv-web-x").phase = "Released".to_owned();
+        world.volume("pv-web-x").retained = true;
+        world.claim("web-x").volume = Some("pv-restored".into());
+        let affinity = if node.is_empty() { None } else { on_host(&[node]) };
+        let source = VolumeSource::Local { path: path.to_owned() };
+        world.fleet.volumes.insert("pv-restored".into(), bound_volume("web-x", source, affinity));
+        let text = runbook(&world.fleet, &decision, &Standing::at(Progress::Elsewhere));
+        assert_has(&text, &["kubectl delete pv pv-web-x"]);
+        assert_eq!(text.contains("rm -r"), !same, "{path} on {node:?}: {text}");
+        assert_eq!(text.contains("# volume pv-restored has the same folder"), same, "{path} on {node:?}");
+    }
+}
+
+/// Whoever pastes the step as it is makes no volume, and one of an earlier move is in nobody's way.
+#[test]
+fn the_new_volume_has_a_free_name_and_a_place_that_somebody_has_said() {
+    let mut world = told_world();
+    let text =
+        |world: &World| runbook(&world.fleet, &world.decide("web"), &Standing::at(Progress::Untouched));
+    assert_has(
+        &text(&world),
+        &["NEW_NODE=''\nNEW_PATH=''\nsed", "${NEW_NODE:?", "name: \"pv-web-x-restored\""],
+    );
+    let mut old = bound_volume("web-x", host_path(), on_host(&["n2"]));
+    "Released".clone_into(&mut old.phase);
+    world.fleet.volumes.insert("pv-web-x-restored".into(), old);
+    assert_has(&text(&world), &["name: \"pv-web-x-restored-2\"", "volumeName: \"pv-web-x-restored-2\""]);
+}
+
+#[test]
+fn whoever_cordons_a_node_hears_of_vms_that_nothing_ties_to_it() {
+    let mut world = told_world();
+    world.fleet.vms.insert(key("odd"), running_vm("odd", "n1"));
+    world.add_disk("odd", "x", VolumeSource::HostPath { path: "/odd".to_owned() }, None);
+    let text = runbook(&world.fleet, &world.decide("web"), &Standing::at(Progress::Untouched));
+    assert_has(&text, &["1. **First tie the disks of `shop/odd` to this node"]);
+    let own = runbook(&told_world().fleet, &told_world().decide("web"), &Standing::at(Progress::Untouched));
+    assert!(!own.contains("First tie the disks"), "{own}");
+}
+
+/// The node is back and the claim is gone: the way back is told, for it alone.
+#[test]
+fn a_move_that_was_left_halfway_has_a_way_back() {
+    let mut world = told_world();
+    let decision = world.decide("web");
+    world.volume("pv-web-x").phase = "Released".to_owned();
+    world.volume("pv-web-x").retained = true;
+    let mut text = |claim: Option<&str>| {
+        match claim {
+            Some(phase) => world.claim("web-x").phase = phase.to_owned(),
+            None => _ = world.fleet.claims.remove(&key("web-x")),
+        }
+        runbook(&world.fleet, &decision, &Standing { over: true, ..Standing::at(Progress::ByHand) })
+    };
+    assert!(!text(Some("Bound")).contains("Back to the old volumes"));
+    assert_has(&text(Some("Pending")), &["kubectl delete pvc -n shop web-x\nkubectl patch pv pv-web-x"]);
+    let gone = text(None);
+    assert_has(
+        &gone,
+        &["kubectl patch pv pv-web-x --type=merge", r#""uid":null"#, "volumeName: \"pv-web-x\""],
+    );
+    assert!(!gone.contains("kubectl delete pvc"), "{gone}");
 }
 
 /// The second incident: what the first one left is named as well, but no volume of another VM or of none.

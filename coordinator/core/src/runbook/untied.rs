@@ -7,8 +7,8 @@ use std::fmt::Write;
 use super::words::{code, json, shell_word};
 use super::{HOSTNAME, hostname};
 use crate::decision::{Decision, DiskFinding};
-use crate::fleet::{self, DiskSource, Fleet};
-use crate::names::{NodeName, VolumeName};
+use crate::fleet::{self, Disk, DiskSource, Fleet, Vm, Volume};
+use crate::names::{Key, NodeName, VolumeName};
 
 /// What stands for the node that nobody told: a shell refuses the command as long as nobody has. An affinity is given once
 /// and for good, so that one to a node of no such name would lose the volume.
@@ -49,6 +49,37 @@ pub(super) fn is_held(fleet: &Fleet, decision: &Decision) -> bool {
     let selects = fleet.vms.get(&decision.vm).is_some_and(|vm| vm.node_selector.contains_key(HOSTNAME));
     let local = |disk: &DiskFinding| disk.volume.is_some() && disk.is_local();
     selects || decision.disks.iter().any(local)
+}
+
+/// Other VMs of this node that nothing ties to it: while it is cordoned, they would start elsewhere, on blank disks. A
+/// sentence, where there are some.
+pub(super) fn others_first(fleet: &Fleet, node: &NodeName, but: &Key) -> String {
+    let untied = |vm: &Vm, namespace: &str| {
+        let volume = |disk: &Disk| {
+            let DiskSource::Claim { name, .. } = &disk.source else { return None };
+            fleet.volumes.get(fleet.claims.get(&Key::new(namespace, name))?.volume.as_ref()?)
+        };
+        let volumes: Vec<&Volume> = vm.disks.iter().filter_map(volume).collect();
+        let host_disk = vm.disks.iter().any(|disk| matches!(disk.source, DiskSource::HostDisk { .. }));
+        let loose = |volume: &&Volume| {
+            volume.node_affinity.is_none() && volume.source.path().is_some_and(|path| !is_shared(fleet, path))
+        };
+        let held = volumes.iter().any(|volume| volume.node_affinity.is_some());
+        !held && !vm.node_selector.contains_key(HOSTNAME) && (host_disk || volumes.iter().any(loose))
+    };
+    let others = fleet
+        .vms
+        .iter()
+        .filter(|(key, vm)| *key != but && vm.node() == Some(node) && untied(vm, &key.namespace));
+    let names: Vec<String> = others.map(|(key, _)| code(&key.to_string())).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(
+        "**First tie the disks of {} to this node, as their runbooks say, where they are on this node only:** once it is back \
+         and cordoned they would start elsewhere, on blank disks. ",
+        names.join(", ")
+    )
 }
 
 /// How its disks are tied to their node, for good and at any time.
