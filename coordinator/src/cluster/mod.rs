@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub kubelet_renewals: BTreeMap<NodeName, String>,
     /// `metadata.generation` of those of our objects whose spec people change.
     pub generations: BTreeMap<ObjectId, i64>,
+    /// `metadata.uid` of what we show nodes and recoveries in. Somebody may delete it while it is still to be seen.
+    pub ours: BTreeMap<ObjectId, String>,
     /// Manifests that could not be read: file, document, field. The rest goes on.
     pub problems: Vec<Problem>,
 }

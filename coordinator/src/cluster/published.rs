@@ -64,6 +64,8 @@ const MIGRATION_FIELDS: [&str; 2] = ["progress", "downtimeMs"];
 pub(super) struct Published {
     clock: WallClock,
     sent: HashMap<ObjectId, Sent>,
+    /// Uids of our objects as last seen.
+    seen: BTreeMap<ObjectId, String>,
     /// What each node's object shows: most of a large cluster's are the same at each look.
     made: HashMap<NodeName, Made>,
     /// The fleet that they were made with. It may be gone.
@@ -161,6 +163,7 @@ impl Published {
         Self {
             clock: WallClock { boot: boot_instant() },
             sent: HashMap::new(),
+            seen: BTreeMap::new(),
             made: HashMap::new(),
             made_with: Weak::new(),
         }
@@ -173,6 +176,7 @@ impl Published {
             self.clock.boot = boot;
             self.made.clear();
         }
+        self.forget_deleted(snapshot);
         self.make_nodes(view, snapshot);
         let now = Instant::now();
         let nodes = view.nodes.keys().filter_map(|name| self.made.get(name)?.change.as_ref());
@@ -184,6 +188,17 @@ impl Published {
             None => u8::from(change.id.kind == "NodeHealth"),
         });
         changes
+    }
+
+    /// What was there and is not any more, or is another one, shows nothing of what we wrote. One that was not seen yet is
+    /// one that we have just made.
+    fn forget_deleted(&mut self, snapshot: &Snapshot) {
+        for (id, uid) in &self.seen {
+            if snapshot.ours.get(id) != Some(uid) {
+                self.sent.remove(id);
+            }
+        }
+        self.seen.clone_from(&snapshot.ours);
     }
 
     /// Makes anew what nodes show that have changed since.

@@ -88,6 +88,25 @@ impl Known {
         Ok(Some(object))
     }
 
+    /// The record that was in an object of this name before somebody deleted it, where the new one has none, and the object
+    /// with it: from this record a new leader goes on. Migrations and evacuations are people's, who may delete them.
+    pub(super) fn lost(
+        &self,
+        id: &ObjectId,
+        object: &Value,
+    ) -> Result<Option<(Record, Value)>, ClusterError> {
+        let Some(key) = key_of(id) else { return Ok(None) };
+        let last = self.0.get(&key).filter(|last| last.uid != change::uid(object));
+        let record = last.and_then(|last| last.record.as_ref()).filter(|r| new_object(r).is_some());
+        let Some(record) = record else { return Ok(None) };
+        if read(object, &key).map_err(|e| refused(id, repair(&e)))?.is_some() {
+            return Ok(None);
+        }
+        let mut object = object.clone();
+        write(&mut object, record).map_err(|e| refused(id, e.to_string()))?;
+        Ok(Some((record.clone(), object)))
+    }
+
     /// The object holds this record now.
     pub(super) fn note(&mut self, object: &Value, record: &Record) {
         let last = Last { uid: change::uid(object).to_owned(), record: Some(record.clone()) };

@@ -132,6 +132,27 @@ async fn status_is_written_only_when_it_changed_and_numbers_seldom() {
 }
 
 #[tokio::test]
+async fn what_somebody_deletes_is_made_again_with_its_record() {
+    let (world, epoch) = World::leading().await;
+    let view = view_of(NodeState::AwaitingProof);
+    let id = node_health("n1");
+    world.directory.commit(&fence(epoch, FenceStage::PowerOrdered), epoch).await.unwrap();
+    world.directory.publish(&view).await.unwrap();
+    let uid = world.get(&id)["metadata"]["uid"].as_str().unwrap().to_owned();
+    world.until(|snapshot| snapshot.ours.get(&id) == Some(&uid)).await;
+    world.directory.publish(&view).await.unwrap();
+    world.directory.store().delete(&id, None).unwrap();
+    world.until(|snapshot| !snapshot.ours.contains_key(&id)).await;
+    world.directory.publish(&view).await.unwrap();
+    let status = world.get(&id)["status"].clone();
+    assert_eq!(
+        (&status["state"], &status["fence"]["stage"]),
+        (&json!("AwaitingProof"), &json!("PowerOrdered"))
+    );
+    world.directory.commit(&fence(epoch, FenceStage::Declared), epoch).await.unwrap();
+}
+
+#[tokio::test]
 async fn recoveries_are_shown_and_end_with_their_incident() {
     let (world, _) = World::leading().await;
     let mut view = view_of(NodeState::AwaitingProof);

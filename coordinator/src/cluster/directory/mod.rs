@@ -240,7 +240,7 @@ impl Cluster for Directory {
             }
             inner.store.transaction(|tx| {
                 inner.check_lead()?;
-                publish::write(tx, changes, &mut published)?;
+                publish::write(tx, changes, &mut published, &mut lock(&inner.known))?;
                 publish::end(tx, &stale, &mut published)
             })
         })

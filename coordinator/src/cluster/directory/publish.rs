@@ -5,21 +5,27 @@ use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::io::OpenRecovery;
 use somersault_coordinator_core::view::View;
 
+use super::records;
 use super::store::{Objects, Transaction};
 use crate::cluster::ClusterError;
 use crate::cluster::manifest::ObjectId;
 use crate::cluster::published::{self, Change, Published};
+use crate::cluster::stored::Known;
 
 /// Writes changes.
 pub(super) fn write(
     tx: &Transaction<'_>,
     changes: Vec<Change>,
     published: &mut Published,
+    known: &mut Known,
 ) -> Result<(), ClusterError> {
     for change in changes {
         if tx.get(&change.id)?.is_none() {
             match &change.template {
-                Some(template) => _ = tx.create(template.clone())?,
+                Some(template) => {
+                    let object = tx.create(template.clone())?;
+                    records::restore(tx, known, &change.id, &object)?;
+                }
                 // Removed by somebody a moment ago.
                 None => continue,
             }

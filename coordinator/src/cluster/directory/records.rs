@@ -1,10 +1,12 @@
 //! The coordinator's records in the folder: read, compared and written under one lock.
 
+use serde_json::Value;
 use somersault_coordinator_core::io::Record;
 
 use super::store::{Objects, Transaction};
 use crate::cluster::ClusterError;
 use crate::cluster::error::not_found;
+use crate::cluster::manifest::ObjectId;
 use crate::cluster::stored::{self, Known};
 
 /// Stores a record of epoch `epoch`, while `leading` is the epoch in which we lead.
@@ -29,6 +31,22 @@ pub(super) fn commit(
         })?;
     }
     known.note(&object, record);
+    Ok(())
+}
+
+/// Stores again the record that somebody deleted with its object, in the one that was just made.
+pub(super) fn restore(
+    tx: &Transaction<'_>,
+    known: &mut Known,
+    id: &ObjectId,
+    object: &Value,
+) -> Result<(), ClusterError> {
+    let Some((record, next)) = known.lost(id, object)? else { return Ok(()) };
+    tx.patch(id, |object| {
+        *object = next;
+        Ok(())
+    })?;
+    known.note(object, &record);
     Ok(())
 }
 

@@ -58,7 +58,7 @@ const fn own(name: &'static str, plural: &'static str) -> Kind {
 }
 
 /// Everything that decisions are made of.
-pub(super) const WATCHED: [Kind; 19] = [
+pub(super) const WATCHED: [Kind; 20] = [
     builtin("Node", "", "nodes"),
     // The kubelets' only: every controller of a cluster has a Lease.
     Kind { namespace: Some("kube-node-lease"), ..builtin("Lease", "coordination.k8s.io", "leases") },
@@ -82,6 +82,8 @@ pub(super) const WATCHED: [Kind; 19] = [
     custom("VolumeSnapshot", "snapshot.storage.k8s.io", "v1", "volumesnapshots"),
     custom("Wukong", "vm.novasphere.dev", "v1alpha1", "wukongs"),
     own("NodeHealth", "nodehealths"),
+    // Only that it is there: one that somebody deletes is made again.
+    own("Recovery", "recoveries"),
     own("VolumeMigration", "volumemigrations"),
     own("Evacuation", "evacuations"),
     own("RecoveryPolicy", "recoverypolicies"),
@@ -225,8 +227,8 @@ fn quiet_status(kind: &str) -> Quiet {
         // Lists of what a node has on its disks, long and changing with every pod.
         "Node" => Quiet::AllBut(&["images", "volumesAttached", "volumesInUse"]),
         "Pod" => Quiet::Only(&["phase"]),
-        // A VM is judged by its instance, a migration by its record.
-        "VirtualMachine" | "VolumeMigration" => Quiet::Only(&[]),
+        // A VM is judged by its instance, a migration by its record, and of a recovery only its being there counts.
+        "VirtualMachine" | "VolumeMigration" | "Recovery" => Quiet::Only(&[]),
         // What the guest's agent tells every few seconds.
         "VirtualMachineInstance" => Quiet::AllBut(&["activePods", "guestOSInfo"]),
         // How far an import has come.

@@ -15,8 +15,10 @@ use somersault_coordinator_core::io::OpenRecovery;
 use somersault_coordinator_core::view::View;
 
 use super::api::Api;
+use super::records;
 use crate::cluster::manifest::ObjectId;
 use crate::cluster::published::{self, Change, Open, Published};
+use crate::cluster::stored::Known;
 use crate::cluster::{ClusterError, Snapshot};
 
 /// Statuses written at the same time. A thousand nodes at the beginning of an epoch take a few seconds then, and the
@@ -51,6 +53,7 @@ impl Default for Shown {
 /// Shows a view.
 pub(super) async fn publish(
     api: &Api,
+    known: &Mutex<Known>,
     shown: &Mutex<Shown>,
     view: &View,
     snapshot: &Snapshot,
@@ -68,7 +71,7 @@ pub(super) async fn publish(
     let done = futures::stream::iter(changes)
         .map(|change| async {
             let last = lock(shown).published.conditions(&change.id);
-            let written = write(api, &change, last).await;
+            let written = write(api, known, &change, last).await;
             (change, written)
         })
         .buffer_unordered(SIDE_BY_SIDE);
@@ -113,14 +116,24 @@ impl Shown {
 }
 
 /// Writes one change, and returns the conditions as they are now; `None` where there is no such object, or not yet.
-async fn write(api: &Api, change: &Change, last: Option<Value>) -> Result<Option<Value>, ClusterError> {
+async fn write(
+    api: &Api,
+    known: &Mutex<Known>,
+    change: &Change,
+    last: Option<Value>,
+) -> Result<Option<Value>, ClusterError> {
     let before = match last {
         Some(conditions) => conditions,
         None => match (api.get(&change.id).await?, &change.template) {
-            (Some(object), _) => object["status"]["conditions"].clone(),
+            (Some(object), _) => {
+                records::restore(api, known, &change.id, &object).await?;
+                object["status"]["conditions"].clone()
+            }
             (None, Some(template)) => {
                 // Where somebody else has just made it, there is nothing to keep either.
-                api.create(template).await?;
+                if let Some(object) = api.create(template).await? {
+                    records::restore(api, known, &change.id, &object).await?;
+                }
                 Value::Null
             }
             // Removed by somebody a moment ago.

@@ -9,12 +9,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::Value;
 use somersault_coordinator_core::io::Record;
 
 use super::api::{Api, again};
 use super::held;
 use crate::cluster::ClusterError;
 use crate::cluster::error::not_found;
+use crate::cluster::manifest::ObjectId;
 use crate::cluster::stored::{self, Known};
 
 /// Stores a record of epoch `epoch`, while `leading` is the epoch in which we lead.
@@ -53,6 +55,22 @@ pub(super) async fn commit(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Stores again the record that somebody deleted with its object, in the one that was made since. One that a commit has
+/// stored in the meantime is newer, and stays.
+pub(super) async fn restore(
+    api: &Api,
+    known: &Mutex<Known>,
+    id: &ObjectId,
+    object: &Value,
+) -> Result<(), ClusterError> {
+    let lost = lock(known).lost(id, object)?;
+    let Some((record, next)) = lost else { return Ok(()) };
+    tracing::warn!(object = %id, "somebody deleted it with its record, which is stored again");
+    api.replace_record(id, &next).await?;
+    lock(known).note(object, &record);
+    Ok(())
 }
 
 /// Every stored record.

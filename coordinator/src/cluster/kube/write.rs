@@ -60,7 +60,7 @@ impl Writer {
 
     /// Shows the view, in the epoch in which we lead.
     pub async fn publish(&self, view: &View, snapshot: &Snapshot, epoch: u64) -> Result<(), ClusterError> {
-        publish::publish(&self.api, &self.shown, view, snapshot, epoch).await
+        publish::publish(&self.api, &self.known, &self.shown, view, snapshot, epoch).await
     }
 
     /// Writes an Event.

@@ -54,6 +54,8 @@ pub struct Inventory {
     pub(super) migrations: BTreeMap<Key, Placed<crd::VolumeMigration>>,
     pub(super) evacuations: BTreeMap<String, Placed<crd::Evacuation>>,
     pub(super) policies: BTreeMap<String, Placed<crd::RecoveryPolicy>>,
+    /// Those that we make, by uid, whether or not they can be read.
+    ours: BTreeMap<ObjectId, String>,
     problems: Vec<Problem>,
 }
 
@@ -96,6 +98,10 @@ impl Inventory {
     pub fn add(&mut self, file: &str, document: usize, id: &ObjectId, value: &Value) {
         let place = Place { file: file.to_owned(), document, id: id.clone() };
         let name = NodeName(id.name.clone());
+        if matches!(id.kind.as_str(), "NodeHealth" | "Recovery") {
+            let uid = value["metadata"]["uid"].as_str().unwrap_or_default();
+            self.ours.insert(id.clone(), uid.to_owned());
+        }
         let result = match id.kind.as_str() {
             "Node" => keep_converted(&mut self.nodes, name, &place, value, convert::node),
             "PersistentVolume" => {
@@ -156,6 +162,7 @@ impl Inventory {
             "RecoveryPolicy" => drop(self.policies.remove(&id.name)),
             _ => {}
         }
+        self.ours.remove(id);
         let object = id.to_string();
         self.problems.retain(|problem| problem.object != object);
     }
@@ -217,6 +224,7 @@ impl Inventory {
             requests: requests.into(),
             kubelet_renewals: renewals.collect(),
             generations,
+            ours: self.ours.clone(),
             problems,
         }
     }
