@@ -20,7 +20,7 @@ use somersault_coordinator_core::migration::{DiskMove, MigrationRecord};
 use somersault_coordinator_core::names::{Key, VolumeName};
 use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
 use somersault_crd::VolumeMigration;
-use somersault_crd::node_health::FenceStage;
+use somersault_crd::node_health::{FenceStage, NodeState};
 use somersault_crd::volume_migration::FINALIZER;
 
 use super::owned::Owned;
@@ -125,6 +125,13 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
 
 /// Incidents and moves that only the coordinator can bring to an end.
 fn under_way(world: &World) -> Vec<String> {
+    // Nothing is declared while too many nodes are silent at once: no fence tells of them yet.
+    let held = world.healths.iter().filter_map(|(node, health)| {
+        let held = health.status.as_ref()?.state == NodeState::StormHold;
+        held.then(|| {
+            format!("the incident of node {node} (StormHold): too many nodes are silent to declare it dead; kubectl somersault status")
+        })
+    });
     let incidents = world.healths.iter().filter_map(|(node, health)| {
         let fence = health.status.as_ref()?.fence.as_ref()?;
         let goes_on = match fence.stage {
@@ -155,7 +162,7 @@ fn under_way(world: &World) -> Vec<String> {
         (!complete && !evacuation.spec.dry_run)
             .then(|| format!("Evacuation {name}: kubectl somersault cancel evacuation/{name}, or wait"))
     });
-    incidents.chain(migrations).chain(evacuations).collect()
+    held.chain(incidents).chain(migrations).chain(evacuations).collect()
 }
 
 /// A VM that a migration has stopped gets its start field back, where its disks are whole.
@@ -280,6 +287,19 @@ mod tests {
 
     fn words(plan: &Plan) -> Vec<String> {
         plan.steps.iter().map(Step::words).collect()
+    }
+
+    #[test]
+    fn a_storm_is_an_incident_too() {
+        let world = world(&[json!({
+            "apiVersion": somersault_crd::API_VERSION,
+            "kind": "NodeHealth",
+            "metadata": { "name": "n1" },
+            "spec": {},
+            "status": { "state": "StormHold" },
+        })]);
+        let under_way = plan(&world, true, Vec::new(), None).under_way;
+        assert!(matches!(under_way.as_slice(), [held] if held.contains("n1 (StormHold)")), "{under_way:?}");
     }
 
     #[test]
