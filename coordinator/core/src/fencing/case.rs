@@ -55,8 +55,6 @@ pub(crate) struct Case {
     proven_at: Option<BootTime>,
     /// It beats in the very boot that was proven dead.
     contradicted: bool,
-    /// Its fence agent said off, and the node went on beating.
-    agent_lied: bool,
     /// Since when the returned node has been beating without a gap.
     trusted_since: Option<BootTime>,
     missing_since: Option<BootTime>,
@@ -71,6 +69,8 @@ pub(crate) struct Case {
 struct Power {
     /// An order may have reached the machine, in this epoch or before.
     ordered: bool,
+    /// The agent said off, and the node went on beating.
+    lied: bool,
     running_until: Option<BootTime>,
     /// A run that an earlier leader began may still be under way.
     foreign_until: Option<BootTime>,
@@ -162,7 +162,6 @@ impl Case {
             power: Power::default(),
             proven_at: None,
             contradicted: false,
-            agent_lied: false,
             trusted_since: None,
             missing_since: None,
             left_over: None,
@@ -286,7 +285,7 @@ impl Case {
         if self.power.confirmed_at.is_some_and(|at| scene.now > at + in_flight) && self.proof_kind().is_none()
         {
             self.power.confirmed_at = None;
-            self.agent_lied = true;
+            self.power.lied = true;
             self.run_failed(
                 scene,
                 "it said off, but the node still beats: does it switch another machine?",
@@ -299,14 +298,14 @@ impl Case {
             return false;
         }
         self.contradicted = true;
-        self.agent_lied |= self.proof_kind() == Some(ProofKind::PowerOffConfirmed);
+        self.power.lied |= self.proof_kind() == Some(ProofKind::PowerOffConfirmed);
         words::contradicted(fx, &self.node, self.proof_kind());
         true
     }
 
     /// Its fence agent said off, and the node went on beating: it switches another machine.
     pub fn agent_lied(&self) -> bool {
-        self.agent_lied
+        self.power.lied
     }
 
     /// Its fence agent can be run again: what failed before says nothing about now.
