@@ -201,6 +201,11 @@ impl Liveness {
 
     /// The cluster was read anew. A boot id in Node.status that changes is a kubelet at work.
     pub fn fleet_read(&mut self, scene: &Scene<'_>) {
+        for node in scene.facts.fleet.nodes.keys() {
+            if !self.nodes.contains_key(node) {
+                self.nodes.insert(node.clone(), Pulse::new(scene.now));
+            }
+        }
         for (node, boot) in scene.facts.fleet.agents_seen.iter().filter(|(node, _)| scene.exists(node)) {
             let pulse = self.nodes.entry(node.clone()).or_insert_with(|| Pulse::new(scene.now));
             if pulse.phase == Phase::NoAgent {

@@ -1,6 +1,7 @@
 //! `recoveries`: what becomes, or became, of the VMs of dead nodes, and of those whose storage broke.
 
 use serde::Serialize;
+use somersault_coordinator::cluster::manifest::display;
 use somersault_coordinator_core::decision::{Decider, Question};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::Recovery;
@@ -8,7 +9,7 @@ use somersault_crd::recovery::{Cause, DecisionKind, Progress, RecoveryStatus};
 
 use crate::args::{Global, SourceArgs};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Mood, cell, mood_cell, render, table};
+use crate::output::{self, Mood, cell, clean, mood_cell, render, table};
 use crate::world::{self, World};
 
 /// A VM whose own node selector names its node is tied to it.
@@ -40,6 +41,8 @@ pub struct Row {
     pub strayed_to: Option<String>,
     /// Whether a runbook waits for a person.
     pub has_runbook: bool,
+    /// Its incident is over: nothing of it changes any more.
+    pub over: bool,
 }
 
 /// Runs the command.
@@ -51,7 +54,7 @@ pub fn run(global: &Global, args: &SourceArgs) -> Result<Exit, Failure> {
         .filter(|(key, _)| global.namespace.as_ref().is_none_or(|want| key.namespace == *want))
         .map(|(key, recovery)| Row::of(&world, key, recovery))
         .collect();
-    output::print(global.output, &rows, || text(&rows))?;
+    output::print(global.output, &rows, || text(&rows, global.namespace.as_deref()))?;
     Ok(world::end(&world))
 }
 
@@ -59,6 +62,7 @@ impl Row {
     /// The row of a `Recovery`.
     pub fn of(world: &World, key: &Key, recovery: &Recovery) -> Self {
         let status = recovery.status.clone().unwrap_or_default();
+        let over = has_ended(&status);
         Self {
             namespace: key.namespace.clone(),
             name: key.name.clone(),
@@ -70,6 +74,7 @@ impl Row {
             progress: status.progress,
             proof: status.proof,
             has_runbook: status.runbook.is_some(),
+            over,
         }
     }
 
@@ -77,7 +82,7 @@ impl Row {
     pub fn words(&self) -> String {
         let (progress, _) = self.progress_words();
         match (self.cause, self.progress, self.reasons.first()) {
-            (Some(Cause::StorageFailed), Some(Progress::NeedsPerson), Some(reason)) => {
+            (Some(Cause::StorageFailed), Some(Progress::NeedsPerson), Some(reason)) if !self.over => {
                 format!("{progress} (storage: {reason})")
             }
             _ => self.stray_words().unwrap_or_else(|| progress.to_owned()),
@@ -102,6 +107,9 @@ impl Row {
     pub fn progress_words(&self) -> (&'static str, Mood) {
         match self.progress {
             None => ("", Mood::Plain),
+            Some(Progress::NeedsPerson | Progress::AwaitingProof) if self.over => {
+                ("over, untouched", Mood::Plain)
+            }
             Some(Progress::AwaitingProof) => ("AwaitingProof", Mood::Bad),
             Some(Progress::Acting) => ("Acting", Mood::Doubtful),
             Some(Progress::Restarting) => ("Restarting", Mood::Doubtful),
@@ -127,9 +135,15 @@ fn strayed_to<'a>(world: &'a World, key: &Key, status: &RecoveryStatus) -> Optio
     (!tied).then_some(elsewhere)
 }
 
-fn text(rows: &[Row]) -> String {
+/// Its incident is over.
+pub fn has_ended(status: &RecoveryStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == display::ENDED && condition.status == "True")
+}
+
+fn text(rows: &[Row], namespace: Option<&str>) -> String {
     if rows.is_empty() {
-        return "No VM had to be recovered.".to_owned();
+        let within = namespace.map_or_else(String::new, |name| format!(" in namespace {}", clean(name)));
+        return format!("No VM had to be recovered{within}.");
     }
     let mut table = table(&["VM", "CAUSE", "NODE", "DECISION", "PROGRESS", "PROOF", "REASONS", "RUNBOOK"])
         .below(&["REASONS", "RUNBOOK"]);

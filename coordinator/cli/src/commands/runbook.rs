@@ -1,12 +1,12 @@
 //! `runbook`: what a person has to do to bring a VM back.
 
 use serde::Serialize;
-use somersault_coordinator::cluster::manifest::display;
 use somersault_coordinator_core::decision::{Decider, DecisionKind, Question};
 use somersault_coordinator_core::runbook::{Progress, Standing, runbook, storage_runbook};
 use somersault_crd::recovery;
 
 use super::explain::decide_for_vm;
+use super::recoveries::has_ended;
 use crate::args::{Global, RunbookArgs};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, clean_lines};
@@ -75,11 +75,6 @@ fn standing(recovery: Option<&recovery::RecoveryStatus>) -> Standing {
     };
     let proven = status.proof.map(|proof| (status.node.as_str().into(), proof_kind(proof)));
     Standing { proven: proven.into_iter().collect(), progress, over: false }
-}
-
-/// Its incident is over.
-fn has_ended(status: &recovery::RecoveryStatus) -> bool {
-    status.conditions.iter().any(|condition| condition.type_ == display::ENDED && condition.status == "True")
 }
 
 /// What is to be said of an incident that is over, before what would be in the next one.

@@ -62,6 +62,9 @@ pub fn run(global: &Global, args: &UninstallArgs) -> Result<Exit, Failure> {
     };
     if args.dry_run {
         output::print(global.output, &answer, || text(&answer))?;
+        if !plan.under_way.is_empty() && !args.force {
+            output::note("without --force it would be refused, for what is under way");
+        }
         return Ok(Exit::Ok);
     }
     if !plan.under_way.is_empty() && !args.force {

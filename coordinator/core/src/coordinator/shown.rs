@@ -124,6 +124,18 @@ mod tests {
         }
     }
 
+    /// Otherwise it would be written anew each second, for ever.
+    #[test]
+    fn a_node_without_an_agent_shows_the_same_for_as_long_as_nothing_happens() {
+        let mut bench = Bench::new(fast(&[]));
+        bench.fleet.nodes.insert("windows".into(), crate::fleet::Node::default());
+        bench.show_fleet();
+        let shown = |bench: &Bench| bench.view().nodes[&crate::names::NodeName::from("windows")].clone();
+        let first = shown(&bench);
+        bench.run_ms(60_000);
+        assert_eq!(shown(&bench), first);
+    }
+
     #[test]
     fn a_migration_that_waits_says_for_what() {
         let mut bench = Bench::new(fast(&[]));

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use somersault_test_cluster::BmcFault;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS, has_our_taint};
 use somersault_test_e2e::side_by_side;
@@ -60,6 +62,38 @@ pub fn side_by_side(bed: &Bed) -> Result<()> {
     eprintln!("{}", times.table(None));
     ensure!(times.ours.declared < times.not_ready, "Kubernetes was first: {times:?}");
     comes_back(bed, &stage, &node)
+}
+
+/// A short cut, and a fence agent that fails until the node is back: nobody switches it off then, and what somebody has said
+/// of it while it beat is no proof when it is cut off again, its VMs running.
+pub fn short_cut(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[WEB, DB])?;
+    bed.cluster().bmc_fault(&node, Some(BmcFault::Fails))?;
+    bed.cluster().cut(&node)?;
+    bed.wait_state(&node, "AwaitingProof", DECIDE_DEADLINE)?;
+    bed.cluster().mend(&node)?;
+    bed.cluster().bmc_fault(&node, None)?;
+    bed.wait_state(&node, "Healthy", RETURN_DEADLINE)?;
+    stage.undisturbed(LONG_ENOUGH)?;
+    ensure!(bed.cluster().is_on(&node)?, "{node} was back, and was switched off");
+
+    let boot = bed.api().get(Kind::NODE_HEALTH, "", &node)?["status"]["bootID"].clone();
+    let word = json!({"spec": {"attestation": {"bootID": boot, "by": "somebody who is wrong"}}});
+    bed.api().merge(Kind::NODE_HEALTH, "", &node, &word)?;
+    std::thread::sleep(LONG_ENOUGH);
+    let unfenced = bed.without_fence_agents()?;
+    bed.cluster().cut(&node)?;
+    bed.wait_state(&node, "AwaitingProof", DECIDE_DEADLINE)?;
+    std::thread::sleep(LONG_ENOUGH);
+    ensure!(
+        stage.instances(&WEB)? == 1,
+        "web was started elsewhere by a word that was given while {node} beat"
+    );
+    bed.cluster().mend(&node)?;
+    bed.wait_state(&node, "Healthy", RETURN_DEADLINE)?;
+    drop(unfenced);
+    stage.undisturbed(LONG_ENOUGH)
 }
 
 /// Without a fence agent's proof a dead node waits for a person.

@@ -49,6 +49,7 @@ const SCENARIOS: &[Scenario] = &[
     ("network_cut_with_vms_running", Short, death::network_cut),
     ("side_by_side_with_kubernetes", Long, death::side_by_side),
     ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", Short, death::attested),
+    ("a_node_that_is_back_is_neither_switched_off_nor_proven_dead", Short, death::short_cut),
     ("system_disk_is_rebuilt_from_its_image", Short, rebuild::from_image),
     ("local_disks_move_to_another_node", Short, migration::to_another_node),
     ("disks_of_a_wukong_move_to_another_node", Short, migration::of_a_wukong),
