@@ -71,6 +71,8 @@ struct Power {
     ordered: bool,
     /// The agent said off, and the node went on beating.
     lied: bool,
+    /// Why its last run failed.
+    failed: Option<String>,
     running_until: Option<BootTime>,
     /// A run that an earlier leader began may still be under way.
     foreign_until: Option<BootTime>,
@@ -243,10 +245,8 @@ impl Case {
 
     /// The stage in words.
     pub fn words(&self) -> String {
-        words::stage(
-            self.stored.as_ref().filter(|_| !self.declare).map(|record| &record.stage),
-            self.last_beat.is_some(),
-        )
+        let stage = self.stored.as_ref().filter(|_| !self.declare).map(|record| &record.stage);
+        words::stage(&self.node, stage, self.last_beat.is_some(), self.power.failed.as_deref())
     }
 
     /// Whether a beat of this boot may be answered.
@@ -365,6 +365,7 @@ impl Case {
         let doubled = fencing.retry_first.saturating_mul(1 << self.power.attempts.saturating_sub(1).min(16));
         let wait = if given_up { fencing.reminder } else { doubled.min(fencing.retry_max) };
         self.power.next_at = scene.now + wait;
+        self.power.failed = Some(why.to_owned());
         words::run_failed(fx, &self.node, why, wait, given_up);
     }
 

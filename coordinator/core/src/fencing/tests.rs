@@ -106,6 +106,8 @@ fn a_failing_fence_agent_is_tried_again_with_growing_waits_and_people_are_told()
     bench.run_ms(40_000);
     assert_eq!(runs(&bench), 5, "after 0, 2, 4, 8, 16 s");
     assert_eq!((bench.notices("FencingRunFailed"), bench.notices("FencingFails")), (4, 1));
+    let said = &bench.view().nodes[&NodeName::from("n1")].message;
+    assert!(said.contains("no route to the BMC") && said.contains("attest n1"), "{said}");
     bench.run_ms(200_000);
     assert_eq!(runs(&bench), 5);
     off(&mut bench);

@@ -8,13 +8,25 @@ use crate::io::{Effect, Notice, Severity, Subject};
 use crate::names::{BootId, NodeName};
 use crate::scene::{Scene, tell_node};
 
-pub(super) fn stage(stage: Option<&FenceStage>, beats: bool) -> String {
+/// `failed` is why the last run of its fence agent failed, where it did.
+pub(super) fn stage(
+    node: &NodeName,
+    stage: Option<&FenceStage>,
+    beats: bool,
+    failed: Option<&str>,
+) -> String {
     match stage {
         None => "declared unreachable; the record is being stored".to_owned(),
-        Some(FenceStage::Declared) => "unreachable; nothing proves yet that it is off".to_owned(),
+        Some(FenceStage::Declared) => format!(
+            "unreachable; nothing proves yet that it is off: make sure of it, then kubectl somersault attest {node}"
+        ),
         Some(FenceStage::PowerOrdered) if beats => {
             "it beats, but a run of its fence agent may still switch it off".to_owned()
         }
+        Some(FenceStage::PowerOrdered) if let Some(why) = failed => format!(
+            "its fence agent fails to switch it off ({why}) and is tried again; or make sure that it is off, then kubectl \
+             somersault attest {node}"
+        ),
         Some(FenceStage::PowerOrdered) => {
             "its fence agent is to switch it off and to read that back".to_owned()
         }
