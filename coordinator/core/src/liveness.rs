@@ -46,6 +46,8 @@ const FORGET_AFTER: Duration = Duration::from_mins(10);
 pub(crate) const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
 /// How late a beat of an ended boot may arrive: its stream dies with it, and what was under way arrives at once.
 const LATE_BEAT_MAX: Duration = Duration::from_secs(10);
+/// Why a node is healthy.
+const BEATS: &str = "beats arrive";
 /// Earlier boots that are remembered, so that a late beat of one is not taken for a new boot.
 const EARLIER_BOOTS_MAX: usize = 8;
 
@@ -156,11 +158,18 @@ impl Liveness {
         pulse.quiet_since = scene.now;
         pulse.status_at_beat = scene.facts.fleet.nodes.get(node).and_then(|node| node.boot_id.clone());
         pulse.left = false;
-        if matches!(pulse.phase, Phase::Healthy | Phase::Declared) {
+        if pulse.phase == Phase::Declared {
+            return beat;
+        }
+        if pulse.phase == Phase::Healthy {
+            // What was said while no beat had come yet is not so any more.
+            if pulse.why != BEATS {
+                BEATS.clone_into(&mut pulse.why);
+            }
             return beat;
         }
         let (before, silent_for) = (pulse.phase, scene.now.saturating_sub(pulse.since));
-        pulse.enter(Phase::Healthy, scene.now, "beats arrive".to_owned());
+        pulse.enter(Phase::Healthy, scene.now, BEATS.to_owned());
         self.storm.cleared(node);
         if scene.facts.epoch.is_some() && !matches!(before, Phase::NoAgent | Phase::Expected) {
             let message =
@@ -279,7 +288,7 @@ impl Liveness {
             pulse.take_boot(boot);
         }
         pulse.quiet_since = scene.now;
-        pulse.enter(Phase::Healthy, scene.now, "beats arrive".to_owned());
+        pulse.enter(Phase::Healthy, scene.now, BEATS.to_owned());
         self.storm.cleared(node);
     }
 

@@ -500,3 +500,14 @@ fn a_word_on_a_storage_class_counts_for_vms_that_wait() {
     bench.give(Input::Policy(Box::new(spec.try_into().expect("it holds"))));
     assert_eq!(decided(&bench), crate::decision::DecisionKind::Recreate);
 }
+
+/// An upgrade replaces every agent, which says goodbye, and beats again a moment later.
+#[test]
+fn a_goodbye_is_forgotten_with_the_next_beat() {
+    let mut bench = Bench::new(fast(&[]));
+    let said = |bench: &Bench| bench.view().nodes[&NodeName::from("n1")].message.clone();
+    bench.give(Input::Goodbye { node: "n1".into(), boot_id: boot("n1", 1) });
+    assert!(said(&bench).contains("goodbye"), "{}", said(&bench));
+    bench.run_ms(1_000);
+    assert_eq!(said(&bench), "beats arrive");
+}
