@@ -92,7 +92,7 @@ pub enum Command {
     Migrate(MigrateArgs),
     /// Move every local volume off a node, or off one of its disks
     Evacuate(EvacuateArgs),
-    /// End a migration or an evacuation; what has not been swapped yet is put back as it was
+    /// End a migration or an evacuation; what has not been swapped yet is put back as it was (old volumes stay on Retain)
     Cancel(ObjectArgs),
     /// Let a migration or an evacuation that has copied ahead stop the VMs and finish
     Proceed(ObjectArgs),

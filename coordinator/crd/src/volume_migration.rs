@@ -62,7 +62,8 @@ pub struct VolumeMigrationSpec {
     /// Copy while the VM runs and keep the copy fresh; the VM is not stopped before this turns false.
     #[serde(default)]
     pub pre_copy_only: bool,
-    /// Set it to end the migration; before the claims are swapped, everything is put back as it was.
+    /// Set it to end the migration; before the claims are swapped, everything is put back as it was, but for
+    /// the old volumes, which stay on Retain.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self || !oldSelf").message("a cancelled VolumeMigration stays cancelled"))]
     pub cancelled: bool,

@@ -19,7 +19,7 @@ pub fn cancel(global: &Global, args: &ObjectArgs) -> Result<Exit, Failure> {
     change(
         global,
         &args.object,
-        "will be ended; what has not been swapped yet is put back as it was",
+        "will be ended; what has not been swapped yet is put back as it was, and its volumes stay on Retain",
         |object| {
             match object {
                 Object::Migration(migration) => {

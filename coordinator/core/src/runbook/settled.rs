@@ -241,7 +241,10 @@ fn look_commands(name: &VolumeName, volume: &Volume) -> String {
     let mut text = format!("kubectl get pv {}\n", shell_word(name.as_str()));
     if let Some(path) = volume.source.path() {
         let image = shell_word(&format!("{}/disk.img", path.trim_end_matches('/')));
-        let _ = writeln!(text, "losetup --find --show --read-only --partscan {image}");
+        let _ = writeln!(
+            text,
+            "losetup --find --show --read-only --partscan {image}      # afterwards: losetup -d the device that it names"
+        );
     }
     text
 }
