@@ -37,6 +37,21 @@ fn status_shows_states_proofs_usage_and_health() -> Result<()> {
     Ok(())
 }
 
+/// What is proven is in doubt no more, and needs no proof.
+#[test]
+fn a_vm_of_a_node_that_is_proven_dead_is_dead_with_it() -> Result<()> {
+    let cluster = Cluster::coordinated()?;
+    let needs = |cluster: &Cluster| {
+        Ok::<_, anyhow::Error>(cluster.run(&["explain", "vm/db"])?.out.contains("needs proof"))
+    };
+    assert!(needs(&cluster)?);
+    cluster.set_state("n1", "Fenced")?;
+    let ran = cluster.run(&["status"])?;
+    assert!(ran.line("default/db ").contains("no, its node is dead"), "{}", ran.out);
+    assert!(!needs(&cluster)?);
+    Ok(())
+}
+
 #[test]
 fn status_says_when_nobody_keeps_it_up() -> Result<()> {
     let cluster = Cluster::coordinated()?;

@@ -19,6 +19,12 @@ pub fn is_dead(world: &World, node: &NodeName) -> bool {
     })
 }
 
+/// Whether it is proven dead now: nothing of it can run or write any more.
+pub fn is_proven(world: &World, node: &NodeName) -> bool {
+    status(world, node)
+        .is_some_and(|status| matches!(status.state, NodeState::Fenced | NodeState::Recovering))
+}
+
 /// Whether its agent beats, as the coordinator last told.
 pub fn is_healthy(world: &World, node: &NodeName) -> bool {
     status(world, node).is_some_and(|status| status.state == NodeState::Healthy)

@@ -68,6 +68,7 @@ impl Verdict {
 
     /// With this advice, unless the node is dead.
     fn advising(world: &World, decision: &Decision, node: Option<&NodeName>, advice: &str) -> Self {
+        let unproven = decision.nodes.iter().filter(|node| !incident::is_proven(world, node));
         let broken = decision.reasons.iter().filter(|reason| reason.is_broken_storage());
         Self {
             namespace: decision.vm.namespace.clone(),
@@ -78,7 +79,7 @@ impl Verdict {
             reasons: decision.reasons.iter().map(|reason| reason.as_str()).collect(),
             broken_storage: broken.map(|reason| reason.as_str()).collect(),
             details: decision.details.clone(),
-            proof_needed_for: decision.nodes.iter().map(ToString::to_string).collect(),
+            proof_needed_for: unproven.map(ToString::to_string).collect(),
             disks: decision.disks.iter().map(DiskRow::of).collect(),
             remedy: incident::remedy(world, decision, node).unwrap_or_else(|| advice.to_owned()),
         }

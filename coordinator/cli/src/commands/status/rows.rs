@@ -12,6 +12,7 @@ use somersault_crd::evacuation::PlanState;
 use somersault_crd::node_health::{DiskGrade, DiskInfo, NodeHealthStatus, NodeState};
 use somersault_crd::volume_migration::{Phase, VolumeMigration};
 
+use super::super::incident;
 use super::super::recoveries;
 use super::super::verdict::{self, Verdict};
 use crate::output::{self, Mood};
@@ -240,6 +241,9 @@ fn vm_rows(world: &World) -> Vec<VmRow> {
             let vm = world.fleet.vms.get(&row.vm)?;
             let runs_on = vm.node().cloned();
             let running = match &vm.instance {
+                Some(_) if runs_on.as_ref().is_some_and(|node| incident::is_proven(world, node)) => {
+                    "no, its node is dead".to_owned()
+                }
                 Some(instance) if runs_on.as_ref().is_some_and(|node| in_doubt(world, node)) => {
                     format!("in doubt (was {})", instance.phase)
                 }
