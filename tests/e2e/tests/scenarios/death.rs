@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use somersault_test_cluster::BmcFault;
+use somersault_test_cluster::{BmcFault, until};
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS, has_our_taint};
 use somersault_test_e2e::side_by_side;
@@ -71,10 +71,16 @@ pub fn short_cut(bed: &Bed) -> Result<()> {
     let stage = Stage::set(bed, &node, &[WEB, DB])?;
     bed.cluster().bmc_fault(&node, Some(BmcFault::Fails))?;
     bed.cluster().cut(&node)?;
-    bed.wait_state(&node, "AwaitingProof", DECIDE_DEADLINE)?;
+    // A run that is under way cannot be called back: it must have failed first.
+    until("its fence agent has failed", DECIDE_DEADLINE, &[], || {
+        let said = bed.api().get(Kind::NODE_HEALTH, "", &node)?["status"]["message"].to_string();
+        Ok(said.contains("fails to switch it off").then_some(()))
+    })?;
     bed.cluster().mend(&node)?;
-    bed.cluster().bmc_fault(&node, None)?;
     bed.wait_state(&node, "Healthy", RETURN_DEADLINE)?;
+    bed.cluster().bmc_fault(&node, None)?;
+    // Every retry that was due would come in this time.
+    std::thread::sleep(LONG_ENOUGH);
     stage.undisturbed(LONG_ENOUGH)?;
     ensure!(bed.cluster().is_on(&node)?, "{node} was back, and was switched off");
 
