@@ -48,6 +48,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::attested::Attested;
 pub(crate) use self::case::{Around, Case, Settled};
+use crate::BootTime;
 use crate::fleet::{CLOUD_SHUTDOWN_TAINT, OUT_OF_SERVICE_TAINT};
 use crate::names::{BootId, NodeName};
 use crate::scene::Scene;
@@ -206,6 +207,12 @@ const POWER_TAINTS: [(&str, ProofKind); 2] = [
     (CLOUD_SHUTDOWN_TAINT, ProofKind::CloudShutdown),
     (OUT_OF_SERVICE_TAINT, ProofKind::OutOfServiceByOthers),
 ];
+
+/// How long a run of a fence agent may take at the most: the shell has the same deadline, and the second half is for what it
+/// needs around the run.
+fn run_max(scene: &Scene<'_>) -> BootTime {
+    scene.facts.policy.fencing.timeout.mul_f64(1.5)
+}
 
 /// The proof that others give for this boot of a node: a taint, or a person's word.
 pub(crate) fn given_by_others(

@@ -49,7 +49,10 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
         } else {
             let text = runbook(&world.fleet, &decision, &standing(recovery));
             let over = recovery.filter(|status| has_ended(status)).map(ended);
-            (over.map_or(text.clone(), |over| text.replacen("\n\n", &format!("\n\n{over}\n\n"), 1)), node)
+            match over {
+                Some(over) => (text.replacen("\n\n", &format!("\n\n{over}\n\n"), 1), node),
+                None => (text, node),
+            }
         }
     });
     let answer =

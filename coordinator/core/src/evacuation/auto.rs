@@ -9,11 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ACTION_RETRY, EvacuationSpec};
+use super::{ACTION_RETRY, by_policy};
 use crate::BootTime;
 use crate::fleet::{DiskHealth, Grade};
 use crate::io::{Action, Effect, Notice, Severity, Subject};
-use crate::migration::{Context, Destination};
+use crate::migration::Context;
 use crate::names::NodeName;
 
 /// Reasons that leave no doubt, each from the device itself: its own threshold crossed, or it refuses writes.
@@ -58,7 +58,10 @@ impl Automatic {
         }
         self.asked.insert(id.clone(), now);
         self.wake = Some(now + ACTION_RETRY);
-        effects.push(Effect::Act(Action::CreateEvacuation { name: name(&id.0, &id.1), spec: spec(id, ctx) }));
+        effects.push(Effect::Act(Action::CreateEvacuation {
+            name: name(&id.0, &id.1),
+            spec: by_policy(id.0, Some(id.1), ctx),
+        }));
         effects
     }
 
@@ -143,17 +146,4 @@ fn source_of(reason: &str) -> &str {
 fn name(node: &NodeName, disk: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     format!("auto-{node}-{}", disk.chars().map(safe).collect::<String>().trim_matches('-'))
-}
-
-fn spec((node, disk): DiskId, ctx: &Context<'_>) -> EvacuationSpec {
-    let policy = &ctx.policy.evacuation;
-    EvacuationSpec {
-        node,
-        disk: Some(disk),
-        destination: policy.destination_class.clone().map(Destination::Class),
-        disruption: policy.disruption,
-        dry_run: policy.dry_run,
-        cancelled: false,
-        complete: false,
-    }
 }

@@ -71,6 +71,20 @@ pub struct EvacuationSpec {
     pub complete: bool,
 }
 
+/// What the policy says of an evacuation that no person has asked for.
+fn by_policy(node: NodeName, disk: Option<String>, ctx: &Context<'_>) -> EvacuationSpec {
+    let policy = &ctx.policy.evacuation;
+    EvacuationSpec {
+        node,
+        disk,
+        destination: policy.destination_class.clone().map(Destination::Class),
+        disruption: policy.disruption,
+        dry_run: policy.dry_run,
+        cancelled: false,
+        complete: false,
+    }
+}
+
 /// What an evacuation may do to running VMs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Disruption {

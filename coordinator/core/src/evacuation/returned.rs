@@ -12,10 +12,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ACTION_RETRY, EvacuationSpec, free_name};
+use super::{ACTION_RETRY, by_policy, free_name};
 use crate::BootTime;
 use crate::io::{Action, Effect};
-use crate::migration::{Context, Destination};
+use crate::migration::Context;
 use crate::names::NodeName;
 
 /// Nodes that were dead.
@@ -46,26 +46,16 @@ impl Returned {
             }
             let Some(name) = free_name("returned", node, ctx) else { continue };
             *asked = Some((name.clone(), now + ACTION_RETRY));
-            effects.push(Effect::Act(Action::CreateEvacuation { name, spec: spec(node, ctx) }));
+            effects.push(Effect::Act(Action::CreateEvacuation {
+                name,
+                spec: by_policy(node.clone(), None, ctx),
+            }));
         }
         effects
     }
 
     pub fn next_deadline(&self) -> Option<BootTime> {
         self.back.values().flatten().map(|(_, again)| *again).min()
-    }
-}
-
-fn spec(node: &NodeName, ctx: &Context<'_>) -> EvacuationSpec {
-    let policy = &ctx.policy.evacuation;
-    EvacuationSpec {
-        node: node.clone(),
-        disk: None,
-        destination: policy.destination_class.clone().map(Destination::Class),
-        disruption: policy.disruption,
-        dry_run: policy.dry_run,
-        cancelled: false,
-        complete: false,
     }
 }
 

@@ -20,7 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::words;
+use super::{run_max, words};
 use crate::BootTime;
 use crate::io::Effect;
 use crate::names::{BootId, NodeName};
@@ -282,8 +282,7 @@ impl Rounds {
             };
             asked += 1;
             let timeout = scene.facts.policy.fencing.timeout;
-            // The shell has the same deadline; the rest is for what it needs around the run.
-            check.asked = Some(Asked { boot: boot.clone(), until: scene.now + timeout.mul_f64(1.5) });
+            check.asked = Some(Asked { boot: boot.clone(), until: scene.now + run_max(scene) });
             fx.push(Effect::AskFence { node: node.clone(), timeout });
         }
         let full = asked >= ASKED_MAX;

@@ -5,7 +5,9 @@
 //! answer, a new leader or a repeated input needs no case of its own. At most one commit is under way.
 
 use super::lease::LeaseWatch;
-use super::{Attested, FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, given_by_others, words};
+use super::{
+    Attested, FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, given_by_others, run_max, words,
+};
 use crate::BootTime;
 use crate::io::{Effect, FenceResult, Record};
 use crate::liveness::{BeatOf, EXPECTED_WITHIN, Phase, Pulse};
@@ -16,12 +18,6 @@ use crate::view::{Milestone, NodeState};
 /// How long a Node object may be gone before its incident ends: an editor may write a file in two steps, and a
 /// cluster may be read in between.
 const REMOVED_AFTER: BootTime = BootTime::from_secs(10);
-/// How long a run of the fence agent may take at the most: the shell has the same deadline, and the second half is for what
-/// it needs around the run.
-fn run_max(scene: &Scene<'_>) -> BootTime {
-    scene.facts.policy.fencing.timeout.mul_f64(1.5)
-}
-
 /// Entries of a timeline: an incident has some ten, one that flaps for weeks must not grow for ever.
 const TIMELINE_MAX: usize = 40;
 

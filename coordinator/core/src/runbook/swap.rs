@@ -18,6 +18,8 @@ pub(super) struct Swap<'a> {
     volume_name: VolumeName,
     volume: &'a Volume,
     path: &'a str,
+    /// Name of the volume that is made for it.
+    new_name: String,
 }
 
 /// The local claims of the decision, where pointing them elsewhere is all that the VM needs. None if any other
@@ -38,7 +40,8 @@ impl<'a> Swap<'a> {
         let volume_name = VolumeName(disk.volume.clone()?);
         let volume = fleet.volumes.get(&volume_name)?;
         let (claim, path) = (fleet.claims.get(&key)?, volume.source.path()?);
-        Some(Self { key, claim, volume_name, volume, path })
+        let new_name = new_name(fleet, &key, &volume_name);
+        Some(Self { key, claim, volume_name, volume, path, new_name })
     }
 }
 
@@ -90,7 +93,7 @@ pub(super) fn chapter(
             code(&swap.key.name),
             code(swap.path)
         );
-        steps.push((what, new_volume_commands(fleet, swap)));
+        steps.push((what, new_volume_commands(swap)));
     }
     // One that no node has yet is KubeVirt's next try, and in nobody's way.
     let pods = vm.pods.iter().filter(|pod| pod.node.is_some());
@@ -112,7 +115,7 @@ pub(super) fn chapter(
             format!("Replace claim {}.", code(&swap.key.name)),
             format!(
                 "kubectl delete pvc -n {namespace} {name}\nkubectl create -f - <<'EOF'\n{}EOF\nkubectl wait -n {namespace} pvc/{name} --for=jsonpath='{{.status.phase}}'=Bound --timeout=60s\n",
-                new_claim(fleet, swap)
+                new_claim(swap)
             ),
         ));
     }
@@ -151,34 +154,34 @@ pub(super) fn handshake_commands(namespace: &str, claim: &str, data_volume: &str
 
 /// A shell refuses it as long as nobody has said where the data is: a volume on a node of no such name would be lost to the
 /// claim.
-fn new_volume_commands(fleet: &Fleet, swap: &Swap) -> String {
+fn new_volume_commands(swap: &Swap) -> String {
     format!(
         "NEW_NODE=''\nNEW_PATH=''\nsed -e \"s|NEW_NODE|${{NEW_NODE:?say it first}}|\" -e \"s|NEW_PATH|${{NEW_PATH:?say it first}}|\" <<'EOF' | \
          kubectl create -f -\n{}EOF\n",
-        new_volume(fleet, swap)
+        new_volume(swap)
     )
 }
 
 /// A name that no volume has, since the disk may have been moved by hand before; or that of the one that was just made by
 /// these very steps, which stay the same while they are followed.
-fn new_name(fleet: &Fleet, swap: &Swap) -> String {
+fn new_name(fleet: &Fleet, key: &Key, old: &VolumeName) -> String {
     const SUFFIX: &str = "-restored";
-    let name = swap.volume_name.as_str();
+    let name = old.as_str();
     let stem = name.split_once(SUFFIX).map_or(name, |(stem, _)| stem);
     let numbered = (2..).map(|number| format!("{stem}{SUFFIX}-{number}"));
     let mut names = std::iter::once(format!("{stem}{SUFFIX}")).chain(numbered);
     let made = |volume: &Volume| {
-        let waits_for = |claim: &ClaimRef| claim.key == swap.key && claim.uid.is_none();
+        let waits_for = |claim: &ClaimRef| claim.key == *key && claim.uid.is_none();
         volume.claim.as_ref().is_some_and(waits_for)
     };
     let free = names.find(|name| fleet.volumes.get(&VolumeName(name.clone())).is_none_or(made));
     free.unwrap_or_else(|| format!("{stem}{SUFFIX}"))
 }
 
-fn new_volume(fleet: &Fleet, swap: &Swap) -> String {
+fn new_volume(swap: &Swap) -> String {
     let Volume { class, capacity_bytes, access_modes, mode, .. } = swap.volume;
     let manifest = VolumeManifest {
-        name: &new_name(fleet, swap),
+        name: &swap.new_name,
         class,
         capacity_bytes: *capacity_bytes,
         access_modes,
@@ -191,9 +194,8 @@ fn new_volume(fleet: &Fleet, swap: &Swap) -> String {
     manifest.write()
 }
 
-fn new_claim(fleet: &Fleet, swap: &Swap) -> String {
-    let volume = new_name(fleet, swap);
-    ClaimManifest { volume: Some(&volume), ..ClaimManifest::like(&swap.key, swap.claim) }.write()
+fn new_claim(swap: &Swap) -> String {
+    ClaimManifest { volume: Some(&swap.new_name), ..ClaimManifest::like(&swap.key, swap.claim) }.write()
 }
 
 /// A `PersistentVolume` with a folder of a node, or of all, on reclaim policy Retain, for one claim.

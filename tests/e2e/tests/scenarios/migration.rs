@@ -124,11 +124,7 @@ pub fn of_a_cordoned_node(bed: &Bed) -> Result<()> {
     let mut stage = Stage::set(bed, &node, &vms)?;
     bed.cluster().ask(&["cordon", &node])?;
     bed.cluster().ask(&["annotate", "node", &node, "somersault.novasphere.dev/evacuate=Now"])?;
-    let asked = format!("drain-{node}");
-    until("the evacuation is complete", 2 * MIGRATE_DEADLINE, &[bed.standin_log()], || {
-        let said = bed.cluster().ask(&["get", "evacuation", &asked, "-o", "jsonpath={.status.complete}"])?;
-        Ok((said.trim() == "true").then_some(()))
-    })?;
+    complete(bed, &format!("drain-{node}"))?;
     for vm in &vms {
         succeeded(bed, vm.name)?;
         let target = stage.node_of(vm.name)?.with_context(|| format!("{} does not run", vm.name))?;
@@ -163,11 +159,7 @@ pub fn of_a_returned_node(bed: &Bed) -> Result<()> {
     })?;
     bed.cluster().power_on(&node)?;
     bed.cluster().wait_ready(&node)?;
-    let asked = format!("returned-{node}");
-    until("the node that came back is emptied", 2 * MIGRATE_DEADLINE, &[bed.standin_log()], || {
-        let said = bed.cluster().ask(&["get", "evacuation", &asked, "-o", "jsonpath={.status.complete}"])?;
-        Ok((said.trim() == "true").then_some(()))
-    })?;
+    complete(bed, &format!("returned-{node}"))?;
     succeeded(bed, DB.name)?;
     let target = stage.node_of(DB.name)?.context("it does not run")?;
     ensure!(target != node, "{} runs on {node} still", DB.name);
@@ -224,6 +216,15 @@ pub fn of_many(bed: &Bed) -> Result<()> {
     bed.api().merge(Kind::POLICY, "", "default", &limit(1))?;
     stage.judge()?;
     stage::clear(bed)
+}
+
+/// Waits until the evacuation of this name, which nobody has asked for by hand, is over.
+fn complete(bed: &Bed, evacuation: &str) -> Result<()> {
+    until(&format!("Evacuation {evacuation} is complete"), 2 * MIGRATE_DEADLINE, &[bed.standin_log()], || {
+        let said =
+            bed.cluster().ask(&["get", "evacuation", evacuation, "-o", "jsonpath={.status.complete}"])?;
+        Ok((said.trim() == "true").then_some(()))
+    })
 }
 
 /// A node that is not this one.
