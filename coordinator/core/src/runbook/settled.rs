@@ -6,8 +6,8 @@ use std::fmt::Write;
 
 use super::standing::{Progress, Standing};
 use super::swap::ClaimManifest;
-use super::words::{code, json, plain, shell_word};
-use super::{home_nodes, returns, title, untied};
+use super::words::{code, plain, shell_word};
+use super::{home_nodes, returns, storage, title, untied};
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
 use crate::fleet::{DiskSource, Fleet, Vm, Volume, folder};
 use crate::locality;
@@ -313,20 +313,15 @@ fn way_back(fleet: &Fleet, decision: &Decision) -> String {
 }
 
 fn bind_again(fleet: &Fleet, key: &Key, name: &VolumeName, volume: &Volume) -> String {
-    let (namespace, claim, old) =
-        (shell_word(&key.namespace), shell_word(&key.name), shell_word(name.as_str()));
-    let mut text = String::new();
+    let mut text = storage::prebind(key, name);
     match fleet.claims.get(key) {
-        Some(found) if found.phase != "Pending" => return text,
-        Some(_) => _ = writeln!(text, "kubectl delete pvc -n {namespace} {claim}"),
+        Some(found) if found.phase != "Pending" => return String::new(),
+        Some(_) => {
+            let (namespace, claim) = (shell_word(&key.namespace), shell_word(&key.name));
+            let _ = writeln!(text, "kubectl delete pvc -n {namespace} {claim}");
+        }
         None => {}
     }
-    let reference = format!(
-        r#"{{"spec":{{"claimRef":{{"apiVersion":"v1","kind":"PersistentVolumeClaim","namespace":"{}","name":"{}","uid":null,"resourceVersion":null}}}}}}"#,
-        json(&key.namespace),
-        json(&key.name)
-    );
-    let _ = writeln!(text, "kubectl patch pv {old} --type=merge -p {}", shell_word(&reference));
     let manifest = ClaimManifest {
         volume: Some(name.as_str()),
         data_volume: fleet.data_volumes.contains_key(key).then_some(key.name.as_str()),

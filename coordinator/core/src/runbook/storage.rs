@@ -242,13 +242,7 @@ fn bind_anew(key: &Key, claim: Option<&Claim>, name: &VolumeName, volume: &Volum
     if let Some(data_volume) = claim.and_then(|claim| claim.data_volume.as_deref()) {
         text.push_str(&swap::handshake_commands(&ns, &pvc, data_volume));
     }
-    let patch = format!(
-        r#"{{"spec":{{"claimRef":{{"apiVersion":"v1","kind":"PersistentVolumeClaim","namespace":"{}","name":"{}","uid":null,"resourceVersion":null}}}}}}"#,
-        json(&key.namespace),
-        json(&key.name),
-    );
-    let pv = shell_word(name.as_str());
-    let _ = writeln!(text, "kubectl patch pv {pv} --type merge -p {}", quoted(&patch));
+    text.push_str(&prebind(key, name));
     if claim.is_some() {
         let _ = writeln!(text, "kubectl delete pvc -n {ns} {pvc}");
     }
@@ -259,6 +253,16 @@ fn bind_anew(key: &Key, claim: Option<&Claim>, name: &VolumeName, volume: &Volum
     new.volume = Some(name.as_str());
     let _ = write!(text, "kubectl create -f - <<'EOF'\n{}EOF\n{}```", new.write(), wait(key));
     text
+}
+
+/// Before the claim goes: an owner that makes it anew at once would otherwise get a blank volume.
+pub(super) fn prebind(key: &Key, name: &VolumeName) -> String {
+    let patch = format!(
+        r#"{{"spec":{{"claimRef":{{"apiVersion":"v1","kind":"PersistentVolumeClaim","namespace":"{}","name":"{}","uid":null,"resourceVersion":null}}}}}}"#,
+        json(&key.namespace),
+        json(&key.name),
+    );
+    format!("kubectl patch pv {} --type merge -p {}\n", shell_word(name.as_str()), quoted(&patch))
 }
 
 /// The folder is there and its volume object is not: made again under its name, with the claim's uid, the Lost claim is

@@ -423,11 +423,14 @@ fn a_move_that_was_left_halfway_has_a_way_back() {
         runbook(&world.fleet, &decision, &Standing { over: true, ..Standing::at(Progress::ByHand) })
     };
     assert!(!text(Some("Bound")).contains("Back to the old volumes"));
-    assert_has(&text(Some("Pending")), &["kubectl delete pvc -n shop web-x\nkubectl patch pv pv-web-x"]);
+    assert_has(
+        &text(Some("Pending")),
+        &["resourceVersion\":null}}}'\nkubectl delete pvc -n shop web-x\nkubectl create"],
+    );
     let gone = text(None);
     assert_has(
         &gone,
-        &["kubectl patch pv pv-web-x --type=merge", r#""uid":null"#, "volumeName: \"pv-web-x\""],
+        &["kubectl patch pv pv-web-x --type merge", r#""uid":null"#, "volumeName: \"pv-web-x\""],
     );
     assert!(!gone.contains("kubectl delete pvc"), "{gone}");
 }
