@@ -337,7 +337,11 @@ mod tests {
             message: String::new(),
             boot_id: None,
             proofs_possible: Vec::new(),
-            fence_agent: Some(FenceAgentView { state: FencingState::WrongMachine, answered: None }),
+            fence_agent: Some(FenceAgentView {
+                state: FencingState::WrongMachine,
+                answered: None,
+                change_refused: None,
+            }),
             proof: None,
             timeline: vec![
                 (Milestone::LastBeat, Duration::from_secs(10)),

@@ -111,8 +111,8 @@ pub struct NodeHealthStatus {
     pub volumes: Vec<VolumeInfo>,
     /// `Reachable`: beats arrive. `DisksHealthy`: no disk fails; its reason is the worst grade, and it is
     /// `Unknown` where no disk tells anything. `ProofPossible`: if the node died now, something could prove it; its
-    /// message names the proofs. `FencingAnswers`, where the node has a fence agent: it answers, for a machine that
-    /// is on.
+    /// message names the proofs. `FencingAnswers`, where the node has a fence agent, or a mistake in the fence
+    /// configuration may be why it has none: it answers, for a machine that is on.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -65,6 +65,7 @@ pub fn view_of(state: NodeState) -> View {
         fence_agent: Some(FenceAgentView {
             state: FencingState::Answers,
             answered: Some(Duration::from_secs(1)),
+            change_refused: None,
         }),
         proof: None,
         timeline: vec![

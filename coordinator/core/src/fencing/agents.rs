@@ -35,6 +35,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const FAILED_AGAIN: Duration = Duration::from_mins(1);
 /// Rounds differ by up to this share of the period, so that agents that share one controller drift apart.
 const JITTER: f64 = 0.1;
+/// Names without a Node that are told: who mistyped one sees it, and a message stays short.
+const STRANGERS_MAX: usize = 3;
 
 /// Differs when a node's entry in the fence configuration names another agent or another machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +96,10 @@ impl PowerOff {
 
     fn away(&self) -> Option<&str> {
         self.roster.as_ref()?.away.as_deref()
+    }
+
+    fn problem(&self) -> Option<&str> {
+        self.roster.as_ref()?.problem.as_deref()
     }
 
     fn revision(&self, node: &NodeName) -> Option<&AgentRevision> {
@@ -183,10 +189,19 @@ pub enum FencingState {
     },
     /// It looks at another machine.
     WrongMachine,
+    /// None is configured, and the configuration holds a mistake that may be why.
+    NotConfigured {
+        /// Which, for people.
+        why: String,
+    },
 }
 
 /// Condition reason while no fence runner answers the coordinator.
 pub const RUNNER_AWAY: &str = "RunnerAway";
+/// Condition reason where an agent answers, but a change of the configuration is not in use.
+pub const CHANGE_REFUSED: &str = "ChangeRefused";
+/// Condition reason of a node without a fence agent while the configuration holds a mistake that may be why.
+pub const NOT_CONFIGURED: &str = "NotConfigured";
 
 impl FencingState {
     /// Condition reason and metric label.
@@ -197,6 +212,7 @@ impl FencingState {
             Self::AnswersNot { .. } => "AnswersNot",
             Self::RunnerAway { .. } => RUNNER_AWAY,
             Self::WrongMachine => "WrongMachine",
+            Self::NotConfigured { .. } => NOT_CONFIGURED,
         }
     }
 }
@@ -208,6 +224,8 @@ pub struct FenceAgentView {
     pub state: FencingState,
     /// When it last said that the machine is on.
     pub answered: Option<BootTime>,
+    /// Why a changed configuration is not in use, where that is so: what is said here is of the one before it.
+    pub change_refused: Option<String>,
 }
 
 /// A node, as far as asking its agent goes.
@@ -221,6 +239,8 @@ pub(crate) struct Patient<'a> {
 pub(crate) struct Rounds {
     checks: BTreeMap<NodeName, Check>,
     look_at: BootTime,
+    /// The first few names with a fence agent that no Node has: a typo, or a node that is yet to come.
+    strangers: Vec<NodeName>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -264,10 +284,12 @@ impl Rounds {
         let (power, listed) = (&scene.facts.power_off, &scene.facts.policy.fencing.nodes);
         self.checks.retain(|node, _| power.has_agent(listed, node) && scene.exists(node));
         let mut asked = self.checks.values().filter(|check| check.asked.is_some()).count();
-        let mut missing = false;
+        self.strangers.clear();
         for node in power.runnable(listed) {
             if !scene.exists(node) {
-                missing = true;
+                if self.strangers.len() < STRANGERS_MAX {
+                    self.strangers.push(node.clone());
+                }
                 continue;
             }
             let check = self.checks.entry(node.clone()).or_default();
@@ -293,7 +315,7 @@ impl Rounds {
         let again = scene.now + LOOK_AGAIN;
         let next = self.checks.values().filter_map(next).min().unwrap_or(again);
         // A Node object that is missing may come at any time.
-        self.look_at = if missing { next.min(again) } else { next };
+        self.look_at = if self.strangers.is_empty() { next } else { next.min(again) };
     }
 
     /// An agent answered. Whether its entry was mended.
@@ -361,10 +383,12 @@ impl Rounds {
         wrong
     }
 
-    /// For people; `None` where no agent is configured.
+    /// For people; `None` where no agent is configured, and no mistake is known that may be why.
     pub fn view(&self, scene: &Scene<'_>, node: &NodeName) -> Option<FenceAgentView> {
+        let refused = scene.facts.power_off.problem();
         if !scene.has_fence_agent(node) {
-            return None;
+            let state = FencingState::NotConfigured { why: self.why_not_configured(refused)? };
+            return Some(FenceAgentView { state, answered: None, change_refused: None });
         }
         let check = self.checks.get(node);
         let state = if scene.facts.power_off.is_wrong(node) {
@@ -378,7 +402,18 @@ impl Rounds {
         } else {
             FencingState::Untested
         };
-        Some(FenceAgentView { state, answered: check.and_then(|check| check.answered) })
+        let answered = check.and_then(|check| check.answered);
+        Some(FenceAgentView { state, answered, change_refused: refused.map(str::to_owned) })
+    }
+
+    /// The mistake in the configuration for which a node may have no agent.
+    fn why_not_configured(&self, refused: Option<&str>) -> Option<String> {
+        if let Some(why) = refused {
+            return Some(format!("the fence configuration cannot be used: {why}"));
+        }
+        let names: Vec<&str> = self.strangers.iter().map(NodeName::as_str).collect();
+        (!names.is_empty())
+            .then(|| format!("the fence configuration names {}, and no node is called so", names.join(", ")))
     }
 
     /// When time alone allows a next step.

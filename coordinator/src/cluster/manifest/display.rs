@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use somersault_coordinator_core::BootTime;
 use somersault_coordinator_core::decision::{DiskFinding, Locality};
 use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState};
-use somersault_coordinator_core::fencing::agents::{FenceAgentView, FencingState};
+use somersault_coordinator_core::fencing::agents::{CHANGE_REFUSED, FenceAgentView, FencingState};
 use somersault_coordinator_core::fleet::{
     DiskHealth, DiskImage, Fleet, Grade, NodeReport, Volume, VolumeMode,
 };
@@ -227,13 +227,21 @@ fn fencing_answers(agent: &FenceAgentView, clock: WallClock) -> Option<Verdict> 
             "its fence agent said off while the node was beating: it looks at another machine, and is not run"
                 .to_owned()
         }
+        FencingState::NotConfigured { why } => {
+            let message = format!("it has no fence agent: {why}");
+            return Some(Verdict::new("FencingAnswers", false, agent.state.name(), message));
+        }
     };
+    let refused = agent.change_refused.as_ref();
+    let refused = refused
+        .map_or_else(String::new, |why| format!("; a change of its configuration is not in use: {why}"));
     let answered = agent.answered.map_or_else(
         || "it never answered".to_owned(),
         |at| format!("last answered {}", clock.at(at).strftime("%Y-%m-%dT%H:%M:%SZ")),
     );
     let holds = agent.state == FencingState::Answers;
-    Some(Verdict::new("FencingAnswers", holds, agent.state.name(), format!("{what}; {answered}")))
+    let reason = if holds && agent.change_refused.is_some() { CHANGE_REFUSED } else { agent.state.name() };
+    Some(Verdict::new("FencingAnswers", holds, reason, format!("{what}; {answered}{refused}")))
 }
 
 /// Condition of a migration or an evacuation that has ended, or why not yet.

@@ -304,6 +304,25 @@ fn a_configuration_that_cannot_be_used_is_told_once_for_each_reason() {
         shown(&bench, "n1").proofs_possible.contains(&ProofKind::PowerOffConfirmed),
         "the old one is in use"
     );
+    let refused = shown(&bench, "n1").fence_agent.expect("configured").change_refused;
+    assert_eq!(refused.as_deref(), Some("line 4"));
+    let FencingState::NotConfigured { why } = agent(&bench, "n2") else {
+        panic!("{:?}", agent(&bench, "n2"))
+    };
+    assert!(why.contains("line 4"), "it may be the line that would give n2 its agent: {why}");
     tell(&mut bench, roster(&[("n1", "a")]));
     assert_eq!(bench.notices("FenceConfigMended"), 1);
+}
+
+#[test]
+fn a_name_that_no_node_has_is_told_to_whoever_has_no_agent() {
+    let mut bench = answering(&[("n1", "a")]);
+    assert_eq!(shown(&bench, "n2").fence_agent, None);
+    tell(&mut bench, roster(&[("n1", "a"), ("m2", "b")]));
+    bench.run_ms(1_000);
+    let FencingState::NotConfigured { why } = agent(&bench, "n2") else {
+        panic!("{:?}", agent(&bench, "n2"))
+    };
+    assert!(why.contains("names m2"), "{why}");
+    assert_eq!(agent(&bench, "n1"), FencingState::Answers);
 }

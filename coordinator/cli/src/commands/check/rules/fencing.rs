@@ -1,7 +1,8 @@
-//! What follows for fencing: the runner runs, each node can be proven dead, and its fence agent answers.
+//! What follows for fencing: the runner runs, each node can be proven dead, its configuration is in use, and its fence agent
+//! answers.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use somersault_coordinator_core::fencing::agents::RUNNER_AWAY;
+use somersault_coordinator_core::fencing::agents::{CHANGE_REFUSED, NOT_CONFIGURED, RUNNER_AWAY};
 use somersault_crd::common::Proof;
 use somersault_crd::node_health::NodeHealthStatus;
 
@@ -30,7 +31,9 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
         .filter(|(_, health)| !health.proofs_possible.iter().any(|proof| comes_by_itself(*proof)));
     let by_hand: Vec<_> = by_hand.collect();
     // It has a fence agent, and none of them can be run: what is wrong is told with their answers below.
-    let lacks_agent = by_hand.iter().any(|(_, health)| fencing_answers(health).is_none());
+    let lacks_agent = by_hand.iter().any(|(_, health)| {
+        fencing_answers(health).is_none_or(|condition| condition.reason == NOT_CONFIGURED)
+    });
     let what_to_do = if lacks_agent {
         how_to_prove(&facts.fence_runner, runs)
     } else {
@@ -49,6 +52,19 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
     );
     let asked: Vec<_> =
         known.iter().filter_map(|(node, health)| Some((node, fencing_answers(health)?))).collect();
+    let (configuration, asked): (Vec<_>, Vec<_>) =
+        asked.into_iter().partition(|(_, condition)| condition.reason == NOT_CONFIGURED);
+    let changed = asked.iter().filter(|(_, condition)| condition.reason == CHANGE_REFUSED);
+    let told = configuration.iter().chain(changed);
+    let told: Vec<String> =
+        told.map(|(node, condition)| format!("node {}: {}", node.name, condition.message)).collect();
+    if !told.is_empty() {
+        findings.push(Finding::failed_for(
+            "the fence configuration is in use, and names nodes of this cluster",
+            told,
+            format!("mend key fence.yaml of Secret {} in {}", install::FENCE_SECRET, install::NAMESPACE),
+        ));
+    }
     if asked.is_empty() {
         return findings;
     }

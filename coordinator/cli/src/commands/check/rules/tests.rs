@@ -414,6 +414,26 @@ fn a_fence_agent_that_does_not_answer_is_a_failure() {
 }
 
 #[test]
+fn a_mistake_in_the_fence_configuration_is_named() {
+    for (reason, status, message) in [
+        (
+            "NotConfigured",
+            "False",
+            "it has no fence agent: the fence configuration names m1, and no node is called so",
+        ),
+        ("ChangeRefused", "True", "it answers; a change of its configuration is not in use: line 3"),
+    ] {
+        let (section, finding) = one_finding(|facts| {
+            let told = Condition { reason: reason.to_owned(), ..condition(status, message) };
+            change_health(facts, |health| health.conditions = vec![told.clone()]);
+        });
+        assert_eq!((section, finding.grade), ("fencing", Grade::Failed));
+        assert_eq!(finding.why, [format!("node n1: {message}")]);
+        assert!(finding.what_to_do.is_some_and(|what| what.contains("fence.yaml")));
+    }
+}
+
+#[test]
 fn vms_without_kubevirts_own_object_are_not_denied() {
     let without = |vms: usize| {
         let (section, finding) = one_finding(|facts| {
