@@ -110,33 +110,40 @@ pub(crate) fn bound_volume<'a>(
     if claim.phase == "Lost" {
         return Err(Verdict::unknown(Reason::ClaimLost, format!("claim {key} is Lost")));
     }
-    let Some(name) = claim.volume.as_ref().filter(|_| claim.phase != "Pending") else {
+    let not_bound = || {
         let (fault, what) = if claim.data_volume.is_some() {
             (Reason::DataVolumeImporting, "is not bound: its DataVolume is not ready")
         } else {
             (Reason::ClaimNotBound, "is not bound to a volume")
         };
-        return Err(Verdict::unknown(fault, format!("claim {key} {what}")));
+        Verdict::unknown(fault, format!("claim {key} {what}"))
     };
+    let Some(name) = &claim.volume else { return Err(not_bound()) };
     let Some(volume) = fleet.volumes.get(name) else {
-        let because = format!("claim {key} is bound to volume {name}, which does not exist");
+        let because = format!("claim {key} names volume {name}, which does not exist");
         return Err(Verdict::unknown(Reason::VolumeMissing, because));
     };
-    if let Some(owner) = &volume.claim
-        && owner.key != *key
-    {
-        let because = format!("volume {name} of claim {key} belongs to claim {}", owner.key);
+    if let Some(because) = belongs_to_another(claim, key, volume, name) {
         return Err(Verdict::unknown(Reason::VolumeBoundElsewhere, because));
+    }
+    // It names a volume that may become its own.
+    if claim.phase == "Pending" {
+        return Err(not_bound());
+    }
+    Ok((claim, name, volume))
+}
+
+/// Why the volume that a claim names is not the claim's, and cannot be.
+fn belongs_to_another(claim: &Claim, key: &Key, volume: &Volume, name: &VolumeName) -> Option<String> {
+    if let Some(owner) = volume.claim.as_ref().filter(|owner| owner.key != *key) {
+        return Some(format!("volume {name} of claim {key} belongs to claim {}", owner.key));
     }
     let earlier = volume.claim.as_ref().and_then(|owner| owner.uid.as_ref()).is_some_and(|uid| {
         // A manifest without a uid cannot contradict.
         *uid != claim.uid && !uid.as_str().is_empty() && !claim.uid.as_str().is_empty()
     });
-    if earlier || matches!(volume.phase.as_str(), "Released" | "Failed") {
-        let because = format!("volume {name} belongs to an earlier claim {key}, not to the present one");
-        return Err(Verdict::unknown(Reason::VolumeBoundElsewhere, because));
-    }
-    Ok((claim, name, volume))
+    (earlier || matches!(volume.phase.as_str(), "Released" | "Failed"))
+        .then(|| format!("volume {name} belongs to an earlier claim {key}, not to the present one"))
 }
 
 fn judge_volume(

@@ -24,7 +24,7 @@ mod needs;
 mod rights;
 mod rules;
 
-use finding::{Finding, Grade, Section, conclusion, worst};
+use finding::{Finding, Grade, Section, conclusion, may_mend, worst};
 
 /// Between two looks of `--wait`: a check is about a hundred small questions.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -48,7 +48,7 @@ pub fn run(global: &Global, args: &CheckArgs) -> Result<Exit, Failure> {
         let (sections, unanswered) = look(&server)?;
         let left = args.wait.unwrap_or_default().saturating_sub(begun.elapsed());
         // A server that is busy may answer in a moment; a right that is missing does not come by waiting.
-        let may_mend = unanswered || worst(&sections) >= Grade::Failed;
+        let may_mend = unanswered || may_mend(&sections);
         if !may_mend || left.is_zero() {
             break sections;
         }

@@ -37,6 +37,9 @@ pub struct Finding {
     /// What will not happen by itself as long as it is so, for the last line: `no node can be proven dead ...`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consequence: Option<String>,
+    /// It may pass by itself within seconds, though it is no failure: `--wait` waits for it too.
+    #[serde(skip)]
+    pub passes: bool,
 }
 
 /// Findings about one part.
@@ -51,7 +54,7 @@ pub struct Section {
 impl Finding {
     /// As it should be.
     pub fn ok(what: impl Into<String>) -> Self {
-        Self { what: what.into(), grade: Grade::Ok, why: Vec::new(), what_to_do: None, consequence: None }
+        Self { what: what.into(), grade: Grade::Ok, why: Vec::new(), what_to_do: None, consequence: None, passes: false }
     }
 
     /// Somebody should look.
@@ -82,6 +85,11 @@ impl Finding {
         self
     }
 
+    /// It may pass by itself within seconds.
+    pub fn passing(self) -> Self {
+        Self { passes: true, ..self }
+    }
+
     /// Failed for these, fine where there are none.
     pub fn failed_for(what: impl Into<String>, why: Vec<String>, what_to_do: impl Into<String>) -> Self {
         if why.is_empty() { Self::ok(what) } else { Self::failed(what, why, what_to_do) }
@@ -101,6 +109,12 @@ pub fn worst(sections: &[Section]) -> Grade {
         .map(|finding| finding.grade)
         .max()
         .unwrap_or(Grade::Ok)
+}
+
+/// Whether waiting may make it better.
+pub fn may_mend(sections: &[Section]) -> bool {
+    let mut findings = sections.iter().flat_map(|section| &section.findings);
+    findings.any(|finding| finding.passes || finding.grade >= Grade::Failed)
 }
 
 /// For people: a headline for each part, a line for each finding, why and what to do below it.

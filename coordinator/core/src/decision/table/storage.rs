@@ -63,6 +63,24 @@ fn by_broken_storage() {
             &[Reason::ClaimNotBound],
         ),
         (
+            "claim names a volume of an earlier claim, and waits for it for ever",
+            |w| {
+                w.claim("web-data").phase = "Pending".to_owned();
+                w.volume("pv-web-data").claim.as_mut().expect("bound").uid = Some(Uid::from("older"));
+            },
+            ManualRecovery,
+            &[Reason::VolumeBoundElsewhere],
+        ),
+        (
+            "claim names a volume that is gone, and waits for it for ever",
+            |w| {
+                w.claim("web-data").phase = "Pending".to_owned();
+                w.fleet.volumes.clear();
+            },
+            ManualRecovery,
+            &[Reason::VolumeMissing],
+        ),
+        (
             "the DataVolume's claim unbound",
             |w| {
                 w.claim("web-data").volume = None;
