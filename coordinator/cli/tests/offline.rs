@@ -94,6 +94,26 @@ fn what_the_coordinator_told_of_storage_is_shown_with_its_cause() -> Result<()> 
     Ok(())
 }
 
+/// Agents list folders; no object that the plugin reads holds their listings.
+#[test]
+fn what_an_agent_found_broken_is_no_reason_to_move_the_vm() -> Result<()> {
+    let told =
+        TOLD.replace("ClaimLost", "VolumePathMissing").replace("status: {", "status: {remedy: restore it, ");
+    let dump = format!("{}{told}", fs::read_to_string(fixture("fleet.yaml"))?);
+    let ask = |args: &[&str]| run_with_input(&[args, &["--from", "-"]].concat(), &dump);
+    let row = &ask(&["explain", "db", "-o", "json"])?.json()?[0];
+    assert_eq!(row["brokenStorage"], json!(["VolumePathMissing"]));
+    assert_eq!((&row["reasons"][0], &row["remedy"]), (&json!("VolumePathMissing"), &json!("restore it")));
+    let ran = ask(&["report"])?;
+    assert!(
+        ran.out.contains("restore it") && ran.out.contains("the folder of a volume is gone"),
+        "{}",
+        ran.out
+    );
+    assert!(!ran.out.contains("migrate db"), "{}", ran.out);
+    Ok(())
+}
+
 #[test]
 fn a_stopped_vm_belongs_to_the_node_that_has_its_disk() -> Result<()> {
     let ran = run(&["explain", "n2", "--from", &fixture("fleet.yaml"), "-o", "json"])?;

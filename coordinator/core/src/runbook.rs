@@ -35,6 +35,7 @@ pub(crate) use words::shell_word;
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
 pub use settled::runbook_over;
+pub(crate) use settled::storage_over;
 pub use standing::{Progress, Standing};
 pub use storage::storage_runbook;
 

@@ -7,7 +7,7 @@ use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::node_health::{NodeHealthStatus, NodeState};
 
 use super::incident;
-use super::verdict::{Verdict, decision_meaning, decision_name};
+use super::verdict::{Verdict, decision_meaning, decision_name, names};
 use crate::args::{ExplainArgs, Global, Target};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, clean};
@@ -165,12 +165,12 @@ fn paragraph(verdict: &Verdict) -> String {
         decision_name(verdict.decision),
         decision_meaning(verdict.decision),
     );
-    let _ = writeln!(text, "  reasons: {}", verdict.reasons.join(", "));
+    let _ = writeln!(text, "  reasons: {}", names(&verdict.reasons));
     if !verdict.broken_storage.is_empty() {
         let _ = writeln!(
             text,
             "  its storage is broken now, whether a node dies or not: {}",
-            verdict.broken_storage.join(", ")
+            names(&verdict.broken_storage)
         );
     }
     for detail in &verdict.details {

@@ -14,7 +14,7 @@ use somersault_crd::common::Destination;
 use somersault_crd::volume_migration::Phase;
 use somersault_crd::{VolumeMigration, VolumeMigrationSpec};
 
-use super::{incident, live};
+use super::{incident, live, recoveries};
 use crate::args::{Global, MigrateArgs};
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -120,16 +120,20 @@ fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destina
         check_claim(world, subject)?;
     }
     check_destination(&world.fleet, destination)?;
-    let busy = world.migrations.iter().find(|(key, migration)| {
-        let spec = &migration.spec;
-        let named = if is_vm { &spec.vm } else { &spec.claim };
-        let phase = migration.status.as_ref().map_or(Phase::Pending, |status| status.phase);
-        key.namespace == subject.namespace && named.as_ref() == Some(&subject.name) && !has_ended(phase)
-    });
-    if let Some((key, _)) = busy {
+    let named = |migration: &VolumeMigration| {
+        if is_vm { migration.spec.vm.clone() } else { migration.spec.claim.clone() }
+    };
+    if let Some(key) = under_way(world, subject, named) {
         return Err(Failure::Refused(format!(
             "VolumeMigration {key} already moves it; wait for its end, or: kubectl somersault cancel migration/{} -n {}",
             key.name, key.namespace
+        )));
+    }
+    if let Some(told) = recoveries::broken_storage(world, subject).filter(|_| is_vm) {
+        return Err(Failure::Refused(format!(
+            "the storage of VM {subject} is broken ({}), and cannot be copied; {}",
+            told.reasons.join(", "),
+            told.remedy
         )));
     }
     match preflight(world, subject, args, destination) {
@@ -203,6 +207,21 @@ fn check_claim(world: &World, subject: &Key) -> Result<(), Failure> {
         ))),
         None => Ok(()),
     }
+}
+
+/// The migration that moves this VM or claim now, as `named` tells of which a migration is.
+pub fn under_way<'a>(
+    world: &'a World,
+    subject: &Key,
+    named: impl Fn(&VolumeMigration) -> Option<String>,
+) -> Option<&'a Key> {
+    let busy = world.migrations.iter().find(|(key, migration)| {
+        let phase = migration.status.as_ref().map_or(Phase::Pending, |status| status.phase);
+        key.namespace == subject.namespace
+            && named(migration).as_ref() == Some(&subject.name)
+            && !has_ended(phase)
+    });
+    Some(busy?.0)
 }
 
 /// Nothing more happens in this phase.

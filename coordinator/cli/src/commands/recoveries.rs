@@ -140,6 +140,12 @@ pub fn has_ended(status: &RecoveryStatus) -> bool {
     status.conditions.iter().any(|condition| condition.type_ == display::ENDED && condition.status == "True")
 }
 
+/// What the coordinator tells of a VM whose storage is broken now. It hears the agents' listings, which no object holds.
+pub fn broken_storage<'a>(world: &'a World, vm: &Key) -> Option<&'a RecoveryStatus> {
+    let status = world.recoveries.get(vm)?.status.as_ref()?;
+    (status.cause == Some(Cause::StorageFailed) && !has_ended(status)).then_some(status)
+}
+
 fn text(rows: &[Row], namespace: Option<&str>) -> String {
     if rows.is_empty() {
         let within = namespace.map_or_else(String::new, |name| format!(" in namespace {}", clean(name)));

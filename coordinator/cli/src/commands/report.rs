@@ -71,15 +71,14 @@ impl Row {
             DecisionKind::Recreate | DecisionKind::Rebuild if row.proof_missing => Survives::AfterAttest,
             DecisionKind::Recreate | DecisionKind::Rebuild => Survives::Yes,
         };
+        let verdict = Verdict::of_report(world, row);
         let missing = match survives {
             Survives::Yes | Survives::NotConcerned => Vec::new(),
             Survives::AfterAttest => vec!["a proof that needs no person".to_owned()],
-            Survives::ByHand => {
-                row.decision.reasons.iter().map(|reason| reason.summary().to_owned()).collect()
-            }
+            Survives::ByHand => verdict.reasons.iter().map(|reason| reason.summary().to_owned()).collect(),
         };
         Self {
-            verdict: Verdict::of_report(world, row),
+            verdict,
             survives,
             expected_ms: row.expected_ms,
             proofs_possible: row.proofs.iter().map(|kind| format!("{kind:?}")).collect(),

@@ -1,10 +1,12 @@
 //! A decision of the core as a row: the same fields in every command that shows one.
 
 use serde::Serialize;
-use somersault_coordinator_core::decision::{Decision, DecisionKind, DiskFinding, Locality, ReportRow};
+use somersault_coordinator_core::decision::{
+    Decision, DecisionKind, DiskFinding, Locality, Reason, ReportRow,
+};
 use somersault_coordinator_core::names::NodeName;
 
-use super::incident;
+use super::{incident, migrate, recoveries};
 use crate::output::{Mood, cell, render, table};
 use crate::world::World;
 
@@ -23,9 +25,9 @@ pub struct Verdict {
     /// `Recreate`, `Rebuild`, `ManualRecovery` or `NothingToDo`.
     pub decision: DecisionKind,
     /// Why, the most telling first.
-    pub reasons: Vec<&'static str>,
+    pub reasons: Vec<Reason>,
     /// Of these, what is broken already, whether its node dies or not.
-    pub broken_storage: Vec<&'static str>,
+    pub broken_storage: Vec<Reason>,
     /// The reasons in sentences.
     pub details: Vec<String>,
     /// Nodes on which it may run: each must be proven dead before anything is done elsewhere.
@@ -69,19 +71,36 @@ impl Verdict {
     /// With this advice, unless the node is dead.
     fn advising(world: &World, decision: &Decision, node: Option<&NodeName>, advice: &str) -> Self {
         let unproven = decision.nodes.iter().filter(|node| !incident::is_proven(world, node));
-        let broken = decision.reasons.iter().filter(|reason| reason.is_broken_storage());
+        let told = recoveries::broken_storage(world, &decision.vm);
+        let reasons = told.map_or_else(Vec::new, |told| told.reasons.clone());
+        let told_broken = Reason::ALL.iter().filter(|reason| {
+            reason.is_broken_storage() && reasons.iter().any(|told| told == reason.as_str())
+        });
+        // What is broken is the most telling.
+        let mut reasons: Vec<Reason> = told_broken.copied().collect();
+        let seen: Vec<Reason> =
+            decision.reasons.iter().filter(|seen| !reasons.contains(seen)).copied().collect();
+        reasons.extend(seen);
+        let broken = reasons.iter().filter(|reason| reason.is_broken_storage());
+        let dead = incident::remedy(world, decision, node);
+        let between = decision.reasons.contains(&Reason::ClaimMissing);
+        let moved = migrate::under_way(world, &decision.vm, |migration| migration.spec.vm.clone());
+        let moved = moved
+            .filter(|_| between)
+            .map(|name| format!("let migration {name} end: it is giving the claim its new volume"));
+        let told = told.map(|told| told.remedy.clone()).filter(|remedy| !remedy.is_empty());
         Self {
             namespace: decision.vm.namespace.clone(),
             name: decision.vm.name.clone(),
             node: node.map(ToString::to_string),
             node_is_dead: node.is_some_and(|node| incident::is_dead(world, node)),
             decision: decision.kind,
-            reasons: decision.reasons.iter().map(|reason| reason.as_str()).collect(),
-            broken_storage: broken.map(|reason| reason.as_str()).collect(),
+            broken_storage: broken.copied().collect(),
+            reasons,
             details: decision.details.clone(),
             proof_needed_for: unproven.map(ToString::to_string).collect(),
             disks: decision.disks.iter().map(DiskRow::of).collect(),
-            remedy: incident::remedy(world, decision, node).unwrap_or_else(|| advice.to_owned()),
+            remedy: dead.or(moved).or(told).unwrap_or_else(|| advice.to_owned()),
         }
     }
 
@@ -101,6 +120,11 @@ impl Verdict {
         }
         render(&table)
     }
+}
+
+/// Names of reasons, for people.
+pub fn names(reasons: &[Reason]) -> String {
+    reasons.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 impl DiskRow {

@@ -29,7 +29,7 @@ use crate::fleet::{self, DiskImage, Fleet, Grade, NodeReport, Vm, VolumeMode};
 use crate::io::{Effect, Severity};
 use crate::locality::{self, Likely};
 use crate::names::{Key, NodeName, Uid};
-use crate::runbook::{runbook_over, storage_runbook};
+use crate::runbook::{storage_over, storage_runbook};
 use crate::scene::{Scene, tell_vm};
 use crate::view::{RecoveryCause, RecoveryProgress, RecoveryView};
 
@@ -410,7 +410,7 @@ impl StorageWatch {
         let since = *case.sound_since.get_or_insert(scene.now);
         if scene.now >= since + SETTLE {
             case.progress = RecoveryProgress::Recovered;
-            case.runbook = runbook_over(key);
+            case.runbook = storage_over(&scene.facts.fleet, &case.decision);
             let message = format!("No disk of {key} is broken any more.");
             tell_vm(fx, Severity::Info, key, "StorageSound", message);
         }

@@ -110,8 +110,18 @@ fn move_away(decision: &Decision) -> String {
 
 /// All that is left to say of a recovery of which no more is known than that it is over.
 pub fn runbook_over(vm: &Key) -> String {
+    over(vm, "")
+}
+
+/// What is left to say once no disk of the VM is broken any more. How to remove an old volume is not said: it may be all
+/// that is left of what was lost.
+pub(crate) fn storage_over(fleet: &Fleet, decision: &Decision) -> String {
+    over(&decision.vm, &left_volumes(fleet, decision, false))
+}
+
+fn over(vm: &Key, left: &str) -> String {
     format!(
-        "{}**It is over: the coordinator does nothing more.** What it said before holds no more.\n\n{}",
+        "{}**It is over: the coordinator does nothing more.** What it said before holds no more.\n\n{left}{}",
         title(vm),
         next_time(vm)
     )

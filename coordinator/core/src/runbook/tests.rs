@@ -6,7 +6,7 @@ use crate::decision::testkit::{World, bound_volume, host_path, key, nfs, on_host
 use crate::fencing::ProofKind;
 use crate::fleet::{DiskHealth, DiskSource, Grade, NodeReport, StorageRoot, Usage, VolumeSource};
 use crate::names::{NodeName, VolumeName};
-use crate::runbook::{Progress, Standing, runbook, shell_word};
+use crate::runbook::{Progress, Standing, runbook, shell_word, storage_over};
 
 /// VM `web` with a local disk on n1, whose agent told everything before it died.
 fn told_world() -> World {
@@ -453,6 +453,10 @@ fn names_the_old_volumes_of_earlier_incidents() {
     assert!(!text.contains("pv-other") && !text.contains("pv-open"), "{text}");
     // What a claim has now is in use.
     assert!(!text.contains("pv-web-x"), "{text}");
+    // After broken storage the old volume may be all that is left of the data.
+    let text = storage_over(&world.fleet, &decision);
+    assert_has(&text, &["It is over", "### `pv-first` of disk `x`", "losetup"]);
+    assert!(!text.contains("kubectl delete pv") && !text.contains("rm -r"), "{text}");
 }
 
 #[test]

@@ -54,7 +54,14 @@ pub struct Section {
 impl Finding {
     /// As it should be.
     pub fn ok(what: impl Into<String>) -> Self {
-        Self { what: what.into(), grade: Grade::Ok, why: Vec::new(), what_to_do: None, consequence: None, passes: false }
+        Self {
+            what: what.into(),
+            grade: Grade::Ok,
+            why: Vec::new(),
+            what_to_do: None,
+            consequence: None,
+            passes: false,
+        }
     }
 
     /// Somebody should look.

@@ -288,7 +288,7 @@ impl VmRow {
         if let Some(what) = self.under_way {
             return format!("under way: {what}");
         }
-        let reason = self.verdict.reasons.first().copied().unwrap_or_default();
+        let reason = self.verdict.reasons.first().map_or("", |reason| reason.as_str());
         format!("{} ({reason})", verdict::decision_name(self.verdict.decision))
     }
 
