@@ -96,6 +96,15 @@ enum Subcommands {
     },
     /// Which nodes are on, and what Kubernetes says about them.
     Status,
+    /// A shell on a node, or a command there, with this machine's programs: its processes, mounts and network are the
+    /// node's.
+    Shell {
+        /// The node.
+        node: String,
+        /// The command; absent: a shell.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// The cluster's own kubectl.
     #[command(disable_help_flag = true)]
     Kubectl {
@@ -156,6 +165,10 @@ fn run(name: &str, command: Subcommands) -> Result<()> {
         Subcommands::Start { program, node } => attach()?.start_program(node.as_deref(), &program),
         Subcommands::Load { archive } => attach()?.load_image(&archive),
         Subcommands::Status => attach()?.status().map(|text| println!("{text}")),
+        Subcommands::Shell { node, command } => {
+            let command = if command.is_empty() { vec![OsString::from("sh")] } else { command };
+            Err(attach()?.command_on(&node)?.args(command).exec()).context("starting nsenter")
+        }
         Subcommands::Kubectl { arguments } => {
             Err(attach()?.kubectl().args(arguments).exec()).context("starting kubectl")
         }
