@@ -84,7 +84,7 @@ pub struct EvacuationStatus {
     /// How it stands, and what to do.
     #[serde(default)]
     pub message: String,
-    /// `Complete`: every migration has ended.
+    /// `Complete`: every migration has ended. `Succeeded`: each of them well, and there was one.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -237,9 +237,10 @@ pub struct FencingPolicy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = NODES_MAX), inner(length(min = 1, max = NAME_LENGTH_MAX)))]
     pub nodes: Vec<String>,
-    /// How long `off` and `status` may take together, in milliseconds.
+    /// How long `off` and `status` may take together, in milliseconds: no management controller answers within less than
+    /// a second for sure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 86_400_000))]
+    #[schemars(range(min = 1_000, max = 86_400_000))]
     pub timeout_ms: Option<u64>,
     /// Runs in a row before people are told that fencing fails; afterwards one more at each reminder.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -113,7 +113,7 @@ pub struct VolumeMigrationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
     /// `Complete`: the migration has ended; its reason is the phase in which, or why; before it
-    /// begins, what it waits for.
+    /// begins, what it waits for. `Succeeded`: it has ended, and the disks are where they should be.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

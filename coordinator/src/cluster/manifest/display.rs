@@ -11,6 +11,7 @@ use somersault_coordinator_core::fencing::agents::{CHANGE_REFUSED, FenceAgentVie
 use somersault_coordinator_core::fleet::{
     DiskHealth, DiskImage, Fleet, Grade, NodeReport, Volume, VolumeMode,
 };
+use somersault_coordinator_core::migration::Phase;
 use somersault_coordinator_core::names::{NodeName, VolumeName};
 use somersault_coordinator_core::view::{
     MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView,
@@ -246,6 +247,9 @@ fn fencing_answers(agent: &FenceAgentView, clock: WallClock) -> Option<Verdict> 
 
 /// Condition of a migration or an evacuation that has ended, or why not yet.
 pub const COMPLETE: &str = "Complete";
+/// Condition of a migration or an evacuation that has ended well: who waits for the end alone must not take a failure for
+/// success.
+pub const SUCCEEDED: &str = "Succeeded";
 /// Condition of a Recovery whose incident is over, or whose storage is sound again.
 pub const ENDED: &str = "Ended";
 
@@ -320,8 +324,9 @@ pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdi
         ..crd::VolumeMigrationStatus::default()
     };
     let reason = record.reason.clone().unwrap_or_else(|| format!("{:?}", record.phase));
-    let complete = Verdict::new(COMPLETE, record.phase.is_final(), reason, &record.message);
-    (status, vec![complete])
+    let well = record.phase == Phase::Succeeded;
+    let complete = Verdict::new(COMPLETE, record.phase.is_final(), reason.clone(), &record.message);
+    (status, vec![complete, Verdict::new(SUCCEEDED, well, reason, &record.message)])
 }
 
 /// Display of an evacuation: its conditions; the rest is its record.
@@ -341,6 +346,7 @@ pub fn evacuation(record: &EvacuationRecord) -> Vec<Verdict> {
     vec![
         Verdict::new("Planned", true, "Planned", planned),
         Verdict::new(COMPLETE, record.complete, reason, &record.message),
+        Verdict::new(SUCCEEDED, record.complete && reason == "AllMoved", reason, &record.message),
     ]
 }
 
@@ -373,5 +379,35 @@ mod tests {
             assert_eq!(counted, grades.contains(&Unknown), "{}", verdict.message);
         }
         assert_eq!(disks(&[]), None);
+    }
+
+    /// Who waits for `Complete` alone would take a failure for success.
+    #[test]
+    fn an_end_is_told_apart_from_success() {
+        let record = |complete: bool, states: &[PlanState]| {
+            let line = |state: &PlanState| {
+                serde_json::from_value(serde_json::json!({
+                    "migration": {"namespace": "a", "name": "m"}, "subject": {"namespace": "a", "name": "vm"},
+                    "is_vm": true, "bytes": 1, "state": state, "message": "",
+                }))
+            };
+            EvacuationRecord {
+                name: "n1".to_owned(),
+                epoch: 1,
+                plan: states.iter().map(line).collect::<Result<_, _>>().expect("a plan"),
+                complete,
+                message: String::new(),
+            }
+        };
+        let holds = |record: &EvacuationRecord| {
+            let verdicts = evacuation(record);
+            let of =
+                |kind: &str| verdicts.iter().find(|verdict| verdict.kind == kind).and_then(|it| it.holds);
+            (of(COMPLETE), of(SUCCEEDED))
+        };
+        let (well, failed) = (PlanState::Succeeded, PlanState::Failed);
+        assert_eq!(holds(&record(false, &[well])), (Some(false), Some(false)));
+        assert_eq!(holds(&record(true, &[well, failed])), (Some(true), Some(false)));
+        assert_eq!(holds(&record(true, &[well, well])), (Some(true), Some(true)));
     }
 }

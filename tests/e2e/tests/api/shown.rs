@@ -262,6 +262,7 @@ pub async fn migrations_and_evacuations(bed: &Bed) -> Result<()> {
     ensure!(moved["status"]["progress"] == expected && moved["status"]["downtimeMs"] == 1_234, "{moved}");
     ensure!(moved["status"]["phase"] == "PreCopying" && moved["status"]["epoch"] == EPOCH + 2, "{moved}");
     ensure!(condition(&moved, "Complete")["status"] == "False", "{moved}");
+    ensure!(condition(&moved, "Succeeded")["status"] == "False", "{moved}");
     ensure!(bed.get("VolumeMigration", "gone").await?.is_null(), "made for nobody");
     let emptied = bed.get("Evacuation", EMPTY).await?;
     ensure!(emptied["status"]["plan"][0]["bytes"] == 7, "the record was lost: {emptied}");
