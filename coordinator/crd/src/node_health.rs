@@ -208,9 +208,10 @@ pub struct AgentInfo {
     pub certificate_not_after: Option<Time>,
 }
 
-/// A machine.
+/// A machine. Nothing of it is required: what several writers have left of it must not keep the rest of the status from being
+/// written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct HostInfo {
     /// Share of the CPUs in use, 0 to 1.
     pub cpu_ratio: f64,

@@ -30,6 +30,7 @@ use crate::volume_migration::Stopped;
     printcolumn(name = "Decision", type_ = "string", json_path = ".status.decision"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress"),
     printcolumn(name = "Proof", type_ = "string", json_path = ".status.proof"),
+    printcolumn(name = "Over", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ended")].status"#),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reasons[0]"),
     printcolumn(name = "Remedy", type_ = "string", json_path = ".status.remedy", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")

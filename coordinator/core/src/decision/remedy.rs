@@ -23,22 +23,22 @@ impl Decision {
             Reason::SystemDiskRebuildable => {
                 format!("to keep what is written to the system disk: {}", to_network(&namespace, &vm))
             }
-            Reason::ClaimLost
-            | Reason::VolumeMissing
-            | Reason::VolumeBoundElsewhere
-            | Reason::VolumePathMissing => {
+            Reason::ClaimLost | Reason::VolumeMissing | Reason::VolumeBoundElsewhere => {
                 "bring the data back: see the sources that the runbook names".to_owned()
             }
-            Reason::DiskImageMissing if !self.nodes.is_empty() => {
+            Reason::DiskImageMissing | Reason::VolumePathMissing if !self.nodes.is_empty() => {
                 "do not stop or restart it: its deleted disk.img may still be open, and can be copied; see the runbook"
                     .to_owned()
             }
-            Reason::DiskImageMissing => {
+            Reason::DiskImageMissing | Reason::VolumePathMissing => {
                 "do not start it, or it boots a blank disk: bring the data back first; see the sources that the runbook \
                  names"
                     .to_owned()
             }
-            Reason::ClaimMissing => format!("create {}, or take it out of the VM", claims(self)),
+            Reason::ClaimMissing => format!(
+                "bring back {} with its data: see the sources that the runbook names; one that is just made anew is blank",
+                claims(self)
+            ),
             Reason::DiskFailed => {
                 "do not trust what the disk reads: restore from a copy or a backup".to_owned()
             }
@@ -155,8 +155,8 @@ fn claims(decision: &Decision) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::decision::decide;
     use crate::decision::testkit::{World, host_path, key};
+    use crate::decision::{Reason, decide};
     use crate::fleet::VolumeSource;
     use crate::locality::ClassOverride;
 
@@ -179,5 +179,19 @@ mod tests {
             assert!(told.contains("node affinity") && told.contains("pv-web-x"), "{told}");
             assert!(!told.contains("in the policy"), "it was said already: {told}");
         }
+    }
+
+    /// A claim or a folder made anew is blank; and what a running guest has open is gone when it stops.
+    #[test]
+    fn nobody_is_told_to_begin_with_a_blank_disk() {
+        let mut world = World::bare();
+        world.fleet.vms.insert(key("web"), crate::decision::testkit::running_vm("web", "n1"));
+        world.add_disk("web", "x", host_path(), None);
+        let decision = decide(&world.fleet, &world.overrides, &key("web"), &world.question);
+        let open = decision.remedy_for(Reason::VolumePathMissing);
+        assert!(open.starts_with("do not stop or restart it"), "{open}");
+        world.fleet.claims.clear();
+        let told = decide(&world.fleet, &world.overrides, &key("web"), &world.question).remedy;
+        assert!(told.contains("bring back claim web-x with its data") && told.contains("blank"), "{told}");
     }
 }

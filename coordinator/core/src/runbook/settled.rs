@@ -5,7 +5,6 @@
 use std::fmt::Write;
 
 use super::standing::{Progress, Standing};
-use super::swap::ClaimManifest;
 use super::words::{code, plain, shell_word};
 use super::{home_nodes, returns, storage, title, untied};
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
@@ -311,7 +310,9 @@ fn way_back(fleet: &Fleet, decision: &Decision) -> String {
         else {
             continue;
         };
-        commands.push_str(&bind_again(fleet, &key, &name, volume));
+        if fleet.claims.get(&key).is_none_or(|found| found.phase == "Pending") {
+            commands.push_str(&storage::rebind(fleet, &key, &name, volume));
+        }
     }
     if commands.is_empty() {
         return String::new();
@@ -320,23 +321,4 @@ fn way_back(fleet: &Fleet, decision: &Decision) -> String {
         "## Back to the old volumes\n\nWhere you do not want to go on: stop the VM, and bind each claim to the volume that it had. A \
          claim is deleted here only while it is bound to nothing.\n\n```sh\n{commands}```\n\n"
     )
-}
-
-fn bind_again(fleet: &Fleet, key: &Key, name: &VolumeName, volume: &Volume) -> String {
-    let mut text = storage::prebind(key, name);
-    match fleet.claims.get(key) {
-        Some(found) if found.phase != "Pending" => return String::new(),
-        Some(_) => {
-            let (namespace, claim) = (shell_word(&key.namespace), shell_word(&key.name));
-            let _ = writeln!(text, "kubectl delete pvc -n {namespace} {claim}");
-        }
-        None => {}
-    }
-    let manifest = ClaimManifest {
-        volume: Some(name.as_str()),
-        data_volume: fleet.data_volumes.contains_key(key).then_some(key.name.as_str()),
-        ..ClaimManifest::for_volume(key, volume)
-    };
-    let _ = write!(text, "kubectl create -f - <<'EOF'\n{}EOF\n", manifest.write());
-    text
 }

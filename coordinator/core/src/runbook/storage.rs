@@ -184,7 +184,7 @@ fn commands(
             let volume = fleet.volumes.get(name)?;
             Some(match claim {
                 Some(claim) if claim.volume.as_ref() == Some(name) => bind_again(&key, claim, name),
-                claim => bind_anew(&key, claim, name, volume),
+                _ => bind_anew(fleet, &key, name, volume),
             })
         }
         SourceKind::Folder { node, path, .. } => {
@@ -227,36 +227,44 @@ fn bind_again(key: &Key, claim: &Claim, name: &VolumeName) -> String {
     )
 }
 
-/// Another volume than the claim's own, as the one before a move: pre-bound first, then the claim is made anew on it.
-fn bind_anew(key: &Key, claim: Option<&Claim>, name: &VolumeName, volume: &Volume) -> String {
-    let (ns, pvc) = (shell_word(&key.namespace), shell_word(&key.name));
-    let mut text = String::from(
+/// Another volume than the claim's own, as the one before a move.
+fn bind_anew(fleet: &Fleet, key: &Key, name: &VolumeName, volume: &Volume) -> String {
+    format!(
         "  The claim is made anew on it, so the VM must be stopped: a claim that a pod uses stays until the pod is gone.\n\n\
-         ```sh\n",
-    );
-    text.push_str(&retain(name));
-    if let Some(own) = claim.and_then(|claim| claim.volume.as_ref()) {
+         ```sh\n{}{}```",
+        rebind(fleet, key, name, volume),
+        wait(key)
+    )
+}
+
+/// Binds a claim, which may be there or not, to a volume that is free: pre-bound first, then the claim is made anew as the
+/// volume is, since a claim of another class or size would not bind to it.
+pub(super) fn rebind(fleet: &Fleet, key: &Key, name: &VolumeName, volume: &Volume) -> String {
+    let (ns, pvc) = (shell_word(&key.namespace), shell_word(&key.name));
+    let claim = fleet.claims.get(key);
+    let mut text = retain(name);
+    if let Some(own) = claim.and_then(|claim| claim.volume.as_ref()).filter(|own| *own != name) {
         let _ = writeln!(text, "# and the volume that the claim has now, where it still exists:");
         text.push_str(&retain(own));
     }
-    if let Some(data_volume) = claim.and_then(|claim| claim.data_volume.as_deref()) {
+    // CDI fills a claim of its own that does not say that it is filled.
+    let told = claim.and_then(|claim| claim.data_volume.as_deref());
+    let data_volume = told.or_else(|| fleet.data_volumes.contains_key(key).then_some(key.name.as_str()));
+    if let (Some(data_volume), Some(_)) = (data_volume, claim) {
         text.push_str(&swap::handshake_commands(&ns, &pvc, data_volume));
     }
     text.push_str(&prebind(key, name));
     if claim.is_some() {
         let _ = writeln!(text, "kubectl delete pvc -n {ns} {pvc}");
     }
-    let mut new = match claim {
-        Some(claim) => ClaimManifest::like(key, claim),
-        None => ClaimManifest::for_volume(key, volume),
-    };
-    new.volume = Some(name.as_str());
-    let _ = write!(text, "kubectl create -f - <<'EOF'\n{}EOF\n{}```", new.write(), wait(key));
+    let new =
+        ClaimManifest { volume: Some(name.as_str()), data_volume, ..ClaimManifest::for_volume(key, volume) };
+    let _ = write!(text, "kubectl create -f - <<'EOF'\n{}EOF\n", new.write());
     text
 }
 
 /// Before the claim goes: an owner that makes it anew at once would otherwise get a blank volume.
-pub(super) fn prebind(key: &Key, name: &VolumeName) -> String {
+fn prebind(key: &Key, name: &VolumeName) -> String {
     let patch = format!(
         r#"{{"spec":{{"claimRef":{{"apiVersion":"v1","kind":"PersistentVolumeClaim","namespace":"{}","name":"{}","uid":null,"resourceVersion":null}}}}}}"#,
         json(&key.namespace),

@@ -104,11 +104,11 @@ fn add_report(
         certificate_not_after: report.certificate_until_s.and_then(time_of_second),
     });
     status.host = Some(node_health::HostInfo {
-        cpu_ratio: report.host.cpu_ratio,
+        cpu_ratio: rounded(report.host.cpu_ratio),
         memory_total_bytes: report.host.memory_total_bytes,
         memory_available_bytes: report.host.memory_available_bytes,
-        load1: report.host.load1,
-        io_pressure_ratio: report.host.io_pressure_ratio,
+        load1: rounded(report.host.load1),
+        io_pressure_ratio: report.host.io_pressure_ratio.map(rounded),
     });
     for (disk, health) in &report.disks {
         status.disks.push(node_health::DiskInfo {
@@ -197,6 +197,11 @@ fn node_verdicts(view: &NodeView, clock: WallClock) -> Vec<Verdict> {
     verdicts.push(Verdict::new("ProofPossible", !proofs.is_empty(), reason, proofs.join(", ")));
     verdicts.extend(view.fence_agent.as_ref().and_then(|agent| fencing_answers(agent, clock)));
     verdicts
+}
+
+/// People read three digits.
+fn rounded(value: f64) -> f64 {
+    (value * 1_000.0).round() / 1_000.0
 }
 
 /// By the worst disk. One that tells nothing is neither sound nor failing: it is counted, and alone it is Unknown.
