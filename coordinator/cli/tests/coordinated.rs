@@ -361,7 +361,6 @@ fn attest_is_refused_where_it_would_be_wrong() -> Result<()> {
         ("AgentSilent", "may still run"),
         ("Partitioned", "may still run"),
         ("Suspect", "may still run"),
-        ("FenceContradicted", "Look at the machine first"),
         ("Fenced", "needs no more proof"),
         ("NoAgent", "nothing would follow"),
     ] {
@@ -375,6 +374,29 @@ fn attest_is_refused_where_it_would_be_wrong() -> Result<()> {
         assert!(stored(&cluster, &id)?["spec"]["attestation"].is_null(), "{state}");
     }
     assert_eq!(cluster.run(&["attest", "n9", "--yes"])?.code, Some(3));
+    Ok(())
+}
+
+/// What the Event asks for must be possible, and about the boot that is in question: the record of an incident that is over
+/// is about an earlier one.
+#[test]
+fn attest_is_the_way_out_of_a_contradiction_and_about_the_present_boot() -> Result<()> {
+    for (state, stage, boot) in
+        [("FenceContradicted", "Fenced", "b-fenced"), ("StormHold", "Closed", "b-now")]
+    {
+        let cluster = Cluster::coordinated()?;
+        let id = ObjectId::cluster("NodeHealth", "n1");
+        cluster.store()?.patch(&id, |object| {
+            object["status"]["state"] = json!(state);
+            object["status"]["bootID"] = json!("b-now");
+            object["status"]["fence"] =
+                json!({ "node": "n1", "bootID": "b-fenced", "epoch": 1, "stage": stage });
+            Ok(())
+        })?;
+        let ran = cluster.run(&["attest", "n1", "--yes", "--by", "eve"])?;
+        assert_eq!(ran.code, Some(0), "{state}: {ran:?}");
+        assert_eq!(stored(&cluster, &id)?["spec"]["attestation"]["bootID"], boot, "{state}");
+    }
     Ok(())
 }
 

@@ -29,7 +29,7 @@ mod words;
 
 use words::{bytes, bytes_or_unknown, code, plain};
 
-pub(crate) use words::shell_word;
+pub use words::shell_word;
 
 /// Label by which volumes are tied to their node.
 const HOSTNAME: &str = "kubernetes.io/hostname";

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   Healthy, NoAgent, Fenced, Recovering, Quarantine ──► refused: nothing to attest
-//!   Suspect, AgentSilent, Partitioned,
-//!   FenceContradicted ───────────────────────────────► refused: something there may live
+//!   Suspect, AgentSilent, Partitioned ───────────────► refused: something there may live
 //!   AwaitingProof, StormHold ────────────────────────► asked, bound to the boot id, written
+//!   FenceContradicted ───────────────────────────────► the same: the way out once the machine is off. While it beats, the
+//!                                                      coordinator does not count the word
 //! ```
 
 use std::io::{self, BufRead, Write};
@@ -12,7 +13,7 @@ use std::io::{self, BufRead, Write};
 use serde_json::json;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::names::NodeName;
-use somersault_crd::node_health::{Attestation, NodeState};
+use somersault_crd::node_health::{Attestation, FenceStage, NodeState};
 
 use crate::args::{AttestArgs, Global};
 use crate::exit::{Exit, Failure};
@@ -85,17 +86,14 @@ fn boot_to_attest(world: &World, node: &NodeName) -> Result<String, Failure> {
                 status.state
             ));
         }
-        NodeState::FenceContradicted => {
-            return refuse(
-                "FenceContradicted: it was taken for dead and sends heartbeats. Look at the machine first",
-            );
-        }
         NodeState::Fenced | NodeState::Recovering | NodeState::Quarantine => {
             return refuse(&format!("{:?}: it needs no more proof", status.state));
         }
-        NodeState::AwaitingProof | NodeState::StormHold => {}
+        NodeState::AwaitingProof | NodeState::StormHold | NodeState::FenceContradicted => {}
     }
-    let fenced = status.fence.as_ref().and_then(|fence| fence.boot_id.clone());
+    // The record of an incident that is over is about an earlier boot.
+    let open = status.fence.as_ref().filter(|fence| fence.stage != FenceStage::Closed);
+    let fenced = open.and_then(|fence| fence.boot_id.clone());
     let told = world.fleet.nodes.get(node).and_then(|node| node.boot_id.as_ref()).map(ToString::to_string);
     fenced.or_else(|| status.boot_id.clone()).or(told).ok_or_else(|| {
         Failure::Refused(format!(

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 use somersault_coordinator_core::decision::{Decider, DecisionKind, Question};
-use somersault_coordinator_core::runbook::{Progress, Standing, runbook, storage_runbook};
+use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::runbook::{Progress, Standing, runbook, shell_word, storage_runbook};
+use somersault_crd::node_health::NodeState;
 use somersault_crd::recovery;
 
 use super::explain::decide_for_vm;
@@ -55,6 +57,10 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
             }
         }
     });
+    let text = match recovery.and_then(|status| contradicted(&world, status)) {
+        Some(warning) => text.replacen("\n\n", &format!("\n\n{warning}\n\n"), 1),
+        None => text,
+    };
     let answer =
         Runbook { namespace: key.namespace, name: key.name, node, incident, text: clean_lines(&text) };
     output::print(global.output, &answer, || answer.text.clone())?;
@@ -78,6 +84,18 @@ fn standing(recovery: Option<&recovery::RecoveryStatus>) -> Standing {
     };
     let proven = status.proof.map(|proof| (status.node.as_str().into(), proof_kind(proof)));
     Standing { proven: proven.into_iter().collect(), progress, over: false }
+}
+
+/// What comes before all else while the node that was proven dead beats.
+fn contradicted(world: &World, status: &recovery::RecoveryStatus) -> Option<String> {
+    let health = world.healths.get(&NodeName(status.node.clone()))?.status.as_ref()?;
+    (health.state == NodeState::FenceContradicted).then(|| {
+        let node = shell_word(&status.node);
+        format!(
+            "**The proof was wrong: node {node} was taken for dead, and beat afterwards. This VM may run there and elsewhere at \
+             once, and destroy its disks. Switch that machine off now, make sure of it, then: kubectl somersault attest {node}**"
+        )
+    })
 }
 
 /// What is to be said of an incident that is over, before what would be in the next one.

@@ -63,9 +63,13 @@ impl Coordinator {
                     Phase::Healthy | Phase::Declared | Phase::NoAgent | Phase::Expected
                 ) =>
             {
-                (state_of(pulse.phase), pulse.since, format!("{}; before that, {}", pulse.why, case.words()))
+                (
+                    state_of(pulse.phase),
+                    pulse.since,
+                    format!("{}; before that, {}", pulse.why, case.words(&scene)),
+                )
             }
-            (Some(case), _) => (case.state(acted), case.since(), case.words()),
+            (Some(case), _) => (case.state(acted), case.since(), case.words(&scene)),
             (None, Some(pulse)) => (state_of(pulse.phase), pulse.since, pulse.why.clone()),
             (None, None) => (NodeState::NoAgent, self.now, "its agent was never heard from".to_owned()),
         };

@@ -240,7 +240,10 @@ impl Case {
     }
 
     /// The stage in words.
-    pub fn words(&self) -> String {
+    pub fn words(&self, scene: &Scene<'_>) -> String {
+        if self.contradicted && !self.declare {
+            return words::stands_contradicted(&self.node, self.proof_kind(), self.is_silent(scene));
+        }
         let stage = self.stored.as_ref().filter(|_| !self.declare).map(|record| &record.stage);
         words::stage(&self.node, stage, self.last_beat.is_some(), self.power.failed.as_deref())
     }

@@ -495,6 +495,8 @@ fn a_beat_of_the_fenced_boot_contradicts_the_proof_and_stops_everything() {
     bench.run_ms(3_000);
     assert_eq!(bench.state("n1"), NodeState::FenceContradicted);
     assert_eq!(bench.notices("FenceContradicted"), 1);
+    let message = |bench: &Bench| bench.view().nodes[&NodeName::from("n1")].message.clone();
+    assert!(message(&bench).contains("and beats: its VMs may run twice"), "{}", message(&bench));
     let stop = |effect: &Effect| match effect {
         Effect::Order { order: Order::StopLaunchers { pods }, .. } => {
             pods.iter().any(|pod| pod.0 == "pod-net")
@@ -509,6 +511,7 @@ fn a_beat_of_the_fenced_boot_contradicts_the_proof_and_stops_everything() {
     bench.silence(&["n1"]);
     bench.run_ms(5_000);
     assert_eq!(bench.state("n1"), NodeState::FenceContradicted, "silence is no excuse, nor is the old word");
+    assert!(message(&bench).contains("is silent now"), "{}", message(&bench));
     bench.attest("n1", 1, "eve, who has pulled the plug");
     bench.run_ms(500);
     assert_eq!(bench.state("n1"), NodeState::Recovering);

@@ -40,6 +40,16 @@ pub(super) fn stage(
     }
 }
 
+/// While a node beats in the boot that was proven dead, or has since.
+pub(super) fn stands_contradicted(node: &NodeName, proof: Option<ProofKind>, silent: bool) -> String {
+    let proof = proof.map_or_else(String::new, |proof| format!(" by {proof:?}"));
+    let now = if silent { "beat after that, and is silent now" } else { "beats" };
+    format!(
+        "it was taken for dead{proof}, and {now}: its VMs may run twice. Switch the machine off, make sure of it, then kubectl \
+         somersault attest {node}"
+    )
+}
+
 pub(super) fn fencing_started(fx: &mut Vec<Effect>, node: &NodeName) {
     let message = format!("Switching {node} off by its fence agent, then reading back that it is off.");
     tell_node(fx, Severity::Info, node, "FencingStarted", message);
@@ -77,7 +87,7 @@ pub(super) fn contradicted(fx: &mut Vec<Effect>, node: &NodeName, proof: Option<
     let proof = proof.map_or_else(String::new, |proof| format!(" ({proof:?})"));
     let message = format!(
         "{node} beats in the very boot that was proven dead{proof}: the proof was wrong, and VMs may run twice. \
-         Recovery from this node has stopped, and its superseded VMs are told to stop. Switch the machine off now, \
+         Recovery from this node has stopped. Switch the machine off now, \
          check which machine the fence agent really switches, then run `kubectl somersault attest {node}`."
     );
     tell_node(fx, Severity::Critical, node, "FenceContradicted", message);

@@ -2,7 +2,7 @@
 //! break out of a code span nor add a word to a command.
 
 /// A word of a shell command, quoted where it needs to be.
-pub(crate) fn shell_word(word: &str) -> String {
+pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
     // A leading dash would be read as an option, quoted or not; no Kubernetes name and no absolute path has one.
     if !word.is_empty() && word.chars().all(plain) {
