@@ -112,13 +112,19 @@ impl<'a> Index<'a> {
     }
 }
 
+/// Folders that no volume has. One that every node sees is one folder, whoever lists it.
 fn orphans(fleet: &Fleet) -> Vec<(&NodeName, &str, &Usage)> {
     let claimed: BTreeSet<&str> =
         fleet.volumes.values().filter_map(|volume| volume.source.path()).map(fleet::folder).collect();
     let mut found = Vec::new();
+    let mut shared = BTreeSet::new();
     for (node, report) in &fleet.reports {
-        let folders = report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str()));
-        found.extend(folders.map(|(path, usage)| (node, path.as_str(), usage)));
+        for (path, usage) in report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str())) {
+            let is_shared = report.root_of(path).is_some_and(|root| root.shared);
+            if !is_shared || shared.insert(path) {
+                found.push((node, path.as_str(), usage));
+            }
+        }
     }
     found
 }

@@ -128,7 +128,11 @@ async fn tell(cluster: &Kube, spec: &Value, verdict: &Verdict) -> Result<(), Clu
         return Ok(());
     }
     let (status, reason, message) = match verdict {
-        Ok(()) => ("True", "InForce", "the coordinator follows this policy"),
+        Ok(()) => (
+            "True",
+            "InForce",
+            "the coordinator follows this policy; a changed lease or leader counts from its next start",
+        ),
         Err(why) => ("False", "Contradiction", why.as_str()),
     };
     let generation = &object["metadata"]["generation"];

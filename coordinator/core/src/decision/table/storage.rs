@@ -389,6 +389,23 @@ fn names_what_may_bring_data_back() {
     );
 }
 
+/// Each node lists what is in a folder that all of them see.
+#[test]
+fn a_folder_that_every_node_sees_is_one_source() {
+    for (shared, expected) in [(true, 1), (false, 2)] {
+        let mut world = World::new();
+        world.claim("web-data").phase = "Lost".to_owned();
+        world.fleet.volumes.clear();
+        for node in ["n2", "n3"] {
+            let listed = Some(("/data/pvc-1_shop_web-data", Usage::default()));
+            let mut report = data_report(Some(Duration::ZERO), Grade::Ok, listed);
+            report.roots.iter_mut().for_each(|root| root.shared = shared);
+            world.fleet.reports.insert(NodeName::from(node), report);
+        }
+        assert_eq!(world.decide("web").restore_from.len(), expected, "{shared}");
+    }
+}
+
 /// A claim is Lost when its volume belongs to an earlier claim of its name: that volume has the data.
 #[test]
 fn the_volume_of_a_lost_claim_is_a_source() {
