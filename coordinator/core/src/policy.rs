@@ -390,7 +390,6 @@ fn check_ranges(spec: &PolicySpec) -> Result<(), PolicyError> {
         ("storm.burstMs", spec.storm.burst_ms),
         ("storm.windowMs", spec.storm.window_ms),
         ("storm.calmMs", spec.storm.calm_ms),
-        ("fencing.timeoutMs", spec.fencing.timeout_ms),
         ("fencing.retryFirstMs", spec.fencing.retry_first_ms),
         ("fencing.retryMaxMs", spec.fencing.retry_max_ms),
         ("fencing.reminderMs", spec.fencing.reminder_ms),
@@ -409,6 +408,13 @@ fn check_ranges(spec: &PolicySpec) -> Result<(), PolicyError> {
         1,
         LEADER_LEASE_MAX_MS,
         "a leader that died is missed for as long, and one whose Lease was deleted for as long as any may count",
+    )?;
+    range(
+        "fencing.timeoutMs",
+        spec.fencing.timeout_ms,
+        1_000,
+        DAY_MS,
+        "a management controller needs about a second to answer, so that every run would fail",
     )?;
     let beat = spec.detection.beat_ms.unwrap_or(1_000);
     range(

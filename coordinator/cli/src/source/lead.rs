@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   no Lease, no holder ────────────────────────────────────────────────► nobody leads
-//!   renewed within its duration, by whoever's clock ────────────────────► somebody leads
+//!   renewed within a third of its duration, by whoever's clock ─────────► somebody leads
 //!   otherwise: looked at until it changes ── it changed ────────────────► somebody leads, and clocks differ
 //!                                        └── it stayed as it is ────────► nobody leads
 //! ```
@@ -87,13 +87,12 @@ fn is_held(lease: &Lease) -> bool {
     holder.is_some_and(|holder| !holder.is_empty() && holder != NOBODY)
 }
 
-/// Renewed within its duration, by clocks that may differ: in either direction.
+/// Renewed lately, by clocks that may differ: in either direction. A leader that is frozen, or cut off, is nobody's long
+/// before its Lease has run out: what it told last is old.
 fn is_fresh(lease: &Lease, now: Timestamp) -> bool {
     let Some(spec) = &lease.spec else { return false };
-    let (Some(renewed), Some(seconds)) = (&spec.renew_time, spec.lease_duration_seconds) else {
-        return false;
-    };
-    now.duration_since(renewed.0).as_secs().abs() < i64::from(seconds)
+    let Some(renewed) = &spec.renew_time else { return false };
+    now.duration_since(renewed.0).unsigned_abs() < watch_for(lease)
 }
 
 #[cfg(test)]
@@ -116,8 +115,9 @@ mod tests {
     #[test]
     fn a_clock_tells_good_news_only() {
         let now = Timestamp::from_second(1_000).expect("in range");
-        assert!(is_fresh(&lease("a", 990), now));
-        assert!(is_fresh(&lease("a", 1_010), now), "the other clock is ahead");
+        assert!(is_fresh(&lease("a", 996), now));
+        assert!(is_fresh(&lease("a", 1_004), now), "the other clock is ahead");
+        assert!(!is_fresh(&lease("a", 993), now), "a leader that was frozen for 7 s says nothing of now");
         assert!(!is_fresh(&lease("a", 900), now), "must be looked at longer");
         assert!(!is_fresh(&lease("a", 1_100), now), "must be looked at longer");
         assert!(!is_fresh(&Lease::default(), now));

@@ -241,6 +241,8 @@ pub(crate) struct Rounds {
     look_at: BootTime,
     /// The first few names with a fence agent that no Node has: a typo, or a node that is yet to come.
     strangers: Vec<NodeName>,
+    /// Of which people were told, while we lead.
+    strangers_told: Vec<NodeName>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -306,6 +308,10 @@ impl Rounds {
             let timeout = scene.facts.policy.fencing.timeout;
             check.asked = Some(Asked { boot: boot.clone(), until: scene.now + run_max(scene) });
             fx.push(Effect::AskFence { node: node.clone(), timeout });
+        }
+        if scene.facts.epoch.is_some() && self.strangers != self.strangers_told {
+            self.strangers_told.clone_from(&self.strangers);
+            words::strangers(fx, &self.strangers);
         }
         let full = asked >= ASKED_MAX;
         let next = |check: &Check| match &check.asked {
@@ -412,8 +418,12 @@ impl Rounds {
             return Some(format!("the fence configuration cannot be used: {why}"));
         }
         let names: Vec<&str> = self.strangers.iter().map(NodeName::as_str).collect();
-        (!names.is_empty())
-            .then(|| format!("the fence configuration names {}, and no node is called so", names.join(", ")))
+        (!names.is_empty()).then(|| {
+            format!(
+                "the fence configuration does not name it, but {}, as no node is called",
+                names.join(", ")
+            )
+        })
     }
 
     /// When time alone allows a next step.

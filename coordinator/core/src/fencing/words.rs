@@ -237,6 +237,19 @@ pub(super) fn answers_again(fx: &mut Vec<Effect>, node: &NodeName) {
 }
 
 /// Only what has changed is told.
+/// Names in the fence configuration that no node has.
+pub(super) fn strangers(fx: &mut Vec<Effect>, names: &[NodeName]) {
+    if names.is_empty() {
+        return;
+    }
+    let names: Vec<&str> = names.iter().map(NodeName::as_str).collect();
+    let message = format!(
+        "The fence configuration names {}, and no node is called so: a typo leaves the node that is meant without a fence agent.",
+        names.join(", ")
+    );
+    tell(fx, Severity::Warning, "FenceNodeUnknown", message);
+}
+
 pub(super) fn roster_changed(fx: &mut Vec<Effect>, before: &FenceRoster, now: &FenceRoster) {
     match (&before.away, &now.away) {
         (None, Some(why)) => {

@@ -323,6 +323,8 @@ fn a_name_that_no_node_has_is_told_to_whoever_has_no_agent() {
     let FencingState::NotConfigured { why } = agent(&bench, "n2") else {
         panic!("{:?}", agent(&bench, "n2"))
     };
-    assert!(why.contains("names m2"), "{why}");
+    assert!(why.contains("but m2"), "{why}");
+    bench.run_ms(60_000);
+    assert_eq!(bench.notices("FenceNodeUnknown"), 1);
     assert_eq!(agent(&bench, "n1"), FencingState::Answers);
 }

@@ -15,6 +15,8 @@ use crate::source::install;
 /// Condition of a `NodeHealth`: the fence agent of the node answered when it was last asked.
 const FENCING_ANSWERS: &str = "FencingAnswers";
 
+const ANSWERS: &str = "every fence agent that is configured answers";
+
 /// Each node can be proven dead without a person, and its fence agent answers.
 pub fn fencing(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = runner(&facts.fence_runner).into_iter().collect();
@@ -46,10 +48,11 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
         [(node, _)] => (format!("node {} cannot", node.name), "it dies"),
         some => (format!("{} of {} nodes cannot", some.len(), known.len()), "one of them dies"),
     };
-    findings.push(
-        Finding::warning_for(what, why.collect(), what_to_do)
-            .so_that(format!("{which} be proven dead without a person: when {when}, its VMs wait for one")),
-    );
+    let finding = Finding::warning_for(what, why.collect(), what_to_do)
+        .so_that(format!("{which} be proven dead without a person: when {when}, its VMs wait for one"));
+    // A fence runner that has just been started is not heard of yet.
+    let starts = by_hand.len() == known.len() && matches!(facts.fence_runner, Ok(Some(_)));
+    findings.push(if starts { finding.passing() } else { finding });
     let asked: Vec<_> =
         known.iter().filter_map(|(node, health)| Some((node, fencing_answers(health)?))).collect();
     let (configuration, asked): (Vec<_>, Vec<_>) =
@@ -66,12 +69,20 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
         ));
     }
     if asked.is_empty() {
+        let untested = known.iter().filter(|(_, health)| {
+            health.proofs_possible.contains(&Proof::PowerOffConfirmed) && fencing_answers(health).is_none()
+        });
+        let why: Vec<String> =
+            untested.map(|(node, _)| format!("node {}: it was not asked yet", node.name)).collect();
+        if !why.is_empty() {
+            findings.push(Finding::warning(ANSWERS, why, "look again in a moment (--wait)").passing());
+        }
         return findings;
     }
     let failed: Vec<_> = asked.iter().filter(|(_, condition)| condition.status == "False").collect();
     let away = failed.iter().all(|(_, condition)| condition.reason == RUNNER_AWAY);
     findings.push(Finding::failed_for(
-        "every fence agent that is configured answers",
+        ANSWERS,
         failed.iter().map(|(node, condition)| format!("node {}: {}", node.name, condition.message)).collect(),
         match (away, runs) {
             (true, true) => format!(
