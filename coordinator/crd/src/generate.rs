@@ -88,7 +88,8 @@ fn tidy(value: &mut Value) {
             if map.get("nullable") == Some(&Value::Bool(true)) {
                 map.remove("nullable");
             }
-            for bound in ["minimum", "maximum"] {
+            // The API server stores whole numbers without their point.
+            for bound in ["minimum", "maximum", "default"] {
                 if let Some(number) = map.get(bound).and_then(Value::as_f64)
                     && number.fract() == 0.0
                     && number.abs() <= f64::from(u32::MAX)

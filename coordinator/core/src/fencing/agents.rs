@@ -286,7 +286,10 @@ impl Rounds {
         let (power, listed) = (&scene.facts.power_off, &scene.facts.policy.fencing.nodes);
         self.checks.retain(|node, _| power.has_agent(listed, node) && scene.exists(node));
         let mut asked = self.checks.values().filter(|check| check.asked.is_some()).count();
-        self.strangers.clear();
+        // While no runner answers, nothing is said of its names: they are as they were.
+        if power.away().is_none() {
+            self.strangers.clear();
+        }
         for node in power.runnable(listed) {
             if !scene.exists(node) {
                 if self.strangers.len() < STRANGERS_MAX {

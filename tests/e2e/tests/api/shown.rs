@@ -125,6 +125,14 @@ pub async fn beside_records(bed: &Bed) -> Result<()> {
     after["since"] = before["since"].clone();
     after["timeline"] = before["timeline"].clone();
     ensure!(after == before, "{before}\nbecame\n{after}");
+
+    // A leader that never heard the node has no figures of it; one that somebody else has written stays, and must not keep the
+    // rest from being written.
+    bed.patch_status("NodeHealth", NODE, json!({ "host": { "load1": 9.5 } })).await?;
+    let unheard = NodeView { report: None, ..node(NodeState::AwaitingProof, "unheard", 0.0) };
+    next.publish(&view(unheard), &later, SHOWN + 1).await?;
+    let shown = bed.get("NodeHealth", NODE).await?;
+    ensure!(shown["status"]["message"] == "unheard" && shown["status"].get("disks").is_none(), "{shown}");
     managed_apart(bed).await
 }
 
