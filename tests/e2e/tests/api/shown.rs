@@ -132,7 +132,7 @@ pub async fn beside_records(bed: &Bed) -> Result<()> {
     let unheard = NodeView { report: None, ..node(NodeState::AwaitingProof, "unheard", 0.0) };
     next.publish(&view(unheard), &later, SHOWN + 1).await?;
     let shown = bed.get("NodeHealth", NODE).await?;
-    ensure!(shown["status"]["message"] == "unheard" && shown["status"].get("disks").is_none(), "{shown}");
+    ensure!(shown["status"]["message"] == "unheard" && shown["status"]["disks"] == json!([]), "{shown}");
     managed_apart(bed).await
 }
 
