@@ -120,10 +120,7 @@ fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destina
         check_claim(world, subject)?;
     }
     check_destination(&world.fleet, destination)?;
-    let named = |migration: &VolumeMigration| {
-        if is_vm { migration.spec.vm.clone() } else { migration.spec.claim.clone() }
-    };
-    if let Some(key) = under_way(world, subject, named) {
+    if let Some(key) = under_way(world, subject, is_vm) {
         return Err(Failure::Refused(format!(
             "VolumeMigration {key} already moves it; wait for its end, or: kubectl somersault cancel migration/{} -n {}",
             key.name, key.namespace
@@ -209,17 +206,12 @@ fn check_claim(world: &World, subject: &Key) -> Result<(), Failure> {
     }
 }
 
-/// The migration that moves this VM or claim now, as `named` tells of which a migration is.
-pub fn under_way<'a>(
-    world: &'a World,
-    subject: &Key,
-    named: impl Fn(&VolumeMigration) -> Option<String>,
-) -> Option<&'a Key> {
+/// The migration that moves this VM, or bare claim, now.
+pub fn under_way<'a>(world: &'a World, subject: &Key, is_vm: bool) -> Option<&'a Key> {
     let busy = world.migrations.iter().find(|(key, migration)| {
+        let named = if is_vm { &migration.spec.vm } else { &migration.spec.claim };
         let phase = migration.status.as_ref().map_or(Phase::Pending, |status| status.phase);
-        key.namespace == subject.namespace
-            && named(migration).as_ref() == Some(&subject.name)
-            && !has_ended(phase)
+        key.namespace == subject.namespace && named.as_ref() == Some(&subject.name) && !has_ended(phase)
     });
     Some(busy?.0)
 }

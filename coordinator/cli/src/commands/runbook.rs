@@ -50,21 +50,22 @@ pub fn run(global: &Global, args: &RunbookArgs) -> Result<Exit, Failure> {
             (storage_runbook(&world.fleet, &world.policy.class_overrides, &storage), node)
         } else {
             let text = runbook(&world.fleet, &decision, &standing(recovery));
-            let over = recovery.filter(|status| has_ended(status)).map(ended);
-            match over {
-                Some(over) => (text.replacen("\n\n", &format!("\n\n{over}\n\n"), 1), node),
-                None => (text, node),
-            }
+            (below_title(text, recovery.filter(|status| has_ended(status)).map(ended)), node)
         }
     });
-    let text = match recovery.and_then(|status| contradicted(&world, status)) {
-        Some(warning) => text.replacen("\n\n", &format!("\n\n{warning}\n\n"), 1),
-        None => text,
-    };
+    let text = below_title(text, recovery.and_then(|status| contradicted(&world, status)));
     let answer =
         Runbook { namespace: key.namespace, name: key.name, node, incident, text: clean_lines(&text) };
     output::print(global.output, &answer, || answer.text.clone())?;
     Ok(world::end(&world))
+}
+
+/// The text, with this paragraph before all that follows its title.
+fn below_title(text: String, paragraph: Option<String>) -> String {
+    match paragraph {
+        Some(paragraph) => text.replacen("\n\n", &format!("\n\n{paragraph}\n\n"), 1),
+        None => text,
+    }
 }
 
 /// How the VM stands in an incident in which the coordinator wrote no runbook, since it needs no person: what is proven,

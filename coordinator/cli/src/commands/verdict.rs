@@ -5,6 +5,7 @@ use somersault_coordinator_core::decision::{
     Decision, DecisionKind, DiskFinding, Locality, Reason, ReportRow,
 };
 use somersault_coordinator_core::names::NodeName;
+use somersault_crd::recovery::RecoveryStatus;
 
 use super::{incident, migrate, recoveries};
 use crate::output::{Mood, cell, render, table};
@@ -72,23 +73,11 @@ impl Verdict {
     fn advising(world: &World, decision: &Decision, node: Option<&NodeName>, advice: &str) -> Self {
         let unproven = decision.nodes.iter().filter(|node| !incident::is_proven(world, node));
         let told = recoveries::broken_storage(world, &decision.vm);
-        let reasons = told.map_or_else(Vec::new, |told| told.reasons.clone());
-        let told_broken = Reason::ALL.iter().filter(|reason| {
-            reason.is_broken_storage() && reasons.iter().any(|told| told == reason.as_str())
-        });
-        // What is broken is the most telling.
-        let mut reasons: Vec<Reason> = told_broken.copied().collect();
-        let seen: Vec<Reason> =
-            decision.reasons.iter().filter(|seen| !reasons.contains(seen)).copied().collect();
-        reasons.extend(seen);
+        let reasons = reasons(decision, told);
         let broken = reasons.iter().filter(|reason| reason.is_broken_storage());
-        let dead = incident::remedy(world, decision, node);
-        let between = decision.reasons.contains(&Reason::ClaimMissing);
-        let moved = migrate::under_way(world, &decision.vm, |migration| migration.spec.vm.clone());
-        let moved = moved
-            .filter(|_| between)
-            .map(|name| format!("let migration {name} end: it is giving the claim its new volume"));
-        let told = told.map(|told| told.remedy.clone()).filter(|remedy| !remedy.is_empty());
+        let remedy = incident::remedy(world, decision, node)
+            .or_else(|| between_volumes(world, decision))
+            .or_else(|| told.map(|told| told.remedy.clone()).filter(|remedy| !remedy.is_empty()));
         Self {
             namespace: decision.vm.namespace.clone(),
             name: decision.vm.name.clone(),
@@ -100,7 +89,7 @@ impl Verdict {
             details: decision.details.clone(),
             proof_needed_for: unproven.map(ToString::to_string).collect(),
             disks: decision.disks.iter().map(DiskRow::of).collect(),
-            remedy: dead.or(moved).or(told).unwrap_or_else(|| advice.to_owned()),
+            remedy: remedy.unwrap_or_else(|| advice.to_owned()),
         }
     }
 
@@ -120,6 +109,30 @@ impl Verdict {
         }
         render(&table)
     }
+}
+
+/// The reasons of a decision, and before them what the coordinator tells of storage that is broken now: that is the most
+/// telling.
+fn reasons(decision: &Decision, told: Option<&RecoveryStatus>) -> Vec<Reason> {
+    let told = told.map_or(&[][..], |told| &told.reasons);
+    let is_told =
+        |reason: &&Reason| reason.is_broken_storage() && told.iter().any(|it| it == reason.as_str());
+    let mut reasons: Vec<Reason> = Reason::ALL.iter().filter(is_told).copied().collect();
+    for reason in &decision.reasons {
+        if !reasons.contains(reason) {
+            reasons.push(*reason);
+        }
+    }
+    reasons
+}
+
+/// What to do where a claim is missing because a migration is giving it another volume just now.
+fn between_volumes(world: &World, decision: &Decision) -> Option<String> {
+    if !decision.reasons.contains(&Reason::ClaimMissing) {
+        return None;
+    }
+    let migration = migrate::under_way(world, &decision.vm, true)?;
+    Some(format!("let migration {migration} end: it is giving the claim its new volume"))
 }
 
 /// Names of reasons, for people.

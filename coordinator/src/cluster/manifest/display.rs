@@ -351,7 +351,7 @@ pub fn evacuation(record: &EvacuationRecord) -> Vec<Verdict> {
     vec![
         Verdict::new("Planned", true, "Planned", planned),
         Verdict::new(COMPLETE, record.complete, reason, &record.message),
-        Verdict::new(SUCCEEDED, record.complete && reason == "AllMoved", reason, &record.message),
+        Verdict::new(SUCCEEDED, reason == "AllMoved", reason, &record.message),
     ]
 }
 

@@ -8,13 +8,14 @@ use somersault_crd::node_health::NodeHealthStatus;
 
 use super::nodes::cluster;
 use super::replicas;
-use crate::commands::check::facts::{Facts, FenceRunner, Seen, Workload};
+use crate::commands::check::facts::{Facts, FenceRunner, NodeSeen, Seen, Workload};
 use crate::commands::check::finding::{Finding, Grade};
 use crate::source::install;
 
 /// Condition of a `NodeHealth`: the fence agent of the node answered when it was last asked.
 const FENCING_ANSWERS: &str = "FencingAnswers";
 
+/// What is checked of them.
 const ANSWERS: &str = "every fence agent that is configured answers";
 
 /// Each node can be proven dead without a person, and its fence agent answers.
@@ -53,51 +54,61 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
     // A fence runner that has just been started is not heard of yet.
     let starts = by_hand.len() == known.len() && matches!(facts.fence_runner, Ok(Some(_)));
     findings.push(if starts { finding.passing() } else { finding });
-    let asked: Vec<_> =
-        known.iter().filter_map(|(node, health)| Some((node, fencing_answers(health)?))).collect();
-    let (configuration, asked): (Vec<_>, Vec<_>) =
-        asked.into_iter().partition(|(_, condition)| condition.reason == NOT_CONFIGURED);
-    let changed = asked.iter().filter(|(_, condition)| condition.reason == CHANGE_REFUSED);
-    let told = configuration.iter().chain(changed);
-    let told: Vec<String> =
-        told.map(|(node, condition)| format!("node {}: {}", node.name, condition.message)).collect();
-    if !told.is_empty() {
-        findings.push(Finding::failed_for(
-            "the fence configuration is in use, and names nodes of this cluster",
-            told,
-            format!("mend key fence.yaml of Secret {} in {}", install::FENCE_SECRET, install::NAMESPACE),
-        ));
-    }
-    if asked.is_empty() {
-        let untested = known.iter().filter(|(_, health)| {
-            health.proofs_possible.contains(&Proof::PowerOffConfirmed) && fencing_answers(health).is_none()
-        });
-        let why: Vec<String> =
-            untested.map(|(node, _)| format!("node {}: it was not asked yet", node.name)).collect();
-        if !why.is_empty() {
-            findings.push(Finding::warning(ANSWERS, why, "look again in a moment (--wait)").passing());
-        }
-        return findings;
-    }
-    let failed: Vec<_> = asked.iter().filter(|(_, condition)| condition.status == "False").collect();
-    let away = failed.iter().all(|(_, condition)| condition.reason == RUNNER_AWAY);
-    findings.push(Finding::failed_for(
-        ANSWERS,
-        failed.iter().map(|(node, condition)| format!("node {}: {}", node.name, condition.message)).collect(),
-        match (away, runs) {
-            (true, true) => format!(
-                "a fence runner that has just come back is found within seconds (--wait); if not, see what keeps the \
-                 coordinator from it: kubectl logs -n {} deployment/{}",
-                install::NAMESPACE,
-                install::COORDINATOR
-            ),
-            (true, false) => "let the fence runner run first (above)".to_owned(),
-            (false, _) => "a fence agent that does not answer now will not cut the power later: mend its configuration \
-                           or its device"
-                .to_owned(),
-        },
-    ));
+    let asked =
+        known.iter().filter_map(|(node, health)| Some((node.name.as_str(), fencing_answers(health)?)));
+    let (without, asked): (Vec<_>, Vec<_>) =
+        asked.partition(|(_, condition)| condition.reason == NOT_CONFIGURED);
+    findings.extend(configuration(&without, &asked));
+    findings.extend(if asked.is_empty() { untested(&known) } else { Some(answers(&asked, runs)) });
     findings
+}
+
+/// A node, and the condition that tells of its fence agent.
+type Told<'a> = (&'a str, &'a Condition);
+
+fn lines<'a>(told: impl Iterator<Item = &'a Told<'a>>) -> Vec<String> {
+    told.map(|(node, condition)| format!("node {node}: {}", condition.message)).collect()
+}
+
+/// Mistakes in the fence configuration: nothing where there is none.
+fn configuration(without: &[Told], asked: &[Told]) -> Option<Finding> {
+    let changed = asked.iter().filter(|(_, condition)| condition.reason == CHANGE_REFUSED);
+    let why = lines(without.iter().chain(changed));
+    let what_to_do =
+        format!("mend key fence.yaml of Secret {} in {}", install::FENCE_SECRET, install::NAMESPACE);
+    let what = "the fence configuration is in use, and names nodes of this cluster";
+    (!why.is_empty()).then(|| Finding::failed(what, why, what_to_do))
+}
+
+/// Fence agents that can be run, of which none was asked yet: nothing where there is none.
+fn untested(known: &[(&NodeSeen, &NodeHealthStatus)]) -> Option<Finding> {
+    let untested = known.iter().filter(|(_, health)| {
+        health.proofs_possible.contains(&Proof::PowerOffConfirmed) && fencing_answers(health).is_none()
+    });
+    let why: Vec<String> =
+        untested.map(|(node, _)| format!("node {}: it was not asked yet", node.name)).collect();
+    (!why.is_empty()).then(|| Finding::warning(ANSWERS, why, "look again in a moment (--wait)").passing())
+}
+
+/// What the agents said that were asked.
+fn answers(asked: &[Told], runs: bool) -> Finding {
+    let failed = || asked.iter().filter(|(_, condition)| condition.status == "False");
+    let away = failed().all(|(_, condition)| condition.reason == RUNNER_AWAY);
+    let what_to_do = match (away, runs) {
+        (true, true) => format!(
+            "a fence runner that has just come back is found within seconds (--wait); if not, see what keeps the \
+             coordinator from it: kubectl logs -n {} deployment/{}",
+            install::NAMESPACE,
+            install::COORDINATOR
+        ),
+        (true, false) => "let the fence runner run first (above)".to_owned(),
+        (false, _) => {
+            "a fence agent that does not answer now will not cut the power later: mend its configuration \
+                       or its device"
+                .to_owned()
+        }
+    };
+    Finding::failed_for(ANSWERS, lines(failed()), what_to_do)
 }
 
 /// What the node's fence agent said when it was last asked; `None` where no agent of it is known.
