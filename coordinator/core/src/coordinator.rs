@@ -12,6 +12,7 @@
 
 mod agents;
 mod pace;
+mod policy;
 mod shown;
 mod taints;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use crate::io::{
 use crate::liveness::{BeatOf, Liveness, Phase};
 use crate::migration::{Context, Migrations};
 use crate::names::{BootId, NodeName, OrderId};
-use crate::policy::{Policy, PolicyError};
+use crate::policy::Policy;
 use crate::recovery::{Elsewhere, Recovery, StorageWatch, Trouble};
 use crate::scene::{Facts, Scene};
 use crate::view::Milestone;
@@ -308,40 +309,6 @@ impl Coordinator {
         }
     }
 
-    fn take_policy(&mut self, given: Policy, fx: &mut Vec<Effect>) {
-        if given == self.given_policy {
-            return;
-        }
-        let adopted = self.facts.policy.adopt(&given);
-        self.given_policy = given;
-        let (policy, kept) = match adopted {
-            Ok(adopted) => adopted,
-            Err(error) => return self.tell(fx, Severity::Warning, "PolicyRefused", policy_refused(&error)),
-        };
-        let before = std::mem::replace(&mut self.facts.policy, policy);
-        let detection = &self.facts.policy.detection;
-        if *detection != before.detection {
-            // Agents learn the new interval with the answer to the next beat, which is due by the old one.
-            let from = self.now + detection.beat.max(before.detection.beat);
-            let scene = Scene { now: self.now, facts: &self.facts };
-            self.liveness.restart_timers(&scene, from, "the policy changed");
-        }
-        self.undecided = true;
-        self.rounds.look_now();
-        if self.facts.policy != before {
-            let message = "The policy changed, and counts from now on.".to_owned();
-            self.tell(fx, Severity::Info, "PolicyChanged", message);
-        }
-        if !kept.is_empty() {
-            let message = format!(
-                "The policy changed in {}, which counts only once every coordinator was started anew: \
-                 `kubectl rollout restart`.",
-                kept.join(" and ")
-            );
-            self.tell(fx, Severity::Warning, "PolicyNeedsRestart", message);
-        }
-    }
-
     /// A notice about ourselves; a follower says nothing.
     fn tell(&self, fx: &mut Vec<Effect>, severity: Severity, reason: &'static str, message: String) {
         if self.facts.epoch.is_some() {
@@ -497,7 +464,8 @@ impl Coordinator {
         }
         for node in declared {
             let why = self.liveness.pulse(node).map(|pulse| pulse.why.clone()).unwrap_or_default();
-            words::declared(fx, &scene, node, &why, self.recovery.counts(node));
+            let mistake = self.rounds.mistake(&scene);
+            words::declared(fx, &scene, node, &why, self.recovery.counts(node), mistake.as_deref());
         }
         self.recovery.act(&scene, &self.trouble, fx);
         for (node, case) in self.cases.iter_mut().filter(|(_, case)| case.proof_kind().is_some()) {
@@ -604,11 +572,4 @@ impl Coordinator {
         .chain(taints)
         .min()
     }
-}
-
-fn policy_refused(error: &PolicyError) -> String {
-    format!(
-        "The changed policy contradicts what stays as it is until the coordinators start anew, and is not taken: \
-         {error}."
-    )
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use self::node::{
-    CLOUD_SHUTDOWN_TAINT, EVACUATE_ANNOTATION, FENCING_TAINT, KUBERNETES_UNREACHABLE_TAINT, Node,
+    CLOUD_SHUTDOWN_TAINT, EVACUATE_ANNOTATION, FENCING_TAINT, KUBERNETES_UNREACHABLE_TAINT, Node, OS_LABEL,
     OUT_OF_SERVICE_OURS, OUT_OF_SERVICE_TAINT, Taint, Toleration, ZONE_LABEL,
 };
 pub use self::report::{DiskHealth, DiskImage, Grade, Host, NodeReport, StorageRoot, Usage, folder};

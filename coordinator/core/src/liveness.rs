@@ -22,106 +22,29 @@
 //! that is gone takes its node out of the diagram; a node without one is never judged. Declaring needs
 //! leadership; beats are noted always, so that a follower knows the fleet when it takes over.
 
+mod pulse;
 mod storm;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
+use self::pulse::Round;
+pub(crate) use self::pulse::{BeatOf, EXPECTED_WITHIN, NEVER_HEARD, Phase, Pulse};
 use self::storm::StormWatch;
 use crate::BootTime;
 use crate::io::{Effect, Notice, Prober, Reachability, Severity, Subject};
 use crate::names::{BootId, NodeName};
 use crate::scene::{Scene, tell_node};
 
-/// Peers that are asked about a suspect: enough that one slow answer does not decide.
-const PEERS_ASKED: usize = 3;
-/// How long a renewed kubelet lease speaks for its node: the kubelet renews every 10 s, half again for the way.
-const KUBELET_FRESH: Duration = Duration::from_secs(15);
-/// How long a node without a Node object is remembered after its last beat: its object may just be late.
-const FORGET_AFTER: Duration = Duration::from_mins(10);
-/// How long an agent that beat for an earlier coordinator has to find us. One that lives tries twice a second; one
-/// whose pod is being replaced together with ours takes half a minute.
-pub(crate) const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
-/// How late a beat of an ended boot may arrive: its stream dies with it, and what was under way arrives at once.
-const LATE_BEAT_MAX: Duration = Duration::from_secs(10);
 /// Why a node is healthy.
 const BEATS: &str = "beats arrive";
-/// Earlier boots that are remembered, so that a late beat of one is not taken for a new boot.
-const EARLIER_BOOTS_MAX: usize = 8;
 
 /// All nodes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Liveness {
     nodes: BTreeMap<NodeName, Pulse>,
     storm: StormWatch,
-}
-
-/// Where a node stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Never heard from.
-    NoAgent,
-    /// Not heard from since we started, but by a coordinator before us.
-    Expected,
-    /// Beats arrive.
-    Healthy,
-    /// Beats are missing.
-    Suspect,
-    /// The agent is silent, its node is not.
-    AgentSilent,
-    /// Peers reach the agent.
-    Partitioned,
-    /// We suspect ourselves.
-    StormHold,
-    /// Declared: fencing has it.
-    Declared,
-}
-
-/// One node.
-#[derive(Clone, Debug)]
-pub(crate) struct Pulse {
-    /// Where it stands.
-    pub phase: Phase,
-    /// Since when.
-    pub since: BootTime,
-    /// Why, for people.
-    pub why: String,
-    /// Boot of the last beat.
-    pub boot: Option<BootId>,
-    /// When the last beat arrived.
-    pub last_beat: Option<BootTime>,
-    /// When it last became suspect.
-    pub suspected_at: Option<BootTime>,
-    /// It said goodbye and has not come back.
-    pub left: bool,
-    earlier_boots: VecDeque<BootId>,
-    quiet_since: BootTime,
-    kubelet_seen: Option<BootTime>,
-    status_boot: Option<BootId>,
-    /// Boot that Node.status named when the last beat arrived.
-    pub status_at_beat: Option<BootId>,
-    round: Round,
-}
-
-/// One round of probes.
-#[derive(Clone, Debug, Default)]
-struct Round {
-    started: BootTime,
-    deadline: BootTime,
-    answers: BTreeMap<Prober, Option<Reachability>>,
-}
-
-/// What a beat is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BeatOf {
-    /// The boot that we know, or the first that we hear of.
-    Known,
-    /// A boot that is new to us.
-    New,
-    /// A boot that has ended: a late message.
-    Ended,
 }
 
 impl Liveness {
@@ -174,7 +97,7 @@ impl Liveness {
         if scene.facts.epoch.is_some() && !matches!(before, Phase::NoAgent | Phase::Expected) {
             let message =
                 format!("{node} beats again after {silent_for:.1?} of suspicion; nothing was done.");
-            tell_node(fx, Severity::Info, node, "NodeHealthy", message);
+            tell_node(fx, Severity::Info, node, "SuspicionEnded", message);
         }
         beat
     }
@@ -411,210 +334,5 @@ impl Liveness {
         let message = format!("The storm hold is over: {why}. Silent nodes are now judged one by one.");
         let (severity, subject) = (Severity::Info, Subject::Coordinator);
         fx.push(Effect::Notify(Notice { severity, subject, reason: "StormHoldOver", message }));
-    }
-}
-
-impl Pulse {
-    fn new(now: BootTime) -> Self {
-        Self {
-            phase: Phase::NoAgent,
-            since: now,
-            why: "its agent was never heard from".to_owned(),
-            boot: None,
-            last_beat: None,
-            suspected_at: None,
-            left: false,
-            earlier_boots: VecDeque::new(),
-            quiet_since: now,
-            kubelet_seen: None,
-            status_boot: None,
-            status_at_beat: None,
-            round: Round::default(),
-        }
-    }
-
-    /// Nothing was heard of it for a while, or ever.
-    pub fn is_quiet(&self, now: BootTime) -> bool {
-        self.last_beat.is_none_or(|at| now.saturating_sub(at) > FORGET_AFTER)
-    }
-
-    /// Its kubelet has renewed its lease after this moment, and not long ago.
-    pub fn kubelet_lives(&self, now: BootTime, after: BootTime) -> bool {
-        self.kubelet_seen.is_some_and(|seen| seen > after && now.saturating_sub(seen) < KUBELET_FRESH)
-    }
-
-    /// When a kubelet that has renewed its lease does not speak for its node any more.
-    pub fn kubelet_speaks_until(&self) -> Option<BootTime> {
-        self.kubelet_seen.map(|seen| seen + KUBELET_FRESH)
-    }
-
-    /// Beats are to arrive soon, of an agent that we have not heard ourselves.
-    fn expect(&mut self, now: BootTime) {
-        self.quiet_since = now + EXPECTED_WITHIN;
-        let why =
-            format!("its agent beat before this coordinator started; silence counts in {EXPECTED_WITHIN:?}");
-        self.enter(Phase::Expected, now, why);
-    }
-
-    /// Whether this boot has ended, as far as we know.
-    pub fn has_ended(&self, boot: &BootId) -> bool {
-        self.earlier_boots.contains(boot)
-    }
-
-    fn boot_of(&self, boot: &BootId, now: BootTime) -> BeatOf {
-        // Where the order of two boots was misjudged, the one that goes on beating is right.
-        let quiet = self.last_beat.is_none_or(|at| now.saturating_sub(at) > LATE_BEAT_MAX);
-        match &self.boot {
-            _ if self.has_ended(boot) && !quiet => BeatOf::Ended,
-            Some(known) if known != boot => BeatOf::New,
-            _ => BeatOf::Known,
-        }
-    }
-
-    fn take_boot(&mut self, boot: &BootId) {
-        if self.boot.as_ref() == Some(boot) {
-            return;
-        }
-        self.earlier_boots.retain(|earlier| earlier != boot);
-        if let Some(ended) = self.boot.replace(boot.clone()) {
-            self.earlier_boots.push_back(ended);
-        }
-        if self.earlier_boots.len() > EARLIER_BOOTS_MAX {
-            self.earlier_boots.pop_front();
-        }
-    }
-
-    fn enter(&mut self, phase: Phase, now: BootTime, why: String) {
-        if self.phase != phase {
-            self.since = now;
-        }
-        self.phase = phase;
-        self.why = why;
-    }
-
-    /// Asks the node itself and some healthy peers: those that follow it by name, so that the load spreads.
-    fn ask(
-        &mut self,
-        scene: &Scene<'_>,
-        node: &NodeName,
-        healthy: &BTreeSet<NodeName>,
-        fx: &mut Vec<Effect>,
-    ) {
-        let detection = &scene.facts.policy.detection;
-        let after = healthy.range::<NodeName, _>(node..);
-        let before = healthy.range::<NodeName, _>(..node);
-        let peers =
-            after.chain(before).filter(|peer| *peer != node).take(PEERS_ASKED).cloned().map(Prober::Peer);
-        let probers: Vec<Prober> = std::iter::once(Prober::Coordinator).chain(peers).collect();
-        self.round = Round {
-            started: scene.now,
-            deadline: scene.now + detection.probe_deadline(),
-            answers: probers.iter().map(|by| (by.clone(), None)).collect(),
-        };
-        let timeout = detection.probe_timeout;
-        fx.extend(probers.into_iter().map(|by| Effect::Probe { node: node.clone(), by, timeout }));
-    }
-
-    /// A sign of life since the suspicion, as the phase that it leads to and what it was.
-    fn sign_of_life(&self, scene: &Scene<'_>) -> Option<(Phase, &'static str)> {
-        let best = |peer: bool| {
-            let of = |(by, answer): (&Prober, &Option<Reachability>)| {
-                (matches!(by, Prober::Peer(_)) == peer).then_some(*answer).flatten()
-            };
-            self.round.answers.iter().filter_map(of).max().unwrap_or(Reachability::Silent)
-        };
-        let (ours, theirs) = (best(false), best(true));
-        if ours > Reachability::Silent {
-            return Some((Phase::AgentSilent, "it answers our probe"));
-        }
-        if theirs == Reachability::Agent {
-            return Some((Phase::Partitioned, "its peers reach its agent, we do not"));
-        }
-        if theirs == Reachability::Kernel {
-            return Some((Phase::AgentSilent, "its kernel answers its peers"));
-        }
-        let fresh = |seen: BootTime| {
-            Some(seen) >= self.suspected_at && scene.now.saturating_sub(seen) < KUBELET_FRESH
-        };
-        self.kubelet_seen.is_some_and(fresh).then_some((Phase::AgentSilent, "its kubelet renews its lease"))
-    }
-
-    fn judge_suspect(&mut self, scene: &Scene<'_>, node: &NodeName, fx: &mut Vec<Effect>) {
-        if !self.round.is_over(scene.now) {
-            return;
-        }
-        if let Some((phase, how)) = self.sign_of_life(scene) {
-            self.enter(phase, scene.now, format!("no beats, but {how}"));
-            self.tell_alive(node, how, fx);
-        } else if scene.now >= self.quiet_since + scene.facts.policy.detection.declare {
-            let why = match self.last_beat {
-                Some(at) => {
-                    format!("no beat for {:.1?}, and every probe is silent", scene.now.saturating_sub(at))
-                }
-                None => "no beat since this coordinator started, and every probe is silent".to_owned(),
-            };
-            self.enter(Phase::Declared, scene.now, why);
-        }
-    }
-
-    fn judge_alive(
-        &mut self,
-        scene: &Scene<'_>,
-        node: &NodeName,
-        healthy: &BTreeSet<NodeName>,
-        fx: &mut Vec<Effect>,
-    ) {
-        if !self.round.is_over(scene.now) {
-            return;
-        }
-        let Some((phase, how)) = self.sign_of_life(scene) else {
-            self.suspected_at = Some(scene.now);
-            self.enter(Phase::Suspect, scene.now, "the last sign of life is gone; probes are out".to_owned());
-            self.ask(scene, node, healthy, fx);
-            return;
-        };
-        if phase != self.phase {
-            self.enter(phase, scene.now, format!("no beats, but {how}"));
-            self.tell_alive(node, how, fx);
-        }
-        if scene.now >= self.round.started + scene.facts.policy.detection.declare {
-            self.ask(scene, node, healthy, fx);
-        }
-    }
-
-    fn tell_alive(&self, node: &NodeName, how: &str, fx: &mut Vec<Effect>) {
-        let (reason, todo) = match self.phase {
-            Phase::Partitioned => {
-                ("NodePartitioned", "look at the network between the coordinator and the node")
-            }
-            _ => ("AgentSilent", "look at the agent's pod and log on that node"),
-        };
-        let message =
-            format!("No beats of {node}, but {how}: this is no node death, nothing is done. To do: {todo}.");
-        tell_node(fx, Severity::Warning, node, reason, message);
-    }
-
-    fn next_deadline(&self, scene: &Scene<'_>) -> Option<BootTime> {
-        let detection = &scene.facts.policy.detection;
-        let over = self.round.is_over(scene.now);
-        match self.phase {
-            Phase::Healthy | Phase::Expected => Some(self.quiet_since + detection.suspect()),
-            Phase::Suspect if over => Some(self.quiet_since + detection.declare),
-            Phase::AgentSilent | Phase::Partitioned if over => Some(self.round.started + detection.declare),
-            Phase::Suspect | Phase::AgentSilent | Phase::Partitioned => Some(self.round.deadline),
-            Phase::NoAgent | Phase::StormHold | Phase::Declared => None,
-        }
-    }
-}
-
-impl Round {
-    /// A round that nobody answers any more, so that the next one begins.
-    fn over(now: BootTime) -> Self {
-        let answers = BTreeMap::from([(Prober::Coordinator, Some(Reachability::Kernel))]);
-        Self { started: now, deadline: now, answers }
-    }
-
-    fn is_over(&self, now: BootTime) -> bool {
-        now >= self.deadline || self.answers.values().all(Option::is_some)
     }
 }

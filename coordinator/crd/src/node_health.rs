@@ -25,6 +25,11 @@ use crate::common::Proof;
     printcolumn(name = "Since", type_ = "date", json_path = ".status.since"),
     printcolumn(name = "Proof", type_ = "string", json_path = ".status.proof"),
     printcolumn(
+        name = "Fencing",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="FencingAnswers")].reason"#
+    ),
+    printcolumn(
         name = "Disks",
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="DisksHealthy")].reason"#
@@ -112,7 +117,8 @@ pub struct NodeHealthStatus {
     /// `Reachable`: beats arrive. `DisksHealthy`: no disk fails; its reason is the worst grade, and it is
     /// `Unknown` where no disk tells anything. `ProofPossible`: if the node died now, something could prove it; its
     /// message names the proofs. `FencingAnswers`, where the node has a fence agent, or a mistake in the fence
-    /// configuration may be why it has none: it answers, for a machine that is on.
+    /// configuration may be why it has none: it answers, for a machine that is on. It holds with the reason
+    /// `ChangeRefused` while the agent answers by a configuration whose change is not in use.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

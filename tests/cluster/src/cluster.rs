@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use somersault_test_support::world::network;
 
 use crate::addresses::{NODES_MAX, node_name};
 use crate::bmc::Fault;
@@ -190,6 +191,21 @@ impl Cluster {
         self.in_world(&["mend", node])
     }
 
+    /// Whether the node's network plug is in.
+    pub fn is_plugged(&self, node: &str) -> Result<bool> {
+        let init = world::init(&self.layout)?.context("the cluster is not up any more")?;
+        let link = network::plug(node);
+        let output = world::nsenter(init)
+            .args(["ip", "-json", "link", "show", "dev", &link])
+            .output()
+            .context("starting nsenter")?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "looking at {link}: {}", text.trim());
+        let links: Value = serde_json::from_slice(&output.stdout).context("understanding ip")?;
+        let flags = links[0]["flags"].as_array().with_context(|| format!("{link} without flags"))?;
+        Ok(flags.iter().any(|flag| flag == "UP"))
+    }
+
     /// Stops every process of a node, as a hypervisor that pauses a machine does; they hold what they hold.
     pub fn freeze(&self, node: &str) -> Result<()> {
         let init = self.node_init(node)?;
@@ -272,7 +288,8 @@ impl Cluster {
                 Ok(object) => format!("Ready={}", condition(&object, "Ready").unwrap_or("?")),
                 Err(error) => format!("{error:#}"),
             };
-            lines.push(format!("{node}  power {power:<3}  {says}"));
+            let plug = if self.is_plugged(&node)? { "in" } else { "out" };
+            lines.push(format!("{node}  power {power:<3}  plug {plug:<3}  {says}"));
         }
         Ok(lines.join("\n"))
     }

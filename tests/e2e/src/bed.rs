@@ -7,12 +7,14 @@
 //! ```
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use somersault_test_cluster::{Cluster, Hold, Log, Options, until};
 use somersault_test_support::world::command::tied;
@@ -30,6 +32,9 @@ const FENCE_RUNNER: &str = "somersault-fence-runner";
 const FENCE_RUNNER_LABEL: &str = "app.kubernetes.io/component=fence-runner";
 /// As the overlay has it.
 const FENCE_RUNNERS: u8 = 2;
+const APISERVER: &str = "kube-apiserver";
+/// It reads what etcd holds, on a busy machine.
+const APISERVER_DEADLINE: Duration = Duration::from_mins(1);
 const STANDIN_LOG: &str = "kubevirt-standin";
 /// Pulling no image, but starting pods on a busy machine of two cores, issuing certificates, first beats.
 const INSTALL_DEADLINE: Duration = Duration::from_mins(4);
@@ -46,6 +51,8 @@ pub struct Bed {
     standin: Child,
     /// When the present installation began.
     installed: Mutex<SystemTime>,
+    /// When somebody had ended the API server, until it was ready again.
+    pauses: Mutex<Vec<Range<Timestamp>>>,
     /// Given up last.
     _hold: Hold,
 }
@@ -64,7 +71,7 @@ impl Bed {
         let standin = start_standin(&programs, &cluster)?;
         let api = Api::of(&cluster.kubeconfig())?;
         let installed = Mutex::new(SystemTime::now());
-        let bed = Self { cluster, api, programs, standin, installed, _hold: hold };
+        let bed = Self { cluster, api, programs, standin, installed, pauses: Mutex::default(), _hold: hold };
         tell("the product: kubectl apply -k deploy/overlays/test-cluster-fence");
         bed.install()?;
         Ok(bed)
@@ -152,8 +159,32 @@ impl Bed {
 
     /// Ends the API server, and starts it again.
     pub fn restart_apiserver(&self) -> Result<()> {
-        self.cluster.stop_program(None, "kube-apiserver")?;
-        self.cluster.start_program(None, "kube-apiserver")
+        self.stop_apiserver()?;
+        self.start_apiserver()
+    }
+
+    /// Ends the API server.
+    pub fn stop_apiserver(&self) -> Result<()> {
+        let now = Timestamp::now();
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner).push(now..Timestamp::MAX);
+        self.cluster.stop_program(None, APISERVER)
+    }
+
+    /// Starts it again, and waits until it is ready.
+    pub fn start_apiserver(&self) -> Result<()> {
+        self.cluster.start_program(None, APISERVER)?;
+        until("the API server is ready", APISERVER_DEADLINE, &[], || {
+            self.cluster.ask(&["get", "--raw=/readyz"]).map(Some)
+        })?;
+        if let Some(pause) = self.pauses.lock().unwrap_or_else(PoisonError::into_inner).last_mut() {
+            pause.end = Timestamp::now();
+        }
+        Ok(())
+    }
+
+    /// From when to when the API server was not ready.
+    pub fn apiserver_pauses(&self) -> Vec<Range<Timestamp>> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes the fence runners away; they come back when the answer is dropped.

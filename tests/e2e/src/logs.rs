@@ -1,9 +1,11 @@
 //! What our own pods have said, read for what must never be in it: a call that the API server has forbidden. A right
 //! that is missing shows nowhere else, since whoever lacks it tries again or does without.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::api::Kind;
@@ -15,28 +17,43 @@ const OURS: &str = "app.kubernetes.io/name=somersault";
 const POD_LOGS: &str = "/var/log/pods";
 /// As the API server says it, in whatever case.
 const FORBIDDEN: &str = "forbidden";
-/// An API server that has just started refuses everybody until it has read its roles, and says that it finds not even
-/// this one, which every cluster has. Some log lines have its words within a quotation.
-const NO_ROLES_YET: [&str; 2] = ["system:basic-user\" not found", "system:basic-user\\\" not found"];
-
 impl Bed {
     /// No log of ours tells of a forbidden call, of containers that have ended included, as far as they are kept.
     pub fn nothing_was_forbidden(&self) -> Result<()> {
         for pod in self.api().list(Kind::POD, NAMESPACE, OURS)? {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             // A container that has not started yet has said nothing.
-            let now = ["-n", NAMESPACE, "logs", name, "--all-containers", "--ignore-errors", "--tail=-1"];
+            let now = [
+                "-n",
+                NAMESPACE,
+                "logs",
+                name,
+                "--all-containers",
+                "--ignore-errors",
+                "--timestamps",
+                "--tail=-1",
+            ];
             match self.cluster().ask(&now) {
-                Ok(said) => check(name, &said)?,
+                Ok(said) => self.check(name, &said)?,
                 // Evicted since it was listed, from a node that somebody has just made fail; its log went with it.
                 Err(_) if self.is_gone(&pod)? => continue,
                 Err(error) => return Err(error),
             }
             for container in restarted(&pod) {
-                let before = ["-n", NAMESPACE, "logs", name, "-c", container, "--previous", "--tail=-1"];
+                let before = [
+                    "-n",
+                    NAMESPACE,
+                    "logs",
+                    name,
+                    "-c",
+                    container,
+                    "--previous",
+                    "--timestamps",
+                    "--tail=-1",
+                ];
                 // What it said is lost with its node's boot.
                 if let Ok(said) = self.cluster().ask(&before) {
-                    check(&format!("{name}, {container} before its restart"), &said)?;
+                    self.check(&format!("{name}, {container} before its restart"), &said)?;
                 }
             }
         }
@@ -57,10 +74,14 @@ impl Bed {
                 // Removed since it was listed.
                 let Ok(said) = std::fs::read(&file) else { continue };
                 let who = file.strip_prefix(&logs).unwrap_or(&file).display();
-                check(&format!("{who} on {node}"), &String::from_utf8_lossy(&said))?;
+                self.check(&format!("{who} on {node}"), &String::from_utf8_lossy(&said))?;
             }
         }
         Ok(())
+    }
+
+    fn check(&self, who: &str, log: &str) -> Result<()> {
+        check(who, log, &self.apiserver_pauses())
     }
 
     fn is_gone(&self, pod: &Value) -> Result<bool> {
@@ -93,9 +114,14 @@ fn restarted(pod: &Value) -> impl Iterator<Item = &str> {
     all.filter(|container| container["restartCount"].as_u64() > Some(0)).filter_map(|c| c["name"].as_str())
 }
 
-fn check(who: &str, log: &str) -> Result<()> {
-    let too_early = |line: &str| NO_ROLES_YET.iter().any(|words| line.contains(words));
-    match log.lines().find(|line| line.to_lowercase().contains(FORBIDDEN) && !too_early(line)) {
+/// Each line begins with its time. An API server that has just started refuses everybody until it has read all roles and
+/// bindings, which it has as soon as it says that it is ready: what was refused in such a pause tells nothing.
+fn check(who: &str, log: &str, pauses: &[Range<Timestamp>]) -> Result<()> {
+    let in_a_pause = |line: &str| {
+        let at = line.split(' ').next().and_then(|word| word.parse::<Timestamp>().ok());
+        at.is_some_and(|at| pauses.iter().any(|pause| pause.contains(&at)))
+    };
+    match log.lines().find(|line| line.to_lowercase().contains(FORBIDDEN) && !in_a_pause(line)) {
         Some(line) => bail!("{who} was forbidden something: {line}"),
         None => Ok(()),
     }
@@ -109,20 +135,20 @@ mod tests {
 
     #[test]
     fn a_forbidden_call_is_found_in_any_case_and_its_line_is_named() {
-        assert!(check("pod-1", "coordinator started\nall is well\n").is_ok());
+        assert!(check("pod-1", "coordinator started\nall is well\n", &[]).is_ok());
         for line in ["nodes \"n1\" is forbidden: User cannot patch", "403 Forbidden"] {
-            let error = check("pod-1", &format!("first\n{line}\nlast\n")).expect_err("found");
+            let error = check("pod-1", &format!("first\n{line}\nlast\n"), &[]).expect_err("found");
             assert_eq!(error.to_string(), format!("pod-1 was forbidden something: {line}"));
         }
     }
 
     #[test]
-    fn an_api_server_that_knows_no_roles_yet_forbids_nothing() {
-        let roles = r#"RBAC: [clusterrole "system:basic-user" not found, clusterrole "ours" not found]"#;
-        let plain = format!("NodeHealth n3 is forbidden: {roles}");
-        let quoted = format!("message: \"pods is forbidden: {}\"", roles.replace('"', "\\\""));
-        assert!(check("pod-1", &format!("{plain}\n{quoted}\n")).is_ok());
-        assert!(check("pod-1", r#"pods is forbidden: RBAC: clusterrole "ours" not found"#).is_err());
+    fn an_api_server_that_is_not_ready_yet_forbids_nothing() {
+        let at = |second: &str| format!("2026-01-02T03:04:{second}.5Z");
+        let pause = [at("10").parse().expect("a time")..at("20").parse().expect("a time")];
+        let refused = |at: &str| check("pod-1", &format!("{at} stderr F pods is forbidden"), &pause);
+        assert!(refused(&at("09")).is_err() && refused(&at("21")).is_err() && refused("none").is_err());
+        refused(&at("11")).expect("it was not ready");
     }
 
     #[test]

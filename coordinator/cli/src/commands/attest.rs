@@ -76,7 +76,8 @@ fn boot_to_attest(world: &World, node: &NodeName) -> Result<String, Failure> {
         NodeState::Healthy => return refuse("Healthy: its agent sends heartbeats. Power it off first"),
         NodeState::NoAgent => {
             return refuse(
-                "without an agent: none was ever heard from, so nothing would follow from your word",
+                "without an agent: this coordinator has heard of none since it started, so nothing would follow from your \
+                 word. Where the coordinator has just started, look again in half a minute",
             );
         }
         NodeState::Suspect | NodeState::AgentSilent | NodeState::Partitioned => {

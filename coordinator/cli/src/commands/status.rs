@@ -87,7 +87,7 @@ fn text(status: &Status) -> String {
     if let Some(hold) = &status.storm_hold {
         let _ = writeln!(
             text,
-            "STORM HOLD: {hold} went silent together; nothing is done before they are back or somebody says: kubectl \
+            "STORM HOLD: too many nodes are silent at once ({hold}); nothing is done before they are back or somebody says: kubectl \
              somersault release-hold\n"
         );
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Coordinator;
 use crate::fencing::{Case, proofs_possible};
-use crate::liveness::{Phase, Pulse};
+use crate::liveness::{self, Phase, Pulse};
 use crate::migration::{self, Context, refusal};
 use crate::names::{Key, NodeName};
 use crate::scene::Scene;
@@ -71,7 +71,7 @@ impl Coordinator {
             }
             (Some(case), _) => (case.state(acted), case.since(), case.words(&scene)),
             (None, Some(pulse)) => (state_of(pulse.phase), pulse.since, pulse.why.clone()),
-            (None, None) => (NodeState::NoAgent, self.now, "its agent was never heard from".to_owned()),
+            (None, None) => (NodeState::NoAgent, self.now, liveness::NEVER_HEARD.to_owned()),
         };
         let past = || self.past_timelines.get(node).cloned().unwrap_or_default();
         NodeView {

@@ -389,6 +389,15 @@ impl Bench {
         self.count(|effect| matches!(effect, Effect::Notify(Notice { reason: said, .. }) if *said == reason))
     }
 
+    /// What was said for this reason.
+    pub fn messages(&self, reason: &str) -> Vec<&str> {
+        let of_it = self.effects.iter().filter_map(|(_, effect)| match effect {
+            Effect::Notify(notice) if notice.reason == reason => Some(notice.message.as_str()),
+            _ => None,
+        });
+        of_it.collect()
+    }
+
     pub fn is_tainted(&self, node: &str) -> bool {
         self.fleet.nodes[&NodeName::from(node)].has_taint(FENCING_TAINT)
     }

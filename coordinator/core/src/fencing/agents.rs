@@ -396,7 +396,7 @@ impl Rounds {
     pub fn view(&self, scene: &Scene<'_>, node: &NodeName) -> Option<FenceAgentView> {
         let refused = scene.facts.power_off.problem();
         if !scene.has_fence_agent(node) {
-            let state = FencingState::NotConfigured { why: self.why_not_configured(refused)? };
+            let state = FencingState::NotConfigured { why: self.mistake(scene)? };
             return Some(FenceAgentView { state, answered: None, change_refused: None });
         }
         let check = self.checks.get(node);
@@ -416,17 +416,13 @@ impl Rounds {
     }
 
     /// The mistake in the configuration for which a node may have no agent.
-    fn why_not_configured(&self, refused: Option<&str>) -> Option<String> {
-        if let Some(why) = refused {
+    pub fn mistake(&self, scene: &Scene<'_>) -> Option<String> {
+        if let Some(why) = scene.facts.power_off.problem() {
             return Some(format!("the fence configuration cannot be used: {why}"));
         }
-        let names: Vec<&str> = self.strangers.iter().map(NodeName::as_str).collect();
-        (!names.is_empty()).then(|| {
-            format!(
-                "the fence configuration does not name it, but {}, as no node is called",
-                names.join(", ")
-            )
-        })
+        let names = words::listed(&self.strangers);
+        (!names.is_empty())
+            .then(|| format!("the fence configuration does not name it, but {names}, as no node is called"))
     }
 
     /// When time alone allows a next step.

@@ -4,10 +4,10 @@
 //! Everything is level-triggered: which step comes next follows from the stored record and the facts, so a lost
 //! answer, a new leader or a repeated input needs no case of its own. At most one commit is under way.
 
+mod next;
+
 use super::lease::LeaseWatch;
-use super::{
-    Attested, FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, given_by_others, run_max, words,
-};
+use super::{Attested, FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, run_max, words};
 use crate::BootTime;
 use crate::io::{Effect, FenceResult, Record};
 use crate::liveness::{BeatOf, EXPECTED_WITHIN, Phase, Pulse};
@@ -439,93 +439,6 @@ impl Case {
             words::fencing_started(fx, &self.node);
             fx.push(Effect::RunFence { node: self.node.clone(), epoch, timeout });
         }
-    }
-
-    fn next_stage(&self, scene: &Scene<'_>, around: &Around<'_>, epoch: u64) -> Option<FenceStage> {
-        let Some(record) = self.stored.as_ref().filter(|_| !self.declare) else {
-            return Some(FenceStage::Declared);
-        };
-        if record.stage == FenceStage::Closed {
-            return None;
-        }
-        if self.is_removed(scene) {
-            return around.settled.idle.then_some(FenceStage::Closed);
-        }
-        if record.epoch != epoch {
-            // Taking the record over shuts out whoever wrote it before anything else is done.
-            return Some(record.stage.clone());
-        }
-        match &record.stage {
-            FenceStage::Declared | FenceStage::PowerOrdered => {
-                let back = self.last_beat.is_some() && !self.may_yet_go_off(scene);
-                let order = self.is_at(&FenceStage::Declared) && self.may_order(scene, around);
-                self.proof_at_hand(scene, around)
-                    .map(|proof| FenceStage::Fenced { proof })
-                    .or(back.then_some(FenceStage::Closed))
-                    .or(order.then_some(FenceStage::PowerOrdered))
-            }
-            FenceStage::Fenced { .. } => {
-                let boot_id = self.new_boot.clone().filter(|_| around.settled.idle)?;
-                Some(FenceStage::Quarantine { boot_id })
-            }
-            FenceStage::Quarantine { boot_id } => {
-                let over = scene.now >= self.trusted_since? + scene.facts.policy.recovery.quarantine;
-                match &self.new_boot {
-                    Some(newer) if newer != boot_id => {
-                        Some(FenceStage::Quarantine { boot_id: newer.clone() })
-                    }
-                    _ => (over && around.settled.idle).then_some(FenceStage::Closed),
-                }
-            }
-            FenceStage::Closed => None,
-        }
-    }
-
-    /// A run is under way, or has said off. Of an agent that said so of a node that beats nobody knows what it switches.
-    fn may_yet_go_off(&self, scene: &Scene<'_>) -> bool {
-        let power = &self.power;
-        let foreign = power.foreign_until.is_some_and(|until| scene.now < until);
-        let lies = power.ordered && self.distrusts_agent(scene);
-        power.running_until.is_some() || foreign || power.confirmed_at.is_some() || lies
-    }
-
-    fn is_at(&self, stage: &FenceStage) -> bool {
-        self.stored.as_ref().is_some_and(|record| record.stage == *stage) && !self.declare
-    }
-
-    fn is_silent(&self, scene: &Scene<'_>) -> bool {
-        self.last_beat.is_none_or(|at| scene.now >= at + scene.facts.policy.detection.suspect())
-    }
-
-    fn proof_at_hand(&self, scene: &Scene<'_>, around: &Around<'_>) -> Option<ProofKind> {
-        let returned = self.new_boot.is_some().then_some(ProofKind::NewBootId);
-        if !self.is_silent(scene) {
-            return returned;
-        }
-        let others = || given_by_others(around.taints, around.attested, &self.node, self.boot.as_ref());
-        let lease = || around.leases.expired(&self.node, self.boot.as_ref(), scene.now, &scene.facts.policy);
-        let confirmed = self.power.confirmed_at.is_some() && !self.distrusts_agent(scene);
-        let power = confirmed.then_some(ProofKind::PowerOffConfirmed);
-        power.or_else(others).or(returned).or_else(|| lease().then_some(ProofKind::LeaseExpired))
-    }
-
-    fn may_order(&self, scene: &Scene<'_>, around: &Around<'_>) -> bool {
-        let power = &self.power;
-        let alive = around.pulse.is_some_and(|pulse| pulse.kubelet_lives(scene.now, self.begun));
-        scene.can_power_off(&self.node)
-            && !self.distrusts_agent(scene)
-            && self.last_beat.is_none()
-            && !alive
-            && !around.hold
-            && power.running_until.is_none()
-            && power.confirmed_at.is_none()
-            && scene.now >= power.next_at
-    }
-
-    /// In one incident that does not end: a silent node can show nothing of its agent.
-    fn distrusts_agent(&self, scene: &Scene<'_>) -> bool {
-        let stored = self.stored.as_ref().filter(|_| !self.declare);
-        scene.facts.power_off.is_wrong(&self.node) || stored.is_some_and(|record| record.agent_distrusted)
     }
 
     /// A returned node is trusted after it beat without a gap.

@@ -164,6 +164,10 @@ pub(crate) fn removed(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName) 
     tell_node(fx, Severity::Warning, node, "NodeRemoved", message);
 }
 
+pub(super) fn listed(names: &[NodeName]) -> String {
+    names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
+}
+
 /// Volumes named in one notice: an Event holds 1024 bytes.
 const LOST_SHOWN_MAX: usize = 10;
 
@@ -173,6 +177,7 @@ pub(crate) fn declared(
     node: &NodeName,
     why: &str,
     vms: (usize, usize),
+    mistake: Option<&str>,
 ) {
     let (automatic, by_hand) = vms;
     let otherwise =
@@ -183,6 +188,8 @@ pub(crate) fn declared(
         format!("Its fence agent switches another machine and is not run: {otherwise}")
     } else if scene.has_fence_agent(node) {
         format!("Its fence agent cannot be run now, and is as soon as it can; or {otherwise}")
+    } else if let Some(mistake) = mistake {
+        format!("It has no fence agent ({mistake}): {otherwise}")
     } else {
         format!("No fence agent is configured for it: {otherwise}")
     };
@@ -236,20 +243,19 @@ pub(super) fn answers_again(fx: &mut Vec<Effect>, node: &NodeName) {
     tell_node(fx, Severity::Info, node, "FenceAnswers", format!("The fence agent of {node} answers."));
 }
 
-/// Only what has changed is told.
 /// Names in the fence configuration that no node has.
 pub(super) fn strangers(fx: &mut Vec<Effect>, names: &[NodeName]) {
     if names.is_empty() {
         return;
     }
-    let names: Vec<&str> = names.iter().map(NodeName::as_str).collect();
     let message = format!(
         "The fence configuration names {}, and no node is called so: a typo leaves the node that is meant without a fence agent.",
-        names.join(", ")
+        listed(names)
     );
     tell(fx, Severity::Warning, "FenceNodeUnknown", message);
 }
 
+/// Only what has changed is told.
 pub(super) fn roster_changed(fx: &mut Vec<Effect>, before: &FenceRoster, now: &FenceRoster) {
     match (&before.away, &now.away) {
         (None, Some(why)) => {

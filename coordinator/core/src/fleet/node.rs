@@ -28,6 +28,8 @@ pub struct Node {
 
 /// Annotation on a cordoned node that asks for its evacuation: `PreCopyOnly` or `Now`.
 pub const EVACUATE_ANNOTATION: &str = "somersault.novasphere.dev/evacuate";
+/// Label that holds the node's operating system, by Go's name for it.
+pub const OS_LABEL: &str = "kubernetes.io/os";
 /// Label that holds the node's failure zone.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Taint of a cloud controller: the machine is shut down.

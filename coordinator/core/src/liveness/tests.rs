@@ -323,7 +323,7 @@ fn an_expected_agent_that_beats_in_another_boot_is_healthy() {
     bench.beat("n1", 2);
     bench.run_ms(1_000);
     assert_eq!(bench.state("n1"), NodeState::Healthy);
-    assert_eq!(bench.notices("NodeHealthy"), 0, "nothing was suspected");
+    assert_eq!(bench.notices("SuspicionEnded"), 0, "nothing was suspected");
 }
 
 #[test]

@@ -76,14 +76,14 @@ pub fn restart(bed: &Bed) -> Result<()> {
 /// The API server is away for two minutes: every VM runs on, nothing is acted on.
 pub fn away(bed: &Bed) -> Result<()> {
     let stage = Stage::set(bed, &bed.node_without_leader()?, &[WEB, DB])?;
-    bed.cluster().stop_program(None, "kube-apiserver")?;
+    bed.stop_apiserver()?;
     std::thread::sleep(AWAY);
     for node in bed.nodes() {
         ensure!(bed.cluster().is_on(&node)?, "{node} lives, and was switched off");
     }
     stage.wait_writes(&WEB, LONG_ENOUGH)?;
     stage.wait_writes(&DB, LONG_ENOUGH)?;
-    bed.cluster().start_program(None, "kube-apiserver")?;
+    bed.start_apiserver()?;
     undisturbed(bed, &stage)
 }
 

@@ -70,7 +70,8 @@ fn in_network(node: &str, command: &[&str]) -> Result<()> {
     run("nsenter", [&[network.as_str(), "--"], command].concat()).map(drop)
 }
 
-fn plug(node: &str) -> String {
+/// The world's end of the node's cable.
+pub fn plug(node: &str) -> String {
     format!("plug-{node}")
 }
 

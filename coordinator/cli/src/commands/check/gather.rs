@@ -11,6 +11,7 @@ use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator_core::fleet::{Node, OS_LABEL};
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use super::facts::{
@@ -299,7 +300,10 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
     let objects = server.objects()?;
     let world = World::of(&objects, None)?;
     let policy = objects.get(&ObjectId::cluster("RecoveryPolicy", POLICY_NAME)).map(policy);
-    let nodes = world.fleet.nodes.iter().map(|(name, node)| NodeSeen {
+    // Others have no agent, and no VMs.
+    let is_linux = |node: &Node| node.labels.get(OS_LABEL).is_none_or(|os| os == "linux");
+    let nodes = world.fleet.nodes.iter().filter(|(_, node)| is_linux(node));
+    let nodes = nodes.map(|(name, node)| NodeSeen {
         name: name.clone(),
         ready: node.ready,
         health: world.healths.get(name).and_then(|health| health.status.clone()),

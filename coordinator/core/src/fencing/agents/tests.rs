@@ -328,3 +328,17 @@ fn a_name_that_no_node_has_is_told_to_whoever_has_no_agent() {
     assert_eq!(bench.notices("FenceNodeUnknown"), 1);
     assert_eq!(agent(&bench, "n1"), FencingState::Answers);
 }
+
+#[test]
+fn a_dead_node_that_a_mistake_left_without_an_agent_is_told_of_with_the_mistake() {
+    let mut bench = answering(&[("n1", "a")]);
+    tell(&mut bench, roster(&[("n1", "a"), ("m2", "b")]));
+    bench.run_ms(1_000);
+    bench.silence(&["n2"]);
+    bench.run_ms(20_000);
+    let said = bench.messages("NodeUnreachable");
+    assert!(
+        said.len() == 1 && said[0].contains("has no fence agent") && said[0].contains("but m2"),
+        "{said:?}"
+    );
+}

@@ -33,15 +33,7 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
         .iter()
         .filter(|(_, health)| !health.proofs_possible.iter().any(|proof| comes_by_itself(*proof)));
     let by_hand: Vec<_> = by_hand.collect();
-    // It has a fence agent, and none of them can be run: what is wrong is told with their answers below.
-    let lacks_agent = by_hand.iter().any(|(_, health)| {
-        fencing_answers(health).is_none_or(|condition| condition.reason == NOT_CONFIGURED)
-    });
-    let what_to_do = if lacks_agent {
-        how_to_prove(&facts.fence_runner, runs)
-    } else {
-        "let its fence agent answer (below)".to_owned()
-    };
+    let what_to_do = what_to_do(facts, &by_hand, runs);
     let why =
         by_hand.iter().map(|(node, _)| format!("node {}: its VMs wait until somebody attests", node.name));
     let (which, when) = match by_hand.as_slice() {
@@ -61,6 +53,19 @@ pub fn fencing(facts: &Facts) -> Vec<Finding> {
     findings.extend(configuration(&without, &asked));
     findings.extend(if asked.is_empty() { untested(&known) } else { Some(answers(&asked, runs)) });
     findings
+}
+
+/// What gives nodes that only a person can prove dead a fence agent that can be run.
+fn what_to_do(facts: &Facts, by_hand: &[&(&NodeSeen, &NodeHealthStatus)], runs: bool) -> String {
+    let told = || by_hand.iter().map(|(_, health)| fencing_answers(health));
+    if told().flatten().any(|condition| condition.reason == NOT_CONFIGURED) {
+        "mend the fence configuration (below)".to_owned()
+    } else if told().any(|condition| condition.is_none()) {
+        how_to_prove(&facts.fence_runner, runs)
+    } else {
+        // Each has a fence agent, and none of them can be run.
+        "let its fence agent answer (below)".to_owned()
+    }
 }
 
 /// A node, and the condition that tells of its fence agent.

@@ -434,6 +434,20 @@ fn a_mistake_in_the_fence_configuration_is_named() {
 }
 
 #[test]
+fn a_node_that_a_mistake_left_without_an_agent_is_sent_to_the_mistake() {
+    let mut facts = healthy();
+    change_health(&mut facts, |health| {
+        health.proofs_possible = vec![Proof::HumanAttested];
+        let reason = "NotConfigured".to_owned();
+        health.conditions = vec![Condition { reason, ..condition("False", "it has no fence agent: line 3") }];
+    });
+    let fencing = sections(&facts).into_iter().find(|section| section.name == "fencing").expect("there");
+    let told: Vec<_> = fencing.findings.iter().filter_map(|finding| finding.what_to_do.as_deref()).collect();
+    assert_eq!(told[0], "mend the fence configuration (below)");
+    assert!(told.len() == 2 && told[1].starts_with("mend key fence.yaml"), "{told:?}");
+}
+
+#[test]
 fn vms_without_kubevirts_own_object_are_not_denied() {
     let without = |vms: usize| {
         let (section, finding) = one_finding(|facts| {
