@@ -15,7 +15,8 @@ use std::time::Duration;
 use somersault_agent_core::book::{Admission, Book, Refusal};
 use somersault_proto::model::limits::MESSAGE_BYTES_MAX;
 use somersault_proto::model::{
-    Address, FailureReason, FromAgent, NodeName, Order, OrderKind, ProbeAnswer, Progress, ProgressState, Pull,
+    AbsolutePath, Address, FailureReason, FromAgent, NodeName, Order, OrderKind, ProbeAnswer, Progress,
+    ProgressState, Pull,
 };
 use somersault_proto::tls::TlsSource;
 use tokio::sync::{broadcast, watch};
@@ -31,6 +32,10 @@ use crate::transfer::{PullProgress, PullRequest, TransferError, Transfers};
 const MESSAGES_MAX: usize = 256;
 /// How often the progress of a copy is told: fast enough for a progress bar.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
+
+/// The end of an order that copies nothing.
+const NOTHING_COPIED: ProgressState =
+    ProgressState::Done { root_hash: [0; 32], total_bytes: 0, sent_bytes: 0, elapsed: Duration::ZERO };
 
 /// Takes orders and tells how they fare.
 #[derive(Clone)]
@@ -109,6 +114,10 @@ impl Orders {
                 tokio::spawn(async move { this.cancel(id, transfer, drop_partial).await });
                 None
             }
+            OrderKind::RemoveVolume { path } => {
+                tokio::spawn(async move { this.remove(id, path).await });
+                None
+            }
             OrderKind::StopLaunchers { .. } => {
                 let why = "this agent cannot stop pods; power the node off, or stop them there";
                 let answer = failed(&id, FailureReason::Other("NotSupported".to_owned()), why);
@@ -163,14 +172,16 @@ impl Orders {
 
     async fn cancel(&self, id: String, transfer: String, drop_partial: bool) {
         match self.inner.transfers.cancel(&transfer, drop_partial).await {
+            Ok(()) => self.close(&id, progress(&id, NOTHING_COPIED)),
+            Err(error) => self.close_failed(&id, &error),
+        }
+    }
+
+    async fn remove(&self, id: String, path: AbsolutePath) {
+        match self.inner.transfers.remove(path.as_str()).await {
             Ok(()) => {
-                let nothing = ProgressState::Done {
-                    root_hash: [0; 32],
-                    total_bytes: 0,
-                    sent_bytes: 0,
-                    elapsed: Duration::ZERO,
-                };
-                self.close(&id, progress(&id, nothing));
+                info!(order = id, %path, "volume removed");
+                self.close(&id, progress(&id, NOTHING_COPIED));
             }
             Err(error) => self.close_failed(&id, &error),
         }
@@ -215,6 +226,7 @@ fn name(kind: &OrderKind) -> &'static str {
         OrderKind::CancelPull { .. } => "CancelPull",
         OrderKind::Probe { .. } => "Probe",
         OrderKind::StopLaunchers { .. } => "StopLaunchers",
+        OrderKind::RemoveVolume { .. } => "RemoveVolume",
     }
 }
 

@@ -83,6 +83,14 @@ pub enum TransferError {
         #[source]
         source: io::Error,
     },
+    /// It was to be removed.
+    #[error("{path} is in use: {why}")]
+    VolumeInUse {
+        /// The volume.
+        path: String,
+        /// By what.
+        why: String,
+    },
     /// The device does not hold what was written.
     #[error("read back from the device, {path} differs from what was written; the disk may be failing")]
     VerificationFailed {
@@ -109,6 +117,7 @@ impl TransferError {
             Self::TargetExists { .. } => "TargetExists",
             Self::TargetFull(_) => "TargetFull",
             Self::TargetWriteFailed { .. } => "TargetWriteFailed",
+            Self::VolumeInUse { .. } => "VolumeInUse",
             Self::VerificationFailed { .. } => "VerificationFailed",
         }
     }
@@ -130,6 +139,7 @@ impl TransferError {
             Self::TargetExists { .. } => FailureReason::TargetExists,
             Self::TargetFull(_) => FailureReason::TargetFull,
             Self::TargetWriteFailed { .. } => FailureReason::TargetWriteFailed,
+            Self::VolumeInUse { .. } => FailureReason::VolumeInUse,
             Self::VerificationFailed { .. } => FailureReason::VerificationFailed,
         }
     }

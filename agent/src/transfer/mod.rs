@@ -21,6 +21,7 @@ mod keys;
 mod meter;
 mod partial;
 mod peer;
+mod remove;
 mod root;
 mod scan;
 mod source;
@@ -146,6 +147,8 @@ struct Inner {
     pool: Pool,
     permits: Semaphore,
     running: Mutex<HashMap<String, Arc<Meter>>>,
+    /// One volume is removed at a time: it keeps a disk busy enough.
+    removing: tokio::sync::Mutex<()>,
     source: Source,
 }
 
@@ -169,6 +172,7 @@ impl Transfers {
             pool,
             permits,
             running: Mutex::default(),
+            removing: tokio::sync::Mutex::default(),
             source,
         }))
     }
@@ -214,6 +218,14 @@ impl Transfers {
             None => {}
         }
         Ok(())
+    }
+
+    /// Removes a volume for good, which must be directly below a storage root and in nobody's use. One that is not there is
+    /// removed already.
+    pub async fn remove(&self, path: &str) -> Result<(), TransferError> {
+        let place = self.0.roots.place(path)?;
+        let _one_at_a_time = self.0.removing.lock().await;
+        target::join(tokio::task::spawn_blocking(move || remove::volume(&place)).await)
     }
 }
 

@@ -199,7 +199,7 @@ impl Partial {
 
 /// Renames a folder and replaces nothing. Filesystems without `RENAME_NOREPLACE` (NFS) say EINVAL; there the plain
 /// rename is as safe, since a folder can replace nothing but an empty folder (rename(2)).
-fn rename_folder(
+pub(super) fn rename_folder(
     from: impl AsFd,
     old: impl AsRef<OsStr>,
     to: impl AsFd,

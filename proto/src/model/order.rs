@@ -44,6 +44,11 @@ pub enum OrderKind {
         /// Pod uids; at least one.
         pod_uids: Vec<String>,
     },
+    /// Remove a volume for good: nobody uses it any more, and no object of the cluster names it.
+    RemoveVolume {
+        /// The volume's folder, directly below a storage root.
+        path: AbsolutePath,
+    },
 }
 
 /// Copy a volume from its source to here.
@@ -141,6 +146,8 @@ pub enum FailureReason {
     TargetWriteFailed,
     /// What was read back differs from what was sent.
     VerificationFailed,
+    /// Somebody uses a volume that was to be removed.
+    VolumeInUse,
     /// This agent copies as much as it may at once, or this transfer already.
     Busy,
     /// Any other; a newer agent may know more reasons than we do.
@@ -148,7 +155,7 @@ pub enum FailureReason {
 }
 
 impl FailureReason {
-    const KNOWN: [Self; 16] = [
+    const KNOWN: [Self; 17] = [
         Self::Cancelled,
         Self::StaleEpoch,
         Self::OrderRefused,
@@ -164,6 +171,7 @@ impl FailureReason {
         Self::TargetFull,
         Self::TargetWriteFailed,
         Self::VerificationFailed,
+        Self::VolumeInUse,
         Self::Busy,
     ];
 }
@@ -220,6 +228,9 @@ impl TryFrom<v1::Order> for Order {
                 },
                 Kind::Probe(probe) => probe_order(probe).map_err(|e| e.within("probe"))?,
                 Kind::StopLaunchers(stop) => stop_order(stop).map_err(|e| e.within("stop_launchers"))?,
+                Kind::RemoveVolume(remove) => {
+                    OrderKind::RemoveVolume { path: name("remove_volume.path", remove.path)? }
+                }
             },
         })
     }
@@ -265,6 +276,7 @@ impl From<Order> for v1::Order {
                 timeout_ms: wire_millis(timeout),
             }),
             OrderKind::StopLaunchers { pod_uids } => Kind::StopLaunchers(v1::StopLaunchers { pod_uids }),
+            OrderKind::RemoveVolume { path } => Kind::RemoveVolume(v1::RemoveVolume { path: path.into() }),
         };
         Self { id: order.id, epoch: order.epoch, kind: Some(kind) }
     }
@@ -486,6 +498,7 @@ mod tests {
             Kind::CancelPull(v1::CancelPull { transfer: "t".into(), drop_partial: true }),
             Kind::Probe(v1::Probe { node: "n1".into(), address: "10.0.0.1:1".into(), timeout_ms: 300 }),
             Kind::StopLaunchers(v1::StopLaunchers { pod_uids: vec!["uid-1".into()] }),
+            Kind::RemoveVolume(v1::RemoveVolume { path: "/srv/pvc-1".into() }),
         ] {
             let wire = wire_order(kind);
             assert_eq!(v1::Order::from(Order::try_from(wire.clone()).unwrap()), wire);
@@ -511,6 +524,10 @@ mod tests {
         for pod_uids in [vec![], vec!["u".to_owned(); limits::PODS_MAX + 1]] {
             let wire = wire_order(Kind::StopLaunchers(v1::StopLaunchers { pod_uids }));
             assert_eq!(Order::try_from(wire).unwrap_err().field(), "stop_launchers.pod_uids");
+        }
+        for path in ["", "pvc-1", "/srv/../etc"] {
+            let wire = wire_order(Kind::RemoveVolume(v1::RemoveVolume { path: path.into() }));
+            assert_eq!(Order::try_from(wire).unwrap_err().field(), "remove_volume.path");
         }
         let empty = v1::Order { id: "order-1".into(), epoch: 1, kind: None };
         assert_eq!(Order::try_from(empty.clone()).unwrap_err().field(), "kind");
