@@ -242,6 +242,7 @@ fn object_of(action: &Action) -> String {
         Action::RetainVolume { volume }
         | Action::CreateLock { volume, .. }
         | Action::ForgetVolume { volume }
+        | Action::DeleteReleased { volume, .. }
         | Action::PrebindVolume { volume, .. } => format!("volume {volume}"),
         Action::StopVm { vm, .. } | Action::RestoreStart { vm, .. } => format!("vm {vm}"),
         Action::DeleteClaim { claim, .. }

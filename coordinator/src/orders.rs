@@ -147,7 +147,7 @@ impl Orders {
 fn transfer_of(order: &io::Order) -> Option<&str> {
     match order {
         io::Order::Pull { transfer, .. } | io::Order::CancelPull { transfer, .. } => Some(transfer),
-        io::Order::StopLaunchers { .. } => None,
+        io::Order::StopLaunchers { .. } | io::Order::RemoveVolume { .. } => None,
     }
 }
 
@@ -183,6 +183,7 @@ fn wire_kind(
         io::Order::CancelPull { transfer, drop_partial } => {
             Some(OrderKind::CancelPull { transfer: transfer.clone(), drop_partial: *drop_partial })
         }
+        io::Order::RemoveVolume { path } => Some(OrderKind::RemoveVolume { path: path.parse()? }),
         io::Order::StopLaunchers { pods } => {
             Some(OrderKind::StopLaunchers { pod_uids: pods.iter().map(|uid| uid.0.clone()).collect() })
         }

@@ -337,6 +337,11 @@ pub enum Order {
         /// Remove what has arrived.
         drop_partial: bool,
     },
+    /// Remove a volume for good: nobody uses it, and no object of the cluster names it any more.
+    RemoveVolume {
+        /// Absolute path of its folder.
+        path: String,
+    },
     /// The node was fenced and yet lives: stop these launchers, which run elsewhere now.
     StopLaunchers {
         /// Pod uids.
@@ -437,6 +442,14 @@ pub enum Action {
     ForgetVolume {
         /// Which.
         volume: VolumeName,
+    },
+    /// Delete the object of a volume whose claim is gone: it is Released by the claim of this uid, and on Retain. Its data
+    /// stays.
+    DeleteReleased {
+        /// Which.
+        volume: VolumeName,
+        /// Precondition: the claim that it was last bound to.
+        claim_uid: Uid,
     },
     /// Make the owner stop the VM.
     StopVm {

@@ -24,6 +24,7 @@ use crate::fleet::{Claim, Disk, DiskSource, Fleet, Volume};
 use crate::names::{Key, NodeName, VolumeName};
 
 mod drivers;
+mod overlap;
 mod reach;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ mod tests;
 use drivers::Vote;
 use reach::{Nodes, Reach};
 
+pub(crate) use overlap::other_user;
 pub(crate) use reach::{Likely, likely_node};
 
 /// What people say of a storage class, by its name: for drivers that we cannot know.

@@ -13,7 +13,7 @@ use crate::fencing::agents::FenceAgentView;
 use crate::fencing::{FenceRecord, ProofKind};
 use crate::fleet::NodeReport;
 use crate::io::OpenRecovery;
-use crate::migration::MigrationRecord;
+use crate::migration::{MigrationRecord, Refusal};
 use crate::names::{BootId, Key, NodeName};
 
 /// Everything that people may want to see.
@@ -205,4 +205,17 @@ pub struct MigrationView {
     pub rate_bytes_per_s: u64,
     /// From the stop of the VM to its start on the new disks, once known.
     pub downtime: Option<Duration>,
+    /// Where somebody asked for the old volumes to be removed: how that fares.
+    pub removal: Option<RemovalView>,
+}
+
+/// The removal of a migration's old volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemovalView {
+    /// The migration has not ended, or they are being removed.
+    UnderWay,
+    /// At least one is kept, or is not gone yet, for this reason.
+    Kept(Refusal),
+    /// All are gone, objects and folders.
+    Removed,
 }

@@ -26,7 +26,8 @@ pub const FINALIZER: &str = "somersault.novasphere.dev/migration";
     derive = "PartialEq",
     derive = "Default",
     doc = "Moves the local disks of a VM, or one claim that no VM uses, to another node or storage class. The \
-           claims keep their names, all disks of the VM switch together, and the old volumes are kept.",
+           claims keep their names, all disks of the VM switch together, and the old volumes are kept until somebody asks \
+           for their removal.",
     printcolumn(name = "VM", type_ = "string", json_path = ".spec.vm"),
     printcolumn(name = "Claim", type_ = "string", json_path = ".spec.claim"),
     printcolumn(name = "To-node", type_ = "string", json_path = ".spec.destination.node"),
@@ -67,6 +68,11 @@ pub struct VolumeMigrationSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self || !oldSelf").message("a cancelled VolumeMigration stays cancelled"))]
     pub cancelled: bool,
+    /// Set it to remove the old volumes, objects and folders, once the migration has succeeded and each disk was seen to be
+    /// sound where it is now. What they hold is gone for good then.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self || !oldSelf").message("what was to be removed may be gone already"))]
+    pub remove_old_volumes: bool,
     /// The Evacuation that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
@@ -114,6 +120,7 @@ pub struct VolumeMigrationStatus {
     pub downtime_ms: Option<u64>,
     /// `Complete`: the migration has ended; its reason is the phase in which, or why; before it
     /// begins, what it waits for. `Succeeded`: it has ended, and the disks are where they should be.
+    /// `OldVolumesRemoved`, where that was asked: objects and folders are gone, or why not yet.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -249,6 +256,21 @@ pub struct DiskMove {
     /// Result of the final copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<Copied>,
+    /// Record: what became of the old volume.
+    #[serde(default)]
+    pub old_volume_state: OldVolume,
+}
+
+/// What became of an old volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum OldVolume {
+    /// It is there.
+    #[default]
+    Kept,
+    /// Object and folder are being removed.
+    Removing,
+    /// Both are gone.
+    Removed,
 }
 
 /// What a claim asks.

@@ -16,7 +16,9 @@ use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState, Plann
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage, ProofKind};
 use somersault_coordinator_core::fleet::{Owner, SavedStart, VolumeMode};
 use somersault_coordinator_core::io::{Action, ClaimTemplate, NewVolume, Record};
-use somersault_coordinator_core::migration::{Check, Copied, DiskMove, Guest, MigrationRecord, Phase};
+use somersault_coordinator_core::migration::{
+    Check, Copied, DiskMove, Guest, MigrationRecord, OldVolume, Phase,
+};
 use somersault_coordinator_core::names::Key;
 use somersault_coordinator_core::rebuild::{DeadPod, RebuildRecord, RebuildStage, RebuiltDisk};
 use somersault_coordinator_core::view::NodeState;
@@ -132,6 +134,7 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
             source_path: "/var/lib/volumes/pv-web".into(),
             new,
             target_node: "n3".into(),
+            old_volume: OldVolume::Kept,
             copied: Some(Copied { root_hash: "ab".into(), total_bytes: 3, sent_bytes: 2, elapsed_ms: 1 }),
         }],
         checks: vec![Check { name: "Fits".into(), passed: true, message: "it does".into() }],

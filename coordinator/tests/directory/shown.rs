@@ -302,6 +302,7 @@ async fn progress_of_a_migration_is_shown_and_not_of_one_that_is_gone() {
         total_bytes: 10,
         rate_bytes_per_s: 2,
         downtime: Some(Duration::from_millis(1_234)),
+        removal: None,
     };
     let gone = MigrationView { record: MigrationRecord { key: shop("gone"), ..record }, ..shown.clone() };
     let migrations = BTreeMap::from([(shop("move-web"), shown), (shop("gone"), gone)]);

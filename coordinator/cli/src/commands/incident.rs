@@ -1,6 +1,10 @@
 //! What a node's state changes of an answer: nothing can be copied off a node that is dead.
 
+use std::collections::BTreeSet;
+
 use somersault_coordinator_core::decision::Decision;
+use somersault_coordinator_core::io::Requests;
+use somersault_coordinator_core::migration::Context;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::node_health::{NodeHealthStatus, NodeState};
 
@@ -28,6 +32,35 @@ pub fn is_proven(world: &World, node: &NodeName) -> bool {
 /// Whether its agent beats, as the coordinator last told.
 pub fn is_healthy(world: &World, node: &NodeName) -> bool {
     status(world, node).is_some_and(|status| status.state == NodeState::Healthy)
+}
+
+/// Nodes as the coordinator last told of them: for its own questions about a migration.
+pub struct Told<'a> {
+    world: &'a World,
+    requests: Requests,
+    usable: BTreeSet<NodeName>,
+    dead: BTreeSet<NodeName>,
+}
+
+impl<'a> Told<'a> {
+    pub fn of(world: &'a World) -> Self {
+        let of = |is: fn(&World, &NodeName) -> bool| -> BTreeSet<NodeName> {
+            world.healths.keys().filter(|node| is(world, node)).cloned().collect()
+        };
+        Self { world, requests: Requests::default(), usable: of(is_healthy), dead: of(is_dead) }
+    }
+
+    pub fn context(&self) -> Context<'_> {
+        Context {
+            fleet: &self.world.fleet,
+            requests: &self.requests,
+            policy: &self.world.policy,
+            // Of no epoch: nothing is written by it.
+            epoch: 0,
+            usable: &self.usable,
+            dead: &self.dead,
+        }
+    }
 }
 
 /// What a person can do now, where the VM's node, or one that holds its disks, is dead.

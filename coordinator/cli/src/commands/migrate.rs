@@ -1,20 +1,18 @@
 //! `migrate`: asks for the disks of a VM, or for one claim, to be moved.
 
-use std::collections::BTreeSet;
-
 use kube::core::ObjectMeta;
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::fleet::{DiskSource, Fleet, Vm};
-use somersault_coordinator_core::io::Requests;
 use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::common::Destination;
 use somersault_crd::volume_migration::Phase;
 use somersault_crd::{VolumeMigration, VolumeMigrationSpec};
 
-use super::{incident, live, recoveries};
+use super::incident::Told;
+use super::{live, recoveries};
 use crate::args::{Global, MigrateArgs};
 use crate::exit::{Exit, Failure};
 use crate::output;
@@ -165,22 +163,11 @@ fn preflight(world: &World, subject: &Key, args: &MigrateArgs, destination: &Des
         destination,
         pre_copy_only: args.pre_copy_only,
         cancelled: false,
+        remove_old: false,
         evacuation: None,
     };
-    let of = |is: fn(&World, &NodeName) -> bool| -> BTreeSet<NodeName> {
-        world.healths.keys().filter(|node| is(world, node)).cloned().collect()
-    };
-    let (usable, dead) = (of(incident::is_healthy), of(incident::is_dead));
-    let context = migration::Context {
-        fleet: &world.fleet,
-        requests: &Requests::default(),
-        policy: &world.policy,
-        // Of no epoch: nothing is written by it.
-        epoch: 0,
-        usable: &usable,
-        dead: &dead,
-    };
-    migration::refusal(&Key::new(subject.namespace.clone(), "asked"), &spec, &context)
+    let told = Told::of(world);
+    migration::refusal(&Key::new(subject.namespace.clone(), "asked"), &spec, &told.context())
 }
 
 fn check_claim(world: &World, subject: &Key) -> Result<(), Failure> {

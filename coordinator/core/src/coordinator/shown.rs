@@ -115,6 +115,7 @@ mod tests {
             destination: Destination::Node("n2".into()),
             pre_copy_only: false,
             cancelled: false,
+            remove_old: false,
             evacuation: None,
         };
         bench.requests.migrations.insert(key("m"), MigrationRequest { uid: "u".into(), spec });

@@ -131,6 +131,7 @@ pub(super) fn migration_spec(
         destination,
         pre_copy_only: spec.disruption == super::Disruption::PreCopyOnly,
         cancelled: false,
+        remove_old: false,
         evacuation: Some(evacuation.to_owned()),
     }
 }

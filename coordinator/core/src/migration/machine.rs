@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::cleanup::{Cleanup, OldVolume};
 use super::copies::Copies;
 use super::phases::{Learnt, Moment, Next};
 use super::{Context, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
 use crate::BootTime;
 use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
 use crate::names::{Key, Uid};
-use crate::view::MigrationView;
+use crate::view::{MigrationView, RemovalView};
 
 /// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
 const ACTION_RETRY: Duration = Duration::from_secs(10);
@@ -22,6 +23,10 @@ const REPORT_WAIT_MAX: Duration = Duration::from_mins(1);
 /// Migrations at work at once: each takes a target's disk and network; more of them only make each one longer, and
 /// with it the time during which a VM stands still.
 const ACTIVE_MAX: usize = 4;
+/// Reason of an old volume whose object could not be deleted.
+const NOT_DELETED: &str = "ObjectNotDeleted";
+/// What keeps an old volume whose removal was asked for is looked at this often.
+const CLEANUP_LOOK_EVERY: Duration = Duration::from_secs(10);
 /// While a migration is active, facts that change without an event of ours are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -45,6 +50,9 @@ struct Migration {
     commit_at: Option<BootTime>,
     entered: BootTime,
     copies: Copies,
+    cleanup: Cleanup,
+    /// Why an old volume whose removal was asked for is still there.
+    kept: Option<Refusal>,
     asked: BTreeMap<Action, BootTime>,
     failures: u32,
     /// How often a claim's lock was taken away during the last copy.
@@ -85,7 +93,10 @@ impl Migrations {
                 }
             }
             Input::Progress { order, state, .. } => {
-                let _ = self.all.values_mut().any(|migration| migration.copies.progress(now, order, state));
+                let _ = self.all.values_mut().any(|migration| {
+                    migration.copies.progress(now, order, state)
+                        || migration.cleanup.progress(now, order, state)
+                });
             }
             Input::Acted(action @ Action::RestoreStart { .. }) => {
                 self.asking(action, |migration| migration.restored = true);
@@ -101,14 +112,12 @@ impl Migrations {
     /// When to be called again at the latest.
     pub fn next_deadline(&self) -> Option<BootTime> {
         let active = self.all.values().filter(|migration| !migration.record.phase.is_final());
-        active
-            .map(|migration| {
-                migration
-                    .copies
-                    .next_deadline()
-                    .map_or(self.looked + LOOK_EVERY, |at| at.min(self.looked + LOOK_EVERY))
-            })
-            .min()
+        let active = active.map(|migration| {
+            let look = self.looked + LOOK_EVERY;
+            migration.copies.next_deadline().map_or(look, |at| at.min(look))
+        });
+        let removing = self.all.values().any(Migration::wants_cleanup);
+        active.chain(removing.then(|| self.looked + CLEANUP_LOOK_EVERY)).min()
     }
 
     /// What to show.
@@ -168,6 +177,7 @@ impl Migrations {
             if !migration.orphan {
                 migration.spec.cancelled = request.spec.cancelled;
                 migration.spec.pre_copy_only = request.spec.pre_copy_only;
+                migration.spec.remove_old = request.spec.remove_old;
             }
         }
         for migration in self.all.values_mut().filter(|migration| migration.orphan) {
@@ -180,11 +190,12 @@ impl Migrations {
         let keys: Vec<Key> = self.all.keys().cloned().collect();
         for key in keys {
             let mut others: Vec<MigrationRecord> = Vec::new();
-            if self.all[&key].is_waiting_to_begin() {
+            let waits = self.all[&key].is_waiting_to_begin();
+            if waits || self.all[&key].wants_cleanup() {
                 others = self.at_work().filter(|other| other.key != key).cloned().collect();
-                if others.len() >= ACTIVE_MAX {
-                    continue;
-                }
+            }
+            if waits && others.len() >= ACTIVE_MAX {
+                continue;
             }
             let Some(migration) = self.all.get_mut(&key) else { continue };
             let asked = migration.drive(now, ctx, &others);
@@ -215,6 +226,12 @@ impl Migrations {
 }
 
 impl MigrationRecord {
+    /// Something of it is to be finished or put back: its disks, or the removal of an old volume.
+    pub fn is_open(&self) -> bool {
+        let removing = |disk: &super::DiskMove| disk.old_volume == OldVolume::Removing;
+        self.phase.is_at_work() || self.disks.iter().any(removing)
+    }
+
     fn new(key: Key, uid: Uid, epoch: u64) -> Self {
         Self {
             key,
@@ -241,6 +258,8 @@ impl Migration {
             commit_at: None,
             entered: now,
             copies: Copies::new(serial),
+            cleanup: Cleanup::new(serial),
+            kept: None,
             asked: BTreeMap::new(),
             failures: 0,
             broken: 0,
@@ -268,14 +287,38 @@ impl Migration {
             total_bytes: totals.total_bytes,
             rate_bytes_per_s: totals.rate_bytes_per_s,
             downtime: self.downtime,
+            removal: self.spec.remove_old.then(|| self.removal()),
         }
     }
 
+    fn removal(&self) -> RemovalView {
+        match (self.record.phase, &self.kept) {
+            (Phase::Succeeded, _) if !self.wants_cleanup() => RemovalView::Removed,
+            (Phase::Succeeded, Some(why)) => RemovalView::Kept(why.clone()),
+            (phase, _) if phase.is_final() && phase != Phase::Succeeded => {
+                let message =
+                    format!("it has ended as {phase:?}: the old volumes are in use, or a person must decide");
+                RemovalView::Kept(Refusal::new("NotSucceeded", message))
+            }
+            _ => RemovalView::UnderWay,
+        }
+    }
+
+    /// Somebody asked for the old volumes to be removed, and not all are.
+    fn wants_cleanup(&self) -> bool {
+        let there = |disk: &super::DiskMove| disk.old_volume != OldVolume::Removed;
+        let asked = self.spec.remove_old && !self.orphan && self.record.phase == Phase::Succeeded;
+        asked && self.record.disks.iter().any(there)
+    }
+
     fn drive(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
-        if self.committing.is_some()
-            || self.commit_at.is_some_and(|at| now < at)
-            || self.record.phase.is_final()
-        {
+        if self.committing.is_some() || self.commit_at.is_some_and(|at| now < at) {
+            return Vec::new();
+        }
+        if self.wants_cleanup() {
+            return self.clean_up(now, ctx, others);
+        }
+        if self.record.phase.is_final() {
             return Vec::new();
         }
         if matches!(self.record.phase, Phase::Pending | Phase::Checking) {
@@ -314,6 +357,22 @@ impl Migration {
                 record.message.clone_from(&why.message);
             }),
         }
+    }
+
+    fn clean_up(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
+        let step = self.cleanup.step(now, &self.record, others, ctx);
+        let refused = self.kept.take().filter(|why| why.reason == NOT_DELETED && !step.actions.is_empty());
+        self.kept = step.why.or(refused);
+        if !step.store.is_empty() {
+            return self.commit(ctx, |record| {
+                for (place, old_volume) in step.store {
+                    record.disks[place].old_volume = old_volume;
+                }
+            });
+        }
+        let mut effects = self.ask(now, step.actions);
+        effects.extend(step.orders);
+        effects
     }
 
     fn is_running(&self, ctx: &Context<'_>) -> bool {
@@ -403,7 +462,7 @@ impl Migration {
         if to == Phase::Stopping && self.record.stopped.is_some() {
             self.stopped_at.get_or_insert(now);
         }
-        if matches!(to, Phase::Succeeded | Phase::RolledBack | Phase::Cancelled) {
+        if from != to && matches!(to, Phase::Succeeded | Phase::RolledBack | Phase::Cancelled) {
             let until = self.running_at.unwrap_or(now);
             self.downtime = self.stopped_at.map(|at| until.saturating_sub(at));
         }
@@ -413,7 +472,11 @@ impl Migration {
         self.restored = false;
         self.asked.clear();
         self.copies.reset();
-        if from == to { Vec::new() } else { vec![Effect::Notify(self.notice())] }
+        if from != to {
+            return vec![Effect::Notify(self.notice())];
+        }
+        let removed = self.record.disks.iter().all(|disk| disk.old_volume == OldVolume::Removed);
+        if removed && to == Phase::Succeeded { vec![Effect::Notify(self.removed())] } else { Vec::new() }
     }
 
     fn ask(&mut self, now: BootTime, actions: Vec<Action>) -> Vec<Effect> {
@@ -428,8 +491,19 @@ impl Migration {
     }
 
     fn failed(&mut self, why: &str) {
+        if self.record.phase.is_final() {
+            self.kept = Some(Refusal::not_yet(NOT_DELETED, why));
+            return;
+        }
         self.failures += 1;
         why.clone_into(&mut self.record.message);
+    }
+
+    fn removed(&self) -> Notice {
+        let old: Vec<&str> = self.record.disks.iter().map(|disk| disk.old.as_str()).collect();
+        let message = format!("the old volumes and their folders are removed, as asked: {}", old.join(", "));
+        let subject = Subject::Migration(self.record.key.clone());
+        Notice { severity: Severity::Info, subject, reason: "OldVolumesRemoved", message }
     }
 
     fn notice(&self) -> Notice {

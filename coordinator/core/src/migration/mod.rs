@@ -17,13 +17,14 @@
 //! level-triggered: the newest [`Fleet`] says what is still missing, so that a repeated or lost action, a crash or
 //! a change of leader needs no case of its own. From the end of Stopping to the end of Swapping the claims are locked:
 //! the VM cannot run, whoever starts it (see `claims`). Everything can be undone automatically until the VM is first
-//! scheduled on the new volumes. The old volumes are never deleted here.
+//! scheduled on the new volumes. The old volumes are kept until somebody asks for their removal (see `cleanup`).
 //!
 //! `plan` says which disks go where, `checks` whether that is allowed, `claims` how they are locked and change volumes,
 //! `phases` what each phase still needs, `machine` drives them.
 
 mod checks;
 mod claims;
+mod cleanup;
 mod copies;
 mod machine;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
+pub use self::cleanup::{OldVolume, kept_because};
 pub use self::machine::Migrations;
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};
@@ -83,6 +85,8 @@ pub struct MigrationSpec {
     pub pre_copy_only: bool,
     /// Somebody wants it to end.
     pub cancelled: bool,
+    /// Somebody wants the old volumes to be removed, once it has succeeded.
+    pub remove_old: bool,
     /// The evacuation that made it.
     pub evacuation: Option<String>,
 }
@@ -205,6 +209,8 @@ pub struct DiskMove {
     pub target_node: NodeName,
     /// Result of the final copy.
     pub copied: Option<Copied>,
+    /// What became of the old volume.
+    pub old_volume: OldVolume,
 }
 
 /// Result of a copy.

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use self::objects::hostname;
-use super::{Context, Destination, MigrationRecord, MigrationRequest, MigrationSpec, Migrations, Phase};
+use super::{
+    Context, Destination, MigrationRecord, MigrationRequest, MigrationSpec, Migrations, OldVolume, Phase,
+};
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
 use crate::fleet::{
@@ -29,6 +31,10 @@ const EVERYWHERE: &str = "every node";
 /// The node of a lock: there is none of this name.
 const NOWHERE: &str = "nowhere";
 
+/// The end of an order that copies nothing.
+const NOTHING_COPIED: OrderState =
+    OrderState::Done { root_hash: [0; 32], total_bytes: 0, sent_bytes: 0, elapsed: Duration::ZERO };
+
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "faults that happen independently of each other")]
@@ -43,6 +49,8 @@ pub(crate) struct Faults {
     pub live_refused: bool,
     /// A guest that starts has no agent and no address.
     pub guest_silent: bool,
+    /// Folders that cannot be removed before one can, each for this reason.
+    pub failing_removals: (u32, &'static str),
     /// No claim can be made: the namespace is being deleted.
     pub claims_refused: bool,
 }
@@ -89,6 +97,7 @@ pub(crate) fn to_node(vm: &str, node: &str) -> MigrationSpec {
         destination: Destination::Node(node.into()),
         pre_copy_only: false,
         cancelled: false,
+        remove_old: false,
         evacuation: None,
     }
 }
@@ -326,6 +335,15 @@ impl World {
                     "a volume that held data is forgotten: {volume}"
                 );
             }
+            Action::DeleteReleased { volume, claim_uid } => {
+                let Some(found) = self.fleet.volumes.get(volume) else { return Ok(()) };
+                let of = found.claim.as_ref().and_then(|claim| claim.uid.as_ref());
+                if found.phase != "Released" || of != Some(claim_uid) {
+                    return Err("not Released by it".into());
+                }
+                assert!(self.has_newer(found), "the last good disk is given up: {volume}");
+                self.fleet.volumes.remove(volume);
+            }
             Action::StopVm { vm, .. } => {
                 let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
                 vm.run = RunStrategy::Halted;
@@ -423,12 +441,20 @@ impl World {
                     self.faults.failing_copies -= 1;
                     OrderState::Failed { reason: "SourceGone".into(), message: "a test says so".into() }
                 }
-                _ => OrderState::Done {
-                    root_hash: [0; 32],
-                    total_bytes: 0,
-                    sent_bytes: 0,
-                    elapsed: Duration::ZERO,
-                },
+                Order::RemoveVolume { .. } if self.faults.failing_removals.0 > 0 => {
+                    self.faults.failing_removals.0 -= 1;
+                    let reason = self.faults.failing_removals.1.into();
+                    OrderState::Failed { reason, message: "a test says so".into() }
+                }
+                Order::RemoveVolume { path } => {
+                    let mut volumes = self.fleet.volumes.values();
+                    let named = volumes.any(|volume| volume.source.path() == Some(path));
+                    assert!(!named, "{path} is removed while a volume names it");
+                    self.content.remove(&place(&node.0, path));
+                    self.fleet.reports.get_mut(&node).expect("node exists").usage.remove(path);
+                    NOTHING_COPIED
+                }
+                _ => NOTHING_COPIED,
             };
             self.inbox.push(Input::Progress { node, order, state });
         }
@@ -506,10 +532,16 @@ impl World {
         self.fleet.vms[vm].disks.iter().map(place).collect()
     }
 
-    /// What must hold in every round: once a claim was touched, its old volume stays.
+    /// What must hold in every round: once a claim was touched, its old volume stays, until its removal was asked for, and
+    /// stored.
     fn check(&self) {
         for record in self.store.values() {
+            let asked =
+                self.requests.migrations.get(&record.key).is_some_and(|request| request.spec.remove_old);
             for disk in &record.disks {
+                if asked && disk.old_volume != OldVolume::Kept {
+                    continue;
+                }
                 let claim = self.fleet.claims.get(&disk.claim);
                 if claim.is_some_and(|claim| claim.uid == disk.claim_uid) {
                     continue;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::claims::reserved;
-use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, Refusal};
+use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal};
 use crate::decision::Locality;
 use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode};
 use crate::io::{ClaimTemplate, NewVolume};
@@ -359,6 +359,7 @@ fn disk_move(
         target_node: target.node.clone(),
         new,
         copied: None,
+        old_volume: OldVolume::Kept,
     })
 }
 

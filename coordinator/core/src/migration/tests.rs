@@ -1,6 +1,7 @@
 //! Migrations against the model: every crash point, every cancel point, every kind of interference.
 
 mod refused;
+mod removed;
 mod started;
 
 use std::time::Duration;

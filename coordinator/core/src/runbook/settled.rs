@@ -8,7 +8,7 @@ use super::standing::{Progress, Standing};
 use super::words::{code, plain, shell_word};
 use super::{home_nodes, returns, storage, title, untied};
 use crate::decision::{Decision, DecisionKind, DiskFinding, Locality};
-use crate::fleet::{DiskSource, Fleet, Vm, Volume, folder};
+use crate::fleet::{Fleet, Vm, Volume};
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
 
@@ -263,7 +263,7 @@ fn look_commands(name: &VolumeName, volume: &Volume) -> String {
 fn remove_commands(fleet: &Fleet, name: &VolumeName, node: &NodeName, volume: &Volume) -> String {
     let mut text = format!("kubectl delete pv {}\n", shell_word(name.as_str()));
     let Some(path) = volume.source.path().filter(|_| volume.retained) else { return text };
-    match other_user(fleet, name, node, path) {
+    match locality::other_user(fleet, name, node, path) {
         None => {
             let _ = writeln!(text, "rm -r {}      # on node {}", shell_word(path), shell_word(node.as_str()));
         }
@@ -276,27 +276,6 @@ fn remove_commands(fleet: &Fleet, name: &VolumeName, node: &NodeName, volume: &V
         }
     }
     text
-}
-
-/// Who else has this folder of the node, one inside of it, or one around it, as far as objects tell: a volume that could be
-/// on any node counts.
-fn other_user(fleet: &Fleet, name: &VolumeName, node: &NodeName, path: &str) -> Option<String> {
-    let overlaps = |other: &str| {
-        let (one, other) = (format!("{}/", folder(path)), format!("{}/", folder(other)));
-        one.starts_with(&other) || other.starts_with(&one)
-    };
-    let volumes = fleet.volumes.iter().filter(|(other, volume)| {
-        *other != name
-            && volume.source.path().is_some_and(overlaps)
-            && locality::pinned_node(fleet, volume).is_none_or(|on| on == *node)
-    });
-    let host_disks = fleet.vms.iter().filter(|(_, vm)| {
-        vm.disks.iter().any(|disk| matches!(&disk.source, DiskSource::HostDisk { path } if overlaps(path)))
-    });
-    let mut users = volumes
-        .map(|(other, _)| format!("volume {other}"))
-        .chain(host_disks.map(|(vm, _)| format!("VM {vm}")));
-    users.next()
 }
 
 /// A person has begun and is not done: how a claim that is missing, or waits for a volume, gets its old one back.

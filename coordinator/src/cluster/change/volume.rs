@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use somersault_coordinator_core::fleet::VolumeMode;
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
-use somersault_coordinator_core::names::{Key, VolumeName};
+use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 
 use super::{MANAGED_BY, MANAGER, is_ours, uid};
 use crate::cluster::ClusterError;
@@ -184,6 +184,24 @@ pub(in crate::cluster) fn check_forgettable(
         return Err(refused(id, "we did not create it, and it may hold the only copy: left alone"));
     }
     bound.map_or(Ok(()), |claim| Err(refused(id, format!("{claim} is bound to it"))))
+}
+
+/// Whether the object may be deleted though it held data: no claim is bound to it, and the one that was is gone.
+pub(in crate::cluster) fn check_released(
+    id: &ObjectId,
+    volume: &Value,
+    bound: Option<&ObjectId>,
+    claim_uid: &Uid,
+) -> Result<(), ClusterError> {
+    if let Some(claim) = bound {
+        return Err(refused(id, format!("{claim} is bound to it")));
+    }
+    if !is_retained(volume) {
+        return Err(refused(id, "it is not on reclaim policy Retain: its provisioner would delete the data"));
+    }
+    let released = volume["status"]["phase"] == "Released"
+        && volume["spec"]["claimRef"]["uid"].as_str() == Some(claim_uid.as_str());
+    if released { Ok(()) } else { Err(refused(id, "it is not Released by the claim that it was taken from")) }
 }
 
 /// Whether a claim and a volume are bound, as either side has it.

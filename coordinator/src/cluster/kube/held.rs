@@ -4,6 +4,7 @@
 //!
 //! ```text
 //!   record of a phase at work ──► held ──► record of a final phase ──► let go
+//!   the same while an old volume is being removed, of which nothing but the record tells
 //! ```
 //!
 //! The finalizer is there before the record, and goes after it: at every moment in between something is to be put back.
@@ -23,7 +24,7 @@ pub(super) async fn hold(
     object: Value,
     record: &Record,
 ) -> Result<Value, ClusterError> {
-    let at_work = matches!(record, Record::Migration(record) if record.phase.is_at_work());
+    let at_work = matches!(record, Record::Migration(record) if record.is_open());
     // Of one that is being deleted the API server takes no new finalizer; nothing of it was made yet.
     if !at_work || is_held(&object) || change::is_going(&object) {
         return Ok(object);
@@ -42,7 +43,7 @@ pub(super) async fn hold(
 /// Lets the object of a stored record go, where its migration is over.
 pub(super) async fn let_go_after(api: &Api, id: &ObjectId, record: &Record) -> Result<(), ClusterError> {
     match record {
-        Record::Migration(record) if record.phase.is_final() => let_go(api, id).await,
+        Record::Migration(record) if record.phase.is_final() && !record.is_open() => let_go(api, id).await,
         _ => Ok(()),
     }
 }

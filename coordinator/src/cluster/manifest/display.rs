@@ -14,7 +14,7 @@ use somersault_coordinator_core::fleet::{
 use somersault_coordinator_core::migration::Phase;
 use somersault_coordinator_core::names::{NodeName, VolumeName};
 use somersault_coordinator_core::view::{
-    MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView,
+    MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, RemovalView,
 };
 use somersault_crd as crd;
 use somersault_crd::{common, node_health, volume_migration};
@@ -255,6 +255,12 @@ pub const COMPLETE: &str = "Complete";
 /// Condition of a migration or an evacuation that has ended well: who waits for the end alone must not take a failure for
 /// success.
 pub const SUCCEEDED: &str = "Succeeded";
+/// Condition of a migration whose old volumes somebody asked to be removed: they are, or why not yet.
+pub const OLD_VOLUMES_REMOVED: &str = "OldVolumesRemoved";
+/// Its reason once they are.
+pub const REMOVED: &str = "Removed";
+/// Its reason while nothing is in the way.
+pub const UNDER_WAY: &str = "UnderWay";
 /// Condition of a Recovery whose incident is over, or whose storage is sound again.
 pub const ENDED: &str = "Ended";
 
@@ -331,7 +337,21 @@ pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdi
     let reason = record.reason.clone().unwrap_or_else(|| format!("{:?}", record.phase));
     let well = record.phase == Phase::Succeeded;
     let complete = Verdict::new(COMPLETE, record.phase.is_final(), reason.clone(), &record.message);
-    (status, vec![complete, Verdict::new(SUCCEEDED, well, reason, &record.message)])
+    let mut verdicts = vec![complete, Verdict::new(SUCCEEDED, well, reason, &record.message)];
+    verdicts.extend(view.removal.as_ref().map(removal));
+    (status, verdicts)
+}
+
+fn removal(view: &RemovalView) -> Verdict {
+    match view {
+        RemovalView::Removed => {
+            Verdict::new(OLD_VOLUMES_REMOVED, true, REMOVED, "objects and folders are gone")
+        }
+        RemovalView::UnderWay => {
+            Verdict::new(OLD_VOLUMES_REMOVED, false, UNDER_WAY, "asked, and not done yet")
+        }
+        RemovalView::Kept(why) => Verdict::new(OLD_VOLUMES_REMOVED, false, why.reason, &why.message),
+    }
 }
 
 /// Display of an evacuation: its conditions; the rest is its record.

@@ -196,6 +196,7 @@ fn disk_status(disk: &DiskMove) -> Result<vmig::DiskMove, FieldError> {
             claim: object_key(&disk.new.claim),
         },
         target_node: disk.target_node.0.clone(),
+        old_volume_state: same_name(disk.old_volume, "status.disks.oldVolumeState")?,
         copied: disk.copied.as_ref().map(|copied| vmig::Copied {
             root_hash: copied.root_hash.clone(),
             total_bytes: copied.total_bytes,
@@ -231,6 +232,7 @@ fn disk_record(disk: &vmig::DiskMove) -> Result<DiskMove, FieldError> {
             claim: key_of(&disk.new_volume.claim),
         },
         target_node: NodeName(disk.target_node.clone()),
+        old_volume: same_name(disk.old_volume_state, "status.disks.oldVolumeState")?,
         copied: disk.copied.as_ref().map(|copied| Copied {
             root_hash: copied.root_hash.clone(),
             total_bytes: copied.total_bytes,
@@ -353,7 +355,7 @@ mod tests {
     use somersault_coordinator_core::evacuation::PlanState;
     use somersault_coordinator_core::fencing::ProofKind;
     use somersault_coordinator_core::fleet::{Grade, VolumeMode};
-    use somersault_coordinator_core::migration::Phase;
+    use somersault_coordinator_core::migration::{OldVolume, Phase};
     use somersault_coordinator_core::rebuild::RebuildStage;
     use somersault_coordinator_core::view::{Milestone, NodeState, RecoveryProgress};
     use somersault_crd::common;
@@ -425,6 +427,7 @@ mod tests {
             Phase::Cancelled,
         ]);
         both_ways::<_, vmig::VolumeMode>(&[VolumeMode::Filesystem, VolumeMode::Block]);
+        both_ways::<_, vmig::OldVolume>(&[OldVolume::Kept, OldVolume::Removing, OldVolume::Removed]);
         both_ways::<_, evac::PlanState>(&[
             PlanState::Waiting,
             PlanState::Running,

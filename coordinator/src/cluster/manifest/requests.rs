@@ -50,6 +50,7 @@ pub fn migration(spec: &crd::VolumeMigrationSpec) -> Result<MigrationSpec, Field
         destination: destination(&spec.destination)?,
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
+        remove_old: spec.remove_old_volumes,
         evacuation: spec.evacuation.clone(),
     })
 }
@@ -62,6 +63,7 @@ pub fn migration_spec(spec: &MigrationSpec) -> crd::VolumeMigrationSpec {
         destination: destination_spec(&spec.destination),
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
+        remove_old_volumes: spec.remove_old,
         evacuation: spec.evacuation.clone(),
     }
 }

@@ -129,6 +129,8 @@ pub async fn a_swap_and_back(bed: &Bed) -> Result<()> {
     bed.refused(&nowhere, "Node gone does not exist", VOLUME, "x").await?;
     let foreign = Action::ForgetVolume { volume: "pv-old".into() };
     bed.refused(&foreign, "we did not create it", VOLUME, "pv-old").await?;
+    let given_up = Action::DeleteReleased { volume: "pv-old".into(), claim_uid: uid.as_str().into() };
+    bed.refused(&given_up, "is bound to it", VOLUME, "pv-old").await?;
 
     until_nothing_is_in_the_way(bed, &uid).await?;
     deleted(bed, "web-root", &uid, "pv-old").await?;
@@ -161,6 +163,8 @@ pub async fn a_swap_and_back(bed: &Bed) -> Result<()> {
         created(bed, "web-root", template("manual"), "pv-old").await.map(drop)
     });
     let seen = Box::pin(seen).await?;
+    let of_before = Action::DeleteReleased { volume: "pv-new".into(), claim_uid: "another".into() };
+    bed.refused(&of_before, "not Released by the claim", VOLUME, "pv-new").await?;
     ensure!(seen.len() >= 3, "too few versions to tell: {seen:?}");
     ensure!(seen.iter().all(|claim| claim == "web-root"), "pv-old was anybody's: {seen:?}");
     forgotten(bed, "pv-new").await

@@ -9,7 +9,9 @@ use somersault_coordinator_core::evacuation::{EvacuationRecord, PlanState, Plann
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage, ProofKind};
 use somersault_coordinator_core::fleet::{Owner, SavedStart};
 use somersault_coordinator_core::io::Record;
-use somersault_coordinator_core::migration::{Check, Copied, DiskMove, Guest, MigrationRecord, Phase};
+use somersault_coordinator_core::migration::{
+    Check, Copied, DiskMove, Guest, MigrationRecord, OldVolume, Phase,
+};
 
 use crate::bed::{Bed, NODE};
 use crate::claims::{new_volume, shop, template};
@@ -41,6 +43,7 @@ pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
         source_path: "/var/lib/volumes/pv-web".into(),
         new: new_volume("pv-new", "web-root"),
         target_node: "n3".into(),
+        old_volume: OldVolume::Kept,
         copied: Some(Copied { root_hash: "ab".into(), total_bytes: 3, sent_bytes: 2, elapsed_ms: 1 }),
     };
     MigrationRecord {

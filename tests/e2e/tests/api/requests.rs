@@ -35,6 +35,7 @@ pub async fn made_once(bed: &Bed) -> Result<()> {
         destination: Destination::Class("nfs".into()),
         pre_copy_only: true,
         cancelled: false,
+        remove_old: false,
         evacuation: Some("empty-n1".into()),
     };
     let create = Action::CreateMigration { key: key.clone(), spec: spec.clone() };

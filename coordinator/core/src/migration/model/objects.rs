@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use super::{HOSTNAME, ROOT, SHARED_ROOT, World, key, place};
 use crate::fleet::{
-    Claim, ClaimRef, ClaimUse, Disk, DiskSource, Node, NodeReport, NodeSelector, Owner, Requirement,
-    Resources, RunStrategy, SavedStart, StorageRoot, Usage, Vm, Volume, VolumeMode, VolumeSource,
+    Claim, ClaimRef, ClaimUse, Disk, DiskImage, DiskSource, Node, NodeReport, NodeSelector, Owner,
+    Requirement, Resources, RunStrategy, SavedStart, StorageRoot, Usage, Vm, Volume, VolumeMode,
+    VolumeSource,
 };
 use crate::io::NewVolume;
 use crate::names::{Key, NodeName, Uid, VolumeName};
@@ -89,8 +90,12 @@ impl World {
     }
 
     pub(super) fn report_usage(&mut self, node: &NodeName, path: &str) {
-        let usage =
-            Usage { allocated_bytes: 1 << 30, apparent_bytes: 4 << 30, inodes: 2, ..Usage::default() };
+        let usage = Usage {
+            allocated_bytes: 1 << 30,
+            apparent_bytes: 4 << 30,
+            inodes: 2,
+            disk_image: DiskImage::Present,
+        };
         self.fleet.reports.get_mut(node).expect("node exists").usage.insert(path.to_owned(), usage);
     }
 

@@ -45,6 +45,7 @@ pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), Clust
         Action::CreateVolume(new) => volumes::create(tx, new),
         Action::CreateLock { volume, claim, template } => volumes::create_lock(tx, volume, claim, template),
         Action::ForgetVolume { volume } => volumes::forget(tx, volume),
+        Action::DeleteReleased { volume, claim_uid } => volumes::delete_released(tx, volume, claim_uid),
         Action::PrebindVolume { volume, claim } => volumes::prebind(tx, volume, claim),
         Action::DeleteClaim { claim, uid } => claims::delete(tx, claim, uid),
         Action::ReimportClaim { claim, uid, data_volume, volume } => {

@@ -327,6 +327,25 @@ fn a_swap_keeps_the_claims_name_and_the_old_volume() {
     assert_eq!(world.get("PersistentVolume", "pv-new")["status"]["phase"], "Released");
 }
 
+#[test]
+fn a_volume_that_held_data_is_deleted_only_as_its_claim_has_left_it() {
+    let world = World::new();
+    let delete = |uid: &str| Action::DeleteReleased { volume: "pv-web".into(), claim_uid: uid.into() };
+    world.refused(&delete("c-web-root"), "is bound to it");
+    world.remove_pods_of("web-root");
+    world.twice(&Action::RetainVolume { volume: "pv-web".into() });
+    world.twice(&delete_claim());
+    world.refused(&delete("another"), "not Released by the claim");
+    world.twice(&Action::PrebindVolume { volume: "pv-web".into(), claim: shop("rescue") });
+    world.refused(&delete("c-web-root"), "not Released by the claim");
+    let world = World::new();
+    world.remove_pods_of("web-root");
+    world.twice(&Action::RetainVolume { volume: "pv-web".into() });
+    world.twice(&delete_claim());
+    world.twice(&delete("c-web-root"));
+    assert!(world.get("PersistentVolume", "pv-web").is_null());
+}
+
 /// While the disks of a VM are between nodes, its claim is bound to a volume that no node reaches.
 #[test]
 fn a_claim_is_locked_gets_its_new_volume_and_the_lock_is_forgotten() {
@@ -525,6 +544,7 @@ fn migrations_and_evacuations_are_created_once() {
         destination: Destination::Class("nfs".into()),
         pre_copy_only: true,
         cancelled: false,
+        remove_old: false,
         evacuation: Some("empty-n2".into()),
     };
     let create = Action::CreateMigration { key: shop("evac-web"), spec: spec.clone() };

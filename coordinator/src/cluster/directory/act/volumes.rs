@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
-use somersault_coordinator_core::names::{Key, VolumeName};
+use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 
 use crate::cluster::ClusterError;
 use crate::cluster::change::{claim, volume};
@@ -50,6 +50,18 @@ pub(super) fn forget(tx: &Transaction<'_>, volume: &VolumeName) -> Result<(), Cl
     let id = volume::id(volume);
     let Some(object) = tx.get(&id)? else { return Ok(()) };
     volume::check_forgettable(&id, &object, bound_claim(tx, &id, &object)?.as_ref())?;
+    tx.delete(&id, None)
+}
+
+/// Removes the object of a volume that was Released by the claim of this uid.
+pub(super) fn delete_released(
+    tx: &Transaction<'_>,
+    volume: &VolumeName,
+    claim_uid: &Uid,
+) -> Result<(), ClusterError> {
+    let id = volume::id(volume);
+    let Some(object) = tx.get(&id)? else { return Ok(()) };
+    volume::check_released(&id, &object, bound_claim(tx, &id, &object)?.as_ref(), claim_uid)?;
     tx.delete(&id, None)
 }
 

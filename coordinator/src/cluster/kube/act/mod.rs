@@ -16,7 +16,7 @@
 //! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateVolume` | nodes, storageclasses: get; persistentvolumes: get, create | name |
 //! | `CreateLock` | persistentvolumes: get, create; persistentvolumeclaims: get, patch; datavolumes: get | name |
-//! | `ForgetVolume` | persistentvolumes: get, delete | uid, resourceVersion |
+//! | `ForgetVolume`, `DeleteReleased` | persistentvolumes: get, delete; persistentvolumeclaims: get | uid, resourceVersion |
 //! | `StopVm`, `RestoreStart` of a VM | virtualmachines: get, patch | uid |
 //! | the same of a Wukong | wukongs: get, update | resourceVersion |
 //! | `DeleteClaim` | persistentvolumeclaims: get, patch, delete; pods: list; datavolumes: get | uid |
@@ -67,6 +67,9 @@ pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterErr
             volumes::create_lock(api, volume, claim, template).await
         }
         Action::ForgetVolume { volume } => volumes::forget(api, volume).await,
+        Action::DeleteReleased { volume, claim_uid } => {
+            volumes::delete_released(api, volume, claim_uid).await
+        }
         Action::PrebindVolume { volume, claim } => volumes::prebind(api, volume, claim).await,
         Action::DeleteClaim { claim, uid } => claims::delete(api, claim, uid).await,
         Action::ReimportClaim { claim, uid, data_volume, volume } => {

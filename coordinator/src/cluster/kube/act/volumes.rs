@@ -3,7 +3,7 @@
 use kube::api::Preconditions;
 use serde_json::Value;
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
-use somersault_coordinator_core::names::{Key, VolumeName};
+use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 
 use super::{Api, claims, create_once};
 use crate::cluster::ClusterError;
@@ -61,11 +61,29 @@ async fn create_volume(api: &Api, id: &ObjectId, object: &Value) -> Result<(), C
 
 /// Removes the object of a volume that we created and that no claim is bound to.
 pub(super) async fn forget(api: &Api, name: &VolumeName) -> Result<(), ClusterError> {
+    delete_where(api, name, volume::check_forgettable).await
+}
+
+/// Removes the object of a volume that was Released by the claim of this uid.
+pub(super) async fn delete_released(
+    api: &Api,
+    name: &VolumeName,
+    claim_uid: &Uid,
+) -> Result<(), ClusterError> {
+    delete_where(api, name, |id, object, bound| volume::check_released(id, object, bound, claim_uid)).await
+}
+
+/// Removes the object where `check` allows that, as it was read then.
+async fn delete_where(
+    api: &Api,
+    name: &VolumeName,
+    check: impl Fn(&ObjectId, &Value, Option<&ObjectId>) -> Result<(), ClusterError>,
+) -> Result<(), ClusterError> {
     let id = volume::id(name);
     let mut waits = again();
     loop {
         let Some(object) = api.get(&id).await?.filter(|object| !is_going(object)) else { return Ok(()) };
-        volume::check_forgettable(&id, &object, bound_claim(api, &id, &object).await?.as_ref())?;
+        check(&id, &object, bound_claim(api, &id, &object).await?.as_ref())?;
         let text = |field: &str| object["metadata"][field].as_str().map(str::to_owned);
         let as_read = Preconditions { uid: text("uid"), resource_version: text("resourceVersion") };
         match api.delete(&id, as_read, None).await {

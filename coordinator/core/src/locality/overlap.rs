@@ -1,0 +1,26 @@
+//! Who else has a folder of a node.
+
+use super::pinned_node;
+use crate::fleet::{DiskSource, Fleet, folder};
+use crate::names::{NodeName, VolumeName};
+
+/// Who else has this folder of the node, one inside of it, or one around it, as far as objects tell: a volume that could be
+/// on any node counts.
+pub(crate) fn other_user(fleet: &Fleet, name: &VolumeName, node: &NodeName, path: &str) -> Option<String> {
+    let overlaps = |other: &str| {
+        let (one, other) = (format!("{}/", folder(path)), format!("{}/", folder(other)));
+        one.starts_with(&other) || other.starts_with(&one)
+    };
+    let volumes = fleet.volumes.iter().filter(|(other, volume)| {
+        *other != name
+            && volume.source.path().is_some_and(overlaps)
+            && pinned_node(fleet, volume).is_none_or(|on| on == *node)
+    });
+    let host_disks = fleet.vms.iter().filter(|(_, vm)| {
+        vm.disks.iter().any(|disk| matches!(&disk.source, DiskSource::HostDisk { path } if overlaps(path)))
+    });
+    let mut users = volumes
+        .map(|(other, _)| format!("volume {other}"))
+        .chain(host_disks.map(|(vm, _)| format!("VM {vm}")));
+    users.next()
+}

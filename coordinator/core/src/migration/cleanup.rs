@@ -1,0 +1,292 @@
+//! Removal of the old volumes of a migration that has succeeded, once somebody asks for it: the only place where bytes of a
+//! disk are given up.
+//!
+//! ```text
+//!   Kept ── asked, and nothing speaks for keeping it ──► Removing ──► its object goes ──► its folder goes ──► Removed
+//!    ▲                                                      │
+//!    └────────── something does, while its object is there ─┘
+//! ```
+//!
+//! Kept as long as the present disk of the claim was not seen to be sound, or anybody else may have the folder. The object
+//! goes first, under the precondition that it is still Released by the claim that the migration took it from: from then on
+//! no claim can be bound to it, and only then the folder goes. What is stored says that it must, after any crash.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Context, DiskMove, MigrationRecord, Refusal};
+use crate::BootTime;
+use crate::fleet::{DiskImage, Grade, Volume, folder};
+use crate::io::{Action, Effect, Order, OrderState};
+use crate::locality;
+use crate::names::{Key, NodeName, OrderId, VolumeName};
+
+/// A folder that could not be removed is tried again: what held it may be gone by then.
+const RETRY_WAIT: Duration = Duration::from_mins(1);
+/// Why an agent says that another folder has the name of one that it has removed.
+const TARGET_EXISTS: &str = "TargetExists";
+
+/// What became of an old volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum OldVolume {
+    /// It is there, with its data, or was never touched by us.
+    #[default]
+    Kept,
+    /// Object and folder are being removed.
+    Removing,
+    /// Both are gone.
+    Removed,
+}
+
+/// The removals of one migration.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cleanup {
+    orders: BTreeMap<VolumeName, Ordered>,
+    /// Make order ids of one epoch unique: an agent answers a repeated id with the old result.
+    serial: u64,
+    given: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Ordered {
+    id: OrderId,
+    state: OrderState,
+    /// When one that failed is tried again.
+    retry_at: BootTime,
+}
+
+/// What comes next.
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    /// To be stored before anything else is done: disks, by their place, whose old volumes change.
+    pub store: Vec<(usize, OldVolume)>,
+    pub actions: Vec<Action>,
+    pub orders: Vec<Effect>,
+    /// Why something is kept, or is not gone yet.
+    pub why: Option<Refusal>,
+}
+
+impl Cleanup {
+    /// Of the migration that was taken up as the given one.
+    pub fn new(serial: u64) -> Self {
+        Self { serial, ..Self::default() }
+    }
+
+    /// Takes an agent's word about an order; false where it is none of ours.
+    pub fn progress(&mut self, now: BootTime, order: &OrderId, state: &OrderState) -> bool {
+        let Some(ordered) = self.orders.values_mut().find(|ordered| ordered.id == *order) else {
+            return false;
+        };
+        ordered.state = state.clone();
+        ordered.retry_at = now + RETRY_WAIT;
+        true
+    }
+
+    /// One look at each disk. `others` are the records of all other migrations that have not ended.
+    pub fn step(
+        &mut self,
+        now: BootTime,
+        record: &MigrationRecord,
+        others: &[MigrationRecord],
+        ctx: &Context<'_>,
+    ) -> Step {
+        let mut step = Step::default();
+        for (place, disk) in record.disks.iter().enumerate() {
+            let there = ctx.fleet.volumes.contains_key(&disk.old);
+            match disk.old_volume {
+                OldVolume::Removed => {}
+                OldVolume::Kept => match may_go(disk, others, ctx) {
+                    Ok(()) => step.store.push((place, OldVolume::Removing)),
+                    Err(why) => step.why = Some(why),
+                },
+                OldVolume::Removing if there => match may_go(disk, others, ctx) {
+                    Ok(()) => step.actions.push(Action::DeleteReleased {
+                        volume: disk.old.clone(),
+                        claim_uid: disk.claim_uid.clone(),
+                    }),
+                    Err(_) => step.store.push((place, OldVolume::Kept)),
+                },
+                OldVolume::Removing if self.is_removed(disk) => step.store.push((place, OldVolume::Removed)),
+                OldVolume::Removing => match self.order(now, &record.key, disk, ctx) {
+                    Ok(order) => step.orders.extend(order),
+                    Err(why) => step.why = Some(why),
+                },
+            }
+        }
+        step
+    }
+
+    /// One that has another folder's name now is gone all the same.
+    fn is_removed(&self, disk: &DiskMove) -> bool {
+        self.orders.get(&disk.old).is_some_and(|ordered| match &ordered.state {
+            OrderState::Done { .. } => true,
+            OrderState::Failed { reason, .. } => reason == TARGET_EXISTS,
+            OrderState::Running { .. } => false,
+        })
+    }
+
+    /// The order to remove the folder, where it is to be given now.
+    fn order(
+        &mut self,
+        now: BootTime,
+        migration: &Key,
+        disk: &DiskMove,
+        ctx: &Context<'_>,
+    ) -> Result<Option<Effect>, Refusal> {
+        alone(disk, ctx)?;
+        source_answers(disk, ctx)?;
+        match self.orders.get(&disk.old) {
+            Some(Ordered { state: OrderState::Failed { reason, message }, retry_at, .. })
+                if now < *retry_at =>
+            {
+                let message = format!(
+                    "its object is gone, and its folder {} on node {} is not yet ({reason}: {message}); tried again every {} s",
+                    disk.source_path,
+                    disk.source_node,
+                    RETRY_WAIT.as_secs()
+                );
+                return Err(Refusal::not_yet("RemovalFailed", message));
+            }
+            Some(Ordered { state: OrderState::Running { .. } | OrderState::Done { .. }, .. }) => {
+                return Ok(None);
+            }
+            Some(Ordered { state: OrderState::Failed { .. }, .. }) | None => {}
+        }
+        self.given += 1;
+        let id = OrderId(format!(
+            "{migration}:{}:remove:{}.{}.{}",
+            disk.claim.name, ctx.epoch, self.serial, self.given
+        ));
+        let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
+        self.orders.insert(disk.old.clone(), Ordered { id: id.clone(), state, retry_at: now });
+        let order = Order::RemoveVolume { path: disk.source_path.clone() };
+        Ok(Some(Effect::Order { node: disk.source_node.clone(), id, order }))
+    }
+}
+
+/// Why the old volume of a disk would be kept if somebody asked for its removal now; `None` where nothing speaks for that.
+/// Whether another migration is about it is not asked.
+pub fn kept_because(disk: &DiskMove, ctx: &Context<'_>) -> Option<Refusal> {
+    may_go(disk, &[], ctx).err()
+}
+
+/// Nothing speaks for keeping it.
+fn may_go(disk: &DiskMove, others: &[MigrationRecord], ctx: &Context<'_>) -> Result<(), Refusal> {
+    is_as_left(disk, ctx)?;
+    alone(disk, ctx)?;
+    present_is_sound(disk, ctx)?;
+    source_answers(disk, ctx)?;
+    let moved =
+        |other: &DiskMove| other.old == disk.old || other.new.name == disk.old || other.claim == disk.claim;
+    match others.iter().find(|other| other.disks.iter().any(moved)) {
+        Some(other) => {
+            let message =
+                format!("migration {} is at work on it, or on its claim: wait for its end", other.key);
+            Err(Refusal::not_yet("MigratingAgain", message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The old volume is as the migration left it.
+fn is_as_left(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
+    let Some(volume) = ctx.fleet.volumes.get(&disk.old) else {
+        let message = format!(
+            "volume {} is gone already, by somebody else; folder {} on node {}, if it is still there, is not touched",
+            disk.old, disk.source_path, disk.source_node
+        );
+        return Err(Refusal::new("VolumeGone", message));
+    };
+    let released = volume.phase == "Released"
+        && volume.claim.as_ref().is_some_and(|claim| claim.uid.as_ref() == Some(&disk.claim_uid));
+    if !released {
+        let phase = if volume.phase.is_empty() { "without a phase" } else { &volume.phase };
+        let message = format!(
+            "volume {} is {phase}, and not as the migration left it: somebody has a use for it",
+            disk.old
+        );
+        return Err(Refusal::new("VolumeInUse", message));
+    }
+    let same_place = volume.source.path().map(folder) == Some(folder(&disk.source_path));
+    if !volume.retained || !same_place {
+        let message = format!(
+            "volume {} is not on reclaim policy Retain any more, or not at {} any more",
+            disk.old, disk.source_path
+        );
+        return Err(Refusal::new("VolumeChanged", message));
+    }
+    match ctx.fleet.claims.iter().find(|(_, claim)| claim.volume.as_ref() == Some(&disk.old)) {
+        Some((claim, _)) => {
+            Err(Refusal::new("VolumeInUse", format!("claim {claim} names volume {}", disk.old)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// No other volume, and no VM by its path, has the folder, one inside of it, or one around it.
+fn alone(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
+    match locality::other_user(ctx.fleet, &disk.old, &disk.source_node, &disk.source_path) {
+        Some(user) => {
+            let message = format!("{user} has folder {} as well", disk.source_path);
+            Err(Refusal::new("FolderShared", message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The disk that the claim has now was seen where it should be: the old one is not the last that is left.
+fn present_is_sound(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
+    let doubt = |why: String| {
+        Refusal::new("PresentDiskInDoubt", format!("{why}; the old disk may be the last good one"))
+    };
+    let (_, name, volume) =
+        locality::bound_volume(ctx.fleet, &disk.claim).map_err(|broken| doubt(broken.because))?;
+    let Some(path) = volume.source.path() else { return Ok(()) };
+    let node = match locality::pinned_node(ctx.fleet, volume) {
+        Some(node) => node,
+        // A folder that every node sees: whoever fetched it looks at it.
+        None => disk.target_node.clone(),
+    };
+    let report = ctx.fleet.reports.get(&node).filter(|_| ctx.usable.contains(&node));
+    let Some(report) = report else {
+        return Err(doubt(format!(
+            "volume {name} is on node {node}, which is not healthy or has told nothing"
+        )));
+    };
+    if let Some(health) = report.root_of(path).and_then(|root| report.disks.get(root.disk.as_ref()?))
+        && health.grade >= Grade::Failing
+    {
+        return Err(doubt(format!("volume {name} is on a disk of node {node} that is {:?}", health.grade)));
+    }
+    match report.usage.get(folder(path)) {
+        None => Err(doubt(format!("the agent of node {node} has not told of folder {path} yet"))),
+        // The data of a claim that no VM uses may have any name; that of a VM cannot.
+        Some(usage) if usage.disk_image != DiskImage::Present && is_disk_of_vm(disk, volume, ctx) => {
+            Err(doubt(format!("the agent of node {node} does not see disk.img in folder {path}")))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn is_disk_of_vm(disk: &DiskMove, volume: &Volume, ctx: &Context<'_>) -> bool {
+    let mut vms = ctx.fleet.vms.iter();
+    volume.mode == crate::fleet::VolumeMode::Filesystem
+        && vms.any(|(key, vm)| vm.claims(&key.namespace).any(|claim| claim == disk.claim))
+}
+
+fn source_answers(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
+    let node: &NodeName = &disk.source_node;
+    let root = ctx.fleet.reports.get(node).and_then(|report| report.root_of(&disk.source_path));
+    if !ctx.usable.contains(node) || root.is_none() {
+        let message = format!("node {node} is not healthy, or its agent does not serve {}", disk.source_path);
+        return Err(Refusal::not_yet("SourceNotUsable", message));
+    }
+    if root.is_some_and(|root| root.read_only) {
+        let message =
+            format!("{} on node {node} is on a filesystem that cannot be written", disk.source_path);
+        return Err(Refusal::new("SourceReadOnly", message));
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Old volumes whose removal was asked for: gone where nothing speaks for keeping them, and else untouched.
+
+use super::*;
+use crate::fleet::{ClaimRef, DiskHealth, DiskImage, Grade, VolumeSource};
+use crate::io::Input;
+use crate::migration::OldVolume;
+use crate::names::{NodeName, VolumeName};
+use crate::view::RemovalView;
+
+/// Rounds until both old volumes are gone, if they go at all: what keeps one is looked at every ten.
+const REMOVAL_ROUNDS: usize = 40;
+const OLD: [&str; 2] = ["pv-vm-system", "pv-vm-data"];
+
+/// It has succeeded, and the VM runs on its new volumes.
+fn succeeded() -> World {
+    let mut world = asked();
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+    world.rounds(3);
+    world
+}
+
+fn ask_removal(world: &mut World) {
+    world.spec("m").remove_old = true;
+}
+
+fn states(world: &World) -> Vec<OldVolume> {
+    world.store[&key("m")].disks.iter().map(|disk| disk.old_volume).collect()
+}
+
+/// Why it is kept, where it is.
+fn kept(world: &World) -> Option<&'static str> {
+    match world.machine.views()[&key("m")].removal {
+        Some(RemovalView::Kept(ref why)) => Some(why.reason),
+        _ => None,
+    }
+}
+
+fn node(name: &str) -> NodeName {
+    NodeName::from(name)
+}
+
+fn folder(old: &str) -> String {
+    format!("n2:/var/lib/volumes/{old}")
+}
+
+fn there(world: &World, old: &str) -> (bool, bool) {
+    (world.fleet.volumes.contains_key(&VolumeName::from(old)), world.content.contains_key(&folder(old)))
+}
+
+fn assert_removed(world: &World, what: &str) {
+    assert_eq!(states(world), [OldVolume::Removed; 2], "{what}: {:?}", kept(world));
+    for old in OLD {
+        assert_eq!(there(world, old), (false, false), "{what}: {old}");
+    }
+    assert_whole(world, Phase::Succeeded, what);
+    assert_eq!(world.machine.views()[&key("m")].removal, Some(RemovalView::Removed), "{what}");
+}
+
+#[test]
+fn asked_for_they_go_and_the_vm_runs_on() {
+    let mut world = succeeded();
+    world.rounds(20);
+    assert_eq!(states(&world), [OldVolume::Kept; 2]);
+    ask_removal(&mut world);
+    world.rounds(REMOVAL_ROUNDS);
+    assert_removed(&world, "undisturbed");
+    let told =
+        |effect: &&Effect| matches!(effect, Effect::Notify(notice) if notice.reason == "OldVolumesRemoved");
+    assert_eq!(world.effects.iter().filter(told).count(), 1);
+}
+
+/// The word may be there from the beginning: nothing goes before the end.
+#[test]
+fn asked_for_at_any_time_they_go_after_the_success_only() {
+    for at in [0, 3, 10, 25] {
+        let mut world = asked();
+        world.rounds(at);
+        ask_removal(&mut world);
+        assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+        world.rounds(REMOVAL_ROUNDS);
+        assert_removed(&world, &format!("asked in round {at}"));
+        let gone = world
+            .effects
+            .iter()
+            .position(|effect| matches!(effect, Effect::Act(Action::DeleteReleased { .. })));
+        let ended = world.effects.iter().position(
+            |effect| matches!(effect, Effect::Notify(notice) if notice.reason == "MigrationSucceeded"),
+        );
+        assert!(ended < gone, "asked in round {at}");
+    }
+}
+
+#[test]
+fn a_new_leader_at_every_round_finishes_it() {
+    for crash in 0..16 {
+        let mut world = succeeded();
+        ask_removal(&mut world);
+        world.rounds(crash);
+        world.take_over();
+        world.rounds(REMOVAL_ROUNDS);
+        assert_removed(&world, &format!("new leader after {crash} rounds"));
+    }
+}
+
+#[test]
+fn what_was_put_back_is_never_removed() {
+    let mut world = asked();
+    ask_removal(&mut world);
+    world.rounds(12);
+    world.spec("m").cancelled = true;
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Cancelled);
+    world.rounds(REMOVAL_ROUNDS);
+    assert_whole(&world, Phase::Cancelled, "cancelled");
+    assert_eq!(kept(&world), Some("NotSucceeded"));
+}
+
+/// What speaks for keeping an old volume, and what that is called.
+#[test]
+fn whatever_speaks_for_keeping_one_keeps_it() {
+    type Change = fn(&mut World);
+    let cases: &[(Change, &str)] = &[
+        (|w| _ = w.usable.remove(&node("n3")), "PresentDiskInDoubt"),
+        (|w| _ = w.usable.remove(&node("n2")), "SourceNotUsable"),
+        (|w| _ = w.fleet.claims.remove(&key("vm-data")), "PresentDiskInDoubt"),
+        (
+            |w| {
+                let usage = &mut w.fleet.reports.get_mut(&node("n3")).expect("there").usage;
+                for usage in usage.values_mut() {
+                    usage.disk_image = DiskImage::Absent;
+                }
+            },
+            "PresentDiskInDoubt",
+        ),
+        (|w| w.fleet.reports.get_mut(&node("n3")).expect("there").usage.clear(), "PresentDiskInDoubt"),
+        (
+            |w| {
+                let sick = DiskHealth {
+                    grade: Grade::Failing,
+                    reasons: Vec::new(),
+                    model: String::new(),
+                    serial: String::new(),
+                };
+                w.fleet.reports.get_mut(&node("n3")).expect("there").disks.insert("sda".into(), sick);
+            },
+            "PresentDiskInDoubt",
+        ),
+        (
+            |w| {
+                // Somebody wants one back.
+                let old = w.fleet.volumes.get_mut(&VolumeName::from("pv-vm-data")).expect("there");
+                old.claim = Some(ClaimRef { key: key("vm-data"), uid: None });
+                old.phase = "Available".into();
+            },
+            "VolumeInUse",
+        ),
+        (
+            |w| {
+                let old = w.fleet.volumes.get_mut(&VolumeName::from("pv-vm-data")).expect("there");
+                old.source = VolumeSource::Local { path: "/somewhere/else".into() };
+            },
+            "VolumeChanged",
+        ),
+        (
+            |w| {
+                let twin = w.fleet.volumes[&VolumeName::from("pv-vm-data")].clone();
+                w.fleet.volumes.insert("twin".into(), twin);
+            },
+            "FolderShared",
+        ),
+        (
+            |w| {
+                let roots = &mut w.fleet.reports.get_mut(&node("n2")).expect("there").roots;
+                for root in roots {
+                    root.read_only = true;
+                }
+            },
+            "SourceReadOnly",
+        ),
+    ];
+    for (number, (change, reason)) in cases.iter().enumerate() {
+        let mut world = succeeded();
+        change(&mut world);
+        ask_removal(&mut world);
+        world.rounds(REMOVAL_ROUNDS);
+        assert_eq!(kept(&world), Some(*reason), "case {number}");
+        assert!(world.content.contains_key(&folder("pv-vm-data")), "case {number}: removed");
+    }
+}
+
+/// Between the word that is stored and the end of the object somebody binds a claim to it.
+#[test]
+fn one_that_somebody_takes_in_the_last_moment_is_kept() {
+    let mut world = succeeded();
+    ask_removal(&mut world);
+    while !states(&world).contains(&OldVolume::Removing) {
+        world.now += Duration::from_secs(1);
+        world.input(Input::Tick);
+    }
+    let old = VolumeName::from("pv-vm-data");
+    let volume = world.fleet.volumes.get_mut(&old).expect("not gone yet");
+    volume.claim = Some(ClaimRef { key: key("vm-data"), uid: None });
+    volume.phase = "Available".into();
+    world.rounds(REMOVAL_ROUNDS);
+    assert_eq!(there(&world, "pv-vm-data"), (true, true));
+    assert_eq!(there(&world, "pv-vm-system"), (false, false));
+    assert_eq!((states(&world)[1], kept(&world)), (OldVolume::Kept, Some("VolumeInUse")));
+}
+
+#[test]
+fn a_folder_that_cannot_be_removed_is_told_of_and_tried_again() {
+    let mut world = succeeded();
+    world.faults.failing_removals = (2, "VolumeInUse");
+    ask_removal(&mut world);
+    world.rounds(REMOVAL_ROUNDS);
+    assert_eq!(kept(&world), Some("RemovalFailed"));
+    world.rounds(60);
+    assert_removed(&world, "second try");
+}
+
+/// The agent has removed it, and then found something new under its name: that is not ours.
+#[test]
+fn what_came_after_it_under_its_name_is_left_alone() {
+    let mut world = succeeded();
+    world.faults.failing_removals = (2, "TargetExists");
+    ask_removal(&mut world);
+    world.rounds(REMOVAL_ROUNDS);
+    assert_eq!(states(&world), [OldVolume::Removed; 2]);
+    let orders = world
+        .effects
+        .iter()
+        .filter(|effect| matches!(effect, Effect::Order { order: Order::RemoveVolume { .. }, .. }));
+    assert_eq!(orders.count(), 2, "one for each disk");
+}
+
+/// Another migration of the same VM is not disturbed.
+#[test]
+fn while_the_claims_move_again_nothing_is_removed() {
+    let mut world = succeeded();
+    world.ask("n", to_node("vm", "n1"));
+    world.rounds(6);
+    assert!(world.phase("n").is_at_work());
+    ask_removal(&mut world);
+    world.rounds(2);
+    assert_eq!(kept(&world), Some("MigratingAgain"));
+    world.run(ROUNDS, "n");
+    world.rounds(REMOVAL_ROUNDS);
+    assert_eq!(states(&world), [OldVolume::Removed; 2]);
+}
