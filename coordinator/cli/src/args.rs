@@ -96,6 +96,8 @@ pub enum Command {
     Cancel(ObjectArgs),
     /// Let a migration or an evacuation that has copied ahead stop the VMs and finish
     Proceed(ObjectArgs),
+    /// Remove old volumes of migrations that succeeded a while ago, objects and folders: shows them first, and asks
+    Cleanup(CleanupArgs),
     /// Give your word that nothing on a node runs or writes any more
     Attest(AttestArgs),
     /// End a storm hold: nodes that are still silent are then judged one by one
@@ -222,6 +224,27 @@ pub struct ObjectArgs {
     /// `migration/NAME` or `evacuation/NAME`; a migration's may be NAMESPACE/NAME, with or without its kind before it
     #[arg(value_name = "KIND/NAME")]
     pub object: ObjectRef,
+}
+
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Of this migration only, as NAME or NAMESPACE/NAME
+    #[arg(value_name = "MIGRATION")]
+    pub migration: Option<Named>,
+    /// Only old volumes on this node
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// Keep those of migrations that ended within this time (such as 12h); 0s keeps none for that
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+    pub older_than: Duration,
+    /// Only show what would be removed, and what is kept for which reason
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, Write as _};
 
 use serde::Serialize;
 use somersault_coordinator::cluster::Problem;
@@ -17,6 +17,8 @@ mod sheet;
 
 pub use sheet::{cell, mood_cell, render, table};
 
+/// Whoever types more than this has not typed yes.
+const ANSWER_BYTES_MAX: u64 = 64;
 /// Problems named one by one; whoever has more of them has one cause.
 const PROBLEMS_SHOWN_MAX: usize = 20;
 
@@ -43,6 +45,21 @@ pub fn write_out(text: &str) -> Result<(), Failure> {
 /// Says on standard error what went wrong. Nobody may be listening there; that is no failure.
 pub fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "error: {}", clean_lines(message));
+}
+
+/// Shows what would be done, and does not go on before somebody has typed yes.
+pub fn ask(what: &str) -> Result<(), Failure> {
+    let mut err = io::stderr().lock();
+    write!(err, "{what}\nDo this? Type yes: ")?;
+    err.flush()?;
+    let mut typed = String::new();
+    io::Read::take(io::stdin().lock(), ANSWER_BYTES_MAX)
+        .read_line(&mut typed)
+        .map_err(|error| Failure::Failed(format!("cannot read the answer: {error}")))?;
+    if typed.trim() == "yes" {
+        return Ok(());
+    }
+    Err(Failure::Refused("yes was not typed; nothing was changed".to_owned()))
 }
 
 /// Whether nobody wants colours (<https://no-color.org>).

@@ -84,6 +84,32 @@ pub fn first_answer(source: &Source, key: &Key) -> Result<VolumeMigrationStatus,
     }
 }
 
+/// Waits until the old volumes of these migrations are gone, or something speaks for keeping one.
+pub fn removals(
+    global: &Global,
+    source: &Source,
+    keys: &BTreeSet<&Key>,
+    timeout: Duration,
+) -> Result<Exit, Failure> {
+    let mut patience = Patience::new(source, timeout);
+    let (mut lines, mut failed) = (Vec::new(), false);
+    for key in keys {
+        let (reason, message) = loop {
+            let object: VolumeMigration = patience.look(&migrate::id(key))?;
+            let conditions = object.status.unwrap_or_default().conditions;
+            let told = conditions.iter().find(|condition| condition.type_ == display::OLD_VOLUMES_REMOVED);
+            match told.filter(|condition| condition.reason != display::UNDER_WAY) {
+                Some(condition) => break (condition.reason.clone(), condition.message.clone()),
+                None => patience.rest(&format!("the removal for VolumeMigration {key}"), told.is_some())?,
+            }
+        };
+        failed |= reason != display::REMOVED;
+        lines.push(format!("VolumeMigration {key}: {}: {}", clean(&reason), clean(&message)));
+    }
+    output::print(global.output, &lines, || lines.join("\n"))?;
+    Ok(if failed { Exit::Failed } else { Exit::Ok })
+}
+
 /// Waits until a live migration has ended.
 pub fn live_migration(
     global: &Global,

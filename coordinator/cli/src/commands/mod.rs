@@ -3,6 +3,7 @@
 mod attest;
 mod cancel;
 mod check;
+mod cleanup;
 pub mod evacuate;
 mod explain;
 mod hold;
@@ -30,6 +31,7 @@ pub fn run(cli: &Cli) -> Result<Exit, Failure> {
         Command::Evacuate(args) => evacuate::run(global, args),
         Command::Cancel(args) => cancel::cancel(global, args),
         Command::Proceed(args) => cancel::proceed(global, args),
+        Command::Cleanup(args) => cleanup::run(global, args),
         Command::Attest(args) => attest::run(global, args),
         Command::ReleaseHold(args) => hold::run(global, args),
         Command::Recoveries(args) => recoveries::run(global, args),

@@ -3,7 +3,6 @@
 //! Nothing is done before it was shown, and each step may be done twice: what a broken uninstallation left is found
 //! and finished by the next.
 
-use std::io::{self, BufRead as _, Write as _};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,8 +32,6 @@ const STOP_MAX: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Pods of the coordinator: it has a few replicas.
 const PODS_MAX: u32 = 500;
-/// Whoever types more than this has not typed yes.
-const ANSWER_BYTES_MAX: u64 = 64;
 
 /// The answer for machines.
 #[derive(Debug, Serialize)]
@@ -177,17 +174,7 @@ fn coordinator_pods(server: &ApiServer) -> Result<Vec<String>, Failure> {
 
 /// Shows what would be done, and wants a yes.
 fn ask(answer: &Answer) -> Result<(), Failure> {
-    let mut err = io::stderr().lock();
-    write!(err, "{}\nDo this? Type yes: ", text(answer))?;
-    err.flush()?;
-    let mut typed = String::new();
-    io::Read::take(io::stdin().lock(), ANSWER_BYTES_MAX)
-        .read_line(&mut typed)
-        .map_err(|error| Failure::Failed(format!("cannot read the answer: {error}")))?;
-    if typed.trim() == "yes" {
-        return Ok(());
-    }
-    Err(Failure::Refused("yes was not typed; nothing was changed".to_owned()))
+    output::ask(&text(answer))
 }
 
 fn text(answer: &Answer) -> String {

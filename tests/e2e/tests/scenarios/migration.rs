@@ -58,9 +58,34 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         stage.moved(&vm, &target)?;
         stage.wait_writes(&vm, WRITE_DEADLINE)?;
         ensure!(stage.instances(&vm)? == 2, "{} instances have written", stage.instances(&vm)?);
-        bed.api().delete(Kind::VOLUME, "", old)?;
+        removed(bed, &migration, &node, old)?;
+        stage.wait_writes(&vm, WRITE_DEADLINE)?;
     }
     stage.judge()
+}
+
+/// The old volume of a migration goes when a person says so, and not before a day is over unless they say that too.
+fn removed(bed: &Bed, migration: &Value, node: &str, old: &str) -> Result<()> {
+    let name = migration["metadata"]["name"].as_str().context("a migration without a name")?;
+    let spec = bed.api().get(Kind::VOLUME, "", old)?["spec"].clone();
+    let path = spec["hostPath"]["path"].as_str().or(spec["local"]["path"].as_str());
+    let path = path.context("the old volume has no path")?;
+    let ask = ["cleanup", name, "-n", VMS];
+    let kept = bed.plugin(&[&ask[..], &["--yes"]].concat())?;
+    ensure!(kept.contains("--older-than"), "it just moved, and would be removed:\n{kept}");
+    let now = [&ask[..], &["--older-than", "0s"]].concat();
+    // The coordinator tells of new folders once a minute.
+    until("nothing speaks for keeping the old volume", MIGRATE_DEADLINE, &[], || {
+        let shown = bed.plugin(&[&now[..], &["--dry-run"]].concat())?;
+        ensure!(shown.contains("would be removed for good"), "{shown}");
+        Ok(Some(()))
+    })?;
+    let folder = bed.cluster().path_on(node, path)?;
+    ensure!(folder.join("disk.img").exists(), "{path} is gone before anybody asked");
+    bed.plugin(&[&now[..], &["--yes", "--wait"]].concat())?;
+    ensure!(!folder.exists(), "{path} is still there");
+    ensure!(bed.api().find(Kind::VOLUME, "", old)?.is_none(), "the object of volume {old} is still there");
+    Ok(())
 }
 
 /// A Wukong's VM with two disks.

@@ -1,0 +1,201 @@
+//! `cleanup`: asks for the removal of old volumes, of migrations that have succeeded.
+//!
+//! ```text
+//!   succeeded long enough ago, and the coordinator would find nothing that speaks for keeping it ─► shown, asked for
+//!      └── else: shown with what speaks for keeping it
+//! ```
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use serde_json::json;
+use somersault_coordinator::cluster::manifest::{display, records};
+use somersault_coordinator_core::migration::{self, DiskMove, OldVolume};
+use somersault_coordinator_core::names::Key;
+use somersault_crd::VolumeMigration;
+use somersault_crd::volume_migration::Phase;
+
+use super::incident::Told;
+use super::migrate;
+use crate::args::{CleanupArgs, Global};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, cell, render, table};
+use crate::source::Source;
+use crate::world::{self, World};
+use crate::{units, wait};
+
+/// An old volume.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    #[serde(skip)]
+    key: Key,
+    migration: String,
+    claim: String,
+    volume: String,
+    node: String,
+    path: String,
+    /// What its agent last told; absent where it has told nothing.
+    allocated_bytes: Option<u64>,
+    /// When the migration succeeded.
+    succeeded: Option<Timestamp>,
+    /// Why it is kept; absent where it goes.
+    kept_because: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &CleanupArgs) -> Result<Exit, Failure> {
+    let only = match &args.migration {
+        None => None,
+        Some(named) => Some((named.namespace(global)?.map(str::to_owned), named.name.clone())),
+    };
+    let source = Source::open(global)?;
+    let only = only.map(|(namespace, name)| Key::new(source.namespace(namespace.as_deref()), name));
+    let world = World::of_cluster(&source, None)?;
+    if let Some(key) = only.as_ref().filter(|key| !world.migrations.contains_key(key)) {
+        return Err(Failure::NotFound(format!("there is no VolumeMigration {key}")));
+    }
+    let now = Timestamp::now();
+    let rows = rows(&world, now, args, |key| match &only {
+        Some(only) => key == only,
+        None => global.namespace.as_ref().is_none_or(|want| key.namespace == *want),
+    })?;
+    let going: BTreeSet<&Key> =
+        rows.iter().filter(|row| row.kept_because.is_none()).map(|row| &row.key).collect();
+    if args.dry_run || going.is_empty() {
+        output::print(global.output, &rows, || text(&rows, now))?;
+        return Ok(world::end(&world));
+    }
+    if !args.yes {
+        output::ask(&text(&rows, now))?;
+    }
+    for key in &going {
+        source.set_spec(&migrate::id(key), |_| Ok(("removeOldVolumes", json!(true))))?;
+    }
+    if args.wait.wait {
+        return wait::removals(global, &source, &going, args.wait.timeout);
+    }
+    output::print(global.output, &rows, || {
+        let each =
+            going.iter().map(|key| format!("  kubectl get vmig {} -n {} -o yaml\n", key.name, key.namespace));
+        format!(
+            "Asked for. Condition {} of each tells when it is done, or what is in the way:\n{}",
+            display::OLD_VOLUMES_REMOVED,
+            each.collect::<String>()
+        )
+    })?;
+    Ok(world::end(&world))
+}
+
+/// Old volumes that are still there. All of a migration go, or none.
+fn rows(
+    world: &World,
+    now: Timestamp,
+    args: &CleanupArgs,
+    which: impl Fn(&Key) -> bool,
+) -> Result<Vec<Row>, Failure> {
+    let told = Told::of(world);
+    let mut all = Vec::new();
+    for (key, object) in world.migrations.iter().filter(|(key, _)| which(key)) {
+        let status = object.status.as_ref().filter(|status| status.phase == Phase::Succeeded);
+        let record = records::migration_record(key, "", status)
+            .map_err(|error| Failure::Failed(format!("VolumeMigration {key}: {error}")))?;
+        let disks = record.map(|record| record.disks).unwrap_or_default();
+        let left: Vec<&DiskMove> =
+            disks.iter().filter(|disk| disk.old_volume != OldVolume::Removed).collect();
+        let succeeded = succeeded(object);
+        let young = too_young(succeeded, now, args);
+        let because = |disk: &DiskMove| migration::kept_because(disk, &told.context()).map(|why| why.message);
+        // All of a migration are asked for together, wherever they are.
+        let wanted =
+            |disk: &&DiskMove| args.node.as_ref().is_none_or(|node| disk.source_node.as_str() == node);
+        if !left.iter().any(wanted) {
+            continue;
+        }
+        let mut rows: Vec<Row> = left
+            .iter()
+            .map(|disk| Row {
+                key: key.clone(),
+                migration: key.to_string(),
+                claim: disk.claim.name.clone(),
+                volume: disk.old.to_string(),
+                node: disk.source_node.to_string(),
+                path: disk.source_path.clone(),
+                allocated_bytes: allocated(world, disk),
+                succeeded,
+                kept_because: young.clone().or_else(|| because(disk)),
+            })
+            .collect();
+        let kept = left.iter().find_map(|disk| because(disk).map(|_| &disk.claim.name));
+        if let Some(claim) = kept {
+            for row in rows.iter_mut().filter(|row| row.kept_because.is_none()) {
+                row.kept_because =
+                    Some(format!("that of claim {claim} is kept, and all of a migration go or none"));
+            }
+        }
+        all.append(&mut rows);
+    }
+    Ok(all)
+}
+
+fn too_young(succeeded: Option<Timestamp>, now: Timestamp, args: &CleanupArgs) -> Option<String> {
+    let limit = SignedDuration::try_from(args.older_than).unwrap_or(SignedDuration::MAX);
+    let age = succeeded.map(|at| now.duration_since(at));
+    // Of an older coordinator's migration no time is known: it is as old as that.
+    (age? < limit)
+        .then(|| format!("it moved within the last {} (--older-than)", units::age(now - limit, now)))
+}
+
+fn succeeded(object: &VolumeMigration) -> Option<Timestamp> {
+    let mut conditions = object.status.as_ref()?.conditions.iter();
+    let found =
+        conditions.find(|condition| condition.type_ == display::SUCCEEDED && condition.status == "True");
+    Some(found?.last_transition_time.0)
+}
+
+fn allocated(world: &World, disk: &DiskMove) -> Option<u64> {
+    let usage = &world.fleet.reports.get(&disk.source_node)?.usage;
+    Some(usage.get(disk.source_path.trim_end_matches('/'))?.allocated_bytes)
+}
+
+fn text(rows: &[Row], now: Timestamp) -> String {
+    let (going, kept): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.kept_because.is_none());
+    if rows.is_empty() {
+        return "No migration that has succeeded has left an old volume.".to_owned();
+    }
+    let mut text = String::new();
+    if !going.is_empty() {
+        let bytes = units::bytes(going.iter().filter_map(|row| row.allocated_bytes).sum());
+        let _ = writeln!(
+            text,
+            "{} old volumes, {bytes} in all, would be removed for good, with their folders:\n{}",
+            going.len(),
+            listed(&going, now)
+        );
+    }
+    if !kept.is_empty() {
+        let title = if going.is_empty() { "No old volume would be removed. Kept" } else { "Kept" };
+        let _ = write!(text, "{title}:\n{}", listed(&kept, now));
+    }
+    text
+}
+
+fn listed(rows: &[&Row], now: Timestamp) -> String {
+    let mut sheet = table(&["MIGRATION", "CLAIM", "VOLUME", "NODE", "SIZE", "MOVED", "FOLDER", "BECAUSE"])
+        .below(&["FOLDER", "BECAUSE"]);
+    for row in rows {
+        sheet.add_row([
+            cell(&row.migration),
+            cell(&row.claim),
+            cell(&row.volume),
+            cell(&row.node),
+            cell(&row.allocated_bytes.map(units::bytes).unwrap_or_default()),
+            cell(&row.succeeded.map(|at| format!("{} ago", units::age(at, now))).unwrap_or_default()),
+            cell(&row.path),
+            cell(row.kept_because.as_deref().unwrap_or_default()),
+        ]);
+    }
+    render(&sheet)
+}
