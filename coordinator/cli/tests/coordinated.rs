@@ -177,7 +177,9 @@ fn migrate_asks_by_an_object() -> Result<()> {
     assert_eq!(object["apiVersion"], "somersault.novasphere.dev/v1alpha1");
     assert_eq!(
         object["spec"],
-        json!({"vm": "db", "destination": {"node": "n3"}, "preCopyOnly": true, "cancelled": false})
+        json!({
+            "vm": "db", "destination": {"node": "n3"}, "preCopyOnly": true, "cancelled": false, "removeOldVolumes": false
+        })
     );
     assert!(object["status"].is_null());
     Ok(())

@@ -69,10 +69,6 @@ impl Vm {
     pub const fn always(name: &'static str, storage: Storage) -> Self {
         Self { name, storage, strategy: "Always" }
     }
-
-    fn is_imported(&self) -> bool {
-        matches!(self.storage, Storage::NetworkAndImage | Storage::LocalFromImage)
-    }
 }
 
 /// VM on network storage.
@@ -109,10 +105,7 @@ impl<'a> Stage<'a> {
     /// Removes the VMs of earlier scenarios, and starts these on a node.
     pub fn set(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
         clear(bed)?;
-        if vms.iter().any(Vm::is_imported) {
-            return only_on(bed, node, || Self::create(bed, node, vms));
-        }
-        Self::create(bed, node, vms)
+        only_on(bed, node, || Self::create(bed, node, vms))
     }
 
     fn create(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
@@ -234,7 +227,8 @@ impl Place {
     }
 }
 
-/// Does something while no other node takes pods: an importer prefers no node, and its volume is where it ran.
+/// Does something while no other node takes pods: an importer prefers no node, and its volume is where it ran; and what a
+/// VM prefers counts for little where its node has many.
 pub fn only_on<T>(bed: &Bed, node: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let others: Vec<String> = bed.nodes().into_iter().filter(|other| other != node).collect();
     let set = |what| others.iter().try_for_each(|other| bed.cluster().ask(&[what, other]).map(drop));

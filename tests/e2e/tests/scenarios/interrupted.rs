@@ -192,9 +192,14 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
         TargetFull => fill(bed, target),
         Cancelled => {
             let name = migration::of_vm(bed, VM)?["metadata"]["name"].as_str().context("no name")?.to_owned();
-            // Too late is an answer too.
-            if let Err(refused) = bed.plugin(&["cancel", &name, "-n", VMS]) {
-                eprintln!("   {refused:#}");
+            let object = format!("migration/{name}");
+            if let Err(refused) = bed.plugin(&["cancel", &object, "-n", VMS]) {
+                // Too late is an answer too.
+                let said = format!("{refused:#}");
+                let late =
+                    said.contains("has ended already") || said.contains("already point to the new volumes");
+                ensure!(late, "{said}");
+                eprintln!("   {said}");
             }
             Ok(nothing)
         }
