@@ -12,6 +12,7 @@
 //! must survive a crash leaves as [`Effect::Commit`] and is acted upon only when [`Input::Committed`] comes
 //! back. Effects are idempotent: the shell may perform one twice.
 
+pub mod adopt;
 pub mod coordinator;
 pub mod decision;
 pub mod evacuation;

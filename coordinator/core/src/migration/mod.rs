@@ -41,6 +41,7 @@ use serde::{Deserialize, Serialize};
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::cleanup::{OldVolume, kept_because};
 pub use self::machine::Migrations;
+pub(crate) use self::plan::template;
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};
 use crate::names::{Key, NodeName, Uid, VolumeName};

@@ -375,7 +375,8 @@ fn volume_name(migration: &Key, uid: &Uid, source: &Source<'_>) -> String {
     format!("smst-{claim}-{uid}-{}-{}", cut(&migration.name), cut(&source.claim_key.name))
 }
 
-fn template(claim: &Claim, class: &str) -> ClaimTemplate {
+/// What a claim asks, for another class; without what others have noted on it.
+pub(crate) fn template(claim: &Claim, class: &str) -> ClaimTemplate {
     let annotations = claim
         .annotations
         .iter()
