@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use somersault_coordinator_core::names::NodeName;
 
 use crate::exit;
 
@@ -98,6 +99,9 @@ pub enum Command {
     Proceed(ObjectArgs),
     /// Remove old volumes of migrations that succeeded a while ago, objects and folders: shows them first, and asks
     Cleanup(CleanupArgs),
+    /// Give a folder that no volume names to the claim that lost it (a disk in another machine, a node with a new name);
+    /// without a folder, list them
+    Adopt(AdoptArgs),
     /// Give your word that nothing on a node runs or writes any more
     Attest(AttestArgs),
     /// End a storm hold: nodes that are still silent are then judged one by one
@@ -248,6 +252,47 @@ pub struct CleanupArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct AdoptArgs {
+    /// The folder, as it is listed
+    #[arg(value_name = "NODE:FOLDER")]
+    pub folder: Option<FolderOfNode>,
+    /// The claim, as NAME or NAMESPACE/NAME; without it the one that the folder's name tells of
+    #[arg(long, value_name = "NAME", requires = "folder")]
+    pub claim: Option<Named>,
+    /// Only show what would be done
+    #[arg(long, requires = "folder")]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long, requires = "folder")]
+    pub yes: bool,
+}
+
+/// A folder of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FolderOfNode {
+    /// The node.
+    pub node: NodeName,
+    /// Absolute path there.
+    pub path: String,
+}
+
+impl FromStr for FolderOfNode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some((node, path)) if !node.is_empty() && path.starts_with('/') => {
+                Ok(Self { node: node.into(), path: path.to_owned() })
+            }
+            _ => {
+                Err("must be NODE:FOLDER, such as n2:/var/lib/rancher/k3s/storage/pvc-1_default_data"
+                    .to_owned())
+            }
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 pub struct AttestArgs {
     /// The node
     pub node: String,
@@ -317,5 +362,14 @@ mod tests {
         assert_eq!(duration("1h 30m"), Ok(Duration::from_mins(90)));
         assert!(duration("-1s").is_err());
         assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn reads_folders_of_nodes() {
+        let read = "n2:/data/a:b".parse::<FolderOfNode>();
+        assert_eq!(read, Ok(FolderOfNode { node: "n2".into(), path: "/data/a:b".to_owned() }));
+        for wrong in ["n2", "n2:", ":/data", "n2:data", "/data"] {
+            assert!(wrong.parse::<FolderOfNode>().is_err(), "{wrong}");
+        }
     }
 }

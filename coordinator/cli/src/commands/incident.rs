@@ -34,6 +34,11 @@ pub fn is_healthy(world: &World, node: &NodeName) -> bool {
     status(world, node).is_some_and(|status| status.state == NodeState::Healthy)
 }
 
+/// The nodes of which this can be said.
+pub fn that_are(world: &World, is: impl Fn(&World, &NodeName) -> bool) -> BTreeSet<NodeName> {
+    world.healths.keys().filter(|node| is(world, node)).cloned().collect()
+}
+
 /// Nodes as the coordinator last told of them: for its own questions about a migration.
 pub struct Told<'a> {
     world: &'a World,
@@ -44,10 +49,8 @@ pub struct Told<'a> {
 
 impl<'a> Told<'a> {
     pub fn of(world: &'a World) -> Self {
-        let of = |is: fn(&World, &NodeName) -> bool| -> BTreeSet<NodeName> {
-            world.healths.keys().filter(|node| is(world, node)).cloned().collect()
-        };
-        Self { world, requests: Requests::default(), usable: of(is_healthy), dead: of(is_dead) }
+        let (usable, dead) = (that_are(world, is_healthy), that_are(world, is_dead));
+        Self { world, requests: Requests::default(), usable, dead }
     }
 
     pub fn context(&self) -> Context<'_> {

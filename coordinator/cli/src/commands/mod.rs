@@ -1,5 +1,6 @@
 //! One module per subcommand; this one says which runs.
 
+mod adopt;
 mod attest;
 mod cancel;
 mod check;
@@ -32,6 +33,7 @@ pub fn run(cli: &Cli) -> Result<Exit, Failure> {
         Command::Cancel(args) => cancel::cancel(global, args),
         Command::Proceed(args) => cancel::proceed(global, args),
         Command::Cleanup(args) => cleanup::run(global, args),
+        Command::Adopt(args) => adopt::run(global, args),
         Command::Attest(args) => attest::run(global, args),
         Command::ReleaseHold(args) => hold::run(global, args),
         Command::Recoveries(args) => recoveries::run(global, args),

@@ -4,6 +4,7 @@
 //! declared dead. Run one by its name: `cargo test --workspace --test scenarios -- power_off`, and the long ones too with
 //! `--include-ignored`.
 
+mod adopted;
 mod control_plane;
 mod death;
 mod interrupted;
@@ -91,6 +92,7 @@ const SCENARIOS: &[Scenario] = &[
     ("migration_interrupted_everywhere", Soak, interrupted::everywhere),
     ("every_strategy_as_the_decision_table_says", Short, strategies::all),
     ("broken_storage_is_told_and_nothing_is_touched", Short, storage::breaks),
+    ("a_disk_in_another_machine_is_adopted", Long, adopted::in_another_machine),
     ("kubelet_killed_is_no_death", Short, life::kubelet_killed),
     ("agent_silent_is_no_death", Short, life::agent_stopped),
     ("agent_killed_is_no_death", Short, life::agent_killed),
