@@ -235,7 +235,9 @@ fn object_of(action: &Action) -> String {
         Action::OutOfService { proof } => format!("node {}", proof.node()),
         Action::DeleteAttachment { attachment, .. } => format!("attachment {attachment}"),
         Action::DeletePod { pod, .. } => format!("pod {pod}"),
-        Action::CreateMigration { key, .. } | Action::CancelMigration { key } => format!("migration {key}"),
+        Action::CreateMigration { key, .. }
+        | Action::CancelMigration { key }
+        | Action::ProceedMigration { key } => format!("migration {key}"),
         Action::LiveMigrate { key, .. } => format!("live migration {key}"),
         Action::CreateEvacuation { name, .. } => format!("evacuation {name}"),
         Action::CreateVolume(volume) => format!("volume {}", volume.name),

@@ -414,6 +414,11 @@ pub enum Action {
         /// Which.
         key: Key,
     },
+    /// Unset `spec.preCopyOnly` of a migration whose evacuation may stop VMs now.
+    ProceedMigration {
+        /// Which.
+        key: Key,
+    },
     /// Create an `Evacuation` of a failing disk.
     CreateEvacuation {
         /// Its name; derived from the disk, so that a second creation is noticed.

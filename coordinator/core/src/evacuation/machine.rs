@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::auto::Automatic;
 use super::drain::Drains;
 use super::returned::Returned;
-use super::{ACTION_RETRY, EvacuationRecord, EvacuationSpec, PlanState, Planned, live, plan};
+use super::{ACTION_RETRY, Disruption, EvacuationRecord, EvacuationSpec, PlanState, Planned, live, plan};
 use crate::BootTime;
 use crate::fleet::Fleet;
 use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
@@ -30,6 +30,8 @@ struct Evacuation {
     record: Option<EvacuationRecord>,
     committing: Option<EvacuationRecord>,
     next_look: BootTime,
+    /// What was asked last.
+    asked: Vec<Effect>,
     /// Live migrations that were refused, and why.
     refused: BTreeMap<Key, String>,
 }
@@ -144,16 +146,19 @@ impl Evacuation {
             }
         }
         settle(&mut record, spec);
-        let begin = begin(&mut record, name, spec, ctx);
+        let mut next = begin(&mut record, name, spec, ctx);
+        next.extend(proceed(&record, spec, ctx));
         if Some(&record) != self.record.as_ref() {
             record.epoch = ctx.epoch;
             return self.commit(record);
         }
-        if begin.is_empty() || now < self.next_look {
+        // What was asked and shows no effect yet is asked again after a while; anything new at once.
+        if next.is_empty() || (next == self.asked && now < self.next_look) {
             return Vec::new();
         }
         self.next_look = now + ACTION_RETRY;
-        begin
+        self.asked.clone_from(&next);
+        next
     }
 
     fn commit(&mut self, record: EvacuationRecord) -> Vec<Effect> {
@@ -254,6 +259,23 @@ fn settle(record: &mut EvacuationRecord, spec: &EvacuationSpec) {
         count(PlanState::PreCopied),
         if spec.cancelled { "; cancelled" } else { "" }
     );
+}
+
+/// The word for migrations that have copied ahead, or still do, and may stop their VMs: as many as may move at once.
+fn proceed(record: &EvacuationRecord, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<Effect> {
+    if spec.cancelled || spec.disruption != Disruption::Now {
+        return Vec::new();
+    }
+    let waits = |line: &Planned| {
+        let request = ctx.requests.migrations.get(&line.migration);
+        request.is_some_and(|request| request.spec.pre_copy_only)
+    };
+    let begun =
+        record.plan.iter().filter(|line| matches!(line.state, PlanState::Running | PlanState::PreCopied));
+    let (waiting, moving): (Vec<&Planned>, Vec<&Planned>) = begun.partition(|line| waits(line));
+    let free = ctx.policy.evacuation.concurrent_max.saturating_sub(moving.len());
+    let word = |line: &Planned| Effect::Act(Action::ProceedMigration { key: line.migration.clone() });
+    waiting.into_iter().take(free).map(word).collect()
 }
 
 /// Creations of the next migrations. A line without a destination waits and says so.

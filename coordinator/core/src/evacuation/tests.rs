@@ -93,6 +93,31 @@ fn cancelled_it_cancels_what_it_began() {
     assert_eq!(world.fleet.vms[&key("small")].node(), Some(&"n2".into()));
 }
 
+/// Copied ahead, and then the word is given, as `proceed` does: all of them finish, no more at a time than may move at once.
+#[test]
+fn given_the_word_what_was_copied_ahead_is_finished() {
+    let mut world = world();
+    let waiting = EvacuationSpec { disruption: Disruption::PreCopyOnly, ..spec("n2") };
+    world.requests.evacuations.insert("e".into(), waiting);
+    world.rounds(60);
+    let states = |world: &World| -> Vec<PlanState> {
+        world.evacuation_store["e"].plan.iter().map(|line| line.state).collect()
+    };
+    assert_eq!(states(&world), [PlanState::PreCopied; 3], "nothing more without a word");
+    world.requests.evacuations.get_mut("e").expect("asked").disruption = Disruption::Now;
+    let mut most = 0;
+    for _ in 0..ROUNDS {
+        world.round();
+        let stopped = world.store.values().filter(|record| {
+            let phase = record.phase;
+            !phase.is_before_stop() && !phase.is_final()
+        });
+        most = most.max(stopped.count());
+    }
+    assert_eq!(states(&world), [PlanState::Succeeded; 3]);
+    assert_eq!(most, world.policy.evacuation.concurrent_max);
+}
+
 #[test]
 fn a_new_leader_goes_on() {
     for at in 0..40 {

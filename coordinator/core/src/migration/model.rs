@@ -389,6 +389,9 @@ impl World {
             Action::CancelMigration { key } => {
                 self.requests.migrations.get_mut(key).ok_or("no migration")?.spec.cancelled = true;
             }
+            Action::ProceedMigration { key } => {
+                self.requests.migrations.get_mut(key).ok_or("no migration")?.spec.pre_copy_only = false;
+            }
             Action::CreateEvacuation { name, spec } => {
                 self.requests.evacuations.entry(name.clone()).or_insert_with(|| spec.clone());
             }

@@ -43,8 +43,8 @@ pub async fn made_once(bed: &Bed) -> Result<()> {
     let made = bed.get("VolumeMigration", "evac-web").await?;
     ensure!(made["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "somersault", "{made}");
 
-    // A person lets it go on, another one cancels it: it is still the same.
-    bed.patch("VolumeMigration", "evac-web", json!({ "spec": { "preCopyOnly": false } })).await?;
+    // Its evacuation lets it go on, a person cancels it: it is still the same.
+    bed.twice(&Action::ProceedMigration { key: key.clone() }, "VolumeMigration", "evac-web").await?;
     bed.twice(&Action::CancelMigration { key: key.clone() }, "VolumeMigration", "evac-web").await?;
     bed.twice(&create, "VolumeMigration", "evac-web").await?;
     let spec_now = bed.get("VolumeMigration", "evac-web").await?["spec"].clone();

@@ -37,7 +37,8 @@ pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), Clust
             create_once(tx, &Request::migration(ObjectId::namespaced("VolumeMigration", key), spec)?)
         }
         Action::LiveMigrate { key, vm, node } => live_migrate(tx, key, vm, node.as_ref()),
-        Action::CancelMigration { key } => cancel_migration(tx, key),
+        Action::CancelMigration { key } => set_spec(tx, key, "cancelled", true),
+        Action::ProceedMigration { key } => set_spec(tx, key, "preCopyOnly", false),
         Action::CreateEvacuation { name, spec } => {
             create_once(tx, &Request::evacuation(ObjectId::cluster("Evacuation", name), spec)?)
         }
@@ -124,10 +125,11 @@ fn live_migrate(
     tx.create(live::migration(&id, vm, Some(volume::hostname(&at, &object)?))).map(drop)
 }
 
-fn cancel_migration(tx: &Transaction<'_>, key: &Key) -> Result<(), ClusterError> {
+/// Sets a field of a migration's `spec`.
+fn set_spec(tx: &Transaction<'_>, key: &Key, field: &str, value: bool) -> Result<(), ClusterError> {
     let id = ObjectId::namespaced("VolumeMigration", key);
     tx.patch(&id, |object| {
-        object["spec"]["cancelled"] = json!(true);
+        object["spec"][field] = json!(value);
         Ok(())
     })?;
     Ok(())

@@ -550,11 +550,12 @@ fn migrations_and_evacuations_are_created_once() {
     let create = Action::CreateMigration { key: shop("evac-web"), spec: spec.clone() };
     world.twice(&create);
     world.twice(&Action::CancelMigration { key: shop("evac-web") });
+    world.twice(&Action::ProceedMigration { key: shop("evac-web") });
     // Cancelled by somebody, it is still the same one.
     world.twice(&create);
     let fleet = super::super::snapshot(&world.store.objects().unwrap());
     let made = &fleet.requests.migrations[&shop("evac-web")];
-    assert_eq!(made.spec, MigrationSpec { cancelled: true, ..spec.clone() });
+    assert_eq!(made.spec, MigrationSpec { cancelled: true, pre_copy_only: false, ..spec.clone() });
     assert!(!made.uid.as_str().is_empty(), "its uid was not read");
     let other = MigrationSpec { vm: Some("db".into()), ..spec };
     world.refused(&Action::CreateMigration { key: shop("evac-web"), spec: other }, "asks something else");

@@ -12,7 +12,7 @@
 //! | `DeleteAttachment` | volumeattachments: get, delete | uid; the node that the proof is about |
 //! | `CreateMigration`, `CreateEvacuation` | their kinds: get, create | name |
 //! | `LiveMigrate` | nodes: get; virtualmachineinstancemigrations: get, create | name |
-//! | `CancelMigration` | volumemigrations: get, patch | resourceVersion |
+//! | `CancelMigration`, `ProceedMigration` | volumemigrations: get, patch | resourceVersion |
 //! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateVolume` | nodes, storageclasses: get; persistentvolumes: get, create | name |
 //! | `CreateLock` | persistentvolumes: get, create; persistentvolumeclaims: get, patch; datavolumes: get | name |
@@ -57,7 +57,8 @@ pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterErr
                 .await
         }
         Action::LiveMigrate { key, vm, node } => live::migrate(api, key, vm, node.as_ref()).await,
-        Action::CancelMigration { key } => cancel_migration(api, key).await,
+        Action::CancelMigration { key } => set_spec(api, key, "cancelled", true).await,
+        Action::ProceedMigration { key } => set_spec(api, key, "preCopyOnly", false).await,
         Action::CreateEvacuation { name, spec } => {
             create_request(api, &Request::evacuation(ObjectId::cluster("Evacuation", name), spec)?).await
         }
@@ -161,11 +162,12 @@ async fn create_once(
     }
 }
 
-async fn cancel_migration(api: &Api, key: &Key) -> Result<(), ClusterError> {
+/// Sets a field of a migration's `spec`.
+async fn set_spec(api: &Api, key: &Key, field: &str, value: bool) -> Result<(), ClusterError> {
     let id = ObjectId::namespaced("VolumeMigration", key);
-    let cancelled = api.modify(&id, |object| {
-        object["spec"]["cancelled"] = json!(true);
+    let set = api.modify(&id, |object| {
+        object["spec"][field] = json!(value);
         Ok(())
     });
-    cancelled.await.map(drop)
+    set.await.map(drop)
 }
