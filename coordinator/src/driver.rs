@@ -12,12 +12,13 @@ mod peers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use somersault_coordinator_core::fleet::Fleet;
-use somersault_coordinator_core::io::{Prober as AskedBy, Requests};
+use somersault_coordinator_core::io::Prober as AskedBy;
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
@@ -35,6 +36,7 @@ use crate::effects::Effects;
 use crate::inbox::{Event, Stamped};
 use crate::metrics::{Metrics, Refused};
 use crate::orders::Orders;
+use crate::windows;
 
 /// The loop turns at least this often, so that it notices when it did not.
 const TURN: Duration = Duration::from_millis(100);
@@ -78,6 +80,8 @@ pub struct Driver<C> {
     policy_may_change: bool,
     /// The fleet that the core knows.
     fleet: Option<Arc<Fleet>>,
+    /// Evacuations whose window is open, as the core knows.
+    open_windows: BTreeSet<String>,
     /// The kubelets' Leases as last read.
     renewals: BTreeMap<NodeName, String>,
     view_due: BootTime,
@@ -95,6 +99,7 @@ impl<C: Cluster> Driver<C> {
             epoch: None,
             policy_may_change: true,
             fleet: None,
+            open_windows: BTreeSet::new(),
             renewals: BTreeMap::new(),
             view_due: BootTime::ZERO,
             orders_due: BootTime::ZERO,
@@ -173,6 +178,7 @@ impl<C: Cluster> Driver<C> {
         if now >= self.orders_due {
             self.orders_due = now + ORDERS_EVERY;
             self.send_all_orders();
+            self.look_at_windows();
         }
     }
 
@@ -211,7 +217,7 @@ impl<C: Cluster> Driver<C> {
         if !self.fleet.as_ref().is_some_and(|taken| Arc::ptr_eq(taken, &snapshot.fleet)) {
             self.fleet = Some(Arc::clone(&snapshot.fleet));
             self.step(Input::Fleet(Box::new(Fleet::clone(&snapshot.fleet))));
-            self.step(Input::Requests(Box::new(Requests::clone(&snapshot.requests))));
+            self.give_requests(&snapshot);
         }
         let before = std::mem::replace(&mut self.renewals, snapshot.kubelet_renewals.clone());
         for (node, renewed) in &snapshot.kubelet_renewals {
@@ -220,6 +226,19 @@ impl<C: Cluster> Driver<C> {
                 self.step(Input::KubeletRenewed { node: node.clone() });
             }
         }
+    }
+
+    /// A window opens and closes by itself.
+    fn look_at_windows(&mut self) {
+        let snapshot = Arc::clone(&self.parts.snapshots.borrow());
+        if windows::open(&snapshot.windows, Timestamp::now()) != self.open_windows {
+            self.give_requests(&snapshot);
+        }
+    }
+
+    fn give_requests(&mut self, snapshot: &Snapshot) {
+        self.open_windows = windows::open(&snapshot.windows, Timestamp::now());
+        self.step(Input::Requests(Box::new(windows::note(&snapshot.requests, &self.open_windows))));
     }
 
     /// Greets back first, so that the agent knows our epoch and key before any order.

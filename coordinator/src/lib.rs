@@ -30,3 +30,4 @@ pub mod publish;
 pub mod store;
 #[cfg(test)]
 mod testkit;
+pub mod windows;

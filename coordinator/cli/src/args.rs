@@ -5,7 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use somersault_coordinator::windows::Window;
 use somersault_coordinator_core::names::NodeName;
+use somersault_crd::evacuation::Day;
 
 use crate::exit;
 
@@ -216,11 +218,48 @@ pub struct EvacuateArgs {
     /// Stop each VM for its final copy at once, instead of copying ahead and waiting for `proceed`
     #[arg(long)]
     pub now: bool,
+    /// Stop VMs for their final copies between these times of day only, such as 22:00-04:00; copies ahead until then
+    #[arg(long, value_name = "HH:MM-HH:MM", conflicts_with = "now")]
+    pub window: Option<TimesOfDay>,
+    /// Days on which the window opens, such as Sat,Sun; every day where none is named
+    #[arg(long, value_name = "DAYS", value_delimiter = ',', requires = "window", value_parser = day)]
+    pub days: Vec<Day>,
+    /// Time zone of the window, such as Europe/Berlin; UTC where none is named
+    #[arg(long, value_name = "ZONE", requires = "window")]
+    pub time_zone: Option<String>,
     /// Only show what would be moved (waits for the coordinator's plan, and leaves nothing behind)
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
     pub wait: WaitArgs,
+}
+
+/// From when to when, in hours and minutes of a day.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimesOfDay {
+    /// When it opens.
+    pub opens: String,
+    /// When it closes; not after the other: on the next day.
+    pub closes: String,
+}
+
+impl FromStr for TimesOfDay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (opens, closes) = text.split_once('-').ok_or("must be HH:MM-HH:MM, such as 22:00-04:00")?;
+        let window = somersault_crd::evacuation::Window {
+            opens: opens.to_owned(),
+            closes: closes.to_owned(),
+            ..Default::default()
+        };
+        Window::try_from(&window).map_err(|error| error.to_string())?;
+        Ok(Self { opens: window.opens, closes: window.closes })
+    }
+}
+
+fn day(text: &str) -> Result<Day, String> {
+    serde_json::from_value(text.into()).map_err(|_| "must be Mon, Tue, Wed, Thu, Fri, Sat or Sun".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -362,6 +401,17 @@ mod tests {
         assert_eq!(duration("1h 30m"), Ok(Duration::from_mins(90)));
         assert!(duration("-1s").is_err());
         assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn reads_windows() {
+        let read = "22:00-04:00".parse::<TimesOfDay>();
+        assert_eq!(read, Ok(TimesOfDay { opens: "22:00".to_owned(), closes: "04:00".to_owned() }));
+        for wrong in ["22:00", "22-4", "25:00-04:00", "22:00-", ""] {
+            assert!(wrong.parse::<TimesOfDay>().is_err(), "{wrong}");
+        }
+        assert_eq!(day("Sat"), Ok(Day::Sat));
+        assert!(day("Samstag").is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use somersault_coordinator::cluster::manifest::{ObjectId, display};
 use somersault_coordinator_core::names::Key;
-use somersault_crd::evacuation::{EvacuationStatus, PlanState};
+use somersault_crd::evacuation::{Disruption, EvacuationStatus, PlanState};
 use somersault_crd::volume_migration::{CopyProgress, Phase, VolumeMigrationStatus};
 use somersault_crd::{Evacuation, VolumeMigration};
 
@@ -166,7 +166,8 @@ pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duratio
             }
         }
         bars.tell_stuck(&status);
-        let waits = waits_for_word(&status);
+        // In a window nobody has to say anything.
+        let waits = object.spec.disruption == Disruption::PreCopyOnly && waits_for_word(&status);
         if status.complete || waits {
             bars.clear();
             output::print(global.output, &status, || {

@@ -223,6 +223,12 @@ pub enum PolicyError {
         /// What would go wrong.
         why: &'static str,
     },
+    /// What nobody asked for has no window.
+    #[error(
+        "evacuation.disruption is Window, and a policy has none: PreCopyOnly waits for a word, Now for nobody; a window is of one \
+         Evacuation"
+    )]
+    NoWindow,
     /// A value that cannot work on its own.
     #[error("{name} is {value}, but must be from {min} to {max}: {why}")]
     Range {
@@ -428,6 +434,9 @@ fn check_ranges(spec: &PolicySpec) -> Result<(), PolicyError> {
     range("detection.probeTimeoutMs", probe, 50, 60_000, "a busy node needs tens of milliseconds to answer")?;
     let missed = spec.detection.missed_beats.unwrap_or(3);
     range("detection.missedBeats", missed, 2, 100, "one late beat says nothing")?;
+    if spec.evacuation.disruption == Disruption::Window {
+        return Err(PolicyError::NoWindow);
+    }
     let drift = spec.lease.drift_percent;
     if !(0.0..=10.0).contains(&drift) {
         let why = "clocks that differ more are broken";

@@ -32,7 +32,9 @@ use crate::common::{Destination, NAME_LENGTH_MAX, ObjectKey};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.disk) == has(oldSelf.disk) && (!has(self.disk) || self.disk == oldSelf.disk)")
-        .message("disk cannot change: create another Evacuation")
+        .message("disk cannot change: create another Evacuation"),
+    validation = Rule::new("self.disruption != 'Window' || has(self.window)")
+        .message("disruption Window needs a window: when it opens and closes")
 )]
 pub struct EvacuationSpec {
     /// The node to empty.
@@ -49,6 +51,9 @@ pub struct EvacuationSpec {
     /// What it may do to running VMs.
     #[serde(default)]
     pub disruption: Disruption,
+    /// With disruption Window: when VMs may be stopped. What was stopped in time is finished after it, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
     /// Only tell what would be done.
     #[serde(default)]
     pub dry_run: bool,
@@ -64,8 +69,49 @@ pub enum Disruption {
     /// Copy while they run, keep the copy fresh, wait for a word.
     #[default]
     PreCopyOnly,
+    /// Copy while they run, keep the copy fresh, and stop each VM while the window is open.
+    Window,
     /// Stop each VM once for its final copy, and start it on the new disks.
     Now,
+}
+
+/// When VMs may be stopped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Window {
+    /// Time of day when it opens, such as `22:00`.
+    #[schemars(regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    pub opens: String,
+    /// Time of day when it closes; not after the other one: on the next day.
+    #[schemars(regex(pattern = "^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    pub closes: String,
+    /// Days on which it opens; absent: every day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 7))]
+    pub days: Vec<Day>,
+    /// Time zone by its IANA name, such as `Europe/Berlin`; absent: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub time_zone: Option<String>,
+}
+
+/// Day of the week.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Day {
+    /// Monday.
+    Mon,
+    /// Tuesday.
+    Tue,
+    /// Wednesday.
+    Wed,
+    /// Thursday.
+    Thu,
+    /// Friday.
+    Fri,
+    /// Saturday.
+    Sat,
+    /// Sunday.
+    Sun,
 }
 
 /// How far the evacuation is.

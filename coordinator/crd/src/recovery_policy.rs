@@ -316,8 +316,9 @@ pub struct EvacuationPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub guard_percent: Option<u32>,
-    /// What it may do to running VMs.
+    /// What it may do to running VMs. A policy has no window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self != 'Window'").message("a policy has no window: PreCopyOnly or Now"))]
     pub disruption: Option<Disruption>,
     /// Storage class that the volumes go to; absent: the same class on any node that fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 pub use self::error::ClusterError;
 use self::manifest::ObjectId;
+use crate::windows::Window;
 
 /// The cluster as last read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub fleet: Arc<Fleet>,
     /// What people ask for; shared likewise.
     pub requests: Arc<Requests>,
+    /// When evacuations that have a window may stop VMs.
+    pub windows: BTreeMap<String, Window>,
     /// `spec.renewTime` of each kubelet's Lease. Only a change of it tells something: it is the reading of
     /// another host's clock, and is never compared with ours.
     pub kubelet_renewals: BTreeMap<NodeName, String>,

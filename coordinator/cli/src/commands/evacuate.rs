@@ -4,14 +4,15 @@ use kube::core::ObjectMeta;
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator::windows;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::common::Destination;
-use somersault_crd::evacuation::Disruption;
+use somersault_crd::evacuation::{Disruption, Window};
 use somersault_crd::{Evacuation, EvacuationSpec};
 
 use super::incident;
 use super::migrate::{check_destination, destination};
-use crate::args::{EvacuateArgs, Global};
+use crate::args::{EvacuateArgs, Global, TimesOfDay};
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::requests::{self, Written};
@@ -38,6 +39,12 @@ pub fn run(global: &Global, args: &EvacuateArgs) -> Result<Exit, Failure> {
     output::print(global.output, &written, || {
         let then = if args.now {
             String::new()
+        } else if let Some(TimesOfDay { opens, closes }) = &args.window {
+            let zone = args.time_zone.as_deref().unwrap_or("UTC");
+            format!(
+                "\nIt stops VMs between {opens} and {closes} ({zone}). Not to wait for that: kubectl somersault proceed \
+                 evacuation/{name}"
+            )
         } else {
             format!("\nLet it stop the VMs and finish: kubectl somersault proceed evacuation/{name}")
         };
@@ -72,12 +79,27 @@ fn ask(objects: &Objects, args: &EvacuateArgs, destination: &Destination) -> Res
         node: args.node.clone(),
         disk: args.disk.clone(),
         destination: has_destination.then(|| destination.clone()),
-        disruption: if args.now { Disruption::Now } else { Disruption::PreCopyOnly },
+        disruption: match (args.now, &args.window) {
+            (true, _) => Disruption::Now,
+            (false, Some(_)) => Disruption::Window,
+            (false, None) => Disruption::PreCopyOnly,
+        },
+        window: window(args),
         dry_run: args.dry_run,
         cancelled: false,
     };
     let metadata = ObjectMeta { name: Some(name), ..ObjectMeta::default() };
     Ok(serde_json::to_value(Evacuation { metadata, spec, status: None })?)
+}
+
+fn window(args: &EvacuateArgs) -> Option<Window> {
+    let times = args.window.as_ref()?;
+    Some(Window {
+        opens: times.opens.clone(),
+        closes: times.closes.clone(),
+        days: args.days.clone(),
+        time_zone: args.time_zone.clone(),
+    })
 }
 
 fn check(world: &World, args: &EvacuateArgs, destination: &Destination) -> Result<(), Failure> {
@@ -93,6 +115,9 @@ fn check(world: &World, args: &EvacuateArgs, destination: &Destination) -> Resul
     }
     if destination.node.as_deref() == Some(node.as_str()) {
         return Err(Failure::Usage(format!("--to-node {node} is the node that is to be emptied")));
+    }
+    if let Some(window) = window(args) {
+        windows::Window::try_from(&window).map_err(|error| Failure::Usage(format!("--window: {error}")))?;
     }
     check_destination(&world.fleet, destination)?;
     if let (Some(disk), Some(report)) = (&args.disk, world.fleet.reports.get(&node))

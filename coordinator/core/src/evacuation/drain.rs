@@ -97,6 +97,7 @@ fn spec(node: &NodeName, disruption: Disruption) -> EvacuationSpec {
         disk: None,
         destination: None,
         disruption,
+        window_open: false,
         dry_run: false,
         cancelled: false,
         complete: false,

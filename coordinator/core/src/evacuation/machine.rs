@@ -251,21 +251,24 @@ fn settle(record: &mut EvacuationRecord, spec: &EvacuationSpec) {
     let begun = count(PlanState::Running) + count(PlanState::PreCopied);
     record.complete = if spec.cancelled { begun == 0 } else { open == 0 };
     record.message = format!(
-        "{} of {} moved off node {}, {} failed, {} wait for a word{}",
+        "{} of {} moved off node {}, {} failed, {} wait for {}{}",
         count(PlanState::Succeeded),
         record.plan.len(),
         spec.node,
         count(PlanState::Failed),
         count(PlanState::PreCopied),
+        if spec.disruption == Disruption::Window { "the window" } else { "a word" },
         if spec.cancelled { "; cancelled" } else { "" }
     );
 }
 
 /// The word for migrations that have copied ahead, or still do, and may stop their VMs: as many as may move at once.
 fn proceed(record: &EvacuationRecord, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<Effect> {
-    if spec.cancelled || spec.disruption != Disruption::Now {
+    if spec.cancelled || !spec.may_stop() {
         return Vec::new();
     }
+    // While a window is open only what is ready: what copies yet might be so when it is closed again.
+    let ready = |line: &&Planned| spec.disruption == Disruption::Now || line.state == PlanState::PreCopied;
     let waits = |line: &Planned| {
         let request = ctx.requests.migrations.get(&line.migration);
         request.is_some_and(|request| request.spec.pre_copy_only)
@@ -275,7 +278,7 @@ fn proceed(record: &EvacuationRecord, spec: &EvacuationSpec, ctx: &Context<'_>) 
     let (waiting, moving): (Vec<&Planned>, Vec<&Planned>) = begun.partition(|line| waits(line));
     let free = ctx.policy.evacuation.concurrent_max.saturating_sub(moving.len());
     let word = |line: &Planned| Effect::Act(Action::ProceedMigration { key: line.migration.clone() });
-    waiting.into_iter().take(free).map(word).collect()
+    waiting.into_iter().filter(ready).take(free).map(word).collect()
 }
 
 /// Creations of the next migrations. A line without a destination waits and says so.

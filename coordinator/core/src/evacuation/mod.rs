@@ -53,6 +53,7 @@ fn free_name(cause: &str, node: &NodeName, ctx: &Context<'_>) -> Option<String> 
 }
 
 /// What is to be emptied (`spec` of an `Evacuation`).
+#[expect(clippy::struct_excessive_bools, reason = "fields of an object, each of its own")]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EvacuationSpec {
     /// The node.
@@ -63,6 +64,8 @@ pub struct EvacuationSpec {
     pub destination: Option<Destination>,
     /// What it may do to running VMs.
     pub disruption: Disruption,
+    /// Its window is open now: noted by the shell, which has a clock.
+    pub window_open: bool,
     /// Only tell what would be done.
     pub dry_run: bool,
     /// Somebody wants it to end.
@@ -79,6 +82,7 @@ fn by_policy(node: NodeName, disk: Option<String>, ctx: &Context<'_>) -> Evacuat
         disk,
         destination: policy.destination_class.clone().map(Destination::Class),
         disruption: policy.disruption,
+        window_open: false,
         dry_run: policy.dry_run,
         cancelled: false,
         complete: false,
@@ -91,8 +95,21 @@ pub enum Disruption {
     /// Copy while they run, keep the copy fresh, wait for a word.
     #[default]
     PreCopyOnly,
+    /// Copy while they run, keep the copy fresh, and stop them while its window is open.
+    Window,
     /// Stop them at once for the final copy.
     Now,
+}
+
+impl EvacuationSpec {
+    /// Whether a VM may be stopped now.
+    fn may_stop(&self) -> bool {
+        match self.disruption {
+            Disruption::PreCopyOnly => false,
+            Disruption::Window => self.window_open,
+            Disruption::Now => true,
+        }
+    }
 }
 
 /// State of an evacuation (`status` of an `Evacuation`).

@@ -129,7 +129,8 @@ pub(super) fn migration_spec(
         vm: line.is_vm.then(|| line.subject.name.clone()),
         claim: (!line.is_vm).then(|| line.subject.name.clone()),
         destination,
-        pre_copy_only: spec.disruption == super::Disruption::PreCopyOnly,
+        // In a window only what has copied ahead gets the word, so that it is stopped while the window is open.
+        pre_copy_only: spec.disruption != super::Disruption::Now,
         cancelled: false,
         remove_old: false,
         evacuation: Some(evacuation.to_owned()),

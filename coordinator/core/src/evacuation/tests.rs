@@ -15,6 +15,7 @@ fn spec(node: &str) -> EvacuationSpec {
         disk: None,
         destination: None,
         disruption: Disruption::Now,
+        window_open: false,
         dry_run: false,
         cancelled: false,
         complete: false,
@@ -116,6 +117,34 @@ fn given_the_word_what_was_copied_ahead_is_finished() {
     }
     assert_eq!(states(&world), [PlanState::Succeeded; 3]);
     assert_eq!(most, world.policy.evacuation.concurrent_max);
+}
+
+/// VMs are stopped while the window is open, and one that has been begins no more when it is closed.
+#[test]
+fn in_a_window_vms_are_stopped_while_it_is_open() {
+    let mut world = world();
+    let windowed = EvacuationSpec { disruption: Disruption::Window, ..spec("n2") };
+    world.requests.evacuations.insert("e".into(), windowed);
+    let count = |world: &World, state: PlanState| {
+        world.evacuation_store["e"].plan.iter().filter(|line| line.state == state).count()
+    };
+    world.rounds(60);
+    assert_eq!(count(&world, PlanState::PreCopied), 3, "it is closed");
+    let open = |world: &mut World, open| {
+        world.requests.evacuations.get_mut("e").expect("asked").window_open = open;
+    };
+    open(&mut world, true);
+    while count(&world, PlanState::Succeeded) == 0 {
+        world.round();
+    }
+    open(&mut world, false);
+    world.rounds(60);
+    let moved = count(&world, PlanState::Succeeded);
+    assert!((1..3).contains(&moved), "{moved} have moved, and the window is closed");
+    assert!(world.evacuation_store["e"].message.contains("wait for the window"));
+    open(&mut world, true);
+    run(&mut world, "e");
+    assert_eq!(count(&world, PlanState::Succeeded), 3);
 }
 
 #[test]

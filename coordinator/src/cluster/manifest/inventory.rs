@@ -214,6 +214,7 @@ impl Inventory {
         fleet.agents_seen = self.node_healths.iter().filter_map(agent_seen).collect();
         vm::join(self, &mut fleet, &mut problems);
         let requests = requests::read(self, &mut problems);
+        let windows = requests::windows(self);
         let renewals = self.leases.iter().filter_map(|(name, lease)| {
             let renewed = lease.object.spec.as_ref()?.renew_time.as_ref()?;
             Some((name.clone(), renewed.0.to_string()))
@@ -222,6 +223,7 @@ impl Inventory {
         Snapshot {
             fleet: fleet.into(),
             requests: requests.into(),
+            windows,
             kubelet_renewals: renewals.collect(),
             generations,
             ours: self.ours.clone(),

@@ -1,5 +1,7 @@
 //! What people ask for by our own objects.
 
+use std::collections::BTreeMap;
+
 use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
 use somersault_coordinator_core::io::{Attestation, Requests};
 use somersault_coordinator_core::migration::{Destination, MigrationRequest, MigrationSpec};
@@ -9,6 +11,7 @@ use somersault_crd as crd;
 use super::convert::FieldError;
 use super::inventory::{Inventory, insert};
 use crate::cluster::Problem;
+use crate::windows::Window;
 
 /// Every request; one that contradicts itself becomes a problem.
 pub(super) fn read(inventory: &Inventory, problems: &mut Vec<Problem>) -> Requests {
@@ -37,6 +40,13 @@ pub(super) fn read(inventory: &Inventory, problems: &mut Vec<Problem>) -> Reques
     let policy = inventory.policies.get(crd::recovery_policy::POLICY_NAME);
     requests.hold_release = policy.and_then(|placed| placed.object.spec.hold_release.clone());
     requests
+}
+
+/// Windows of the evacuations that have one.
+pub(super) fn windows(inventory: &Inventory) -> BTreeMap<String, Window> {
+    let window = |spec: &crd::EvacuationSpec| Window::try_from(spec.window.as_ref()?).ok();
+    let evacuations = inventory.evacuations.iter();
+    evacuations.filter_map(|(name, placed)| Some((name.clone(), window(&placed.object.spec)?))).collect()
 }
 
 /// Spec of a `VolumeMigration`.
@@ -72,14 +82,25 @@ fn evacuation(spec: &crd::EvacuationSpec, complete: bool) -> Result<EvacuationSp
     if spec.node.is_empty() {
         return Err(FieldError::new("spec.node", "missing"));
     }
+    match &spec.window {
+        Some(window) => {
+            drop(Window::try_from(window).map_err(|error| FieldError::new("spec.window", &error))?);
+        }
+        None if spec.disruption == crd::evacuation::Disruption::Window => {
+            return Err(FieldError::new("spec.window", "missing, and disruption is Window"));
+        }
+        None => {}
+    }
     Ok(EvacuationSpec {
         node: NodeName(spec.node.clone()),
         disk: spec.disk.clone(),
         destination: spec.destination.as_ref().map(destination).transpose()?,
         disruption: match spec.disruption {
             crd::evacuation::Disruption::PreCopyOnly => Disruption::PreCopyOnly,
+            crd::evacuation::Disruption::Window => Disruption::Window,
             crd::evacuation::Disruption::Now => Disruption::Now,
         },
+        window_open: false,
         dry_run: spec.dry_run,
         cancelled: spec.cancelled,
         complete,
@@ -94,8 +115,11 @@ pub fn evacuation_spec(spec: &EvacuationSpec) -> crd::EvacuationSpec {
         destination: spec.destination.as_ref().map(destination_spec),
         disruption: match spec.disruption {
             Disruption::PreCopyOnly => crd::evacuation::Disruption::PreCopyOnly,
+            Disruption::Window => crd::evacuation::Disruption::Window,
             Disruption::Now => crd::evacuation::Disruption::Now,
         },
+        // What we ask for ourselves has none.
+        window: None,
         dry_run: spec.dry_run,
         cancelled: spec.cancelled,
     }

@@ -63,6 +63,7 @@ pub async fn made_once(bed: &Bed) -> Result<()> {
         disk: Some("vda".into()),
         destination: Some(Destination::Class("nfs".into())),
         disruption: Disruption::PreCopyOnly,
+        window_open: false,
         dry_run: true,
         cancelled: false,
         complete: false,
