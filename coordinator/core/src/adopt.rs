@@ -55,6 +55,8 @@ pub struct Adoption {
     pub claim: Key,
     /// The volume for the folder.
     pub volume: NewVolume,
+    /// The volume's object is there already.
+    made: bool,
     /// The claim's present object, which goes.
     present: Option<Uid>,
     /// The volume that the claim has now, where its object is there.
@@ -141,6 +143,7 @@ pub fn plan(
     let bound = present.and_then(|present| present.volume.clone());
     Ok(Adoption {
         claim: claim.clone(),
+        made: fleet.volumes.contains_key(&volume.name),
         present: present.map(|present| present.uid.clone()),
         old: bound.filter(|old| *old != volume.name && fleet.volumes.contains_key(old)),
         template,
@@ -154,7 +157,8 @@ impl Adoption {
         let mut steps: Vec<Action> =
             self.old.iter().map(|volume| Action::RetainVolume { volume: volume.clone() }).collect();
         let (claim, volume) = (self.claim.clone(), self.volume.name.clone());
-        steps.push(Action::CreateVolume(self.volume.clone()));
+        // Made once, it is pre-bound: not as it was made.
+        steps.extend((!self.made).then(|| Action::CreateVolume(self.volume.clone())));
         steps.push(Action::PrebindVolume { volume: volume.clone(), claim: claim.clone() });
         let present = self.present.clone();
         steps.extend(present.map(|uid| Action::DeleteClaim { claim: claim.clone(), uid }));

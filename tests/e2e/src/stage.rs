@@ -71,6 +71,9 @@ impl Vm {
     }
 }
 
+/// Twenty of them fit on a node of two cores.
+const CPU_REQUEST: &str = "25m";
+
 /// VM on network storage.
 pub const WEB: Vm = Vm::always("web", Storage::Network);
 /// VM on a local disk.
@@ -320,7 +323,11 @@ fn create(bed: &Bed, vm: &Vm, node: &str) -> Result<()> {
         Storage::Local | Storage::LocalFromImage => LOCAL_CLASS,
         Storage::Unknown => HOSTPATH_CLASS,
     };
-    let mut made = builders::Vm::new(vm.name).namespace(VMS).run_strategy(vm.strategy).preferring_node(node);
+    let mut made = builders::Vm::new(vm.name)
+        .namespace(VMS)
+        .run_strategy(vm.strategy)
+        .preferring_node(node)
+        .cpu_request(CPU_REQUEST);
     if vm.storage == Storage::NetworkAndImage {
         let allowed = made.annotation("somersault.novasphere.dev/rebuild", "true");
         made = allowed.data_volume_template(SYSTEM_DISK, LOCAL_CLASS, IMAGE_URL);
