@@ -22,6 +22,8 @@ CRASHES ?= 3
 NODES ?= 3
 # Where cargo-deny is installed by CI: outside target/, so that `cargo clean` does not throw it away.
 TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/somersault-tools
+# Tests that need a cluster, in the order in which they run.
+CLUSTER_TESTS := life crds behaviour api cli scenarios
 CARGO_DENY_VERSION := 0.20.2
 PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 export PATH
@@ -69,10 +71,10 @@ test: setup-demo
 
 # Each on a cluster of its own, one after the other. The scenarios that take minutes are left to `make test-cluster`.
 test-on-cluster: setup-test-cluster image-test
-	cargo test --workspace --locked --no-fail-fast --test life --test crds --test api --test cli --test scenarios -- --test-threads 1
+	cargo test --workspace --locked --no-fail-fast $(foreach test,$(filter-out behaviour,$(CLUSTER_TESTS)),--test $(test)) -- --test-threads 1
 
 test-cluster: setup-test-cluster image-test
-	cargo test --workspace --locked --no-fail-fast --test life --test crds --test behaviour --test api --test cli --test scenarios -- \
+	cargo test --workspace --locked --no-fail-fast $(foreach test,$(CLUSTER_TESTS),--test $(test)) -- \
 	  --test-threads 1 --include-ignored
 
 demo-cluster: setup-cluster image image-fence
@@ -133,6 +135,8 @@ image-binaries: toolchain
 lint: setup-build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@# Tests that need a cluster are none of all targets.
+	cargo clippy --workspace --locked $(foreach test,$(CLUSTER_TESTS),--test $(test)) -- -D warnings
 	@if command -v cargo-deny > /dev/null; then \
 	  cargo deny --workspace check licenses bans; \
 	elif [ -n "$(CI)" ]; then \

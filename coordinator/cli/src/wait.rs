@@ -43,7 +43,7 @@ pub fn migration(global: &Global, source: &Source, key: &Key, timeout: Duration)
         }
         let copied_ahead = object.spec.pre_copy_only
             && status.phase == Phase::PreCopying
-            && status.progress.is_some_and(|progress| {
+            && status.progress.as_ref().is_some_and(|progress| {
                 progress.total_bytes > 0 && progress.done_bytes >= progress.total_bytes
             });
         if copied_ahead || migrate::has_ended(status.phase) {
@@ -355,7 +355,7 @@ impl Bars {
     }
 
     fn show(&mut self, key: &Key, status: &VolumeMigrationStatus) {
-        let progress = status.progress.unwrap_or_default();
+        let progress = status.progress.clone().unwrap_or_default();
         if self.terminal {
             let bar = self.by_migration.entry(key.clone()).or_insert_with(|| self.multi.add(new_bar(key)));
             update(bar, status.phase, &progress);
@@ -435,7 +435,7 @@ mod tests {
         let bar = new_bar(&Key::new("default", "db-to-n3"));
         update(&bar, Phase::Pending, &CopyProgress::default());
         assert!(bar.position() < bar.length().unwrap_or(0));
-        let done = CopyProgress { done_bytes: 7, total_bytes: 7, rate_bytes_per_second: 0 };
+        let done = CopyProgress { done_bytes: 7, total_bytes: 7, ..CopyProgress::default() };
         update(&bar, Phase::PreCopying, &done);
         assert_eq!((bar.position(), bar.length()), (7, Some(7)));
     }

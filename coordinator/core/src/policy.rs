@@ -224,10 +224,7 @@ pub enum PolicyError {
         why: &'static str,
     },
     /// What nobody asked for has no window.
-    #[error(
-        "evacuation.disruption is Window, and a policy has none: PreCopyOnly waits for a word, Now for nobody; a window is of one \
-         Evacuation"
-    )]
+    #[error("evacuation.disruption is Window, and a policy has no window: PreCopyOnly or Now")]
     NoWindow,
     /// A value that cannot work on its own.
     #[error("{name} is {value}, but must be from {min} to {max}: {why}")]

@@ -197,16 +197,44 @@ impl RecoveryProgress {
 pub struct MigrationView {
     /// The stored record; before it begins, with what it waits for.
     pub record: MigrationRecord,
-    /// Of all its disks together.
-    pub done_bytes: u64,
-    /// Of all its disks together; 0 while unknown.
-    pub total_bytes: u64,
-    /// Bytes per second.
-    pub rate_bytes_per_s: u64,
+    /// How far the present copy of each disk is, by its claim.
+    pub copies: BTreeMap<Key, CopyView>,
     /// From the stop of the VM to its start on the new disks, once known.
     pub downtime: Option<Duration>,
     /// Where somebody asked for the old volumes to be removed: how that fares.
     pub removal: Option<RemovalView>,
+}
+
+/// How far a copy is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyView {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all; 0 while unknown.
+    pub total_bytes: u64,
+    /// Bytes per second.
+    pub rate_bytes_per_s: u64,
+}
+
+impl CopyView {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            done_bytes: self.done_bytes + other.done_bytes,
+            total_bytes: self.total_bytes + other.total_bytes,
+            rate_bytes_per_s: self.rate_bytes_per_s + other.rate_bytes_per_s,
+        }
+    }
+
+    /// How long the rest takes at this rate; `None` while nothing moves, or nobody knows how much there is.
+    pub fn left(&self) -> Option<Duration> {
+        let left = self.total_bytes.saturating_sub(self.done_bytes);
+        (self.total_bytes > 0)
+            .then(|| left.checked_div(self.rate_bytes_per_s))
+            .flatten()
+            .map(Duration::from_secs)
+    }
 }
 
 /// The removal of a migration's old volumes.

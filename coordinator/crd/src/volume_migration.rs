@@ -166,9 +166,30 @@ pub enum Phase {
 }
 
 /// Progress of a copy, all disks together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CopyProgress {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all; 0 while unknown.
+    pub total_bytes: u64,
+    /// Bytes per second.
+    pub rate_bytes_per_second: u64,
+    /// Seconds that the rest takes at this rate; absent while nothing moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// The same for each volume.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["claim".into()]))]
+    pub volumes: Vec<VolumeProgress>,
+}
+
+/// Progress of the copy of one volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeProgress {
+    /// Its claim.
+    pub claim: String,
     /// Bytes done.
     pub done_bytes: u64,
     /// Bytes in all; 0 while unknown.

@@ -19,7 +19,8 @@ use somersault_coordinator_core::locality::ClassOverrides;
 use somersault_coordinator_core::migration::{MigrationRecord, Phase};
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::{
-    MigrationView, Milestone, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, View,
+    CopyView, MigrationView, Milestone, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView,
+    View,
 };
 
 use super::{World, fence, migration, migration_id, node_health, shop};
@@ -298,9 +299,10 @@ async fn progress_of_a_migration_is_shown_and_not_of_one_that_is_gone() {
     world.directory.commit(&Record::Migration(Box::new(record.clone())), epoch).await.unwrap();
     let shown = MigrationView {
         record: record.clone(),
-        done_bytes: 5,
-        total_bytes: 10,
-        rate_bytes_per_s: 2,
+        copies: BTreeMap::from([(
+            shop("web-root"),
+            CopyView { done_bytes: 5, total_bytes: 10, rate_bytes_per_s: 2 },
+        )]),
         downtime: Some(Duration::from_millis(1_234)),
         removal: None,
     };
@@ -308,7 +310,13 @@ async fn progress_of_a_migration_is_shown_and_not_of_one_that_is_gone() {
     let migrations = BTreeMap::from([(shop("move-web"), shown), (shop("gone"), gone)]);
     world.directory.publish(&View { migrations, ..View::default() }).await.unwrap();
     let status = world.get(&migration_id())["status"].clone();
-    assert_eq!(status["progress"], json!({ "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2 }));
+    assert_eq!(
+        status["progress"],
+        json!({
+            "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2, "secondsLeft": 2,
+            "volumes": [{ "claim": "web-root", "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2 }],
+        })
+    );
     assert_eq!((&status["downtimeMs"], &status["phase"]), (&json!(1_234), &json!("PreCopying")));
     assert!(world.get(&ObjectId::namespaced("VolumeMigration", &shop("gone"))).is_null());
 }

@@ -73,7 +73,8 @@ fn good_and_bad_objects(cluster: &Cluster) -> Result<()> {
         (json!({"detection": {"beatMs": 49}}), "should be greater than or equal to 50"),
         (json!({"lease": {"watchdogMs": 1500}}), "watchdogs count whole seconds"),
         (json!({"storageClasses": {"own-nfs": "Nfs"}}), "Unsupported value"),
-        (json!({"evacuation": {"disruption": "Window"}}), "Unsupported value"),
+        (json!({"evacuation": {"disruption": "Window"}}), "a policy has no window"),
+        (json!({"evacuation": {"disruption": "Later"}}), "Unsupported value"),
         // Kept by the safe profile, broken by the fast one, whose verdict comes after a second.
         (json!({"profile": "Fast", "detection": {"missedBeats": 5}}), "suspect before it is declared"),
         (json!({"profile": "Fast", "detection": {"probeTimeoutMs": 360}}), "answered before the verdict"),
@@ -111,6 +112,19 @@ fn good_and_bad_objects(cluster: &Cluster) -> Result<()> {
     }
     accepts(cluster, &object("Evacuation", "n1", json!({"node": "n1"})))?;
     refuses(cluster, &object("Evacuation", "n1", json!({"node": ""})), "at least 1 chars long")?;
+    let windowed = |window: Value| {
+        object("Evacuation", "n1", json!({"node": "n1", "disruption": "Window", "window": window}))
+    };
+    accepts(
+        cluster,
+        &windowed(json!({"opens": "22:00", "closes": "04:00", "days": ["Sat"], "timeZone": "UTC"})),
+    )?;
+    refuses(
+        cluster,
+        &object("Evacuation", "n1", json!({"node": "n1", "disruption": "Window"})),
+        "needs a window",
+    )?;
+    refuses(cluster, &windowed(json!({"opens": "24:00", "closes": "04:00"})), "should match")?;
     transitions(cluster)
 }
 
@@ -180,6 +194,7 @@ async fn rules_say_what_the_coordinator_says(cluster: &Cluster) -> Result<()> {
                 // The API server names every broken rule, the coordinator the first: by the same words.
                 let why = match error {
                     PolicyError::Relation { why, .. } => why,
+                    PolicyError::NoWindow => "a policy has no window",
                     PolicyError::Range { .. } => {
                         bail!("{spec} is out of range: the draw is wrong (seed {seed})")
                     }

@@ -7,6 +7,7 @@ use super::{Copied, DiskMove, Refusal};
 use crate::BootTime;
 use crate::io::{Effect, Order, OrderState};
 use crate::names::{Key, OrderId};
+use crate::view::CopyView;
 
 /// A copy resumes where it broke off, so three failures in a row are no accident of the network.
 const ATTEMPTS_MAX: u32 = 3;
@@ -37,14 +38,6 @@ struct OneCopy {
     moved: BootTime,
     attempt: u32,
     retry_at: Option<BootTime>,
-}
-
-/// Progress of all copies together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
-    pub done_bytes: u64,
-    pub total_bytes: u64,
-    pub rate_bytes_per_s: u64,
 }
 
 impl Copies {
@@ -168,20 +161,18 @@ impl Copies {
         })
     }
 
-    pub fn totals(&self) -> Totals {
-        self.by_claim.values().fold(Totals::default(), |sum, copy| match copy.state {
-            OrderState::Running { done_bytes, total_bytes, rate_bytes_per_s } => Totals {
-                done_bytes: sum.done_bytes + done_bytes,
-                total_bytes: sum.total_bytes + total_bytes,
-                rate_bytes_per_s: sum.rate_bytes_per_s + rate_bytes_per_s,
-            },
-            OrderState::Done { total_bytes, .. } => Totals {
-                done_bytes: sum.done_bytes + total_bytes,
-                total_bytes: sum.total_bytes + total_bytes,
-                ..sum
-            },
-            OrderState::Failed { .. } => sum,
-        })
+    /// How far each disk is. One that is to be tried again shows nothing.
+    pub fn each(&self) -> BTreeMap<Key, CopyView> {
+        let view = |copy: &OneCopy| match copy.state {
+            OrderState::Running { done_bytes, total_bytes, rate_bytes_per_s } => {
+                CopyView { done_bytes, total_bytes, rate_bytes_per_s }
+            }
+            OrderState::Done { total_bytes, .. } => {
+                CopyView { done_bytes: total_bytes, total_bytes, rate_bytes_per_s: 0 }
+            }
+            OrderState::Failed { .. } => CopyView::default(),
+        };
+        self.by_claim.iter().map(|(claim, copy)| (claim.clone(), view(copy))).collect()
     }
 
     /// When something of this changes by time alone.

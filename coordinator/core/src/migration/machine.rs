@@ -280,12 +280,9 @@ impl Migration {
     }
 
     fn view(&self) -> MigrationView {
-        let totals = self.copies.totals();
         MigrationView {
             record: self.record.clone(),
-            done_bytes: totals.done_bytes,
-            total_bytes: totals.total_bytes,
-            rate_bytes_per_s: totals.rate_bytes_per_s,
+            copies: self.copies.each(),
             downtime: self.downtime,
             removal: self.spec.remove_old.then(|| self.removal()),
         }

@@ -45,6 +45,13 @@ fn a_leader_that_outlives_its_lease_is_refused() {
 }
 
 #[test]
+fn a_policy_has_no_window() {
+    let mut spec = PolicySpec::default();
+    spec.evacuation.disruption = Disruption::Window;
+    assert!(matches!(Policy::try_from(spec), Err(PolicyError::NoWindow)));
+}
+
+#[test]
 fn a_watchdog_counts_whole_seconds() {
     let mut spec = PolicySpec::default();
     spec.lease.watchdog_ms = 1_500;

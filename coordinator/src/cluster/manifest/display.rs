@@ -14,7 +14,7 @@ use somersault_coordinator_core::fleet::{
 use somersault_coordinator_core::migration::Phase;
 use somersault_coordinator_core::names::{NodeName, VolumeName};
 use somersault_coordinator_core::view::{
-    MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, RemovalView,
+    CopyView, MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, RemovalView,
 };
 use somersault_crd as crd;
 use somersault_crd::{common, node_health, volume_migration};
@@ -325,11 +325,20 @@ fn disk(finding: &DiskFinding) -> common::DiskFinding {
 /// Display of a migration: what is not in its record.
 pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdict>) {
     let record = &view.record;
+    let all = view.copies.values().fold(CopyView::default(), |sum, copy| sum.and(*copy));
+    let volumes = view.copies.iter().map(|(claim, copy)| volume_migration::VolumeProgress {
+        claim: claim.name.clone(),
+        done_bytes: copy.done_bytes,
+        total_bytes: copy.total_bytes,
+        rate_bytes_per_second: copy.rate_bytes_per_s,
+    });
     let status = crd::VolumeMigrationStatus {
         progress: Some(volume_migration::CopyProgress {
-            done_bytes: view.done_bytes,
-            total_bytes: view.total_bytes,
-            rate_bytes_per_second: view.rate_bytes_per_s,
+            done_bytes: all.done_bytes,
+            total_bytes: all.total_bytes,
+            rate_bytes_per_second: all.rate_bytes_per_s,
+            seconds_left: all.left().map(|left| left.as_secs()),
+            volumes: volumes.collect(),
         }),
         downtime_ms: view.downtime.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         ..crd::VolumeMigrationStatus::default()

@@ -73,7 +73,7 @@ fn evacuated(stage: &Stage, known: usize) -> Result<VolumeMigrationStatus> {
     let migration = until("the evacuation has ended", COPY, || {
         let look = stage.look()?;
         let migration = look.migration(&name)?.unwrap_or_default();
-        if let Some(copy) = migration.progress {
+        if let Some(copy) = &migration.progress {
             progress.show(copy.done_bytes, copy.total_bytes, &format!("{:?}", migration.phase));
         }
         let object = look.cluster("Evacuation", &evacuation).context("the Evacuation is gone")?;

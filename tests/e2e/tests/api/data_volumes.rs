@@ -47,8 +47,8 @@ pub async fn handshake(bed: &Bed) -> Result<()> {
     ensure!(asked["metadata"]["annotations"][POPULATED_FOR] == "system", "CDI was not asked: {asked}");
     ensure!(asked["metadata"]["deletionTimestamp"].is_null(), "deleted without CDI's answer");
     for volume in ["pv-system-new", "pv-system-lock"] {
-        let made = bed.get("PersistentVolume", volume).await?;
-        ensure!(made.is_null(), "pre-bound without CDI's answer: {made}");
+        let found = bed.get("PersistentVolume", volume).await?;
+        ensure!(found.is_null(), "pre-bound without CDI's answer: {found}");
     }
 
     // CDI is back, and answers whoever asks.

@@ -13,7 +13,8 @@ use somersault_coordinator_core::io::Record;
 use somersault_coordinator_core::locality::ClassOverrides;
 use somersault_coordinator_core::migration::Phase;
 use somersault_coordinator_core::view::{
-    MigrationView, Milestone, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, View,
+    CopyView, MigrationView, Milestone, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView,
+    RemovalView, View,
 };
 
 use crate::bed::{Bed, NODE};
@@ -252,10 +253,12 @@ pub async fn migrations_and_evacuations(bed: &Bed) -> Result<()> {
     }
     let shown = MigrationView {
         record: record.clone(),
-        done_bytes: 5,
-        total_bytes: 10,
-        rate_bytes_per_s: 2,
+        copies: BTreeMap::from([(
+            shop("web-root"),
+            CopyView { done_bytes: 5, total_bytes: 10, rate_bytes_per_s: 2 },
+        )]),
         downtime: Some(Duration::from_millis(1_234)),
+        removal: Some(RemovalView::UnderWay),
     };
     let mut gone = shown.clone();
     gone.record.key = shop("gone");
@@ -266,11 +269,15 @@ pub async fn migrations_and_evacuations(bed: &Bed) -> Result<()> {
     };
     bed.writer.publish(&view, &Snapshot::default(), SHOWN).await?;
     let moved = bed.get("VolumeMigration", MOVE).await?;
-    let expected = json!({ "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2 });
+    let expected = json!({
+        "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2, "secondsLeft": 2,
+        "volumes": [{ "claim": "web-root", "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2 }],
+    });
     ensure!(moved["status"]["progress"] == expected && moved["status"]["downtimeMs"] == 1_234, "{moved}");
     ensure!(moved["status"]["phase"] == "PreCopying" && moved["status"]["epoch"] == EPOCH + 2, "{moved}");
     ensure!(condition(&moved, "Complete")["status"] == "False", "{moved}");
     ensure!(condition(&moved, "Succeeded")["status"] == "False", "{moved}");
+    ensure!(condition(&moved, "OldVolumesRemoved")["reason"] == "UnderWay", "{moved}");
     ensure!(bed.get("VolumeMigration", "gone").await?.is_null(), "made for nobody");
     let emptied = bed.get("Evacuation", EMPTY).await?;
     ensure!(emptied["status"]["plan"][0]["bytes"] == 7, "the record was lost: {emptied}");

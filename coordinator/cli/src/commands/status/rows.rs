@@ -304,7 +304,7 @@ impl MigrationRow {
     fn of(namespace: &str, name: &str, object: &VolumeMigration) -> Self {
         let spec = &object.spec;
         let status = object.status.clone().unwrap_or_default();
-        let progress = status.progress.unwrap_or_default();
+        let progress = status.progress.clone().unwrap_or_default();
         let message = match &status.reason {
             Some(reason) => format!("{reason}: {}", status.message),
             None => wait::waits_for(&status).unwrap_or_else(|| status.message.clone()),
