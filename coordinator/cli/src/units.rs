@@ -29,6 +29,16 @@ pub fn age(since: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// Seconds as people tell how long something will take: `40 s`, `3 min`, `2.5 h`.
+pub fn about(seconds: u64) -> String {
+    match seconds {
+        0 => "1 s".to_owned(),
+        1..=90 => format!("{seconds} s"),
+        91..=5_400 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{}.{} h", seconds / 3_600, seconds % 3_600 / 360),
+    }
+}
+
 /// Milliseconds as seconds with one decimal: `7.0 s`.
 pub fn seconds(ms: u64) -> String {
     let tenths = ms.saturating_add(50) / 100;

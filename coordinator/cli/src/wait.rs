@@ -12,7 +12,7 @@ use serde_json::Value;
 use somersault_coordinator::cluster::manifest::{ObjectId, display};
 use somersault_coordinator_core::names::Key;
 use somersault_crd::evacuation::{Disruption, EvacuationStatus, PlanState};
-use somersault_crd::volume_migration::{CopyProgress, Phase, VolumeMigrationStatus};
+use somersault_crd::volume_migration::{Copied, CopyProgress, Phase, VolumeMigrationStatus};
 use somersault_crd::{Evacuation, VolumeMigration};
 
 use crate::args::Global;
@@ -21,6 +21,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::{self, cell, clean, render, table};
 use crate::source::{Source, install};
 use crate::units;
+use crate::world::World;
 
 /// A coordinator takes up what it is asked within a second; after this, people should know that none does, and why.
 const SILENCE_TOLD_AFTER: Duration = Duration::from_secs(3);
@@ -170,9 +171,8 @@ pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duratio
         let waits = object.spec.disruption == Disruption::PreCopyOnly && waits_for_word(&status);
         if status.complete || waits {
             bars.clear();
-            output::print(global.output, &status, || {
-                evacuation_text(name, &status, object.spec.dry_run, waits)
-            })?;
+            let speed = object.spec.dry_run.then(|| Speed::seen(source)).transpose()?;
+            output::print(global.output, &status, || evacuation_text(name, &status, speed, waits))?;
             let failed = status.plan.iter().any(|planned| planned.state == PlanState::Failed);
             return Ok(if failed || object.spec.cancelled { Exit::Failed } else { Exit::Ok });
         }
@@ -234,7 +234,9 @@ pub fn migration_text(key: &Key, status: &VolumeMigrationStatus, copied_ahead: b
     text
 }
 
-fn evacuation_text(name: &str, status: &EvacuationStatus, dry_run: bool, waits: bool) -> String {
+/// `speed` is what the times of a plan that only tells are made of.
+fn evacuation_text(name: &str, status: &EvacuationStatus, speed: Option<Speed>, waits: bool) -> String {
+    let dry_run = speed.is_some();
     let state = |state: PlanState| match state {
         PlanState::Waiting if dry_run => "would move".to_owned(),
         PlanState::Failed if dry_run => "cannot move".to_owned(),
@@ -242,11 +244,17 @@ fn evacuation_text(name: &str, status: &EvacuationStatus, dry_run: bool, waits: 
     };
     let mut text = format!("Evacuation {name}: {}\n", clean(&status.message));
     if !status.plan.is_empty() {
-        let mut plan = table(&["VM OR CLAIM", "BYTES", "MIGRATION", "STATE", "MESSAGE"]).below(&["MESSAGE"]);
+        let mut plan =
+            table(&["VM OR CLAIM", "BYTES", "ABOUT", "MIGRATION", "STATE", "MESSAGE"]).below(&["MESSAGE"]);
         for planned in &status.plan {
             plan.add_row([
                 cell(&format!("{}/{}", planned.subject.namespace, planned.subject.name)),
                 cell(&if planned.live { "none".to_owned() } else { units::bytes(planned.bytes) }),
+                cell(
+                    &speed
+                        .filter(|_| !planned.live)
+                        .map_or_else(String::new, |speed| speed.words(planned.bytes)),
+                ),
                 cell(&if planned.live {
                     format!("live: {}", planned.migration.name)
                 } else {
@@ -258,11 +266,74 @@ fn evacuation_text(name: &str, status: &EvacuationStatus, dry_run: bool, waits: 
         }
         text.push_str(&render(&plan));
     }
+    if let Some(speed) = speed {
+        let _ = writeln!(text, "{}", speed.source());
+    }
     if waits {
         let _ =
             writeln!(text, "Let it stop the VMs and finish: kubectl somersault proceed evacuation/{name}");
     }
     text
+}
+
+/// How fast copies go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speed {
+    /// In this cluster, as copies that have ended tell.
+    Seen(u64),
+    /// Nobody knows: what a network of 1 Gbit/s carries.
+    Supposed,
+}
+
+/// 1 Gbit/s, less what the wire itself takes.
+const SUPPOSED_BYTES_PER_S: u64 = 110_000_000;
+/// Smaller copies tell how long it takes to begin.
+const TELLING_BYTES_MIN: u64 = 64 << 20;
+
+impl Speed {
+    fn seen(source: &Source) -> Result<Self, Failure> {
+        let world = World::of_cluster(source, None)?;
+        let disks = world
+            .migrations
+            .values()
+            .filter_map(|migration| migration.status.as_ref())
+            .flat_map(|s| &s.disks);
+        Ok(Self::of(disks.filter_map(|disk| disk.copied.as_ref())))
+    }
+
+    fn of<'a>(copies: impl Iterator<Item = &'a Copied>) -> Self {
+        let telling = copies.filter(|copied| copied.sent_bytes >= TELLING_BYTES_MIN && copied.elapsed_ms > 0);
+        let (bytes, ms) = telling.fold((0, 0), |(bytes, ms), copied| {
+            (bytes + u128::from(copied.sent_bytes), ms + u128::from(copied.elapsed_ms))
+        });
+        let per_s = (bytes * 1_000).checked_div(ms).and_then(|rate| u64::try_from(rate).ok());
+        per_s.filter(|rate| *rate > 0).map_or(Self::Supposed, Self::Seen)
+    }
+
+    fn bytes_per_s(self) -> u64 {
+        match self {
+            Self::Seen(rate) => rate,
+            Self::Supposed => SUPPOSED_BYTES_PER_S,
+        }
+    }
+
+    /// How long so many bytes take.
+    fn words(self, bytes: u64) -> String {
+        units::about(bytes / self.bytes_per_s())
+    }
+
+    /// Where it is from.
+    fn source(self) -> String {
+        let rate = units::bytes(self.bytes_per_s());
+        match self {
+            Self::Seen(_) => {
+                format!("The times are those of the copies, at {rate}/s as earlier ones went here.")
+            }
+            Self::Supposed => format!(
+                "The times are those of the copies, at {rate}/s, a network of 1 Gbit/s: no copy here has told better yet."
+            ),
+        }
+    }
 }
 
 /// How long we wait, and whether anybody does anything.
@@ -429,6 +500,16 @@ fn progress_words(progress: &CopyProgress) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_of_a_plan_are_those_of_earlier_copies_where_any_tells() {
+        let copied = |sent_bytes, elapsed_ms| Copied { sent_bytes, elapsed_ms, ..Copied::default() };
+        assert_eq!(Speed::of([].iter()), Speed::Supposed);
+        assert_eq!(Speed::of([copied(1 << 20, 5_000), copied(1 << 30, 0)].iter()), Speed::Supposed);
+        let seen = Speed::of([copied(1 << 30, 8_000), copied(1 << 30, 8_000), copied(9, 9_000)].iter());
+        assert_eq!(seen, Speed::Seen(128 << 20));
+        assert_eq!(seen.words(20 << 30), "3 min");
+    }
 
     #[test]
     fn a_copy_of_unknown_size_is_not_shown_as_done() {
