@@ -9,6 +9,8 @@
 //!   … only system disks that CDI would import anew, from an image,
 //!     on another node, and the owner agrees ──────────────────────► Rebuild, if a node fits
 //! no blocker ─────────────────────────────────────────────────────► Recreate, if a node fits, else ManualRecovery
+//!   … but it tolerates our taint, so that it could be bound to the
+//!     dead node again ────────────────────────────────────────────► ManualRecovery
 //! ```
 //!
 //! No proof is asked for here: the decision is published as soon as a node is declared unreachable, so that
@@ -251,6 +253,13 @@ fn decide_with(
             }
         }
     };
+    if let Some(node) = placement::dead_node_that_takes_it(fleet, question, vm) {
+        let why = format!(
+            "it tolerates the taint that keeps VMs off a dead node, and could be bound to {node} again"
+        );
+        findings.push((Reason::ToleratesFencing, why));
+        return draft.manual(index, fleet, key, &examined, findings);
+    }
     match placement::fitting_node(index, fleet, question, vm, &examined) {
         Ok(_) => draft.decide(key, kind, vec![success]),
         Err(why) => {

@@ -52,6 +52,23 @@ pub(super) fn fitting_node<'a>(
     Err(format!("no other node fits: {}{rest}", refusals.join("; ")))
 }
 
+/// The dead node to which the scheduler could bind the VM again: it tolerates the taint that keeps others away, and wants the
+/// node. A dead node has all its room, and looks best.
+pub(super) fn dead_node_that_takes_it<'a>(
+    fleet: &'a Fleet,
+    question: &'a Question,
+    vm: &Vm,
+) -> Option<&'a NodeName> {
+    let ours = Taint { key: FENCING_TAINT.to_owned(), value: String::new(), effect: "NoSchedule".to_owned() };
+    if !vm.tolerations.iter().any(|toleration| toleration.tolerates(&ours)) {
+        return None;
+    }
+    question.dead.iter().find(|name| {
+        let node = fleet.nodes.get(*name);
+        node.is_some_and(|node| unwanted(name, node, vm).is_none())
+    })
+}
+
 /// Why a node does not take a VM, wherever its disks are; `None` where it does.
 pub(crate) fn node_refusal(fleet: &Fleet, name: &NodeName, key: &Key) -> Option<String> {
     let (node, vm) = (fleet.nodes.get(name)?, fleet.vms.get(key)?);

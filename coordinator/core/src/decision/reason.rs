@@ -139,6 +139,8 @@ reasons! {
     ClassNotPortable => "its storage class does not make a volume where the VM is scheduled",
     /// A rebuild would have to go through an owner that we do not know.
     OwnerUnknown => "its owner is of a kind that we cannot hand a new disk to",
+    /// It tolerates the taint that keeps VMs off a dead node: the scheduler could bind it there again, for ever.
+    ToleratesFencing => "it tolerates the taint that keeps VMs off a dead node",
     /// No healthy node fits its volumes' topology, its selectors, taints and resources.
     NoFittingNode => "no other node fits it",
 }

@@ -84,6 +84,11 @@ impl Decision {
             Reason::OwnerUnknown => {
                 "let the VM be owned by nobody, or by a controller that is known".to_owned()
             }
+            Reason::ToleratesFencing => {
+                "narrow the VM's tolerations to the taints that it means (operator Exists without a key is every taint); of a node that \
+                 is dead for good, delete the Node object"
+                    .to_owned()
+            }
             Reason::NoFittingNode => {
                 "make room: a healthy node that its volumes, selectors and requests admit".to_owned()
             }

@@ -10,6 +10,7 @@ use crate::fleet::{FENCING_TAINT, Node, Requirement, Resources, Taint, Toleratio
 use crate::names::NodeName;
 
 const NO_ROOM: (DecisionKind, &[Reason]) = (ManualRecovery, &[Reason::NoFittingNode]);
+const AGAIN: (DecisionKind, &[Reason]) = (ManualRecovery, &[Reason::ToleratesFencing]);
 const ROOM: (DecisionKind, &[Reason]) = (Recreate, &[Reason::AllDisksOnNetwork]);
 
 fn row(case: &'static str, change: fn(&mut World), outcome: (DecisionKind, &'static [Reason])) -> Row {
@@ -18,6 +19,15 @@ fn row(case: &'static str, change: fn(&mut World), outcome: (DecisionKind, &'sta
 
 fn taint(key: &str, effect: &str) -> Taint {
     Taint { key: key.to_owned(), value: String::new(), effect: effect.to_owned() }
+}
+
+fn tolerate(world: &mut World, operator: &str, key: &str, effect: &str) {
+    world.vm("web").tolerations.push(Toleration {
+        key: key.to_owned(),
+        operator: operator.to_owned(),
+        value: String::new(),
+        effect: effect.to_owned(),
+    });
 }
 
 fn other_nodes(world: &mut World, change: fn(&mut Node)) {
@@ -55,14 +65,33 @@ fn by_nodes_that_are_closed() {
             NO_ROOM,
         ),
         row(
-            "declared unreachable, though the VM tolerates everything",
+            "the others declared unreachable, though the VM tolerates that",
             |w| {
                 other_nodes(w, |node| node.taints.push(taint(FENCING_TAINT, "NoSchedule")));
-                w.vm("web")
-                    .tolerations
-                    .push(Toleration { operator: "Exists".to_owned(), ..Toleration::default() });
+                tolerate(w, "Exists", "", "");
+                // Else its own dead node would be the reason.
+                w.vm("web").node_affinity = on_host(&["n2", "n3"]);
             },
             NO_ROOM,
+        ),
+        row(
+            "every taint tolerated: the dead node could get it back",
+            |w| tolerate(w, "Exists", "", ""),
+            AGAIN,
+        ),
+        row("our taint tolerated by name", |w| tolerate(w, "Exists", FENCING_TAINT, "NoSchedule"), AGAIN),
+        row(
+            "our taint's key with another effect",
+            |w| tolerate(w, "Exists", FENCING_TAINT, "NoExecute"),
+            ROOM,
+        ),
+        row(
+            "every taint tolerated, and the dead node not wanted",
+            |w| {
+                tolerate(w, "Exists", "", "");
+                w.vm("web").node_affinity = on_label(ZONE_LABEL, &["b"]);
+            },
+            ROOM,
         ),
         row(
             "a taint that only dissuades",
