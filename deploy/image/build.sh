@@ -21,13 +21,14 @@ elif command -v podman > /dev/null; then
   podman save --quiet --format docker-archive --output "$archive" "$name"
   tool=podman
 elif docker info > /dev/null 2>&1; then
-  if docker buildx version > /dev/null 2>&1; then
+  # Not every driver and store of docker can export an archive.
+  if docker buildx version > /dev/null 2>&1 &&
     SOURCE_DATE_EPOCH=0 docker buildx build --quiet --provenance=false --tag "$name" --file "$dockerfile" \
-      --output "type=docker,dest=$archive,rewrite-timestamp=true" "$context" > /dev/null
+      --output "type=docker,dest=$archive,rewrite-timestamp=true" "$context" > /dev/null; then
     docker load --quiet --input "$archive" > /dev/null
     docker image inspect --format '{{.Id}}' "$name" > "$archive.id"
   else
-    echo "== docker has no buildx: its older builder writes the time into the image, so that its digest differs each time"
+    echo "== docker has no buildx that can write an archive: its digest differs each time, since the build writes the time into it"
     docker build --quiet --tag "$name" --file "$dockerfile" "$context" > "$archive.id"
     docker save --output "$archive" "$name"
   fi

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Fleet, RunStrategy, Vm};
 use crate::locality::ClassOverrides;
-use crate::names::{Key, NodeName};
+use crate::names::{Key, NodeName, VolumeName};
 
 mod disks;
 mod index;
@@ -124,6 +124,16 @@ impl Decision {
         self.disks.iter().filter_map(|disk| match &disk.locality {
             Locality::Local { node } => Some(node),
             _ => None,
+        })
+    }
+
+    /// Whether the disks of which nobody can tell where they are are still those of the decision: nobody has moved them since.
+    pub(crate) fn has_its_unknown_disks(&self, fleet: &Fleet) -> bool {
+        let unknown = self.disks.iter().filter(|disk| disk.locality == Locality::Unknown);
+        unknown.into_iter().all(|disk| {
+            let Some(claim) = &disk.claim else { return true };
+            let now = fleet.claims.get(&Key::new(&self.vm.namespace, claim));
+            now.is_some_and(|now| now.volume.as_ref().map(VolumeName::as_str) == disk.volume.as_deref())
         })
     }
 

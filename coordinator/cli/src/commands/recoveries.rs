@@ -91,7 +91,8 @@ impl Row {
 
     fn stray_words(&self) -> Option<String> {
         let node = self.strayed_to.as_ref()?;
-        Some(format!("NodeReturned, but it runs on {node}, away from its disks"))
+        let what = if self.progress == Some(Progress::NodeReturned) { "NodeReturned" } else { "Started" };
+        Some(format!("{what}, but it runs on {node}, away from its disks"))
     }
 
     /// What is being done to bring it back elsewhere, while it is.
@@ -113,6 +114,7 @@ impl Row {
             Some(Progress::AwaitingProof) => ("AwaitingProof", Mood::Bad),
             Some(Progress::Acting) => ("Acting", Mood::Doubtful),
             Some(Progress::Restarting) => ("Restarting", Mood::Doubtful),
+            Some(Progress::Recovered) if self.strayed_to.is_some() => ("Started", Mood::Bad),
             Some(Progress::Recovered) => ("Recovered", Mood::Good),
             Some(Progress::NeedsPerson) => ("NeedsPerson", Mood::Bad),
             Some(Progress::NodeReturned) if self.strayed_to.is_some() => ("NodeReturned", Mood::Bad),
@@ -122,11 +124,11 @@ impl Row {
     }
 }
 
-/// The node where a VM runs though its disks are on another one, which is back: nothing ties it to them.
+/// The node where a VM runs though its disks are on another one: nothing ties it to them.
 fn strayed_to<'a>(world: &'a World, key: &Key, status: &RecoveryStatus) -> Option<&'a NodeName> {
-    let returned =
-        status.cause != Some(Cause::StorageFailed) && status.progress == Some(Progress::NodeReturned);
-    let vm = world.fleet.vms.get(key).filter(|_| returned)?;
+    let away = matches!(status.progress, Some(Progress::NodeReturned | Progress::Recovered));
+    let of_a_node = status.cause != Some(Cause::StorageFailed);
+    let vm = world.fleet.vms.get(key).filter(|_| away && of_a_node)?;
     let instance = vm.instance.as_ref().filter(|instance| instance.phase == "Running")?;
     let elsewhere = instance.node.as_ref().filter(|node| node.as_str() != status.node)?;
     let decider = Decider::new(&world.fleet, &world.policy.class_overrides);

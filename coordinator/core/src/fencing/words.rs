@@ -78,8 +78,11 @@ pub(super) fn fenced(fx: &mut Vec<Effect>, node: &NodeName, proof: ProofKind) {
         ProofKind::HumanAttested => "a person attests it",
         ProofKind::LeaseExpired => "its lease ran out and its watchdog has fired",
     };
-    let message =
-        format!("Nothing on {node} can run or write any more: {how}. Its VMs may be started elsewhere.");
+    let message = if proof == ProofKind::NewBootId {
+        format!("What ran on {node} runs no more: {how}. What was not started elsewhere starts there again.")
+    } else {
+        format!("Nothing on {node} can run or write any more: {how}. Its VMs may be started elsewhere.")
+    };
     tell_node(fx, Severity::Warning, node, "NodeFenced", message);
 }
 

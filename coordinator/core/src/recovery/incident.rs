@@ -8,7 +8,7 @@ use super::rebuild::Rebuild;
 use crate::BootTime;
 use crate::decision::{Decision, DecisionKind};
 use crate::fencing::{FenceProof, ProofKind};
-use crate::fleet::{Fleet, RunStrategy, Vm};
+use crate::fleet::{Fleet, Pod, RunStrategy, Vm};
 use crate::io::{Action, Effect, Severity};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 use crate::rebuild::DeadPod;
@@ -123,7 +123,7 @@ impl Incident {
                 case.steps = Steps::Unwritten;
                 tell_recovered(fx, key, other);
             }
-            case.look_for_stray(key, vm, node, fx);
+            case.look_for_stray(&scene.facts.fleet, key, vm, node, fx);
         }
     }
 
@@ -460,11 +460,14 @@ impl VmCase {
         }
     }
 
-    /// A VM that nothing ties to its disks was started away from them once its node was back: nobody could keep it from
-    /// that, and somebody must know.
-    fn look_for_stray(&mut self, key: &Key, vm: &Vm, node: &NodeName, fx: &mut Vec<Effect>) {
-        let returned = self.progress == RecoveryProgress::NodeReturned;
-        let other = running_elsewhere(vm, node).filter(|_| returned && self.is_unpinned() && !self.strayed);
+    /// A VM that nothing ties to its disks was started away from them, once its node was back, or by somebody who has emptied
+    /// the dead one (as Kubernetes does upon the out-of-service taint): nobody could keep it from that, and somebody must
+    /// know.
+    fn look_for_stray(&mut self, fleet: &Fleet, key: &Key, vm: &Vm, node: &NodeName, fx: &mut Vec<Effect>) {
+        let away = matches!(self.progress, RecoveryProgress::NodeReturned | RecoveryProgress::Recovered);
+        let untied = |decision: &Decision| decision.is_unpinned() && decision.has_its_unknown_disks(fleet);
+        let strays = away && !self.strayed && self.decision.as_ref().is_some_and(untied);
+        let other = running_elsewhere(vm, node).filter(|_| strays);
         if let Some(other) = other {
             self.strayed = true;
             let message = format!(
@@ -537,9 +540,13 @@ fn volumes_of<'a>(fleet: &'a Fleet, key: &'a Key, vm: &'a Vm) -> impl Iterator<I
     vm.claims(&key.namespace).filter_map(move |claim| fleet.claims.get(&claim)?.volume.as_ref())
 }
 
+/// The other node where it runs, with nothing of the same instance on this one: the launcher of a live migration that is left
+/// here must go before KubeVirt starts the VM anew.
 fn running_elsewhere<'a>(vm: &'a Vm, node: &NodeName) -> Option<&'a NodeName> {
     let instance = vm.instance.as_ref().filter(|instance| instance.phase == "Running")?;
-    instance.node.as_ref().filter(|other| *other != node)
+    let is_of_it =
+        |pod: &Pod| pod.instance.as_ref() == Some(&instance.uid) && pod.node.as_ref() == Some(node);
+    instance.node.as_ref().filter(|other| *other != node && !vm.pods.iter().any(is_of_it))
 }
 
 fn tell_recovered(fx: &mut Vec<Effect>, vm: &Key, node: &NodeName) {

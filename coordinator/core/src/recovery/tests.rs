@@ -453,6 +453,36 @@ fn a_vm_that_migrates_live_needs_the_proof_of_both_nodes() {
     assert_eq!(bench.deleted(), ["virt-launcher-net".to_owned()].into());
 }
 
+/// The other way round: first the node to which it moves. It runs on at its source, and is not called recovered; once that dies
+/// too, both of its launchers go, else KubeVirt would wait for the one that is left for ever.
+#[test]
+fn a_vm_whose_target_dies_first_loses_both_launchers_once_its_source_is_dead_too() {
+    let mut bench = Bench::new(fast(&[]));
+    let vm = bench.fleet.vms.get_mut(&key("net")).expect("there");
+    vm.instance.as_mut().expect("there").migrating = Some(Some("n3".into()));
+    let target = Pod {
+        name: "virt-launcher-net-target".to_owned(),
+        uid: "target".into(),
+        node: Some("n3".into()),
+        ..vm.pods[0].clone()
+    };
+    vm.pods.push(target);
+    bench.show_fleet();
+    bench.silence(&["n3"]);
+    bench.run_ms(2_000);
+    bench.attest("n3", 1, "eve");
+    bench.run_ms(5_000);
+    assert!(bench.deleted().is_empty(), "its source lives");
+    assert_eq!((progress(&bench, "net"), bench.notices("VmRecovered")), (RecoveryProgress::NeedsPerson, 0));
+    bench.run_ms(60_000);
+    bench.silence(&["n1"]);
+    bench.run_ms(40_000);
+    bench.attest("n1", 1, "eve");
+    bench.run_ms(5_000);
+    let both = ["virt-launcher-net", "virt-launcher-net-target"].map(str::to_owned);
+    assert_eq!(bench.deleted(), both.into());
+}
+
 #[test]
 fn a_node_object_that_is_deleted_while_vms_wait_for_a_proof_ends_the_incident() {
     let mut bench = Bench::new(fast(&[]));

@@ -16,7 +16,8 @@ use crate::names::{Key, NodeName, VolumeName};
 pub(super) fn write(fleet: &Fleet, decision: &Decision, standing: &Standing) -> String {
     let vm = fleet.vms.get(&decision.vm);
     let mut text = title(&decision.vm);
-    let strayed = strayed(fleet, decision, vm).filter(|_| standing.progress == Progress::NodeBack);
+    let away = matches!(standing.progress, Progress::NodeBack | Progress::Elsewhere);
+    let strayed = strayed(fleet, decision, vm).filter(|_| away);
     if standing.over && strayed.is_none() {
         text.push_str("**It is over: the coordinator does nothing more.** ");
     }
@@ -65,7 +66,8 @@ fn still_untied(fleet: &Fleet, decision: &Decision) -> String {
 /// The node where it runs now though nothing says that its disks are there: they were on another one.
 fn strayed<'a>(fleet: &'a Fleet, decision: &Decision, vm: Option<&'a Vm>) -> Option<&'a NodeName> {
     let node = vm.and_then(running_on)?;
-    let untied = decision.is_unpinned() && !untied::is_held(fleet, decision);
+    let untied =
+        decision.is_unpinned() && decision.has_its_unknown_disks(fleet) && !untied::is_held(fleet, decision);
     (untied && !decision.nodes.is_empty() && !decision.nodes.contains(node)).then_some(node)
 }
 

@@ -162,6 +162,8 @@ pub struct NodeSeen {
     pub name: NodeName,
     /// Whether Kubernetes calls it ready.
     pub ready: bool,
+    /// Whether somebody else has taken it out of service by Kubernetes' taint.
+    pub out_of_service: bool,
     /// What the coordinator says of it; `None` where it has never said anything.
     pub health: Option<NodeHealthStatus>,
     /// When its agent's certificate ends, as last told.

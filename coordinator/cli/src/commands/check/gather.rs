@@ -11,7 +11,7 @@ use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use somersault_coordinator::cluster::manifest::ObjectId;
-use somersault_coordinator_core::fleet::{Node, OS_LABEL};
+use somersault_coordinator_core::fleet::{Node, OS_LABEL, OUT_OF_SERVICE_TAINT};
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use super::facts::{
@@ -306,6 +306,7 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
     let nodes = nodes.map(|(name, node)| NodeSeen {
         name: name.clone(),
         ready: node.ready,
+        out_of_service: node.has_taint(OUT_OF_SERVICE_TAINT) && !node.is_out_of_service_by_us(),
         health: world.healths.get(name).and_then(|health| health.status.clone()),
         certificate_until: objects
             .get(&ObjectId::cluster("NodeHealth", name.as_str()))

@@ -179,7 +179,12 @@ fn coordinator(facts: &Facts) -> Vec<Finding> {
             install::HOW,
         )),
         Ok(Some(workload)) => {
-            findings.push(replicas("the coordinator runs", workload, "coordinator"));
+            let alone = facts.cluster.as_ref().is_ok_and(|cluster| cluster.nodes.len() == 1);
+            findings.push(if alone && workload.wanted > 1 {
+                too_many_for_one_node(workload)
+            } else {
+                replicas("the coordinator runs", workload, "coordinator")
+            });
             findings.push(versions("coordinator", facts.version, workload));
         }
     }
@@ -226,6 +231,18 @@ fn replicas(what: &str, workload: &Workload, component: &str) -> Finding {
     } else {
         Finding::failed(what, why, what_to_do)
     }
+}
+
+/// Two are never on one node, so that the second waits for ever, and with it every upgrade.
+fn too_many_for_one_node(workload: &Workload) -> Finding {
+    Finding::warning(
+        format!("the coordinator runs ({} of {} ready)", workload.ready, workload.wanted),
+        vec![
+            "the cluster has one node, and two replicas are never on one: an upgrade would wait for ever"
+                .to_owned(),
+        ],
+        "install the overlay for one node (deploy/overlays/k3s-one-node, or component one-node in yours)",
+    )
 }
 
 /// Pods of another version than ours.

@@ -252,6 +252,23 @@ fn a_vm_that_is_the_dead_nodes_own_again_needs_a_person_again() {
     assert_eq!(progress(&bench, "local"), RecoveryProgress::NeedsPerson);
 }
 
+/// As Kubernetes does when somebody sets the out-of-service taint: the dead node is emptied, and the VM started anew.
+#[test]
+fn a_vm_that_others_start_away_from_its_disks_is_not_called_recovered() {
+    let mut bench = Bench::new(fast(&[]));
+    bench.fleet.volumes.get_mut(&"pv-local-data".into()).expect("there").node_affinity = None;
+    bench.show_fleet();
+    bench.silence(&["n1"]);
+    bench.run_ms(1_500);
+    assert_eq!(progress(&bench, "local"), RecoveryProgress::NeedsPerson);
+    run_by_hand(&mut bench);
+    bench.show_fleet();
+    assert_eq!(bench.notices("VmStartedAwayFromDisks"), 1);
+    let text = bench.view().recoveries[&key("local")].runbook.clone().expect("there");
+    assert!(text.contains("It runs on `n3`, and its disks were on `n1`"), "{text}");
+    assert!(!text.contains("leave it alone"), "{text}");
+}
+
 /// Nothing tells the scheduler where its disks are, and nobody may stop what KubeVirt started.
 #[test]
 fn a_vm_that_started_away_from_its_disks_is_told_of() {

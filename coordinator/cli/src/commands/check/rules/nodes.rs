@@ -1,6 +1,7 @@
 //! What follows for nodes: their agents, and their certificates.
 
 use jiff::{SignedDuration, Timestamp};
+use somersault_coordinator_core::fleet::OUT_OF_SERVICE_TAINT;
 use somersault_crd::node_health::NodeState;
 
 use super::{replicas, versions};
@@ -74,6 +75,17 @@ pub fn agents(facts: &Facts) -> Vec<Finding> {
     ));
     if !watched.is_empty() {
         findings.push(Finding::warning("no node is in quarantine", watched, "wait: it ends by itself"));
+    }
+    let left_over =
+        cluster.nodes.iter().filter(|node| node.out_of_service && state(node) == NodeState::Healthy);
+    let left_over: Vec<String> =
+        left_over.map(|node| format!("node {} has taint {OUT_OF_SERVICE_TAINT}", node.name)).collect();
+    if !left_over.is_empty() {
+        findings.push(Finding::warning(
+            "no living node is out of service",
+            left_over,
+            format!("no pod without a toleration can run there, and so no VM; whoever has set it removes it: kubectl taint nodes NODE {OUT_OF_SERVICE_TAINT}-"),
+        ));
     }
     if let Some(workload) = workload {
         findings.push(versions("agent", facts.version, workload));

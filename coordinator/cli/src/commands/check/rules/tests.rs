@@ -48,6 +48,7 @@ fn node(name: &str) -> NodeSeen {
     NodeSeen {
         name: NodeName::from(name),
         ready: true,
+        out_of_service: false,
         health: Some(NodeHealthStatus {
             state: NodeState::Healthy,
             agent: Some(agent),
@@ -445,6 +446,28 @@ fn a_node_that_a_mistake_left_without_an_agent_is_sent_to_the_mistake() {
     let told: Vec<_> = fencing.findings.iter().filter_map(|finding| finding.what_to_do.as_deref()).collect();
     assert_eq!(told[0], "mend the fence configuration (below)");
     assert!(told.len() == 2 && told[1].starts_with("mend key fence.yaml"), "{told:?}");
+}
+
+#[test]
+fn two_replicas_on_a_cluster_of_one_node_are_one_too_many() {
+    let (section, finding) = one_finding(|facts| {
+        change_cluster(facts, |cluster| cluster.nodes.truncate(1));
+        if let Ok(Some(agents)) = &mut facts.agents {
+            agents.pods.truncate(1);
+        }
+        let Ok(Some(coordinator)) = &mut facts.coordinator else { panic!("it is there") };
+        (coordinator.wanted, coordinator.ready) = (2, 1);
+    });
+    assert_eq!((section, finding.grade), ("coordinator", Grade::Warning));
+    assert!(finding.what_to_do.is_some_and(|what| what.contains("k3s-one-node")));
+}
+
+#[test]
+fn a_living_node_that_somebody_took_out_of_service_is_named() {
+    let (section, finding) =
+        one_finding(|facts| change_cluster(facts, |cluster| cluster.nodes[0].out_of_service = true));
+    assert_eq!((section, finding.grade), ("agents", Grade::Warning));
+    assert!(finding.what_to_do.is_some_and(|what| what.contains("kubectl taint nodes NODE")));
 }
 
 #[test]
