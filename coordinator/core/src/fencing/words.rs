@@ -81,7 +81,17 @@ pub(super) fn fenced(fx: &mut Vec<Effect>, node: &NodeName, proof: ProofKind) {
     let message = if proof == ProofKind::NewBootId {
         format!("What ran on {node} runs no more: {how}. What was not started elsewhere starts there again.")
     } else {
-        format!("Nothing on {node} can run or write any more: {how}. Its VMs may be started elsewhere.")
+        // Upon that taint Kubernetes itself deletes every pod of the node, those that we leave alone too.
+        let others = match proof {
+            ProofKind::OutOfServiceByOthers => {
+                " Upon that taint Kubernetes deletes every pod there, of VMs on local disks too: one whose disk no volume ties to a \
+                 node may start elsewhere with a blank disk. Remove the taint once the node is back."
+            }
+            _ => "",
+        };
+        format!(
+            "Nothing on {node} can run or write any more: {how}. Its VMs may be started elsewhere.{others}"
+        )
     };
     tell_node(fx, Severity::Warning, node, "NodeFenced", message);
 }

@@ -1,5 +1,7 @@
 //! What `check` looks at, before anything is concluded from it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::node_health::NodeHealthStatus;
@@ -140,6 +142,8 @@ pub struct Cluster {
     pub vms: usize,
     /// Claims whose place nobody can tell.
     pub unplaced: Vec<Unplaced>,
+    /// Local volumes below no storage root of their nodes, whose agents tell of their roots: how many, by class and folder.
+    pub unlisted: BTreeMap<(String, String), usize>,
     /// Objects that could not be read.
     pub problems: Vec<String>,
     /// The policy, where there is one.

@@ -1,6 +1,7 @@
 //! Looks at everything that `check` concludes from. What cannot be looked at is told, and the rest goes on.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -12,6 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use somersault_coordinator::cluster::manifest::ObjectId;
 use somersault_coordinator_core::fleet::{Node, OS_LABEL, OUT_OF_SERVICE_TAINT};
+use somersault_coordinator_core::names::NodeName;
 use somersault_crd::recovery_policy::POLICY_NAME;
 
 use super::facts::{
@@ -331,9 +333,27 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
         nodes: nodes.collect(),
         vms: world.fleet.vms.len(),
         unplaced: unplaced.collect(),
+        unlisted: unlisted(&world),
         problems: world.problems.iter().map(output::describe).collect(),
         policy,
     })
+}
+
+/// Local volumes that no agent looks at: below no storage root of their node.
+fn unlisted(world: &World) -> BTreeMap<(String, String), usize> {
+    let mut unlisted = BTreeMap::new();
+    for row in volumes::rows(world, None).into_iter().filter(|row| row.phase == "Bound") {
+        let report = row.node.as_ref().and_then(|node| world.fleet.reports.get(&NodeName(node.clone())));
+        let volume = row.volume.as_ref().and_then(|name| world.fleet.volumes.get(&name.as_str().into()));
+        let path = volume.and_then(|volume| volume.source.path());
+        if let (Some(report), Some(path)) = (report, path)
+            && report.root_of(path).is_none()
+        {
+            let folder = path.trim_end_matches('/').rsplit_once('/').map_or(path, |(folder, _)| folder);
+            *unlisted.entry((row.class, folder.to_owned())).or_default() += 1;
+        }
+    }
+    unlisted
 }
 
 #[cfg(test)]

@@ -51,7 +51,23 @@ pub fn places(cluster: &Cluster) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok("each volume's place is known"));
     }
+    findings.extend(unlisted(cluster));
     findings
+}
+
+/// Of volumes that no agent looks at nobody knows the size or the health, and they cannot be copied.
+fn unlisted(cluster: &Cluster) -> Option<Finding> {
+    let ((class, folder), _) = cluster.unlisted.first_key_value()?;
+    let why = cluster.unlisted.iter().map(|((class, folder), count)| {
+        format!("{count} volumes of class {class} below {folder}: no storage root of their nodes")
+    });
+    let what_to_do = format!(
+        "give the agent --root={class}={folder} and the folder's mount, in your overlay (deploy/README.md, Overlays and their \
+         storage roots)"
+    );
+    Some(Finding::warning("every local volume is below a storage root", why.collect(), what_to_do).so_that(
+        "their sizes and the health of their disks are not told, and they cannot be copied to another node",
+    ))
 }
 
 fn words(classes: &[&str]) -> String {

@@ -449,6 +449,17 @@ fn a_node_that_a_mistake_left_without_an_agent_is_sent_to_the_mistake() {
 }
 
 #[test]
+fn volumes_that_no_agent_looks_at_are_named_by_their_folder() {
+    let (section, finding) = one_finding(|facts| {
+        change_cluster(facts, |cluster| {
+            cluster.unlisted.insert(("local-path".to_owned(), "/opt/other".to_owned()), 3);
+        });
+    });
+    assert_eq!((section, finding.grade), ("storage", Grade::Warning));
+    assert!(finding.what_to_do.is_some_and(|what| what.contains("--root=local-path=/opt/other")));
+}
+
+#[test]
 fn two_replicas_on_a_cluster_of_one_node_are_one_too_many() {
     let (section, finding) = one_finding(|facts| {
         change_cluster(facts, |cluster| cluster.nodes.truncate(1));
