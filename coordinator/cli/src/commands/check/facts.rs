@@ -116,6 +116,9 @@ pub struct FenceRunner {
     pub workload: Workload,
     /// Whether the Secret is there without which its pods do not start; `None` where we may not look.
     pub has_secret: Option<bool>,
+    /// Whether the coordinator is told to ask it: an overlay without the component, applied over one with it, leaves the
+    /// runner and asks nobody.
+    pub is_asked: bool,
 }
 
 /// A pod.

@@ -177,7 +177,18 @@ async fn fence_runner(client: &Client) -> Result<Option<FenceRunner>, Trouble> {
         Err(trouble) if trouble.is_forbidden() => None,
         answer => Some(answer?.is_some()),
     };
-    Ok(Some(FenceRunner { workload, has_secret }))
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), install::NAMESPACE);
+    let asks =
+        limited(deployments.get_opt(install::COORDINATOR)).await?.as_ref().is_none_or(asks_a_fence_runner);
+    Ok(Some(FenceRunner { workload, has_secret, is_asked: asks }))
+}
+
+/// Whether this coordinator is told of a fence runner.
+fn asks_a_fence_runner(coordinator: &Deployment) -> bool {
+    let pod = coordinator.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let mut args =
+        pod.into_iter().flat_map(|pod| &pod.containers).filter_map(|container| container.args.as_ref());
+    args.any(|args| args.iter().any(|arg| arg.starts_with("--fence-runner")))
 }
 
 async fn agents(client: &Client) -> Result<Option<Workload>, Trouble> {

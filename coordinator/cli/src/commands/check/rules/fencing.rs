@@ -129,6 +129,18 @@ fn runner(seen: &Seen<Option<FenceRunner>>) -> Option<Finding> {
         Ok(None) => return None,
         Ok(Some(runner)) => runner,
     };
+    if !runner.is_asked {
+        return Some(Finding::failed(
+            "the coordinator asks the fence runner",
+            vec!["it is installed without the component fence-runner, whose Deployment is still there: no fence agent is run".to_owned()],
+            format!(
+                "apply an overlay with that component (deploy/README.md, Fence agents); or, where none is wanted: kubectl delete \
+                 deployment -n {} {}",
+                install::NAMESPACE,
+                install::FENCE_RUNNER
+            ),
+        ));
+    }
     let Workload { observed, wanted, ready, .. } = runner.workload;
     let counted = format!("{what} ({ready} of {wanted} ready)");
     if observed && wanted == 0 {

@@ -66,6 +66,7 @@ fn runner(pods: &[PodSeen], wanted: i32) -> FenceRunner {
     FenceRunner {
         workload: Workload { observed: true, wanted, ready, pods: pods.to_vec() },
         has_secret: Some(true),
+        is_asked: true,
     }
 }
 
@@ -348,6 +349,11 @@ fn a_fence_runner_that_does_not_run_is_told_apart_from_one_that_is_not_there() {
             FenceRunner { has_secret: Some(false), ..runner(std::slice::from_ref(&stuck), 2) },
             "its pods wait for Secret somersault-fence",
             "kubectl create secret generic",
+        ),
+        (
+            FenceRunner { is_asked: false, ..runner(std::slice::from_ref(&stuck), 2) },
+            "installed without the component",
+            "apply an overlay with that component",
         ),
         (
             runner(std::slice::from_ref(&stuck), 2),
