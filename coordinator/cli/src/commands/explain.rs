@@ -109,15 +109,17 @@ fn of_node(world: &World, node: &NodeName, namespace: Option<&str>) -> Vec<Verdi
         .collect()
 }
 
-/// The question: this node is dead, and nothing may be placed on nodes that are in trouble themselves.
+/// The question: this node is dead, beside those that are proven so, and nothing may be placed on nodes that are in trouble themselves.
 fn question(world: &World, dead: Option<&NodeName>) -> Question {
     let in_trouble = |name: &&NodeName| {
         let state =
             world.healths.get(*name).and_then(|health| health.status.as_ref()).map(|status| status.state);
         state.is_some_and(|state| !matches!(state, NodeState::Healthy | NodeState::NoAgent))
     };
+    // With no node nobody asks but for the storage.
+    let already = || incident::that_are(world, incident::is_proven);
     Question {
-        dead: dead.cloned().into_iter().collect(),
+        dead: dead.map(|node| already().into_iter().chain([node.clone()]).collect()).unwrap_or_default(),
         unusable: world.healths.keys().filter(in_trouble).cloned().collect(),
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::agents::FenceRoster;
 use super::{FenceStage, ProofKind, proofs_possible};
+use crate::fleet::FENCING_TAINT;
 use crate::io::{Effect, Notice, Severity, Subject};
 use crate::names::{BootId, NodeName};
 use crate::scene::{Scene, tell_node};
@@ -113,8 +114,8 @@ pub(super) fn resolved(fx: &mut Vec<Effect>, node: &NodeName) {
 
 pub(super) fn returned(fx: &mut Vec<Effect>, node: &NodeName) {
     let message = format!(
-        "{node} is back in a new boot. It takes no new VMs until its own are settled and it has been watched for a \
-         while; VMs that were not touched start there again by themselves."
+        "{node} is back in a new boot, and is watched for a while before it is trusted; VMs that were not touched start there \
+         again by themselves."
     );
     tell_node(fx, Severity::Info, node, "NodeReturned", message);
 }
@@ -215,7 +216,15 @@ pub(crate) fn declared(
 
 pub(crate) fn quarantined(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName) {
     let quarantine = scene.facts.policy.recovery.quarantine;
-    let message = format!("{node} is watched for {quarantine:?} before it takes VMs again.");
+    let closed = scene.facts.fleet.nodes.get(node).is_some_and(|node| node.has_taint(FENCING_TAINT));
+    let message = if closed {
+        format!("{node} is watched for {quarantine:?} before it takes VMs again.")
+    } else {
+        format!(
+            "{node} is watched for {quarantine:?}. It takes VMs already: one of its own is tied to it by nothing, and must \
+             find it open."
+        )
+    };
     tell_node(fx, Severity::Info, node, "NodeInQuarantine", message);
 }
 
