@@ -109,8 +109,11 @@ impl Orders {
         due
     }
 
-    /// A new session of the node: everything is sent again.
+    /// A new session of the node: everything is sent again, but for removals. Much may have changed since one was given, and
+    /// the core gives it anew where it still is to be.
     pub fn session_opened(&mut self, node: &NodeName) {
+        let removal = |order: &io::Order| matches!(order, io::Order::RemoveVolume { .. });
+        self.open.retain(|(at, _), open| at != node || open.heard.is_none() || !removal(&open.order));
         for ((at, _), open) in &mut self.open {
             if at == node {
                 open.heard = None;
@@ -270,6 +273,15 @@ mod tests {
         assert_eq!(due(&mut orders, 24).len(), 1, "the agent may have been restarted");
         assert!(orders.progress(Duration::from_secs(25), &node("n3"), &progress("o1", failed())).is_some());
         assert_eq!(due(&mut orders, 1000).len(), 0);
+    }
+
+    #[test]
+    fn a_removal_is_not_repeated_to_an_agent_that_came_back() {
+        let mut orders = orders();
+        given(&mut orders, "o1", io::Order::RemoveVolume { path: "/srv/pvc-1".into() });
+        assert_eq!(due(&mut orders, 0).len(), 1);
+        orders.session_opened(&node("n3"));
+        assert_eq!(due(&mut orders, 60).len(), 0);
     }
 
     #[test]

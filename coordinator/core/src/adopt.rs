@@ -73,7 +73,7 @@ pub fn orphans(fleet: &Fleet, nodes: &Nodes<'_>) -> Vec<Orphan> {
             let Some(root) = report.root_of(path).filter(|root| root.lists(path) && !root.shared) else {
                 continue;
             };
-            if locality::other_user(fleet, &nobody, node, path).is_none() {
+            if locality::other_user(fleet, &nobody, Some(node), path).is_none() {
                 found.push(Orphan {
                     node: node.clone(),
                     path: path.clone(),
@@ -115,7 +115,7 @@ pub fn plan(
     let path = folder(path);
     let name = volume_name(node, path, claim);
     let (root, usage) = seen(fleet, nodes, node, path)?;
-    if let Some(user) = locality::other_user(fleet, &name, node, path) {
+    if let Some(user) = locality::other_user(fleet, &name, Some(node), path) {
         let message =
             format!("{user} has folder {path}, one inside of it, or one around it: it is no orphan");
         return Err(Refusal::new("FolderInUse", message));

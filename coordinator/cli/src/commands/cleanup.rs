@@ -12,10 +12,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use somersault_coordinator::cluster::manifest::{display, records};
-use somersault_coordinator_core::migration::{self, DiskMove, OldVolume};
+use somersault_coordinator_core::migration::{self, DiskMove, Moves, OldVolume};
 use somersault_coordinator_core::names::Key;
 use somersault_crd::VolumeMigration;
-use somersault_crd::volume_migration::Phase;
 
 use super::incident::Told;
 use super::migrate;
@@ -97,17 +96,26 @@ fn rows(
     which: impl Fn(&Key) -> bool,
 ) -> Result<Vec<Row>, Failure> {
     let told = Told::of(world);
+    let read = |key: &Key, object: &VolumeMigration| {
+        records::migration_record(key, "", object.status.as_ref())
+            .map_err(|error| Failure::Failed(format!("VolumeMigration {key}: {error}")))
+    };
+    let records =
+        world.migrations.iter().map(|(key, object)| read(key, object)).collect::<Result<Vec<_>, _>>()?;
+    let moves = Moves::of(records.iter().flatten());
     let mut all = Vec::new();
     for (key, object) in world.migrations.iter().filter(|(key, _)| which(key)) {
-        let status = object.status.as_ref().filter(|status| status.phase == Phase::Succeeded);
-        let record = records::migration_record(key, "", status)
-            .map_err(|error| Failure::Failed(format!("VolumeMigration {key}: {error}")))?;
-        let disks = record.map(|record| record.disks).unwrap_or_default();
+        let Some(record) = read(key, object)?.filter(|record| record.phase == migration::Phase::Succeeded)
+        else {
+            continue;
+        };
         let left: Vec<&DiskMove> =
-            disks.iter().filter(|disk| disk.old_volume != OldVolume::Removed).collect();
+            record.disks.iter().filter(|disk| disk.old_volume != OldVolume::Removed).collect();
         let succeeded = succeeded(object);
         let young = too_young(succeeded, now, args);
-        let because = |disk: &DiskMove| migration::kept_because(disk, &told.context()).map(|why| why.message);
+        let because = |disk: &DiskMove| {
+            migration::kept_because(&record, disk, &moves, &told.context()).map(|why| why.message)
+        };
         // All of a migration are asked for together, wherever they are.
         let wanted =
             |disk: &&DiskMove| args.node.as_ref().is_none_or(|node| disk.source_node.as_str() == node);

@@ -4,9 +4,14 @@ use super::pinned_node;
 use crate::fleet::{DiskSource, Fleet, folder};
 use crate::names::{NodeName, VolumeName};
 
-/// Who else has this folder of the node, one inside of it, or one around it, as far as objects tell: a volume that could be
-/// on any node counts.
-pub(crate) fn other_user(fleet: &Fleet, name: &VolumeName, node: &NodeName, path: &str) -> Option<String> {
+/// Who else has this folder of the node (of any, where none is named), one inside of it, or one around it, as far as objects
+/// tell: a volume that could be on any node counts.
+pub(crate) fn other_user(
+    fleet: &Fleet,
+    name: &VolumeName,
+    node: Option<&NodeName>,
+    path: &str,
+) -> Option<String> {
     let overlaps = |other: &str| {
         let (one, other) = (format!("{}/", folder(path)), format!("{}/", folder(other)));
         one.starts_with(&other) || other.starts_with(&one)
@@ -14,7 +19,7 @@ pub(crate) fn other_user(fleet: &Fleet, name: &VolumeName, node: &NodeName, path
     let volumes = fleet.volumes.iter().filter(|(other, volume)| {
         *other != name
             && volume.source.path().is_some_and(overlaps)
-            && pinned_node(fleet, volume).is_none_or(|on| on == *node)
+            && pinned_node(fleet, volume).is_none_or(|on| node.is_none_or(|node| on == *node))
     });
     let host_disks = fleet.vms.iter().filter(|(_, vm)| {
         vm.disks.iter().any(|disk| matches!(&disk.source, DiskSource::HostDisk { path } if overlaps(path)))

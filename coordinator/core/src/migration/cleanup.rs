@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Context, DiskMove, MigrationRecord, Refusal};
+use super::{Context, DiskMove, MigrationRecord, Phase, Refusal, checks};
 use crate::BootTime;
 use crate::fleet::{DiskImage, Grade, Volume, folder};
 use crate::io::{Action, Effect, Order, OrderState};
@@ -90,6 +90,7 @@ impl Cleanup {
         now: BootTime,
         record: &MigrationRecord,
         others: &[MigrationRecord],
+        moves: &Moves,
         ctx: &Context<'_>,
     ) -> Step {
         let mut step = Step::default();
@@ -97,11 +98,11 @@ impl Cleanup {
             let there = ctx.fleet.volumes.contains_key(&disk.old);
             match disk.old_volume {
                 OldVolume::Removed => {}
-                OldVolume::Kept => match may_go(disk, others, ctx) {
+                OldVolume::Kept => match may_go(record, disk, others, moves, ctx) {
                     Ok(()) => step.store.push((place, OldVolume::Removing)),
                     Err(why) => step.why = Some(why),
                 },
-                OldVolume::Removing if there => match may_go(disk, others, ctx) {
+                OldVolume::Removing if there => match may_go(record, disk, others, moves, ctx) {
                     Ok(()) => step.actions.push(Action::DeleteReleased {
                         volume: disk.old.clone(),
                         claim_uid: disk.claim_uid.clone(),
@@ -149,10 +150,12 @@ impl Cleanup {
                 );
                 return Err(Refusal::not_yet("RemovalFailed", message));
             }
-            Some(Ordered { state: OrderState::Running { .. } | OrderState::Done { .. }, .. }) => {
+            // One that a new session of the agent has swept away is given anew, after another look at everything.
+            Some(Ordered { state: OrderState::Running { .. }, retry_at, .. }) if now < *retry_at => {
                 return Ok(None);
             }
-            Some(Ordered { state: OrderState::Failed { .. }, .. }) | None => {}
+            Some(Ordered { state: OrderState::Done { .. }, .. }) => return Ok(None),
+            Some(Ordered { state: OrderState::Failed { .. } | OrderState::Running { .. }, .. }) | None => {}
         }
         self.given += 1;
         let id = OrderId(format!(
@@ -160,7 +163,8 @@ impl Cleanup {
             disk.claim.name, ctx.epoch, self.serial, self.given
         ));
         let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
-        self.orders.insert(disk.old.clone(), Ordered { id: id.clone(), state, retry_at: now });
+        let ordered = Ordered { id: id.clone(), state, retry_at: now + RETRY_WAIT };
+        self.orders.insert(disk.old.clone(), ordered);
         let order = Order::RemoveVolume { path: disk.source_path.clone() };
         Ok(Some(Effect::Order { node: disk.source_node.clone(), id, order }))
     }
@@ -168,19 +172,57 @@ impl Cleanup {
 
 /// Why the old volume of a disk would be kept if somebody asked for its removal now; `None` where nothing speaks for that.
 /// Whether another migration is about it is not asked.
-pub fn kept_because(disk: &DiskMove, ctx: &Context<'_>) -> Option<Refusal> {
-    may_go(disk, &[], ctx).err()
+pub fn kept_because(
+    record: &MigrationRecord,
+    disk: &DiskMove,
+    moves: &Moves,
+    ctx: &Context<'_>,
+) -> Option<Refusal> {
+    may_go(record, disk, &[], moves, ctx).err()
+}
+
+/// By which volume each one was replaced, in migrations that have succeeded.
+#[derive(Clone, Debug, Default)]
+pub struct Moves(BTreeMap<VolumeName, VolumeName>);
+
+impl Moves {
+    /// Of these migrations.
+    pub fn of<'a>(records: impl Iterator<Item = &'a MigrationRecord>) -> Self {
+        let succeeded = records.filter(|record| record.phase == Phase::Succeeded);
+        let moves = succeeded.flat_map(|record| &record.disks);
+        Self(moves.map(|disk| (disk.old.clone(), disk.new.name.clone())).collect())
+    }
+
+    /// What has come of a volume at last.
+    fn last<'a>(&'a self, volume: &'a VolumeName) -> &'a VolumeName {
+        let mut last = volume;
+        // As many steps as there are moves: they may lead in a circle where somebody has bound volumes by hand.
+        for _ in 0..self.0.len() {
+            match self.0.get(last) {
+                Some(next) => last = next,
+                None => break,
+            }
+        }
+        last
+    }
 }
 
 /// Nothing speaks for keeping it.
-fn may_go(disk: &DiskMove, others: &[MigrationRecord], ctx: &Context<'_>) -> Result<(), Refusal> {
+fn may_go(
+    record: &MigrationRecord,
+    disk: &DiskMove,
+    others: &[MigrationRecord],
+    moves: &Moves,
+    ctx: &Context<'_>,
+) -> Result<(), Refusal> {
     is_as_left(disk, ctx)?;
     alone(disk, ctx)?;
-    present_is_sound(disk, ctx)?;
+    present_is_sound(disk, moves, ctx)?;
+    guest_is_confirmed(record, disk, ctx)?;
     source_answers(disk, ctx)?;
-    let moved =
+    let is_of =
         |other: &DiskMove| other.old == disk.old || other.new.name == disk.old || other.claim == disk.claim;
-    match others.iter().find(|other| other.disks.iter().any(moved)) {
+    match others.iter().find(|other| other.disks.iter().any(is_of)) {
         Some(other) => {
             let message =
                 format!("migration {} is at work on it, or on its claim: wait for its end", other.key);
@@ -227,7 +269,11 @@ fn is_as_left(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
 
 /// No other volume, and no VM by its path, has the folder, one inside of it, or one around it.
 fn alone(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
-    match locality::other_user(ctx.fleet, &disk.old, &disk.source_node, &disk.source_path) {
+    let report = ctx.fleet.reports.get(&disk.source_node);
+    let root = report.and_then(|report| report.root_of(&disk.source_path));
+    // A folder that every node sees may be anybody's.
+    let node = Some(&disk.source_node).filter(|_| !root.is_some_and(|root| root.shared));
+    match locality::other_user(ctx.fleet, &disk.old, node, &disk.source_path) {
         Some(user) => {
             let message = format!("{user} has folder {} as well", disk.source_path);
             Err(Refusal::new("FolderShared", message))
@@ -236,14 +282,25 @@ fn alone(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
     }
 }
 
-/// The disk that the claim has now was seen where it should be: the old one is not the last that is left.
-fn present_is_sound(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
+/// The disk that the claim has now is what has come of the old one, and was seen where it should be: the old one is not the
+/// last that is left.
+fn present_is_sound(disk: &DiskMove, moves: &Moves, ctx: &Context<'_>) -> Result<(), Refusal> {
     let doubt = |why: String| {
         Refusal::new("PresentDiskInDoubt", format!("{why}; the old disk may be the last good one"))
     };
     let (_, name, volume) =
         locality::bound_volume(ctx.fleet, &disk.claim).map_err(|broken| doubt(broken.because))?;
-    let Some(path) = volume.source.path() else { return Ok(()) };
+    if name != moves.last(&disk.new.name) {
+        return Err(doubt(format!(
+            "claim {} has volume {name}, which is no copy of the old one: it was made anew, rebuilt, or bound by hand",
+            disk.claim
+        )));
+    }
+    let Some(path) = volume.source.path() else {
+        return is_attached(disk, ctx).then_some(()).ok_or_else(|| {
+            doubt(format!("no agent can look into volume {name}, and no VM that runs has it attached"))
+        });
+    };
     let node = match locality::pinned_node(ctx.fleet, volume) {
         Some(node) => node,
         // A folder that every node sees: whoever fetched it looks at it.
@@ -268,6 +325,33 @@ fn present_is_sound(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
         }
         Some(_) => Ok(()),
     }
+}
+
+/// A VM runs with it.
+fn is_attached(disk: &DiskMove, ctx: &Context<'_>) -> bool {
+    ctx.fleet.vms.iter().any(|(key, vm)| {
+        let running = vm.instance.as_ref().filter(|instance| instance.phase == "Running");
+        key.namespace == disk.claim.namespace
+            && running.is_some_and(|instance| instance.claims.contains(&disk.claim.name))
+    })
+}
+
+/// Where something of the guest was waited for in vain after the move, it must be there by now.
+fn guest_is_confirmed(record: &MigrationRecord, disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
+    if record.reason.is_none() {
+        return Ok(());
+    }
+    let vms = ctx.fleet.vms.iter();
+    let user = vms.filter(|(key, vm)| vm.claims(&key.namespace).any(|claim| claim == disk.claim));
+    let confirmed = user.filter_map(|(_, vm)| vm.instance.as_ref()).any(|instance| {
+        instance.phase == "Running" && checks::postflight(record, instance).all(|(_, answer)| answer.is_ok())
+    });
+    if confirmed {
+        return Ok(());
+    }
+    let message =
+        format!("its guest was not seen as it was before the move ({}): look at it first", record.message);
+    Err(Refusal::new("GuestNotConfirmed", message))
 }
 
 fn is_disk_of_vm(disk: &DiskMove, volume: &Volume, ctx: &Context<'_>) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::cleanup::{Cleanup, OldVolume};
+use super::cleanup::{Cleanup, Moves, OldVolume};
 use super::copies::Copies;
 use super::phases::{Learnt, Moment, Next};
 use super::{Context, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
@@ -197,8 +197,9 @@ impl Migrations {
             if waits && others.len() >= ACTIVE_MAX {
                 continue;
             }
+            let moves = self.moves(&key);
             let Some(migration) = self.all.get_mut(&key) else { continue };
-            let asked = migration.drive(now, ctx, &others);
+            let asked = migration.drive(now, ctx, &others, &moves);
             let (commits, rest): (Vec<_>, Vec<_>) =
                 asked.into_iter().partition(|effect| migration.orphan && matches!(effect, Effect::Commit(_)));
             effects.extend(rest);
@@ -207,6 +208,13 @@ impl Migrations {
             }
         }
         effects
+    }
+
+    /// Which volumes have replaced which, for a migration that removes old ones.
+    fn moves(&self, key: &Key) -> Moves {
+        let wanted = self.all[key].wants_cleanup();
+        let records = self.all.values().filter(|_| wanted).map(|migration| &migration.record);
+        Moves::of(records)
     }
 
     /// Claims that change hands: from the stop for the last copy until all of it is over.
@@ -308,12 +316,18 @@ impl Migration {
         asked && self.record.disks.iter().any(there)
     }
 
-    fn drive(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
+    fn drive(
+        &mut self,
+        now: BootTime,
+        ctx: &Context<'_>,
+        others: &[MigrationRecord],
+        moves: &Moves,
+    ) -> Vec<Effect> {
         if self.committing.is_some() || self.commit_at.is_some_and(|at| now < at) {
             return Vec::new();
         }
         if self.wants_cleanup() {
-            return self.clean_up(now, ctx, others);
+            return self.clean_up(now, ctx, others, moves);
         }
         if self.record.phase.is_final() {
             return Vec::new();
@@ -356,8 +370,14 @@ impl Migration {
         }
     }
 
-    fn clean_up(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
-        let step = self.cleanup.step(now, &self.record, others, ctx);
+    fn clean_up(
+        &mut self,
+        now: BootTime,
+        ctx: &Context<'_>,
+        others: &[MigrationRecord],
+        moves: &Moves,
+    ) -> Vec<Effect> {
+        let step = self.cleanup.step(now, &self.record, others, moves, ctx);
         let refused = self.kept.take().filter(|why| why.reason == NOT_DELETED && !step.actions.is_empty());
         self.kept = step.why.or(refused);
         if !step.store.is_empty() {

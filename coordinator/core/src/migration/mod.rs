@@ -39,7 +39,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
-pub use self::cleanup::{OldVolume, kept_because};
+pub use self::cleanup::{Moves, OldVolume, kept_because};
 pub use self::machine::Migrations;
 pub(crate) use self::plan::template;
 use crate::fleet::{Fleet, Owner, SavedStart};

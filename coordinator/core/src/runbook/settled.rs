@@ -265,7 +265,7 @@ fn look_commands(name: &VolumeName, volume: &Volume) -> String {
 fn remove_commands(fleet: &Fleet, name: &VolumeName, node: &NodeName, volume: &Volume) -> String {
     let mut text = format!("kubectl delete pv {}\n", shell_word(name.as_str()));
     let Some(path) = volume.source.path().filter(|_| volume.retained) else { return text };
-    match locality::other_user(fleet, name, node, path) {
+    match locality::other_user(fleet, name, Some(node), path) {
         None => {
             let _ = writeln!(text, "rm -r {}      # on node {}", shell_word(path), shell_word(node.as_str()));
         }

@@ -1,7 +1,7 @@
 //! Old volumes whose removal was asked for: gone where nothing speaks for keeping them, and else untouched.
 
 use super::*;
-use crate::fleet::{ClaimRef, DiskHealth, DiskImage, Grade, VolumeSource};
+use crate::fleet::{ClaimRef, DiskHealth, DiskImage, Grade, RunStrategy, VolumeSource};
 use crate::io::Input;
 use crate::migration::OldVolume;
 use crate::names::{NodeName, VolumeName};
@@ -146,6 +146,27 @@ fn whatever_speaks_for_keeping_one_keeps_it() {
         ),
         (
             |w| {
+                // An owner that makes a missing claim anew has got a blank volume, in a folder with a disk.img.
+                let blank = VolumeName::from("blank");
+                let old = w.fleet.claims[&key("vm-data")].volume.clone().expect("bound");
+                let volume = w.fleet.volumes[&old].clone();
+                w.fleet.volumes.insert(blank.clone(), volume);
+                w.fleet.claims.get_mut(&key("vm-data")).expect("there").volume = Some(blank);
+            },
+            "PresentDiskInDoubt",
+        ),
+        (
+            |w| {
+                let volume = w.fleet.claims[&key("vm-data")].volume.clone().expect("bound");
+                w.fleet.volumes.get_mut(&volume).expect("there").source =
+                    VolumeSource::Network { field: "nfs".into() };
+                w.fleet.vms.get_mut(&key("vm")).expect("there").run = RunStrategy::Halted;
+                w.fleet.vms.get_mut(&key("vm")).expect("there").instance = None;
+            },
+            "PresentDiskInDoubt",
+        ),
+        (
+            |w| {
                 // Somebody wants one back.
                 let old = w.fleet.volumes.get_mut(&VolumeName::from("pv-vm-data")).expect("there");
                 old.claim = Some(ClaimRef { key: key("vm-data"), uid: None });
@@ -185,6 +206,24 @@ fn whatever_speaks_for_keeping_one_keeps_it() {
         assert_eq!(kept(&world), Some(*reason), "case {number}");
         assert!(world.content.contains_key(&folder("pv-vm-data")), "case {number}: removed");
     }
+}
+
+/// Its data is whole, and yet nobody has seen the guest as it was: the old disk stays until somebody has.
+#[test]
+fn one_whose_guest_was_not_confirmed_is_kept_until_it_is() {
+    let mut world = asked();
+    world.faults.guest_silent = true;
+    world.fleet.vms.get_mut(&key("vm")).expect("there").instance.as_mut().expect("runs").agent_connected =
+        true;
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
+    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("GuestNotConfirmed"));
+    ask_removal(&mut world);
+    world.rounds(REMOVAL_ROUNDS);
+    assert_eq!(kept(&world), Some("GuestNotConfirmed"));
+    let instance = world.fleet.vms.get_mut(&key("vm")).expect("there").instance.as_mut().expect("runs");
+    (instance.agent_connected, instance.has_address) = (true, true);
+    world.rounds(REMOVAL_ROUNDS);
+    assert_removed(&world, "confirmed");
 }
 
 /// Between the word that is stored and the end of the object somebody binds a claim to it.
