@@ -113,7 +113,7 @@ impl Orders {
     /// the core gives it anew where it still is to be.
     pub fn session_opened(&mut self, node: &NodeName) {
         let removal = |order: &io::Order| matches!(order, io::Order::RemoveVolume { .. });
-        self.open.retain(|(at, _), open| at != node || open.heard.is_none() || !removal(&open.order));
+        self.open.retain(|(at, _), open| at != node || !removal(&open.order));
         for ((at, _), open) in &mut self.open {
             if at == node {
                 open.heard = None;
@@ -279,7 +279,10 @@ mod tests {
     fn a_removal_is_not_repeated_to_an_agent_that_came_back() {
         let mut orders = orders();
         given(&mut orders, "o1", io::Order::RemoveVolume { path: "/srv/pvc-1".into() });
-        assert_eq!(due(&mut orders, 0).len(), 1);
+        orders.session_opened(&node("n3"));
+        assert_eq!(due(&mut orders, 0).len(), 0, "nor sent for the first time, if it has waited");
+        given(&mut orders, "o2", io::Order::RemoveVolume { path: "/srv/pvc-1".into() });
+        assert_eq!(due(&mut orders, 1).len(), 1);
         orders.session_opened(&node("n3"));
         assert_eq!(due(&mut orders, 60).len(), 0);
     }

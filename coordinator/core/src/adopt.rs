@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::fleet::{Claim, DiskImage, Fleet, StorageRoot, Usage, Volume, VolumeMode, folder};
 use crate::io::{Action, ClaimTemplate, NewVolume};
 use crate::locality::{self, pinned_node};
-use crate::migration::Refusal;
+use crate::migration::{LOCK_LABEL, Refusal};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 
 /// How the names of volumes begin that are made for adopted folders.
@@ -121,12 +121,14 @@ pub fn plan(
         return Err(Refusal::new("FolderInUse", message));
     }
     let present = fleet.claims.get(claim);
-    if present.is_some_and(|present| present.volume.as_ref() == Some(&name)) {
+    if present
+        .is_some_and(|present| present.volume.as_ref() == Some(&name) && fleet.volumes.contains_key(&name))
+    {
         let message = format!("claim {claim} has the folder already, by volume {name}");
         return Err(Refusal::new("AlreadyAdopted", message));
     }
     if let Some(present) = present {
-        may_lose_its_volume(fleet, nodes, claim, present)?;
+        may_lose_its_volume(fleet, nodes, node, claim, present)?;
     }
     nobody_uses(fleet, claim)?;
     let template = template(fleet, present, fleet.volumes.get(&name), root, usage);
@@ -212,7 +214,17 @@ fn seen<'a>(
 }
 
 /// Nobody can be writing to the volume that the claim has now, and its data is not where it should be.
-fn may_lose_its_volume(fleet: &Fleet, nodes: &Nodes<'_>, key: &Key, claim: &Claim) -> Result<(), Refusal> {
+fn may_lose_its_volume(
+    fleet: &Fleet,
+    nodes: &Nodes<'_>,
+    target: &NodeName,
+    key: &Key,
+    claim: &Claim,
+) -> Result<(), Refusal> {
+    if claim.labels.contains_key(LOCK_LABEL) {
+        let message = format!("claim {key} is locked: its disk is being moved, wait for the end of that");
+        return Err(Refusal::not_yet("ClaimLocked", message));
+    }
     if claim.mode == VolumeMode::Block {
         return Err(Refusal::new(
             "BlockMode",
@@ -220,15 +232,27 @@ fn may_lose_its_volume(fleet: &Fleet, nodes: &Nodes<'_>, key: &Key, claim: &Clai
         ));
     }
     let Some(name) = &claim.volume else { return Ok(()) };
-    // Lost, or about to be bound to what we made.
-    let Some(volume) = fleet.volumes.get(name).filter(|_| !name.as_str().starts_with(ADOPTED_PREFIX)) else {
-        return Ok(());
-    };
+    // Lost.
+    let Some(volume) = fleet.volumes.get(name) else { return Ok(()) };
     let (Some(node), Some(path)) = (pinned_node(fleet, volume), volume.source.path()) else {
         let message = format!("claim {key} has volume {name}, which is on no one node: it has lost nothing");
         return Err(Refusal::new("ClaimHasItsVolume", message));
     };
-    if !fleet.nodes.contains_key(&node) || nodes.proven_dead.contains(&node) {
+    if !fleet.nodes.contains_key(&node) {
+        // A node whose label was changed is there by another name, with the disk in it.
+        let mut others =
+            fleet.reports.iter().filter(|(other, _)| *other != target && nodes.usable.contains(*other));
+        return match others.find(|(_, report)| report.usage.contains_key(folder(path))) {
+            Some((other, _)) => {
+                let message = format!(
+                    "node {other} has folder {path} of volume {name} too: which is the newest, nobody can tell"
+                );
+                Err(Refusal::new("SeveralFolders", message))
+            }
+            None => Ok(()),
+        };
+    }
+    if nodes.proven_dead.contains(&node) {
         return Ok(());
     }
     let report = fleet.reports.get(&node).filter(|_| nodes.usable.contains(&node));

@@ -15,7 +15,7 @@ use somersault_coordinator_core::fleet::DiskImage;
 use somersault_coordinator_core::migration::Refusal;
 use somersault_coordinator_core::names::{Key, NodeName};
 
-use super::incident;
+use super::{incident, migrate};
 use crate::args::{AdoptArgs, FolderOfNode, Global};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, cell, clean, render, table};
@@ -74,6 +74,11 @@ pub fn run(global: &Global, args: &AdoptArgs) -> Result<Exit, Failure> {
         Some(named) => Key::new(source.namespace(named.namespace(global)?), named.name.as_str()),
         None => named_by(&world, folder)?,
     };
+    if world.led != Some(true) {
+        return Err(Failure::Refused(
+            "no coordinator leads, so that what is known of nodes and folders may be old: kubectl somersault check".to_owned(),
+        ));
+    }
     let adoption = plan(&world, folder, &claim)?;
     let done = |dry_run| Done {
         claim: claim.to_string(),
@@ -128,6 +133,11 @@ fn plan(world: &World, folder: &FolderOfNode, claim: &Key) -> Result<Adoption, F
 }
 
 fn ask(world: &World, folder: &FolderOfNode, claim: &Key) -> Result<Adoption, Refusal> {
+    if let Some(migration) = migrate::of_claim(world, claim) {
+        let message =
+            format!("VolumeMigration {migration} moves claim {claim}: wait for its end, or cancel it");
+        return Err(Refusal { reason: "ClaimMoving", message, transient: true });
+    }
     let (usable, proven_dead) = nodes(world);
     let nodes = Nodes { usable: &usable, proven_dead: &proven_dead };
     adopt::plan(&world.fleet, &nodes, (&folder.node, &folder.path), claim)

@@ -203,6 +203,18 @@ pub fn under_way<'a>(world: &'a World, subject: &Key, is_vm: bool) -> Option<&'a
     Some(busy?.0)
 }
 
+/// The migration that has this claim among its disks now.
+pub fn of_claim<'a>(world: &'a World, claim: &Key) -> Option<&'a Key> {
+    let busy = world.migrations.iter().find(|(key, migration)| {
+        let Some(status) = &migration.status else { return false };
+        let mut disks = status.disks.iter();
+        key.namespace == claim.namespace
+            && !has_ended(status.phase)
+            && disks.any(|disk| disk.claim.name == claim.name)
+    });
+    Some(busy?.0)
+}
+
 /// Nothing more happens in this phase.
 pub fn has_ended(phase: Phase) -> bool {
     matches!(phase, Phase::Succeeded | Phase::Failed | Phase::RolledBack | Phase::Cancelled)

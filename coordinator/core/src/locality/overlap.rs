@@ -1,7 +1,7 @@
 //! Who else has a folder of a node.
 
 use super::pinned_node;
-use crate::fleet::{DiskSource, Fleet, folder};
+use crate::fleet::{DiskSource, Fleet};
 use crate::names::{NodeName, VolumeName};
 
 /// Who else has this folder of the node (of any, where none is named), one inside of it, or one around it, as far as objects
@@ -13,7 +13,7 @@ pub(crate) fn other_user(
     path: &str,
 ) -> Option<String> {
     let overlaps = |other: &str| {
-        let (one, other) = (format!("{}/", folder(path)), format!("{}/", folder(other)));
+        let (one, other) = (plain(path), plain(other));
         one.starts_with(&other) || other.starts_with(&one)
     };
     let volumes = fleet.volumes.iter().filter(|(other, volume)| {
@@ -28,4 +28,10 @@ pub(crate) fn other_user(
         .map(|(other, _)| format!("volume {other}"))
         .chain(host_disks.map(|(vm, _)| format!("VM {vm}")));
     users.next()
+}
+
+/// With a slash at its end and none doubled, and without `.`: a volume may be written in any way.
+fn plain(path: &str) -> String {
+    let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+    parts.fold("/".to_owned(), |path, part| format!("{path}{part}/"))
 }

@@ -18,13 +18,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Context, DiskMove, MigrationRecord, Phase, Refusal, checks};
 use crate::BootTime;
-use crate::fleet::{DiskImage, Grade, Volume, folder};
+use crate::fleet::{DiskImage, Grade, StorageRoot, Volume, folder};
 use crate::io::{Action, Effect, Order, OrderState};
 use crate::locality;
 use crate::names::{Key, NodeName, OrderId, VolumeName};
 
 /// A folder that could not be removed is tried again: what held it may be gone by then.
 const RETRY_WAIT: Duration = Duration::from_mins(1);
+/// Agents list each minute; what was seen longer ago may not be so any more, as on a disk that hangs.
+const LISTED_AGE_MAX: Duration = Duration::from_mins(5);
 /// Why an agent says that another folder has the name of one that it has removed.
 const TARGET_EXISTS: &str = "TargetExists";
 
@@ -107,16 +109,27 @@ impl Cleanup {
                         volume: disk.old.clone(),
                         claim_uid: disk.claim_uid.clone(),
                     }),
-                    Err(_) => step.store.push((place, OldVolume::Kept)),
+                    Err(_) => self.keep(place, disk, &mut step),
                 },
                 OldVolume::Removing if self.is_removed(disk) => step.store.push((place, OldVolume::Removed)),
-                OldVolume::Removing => match self.order(now, &record.key, disk, ctx) {
+                // For good: the object is gone, and with it the only way back to Removing.
+                OldVolume::Removing if gives_up(record, disk, ctx) => self.keep(place, disk, &mut step),
+                OldVolume::Removing => match self.order(now, &record.key, disk, moves, ctx) {
                     Ok(order) => step.orders.extend(order),
                     Err(why) => step.why = Some(why),
                 },
             }
         }
+        // Those of a VM belong together: none is begun while something speaks for keeping another.
+        if record.disks.iter().all(|disk| disk.old_volume == OldVolume::Kept) && step.why.is_some() {
+            step.store.clear();
+        }
         step
+    }
+
+    fn keep(&mut self, place: usize, disk: &DiskMove, step: &mut Step) {
+        self.orders.remove(&disk.old);
+        step.store.push((place, OldVolume::Kept));
     }
 
     /// One that has another folder's name now is gone all the same.
@@ -134,9 +147,11 @@ impl Cleanup {
         now: BootTime,
         migration: &Key,
         disk: &DiskMove,
+        moves: &Moves,
         ctx: &Context<'_>,
     ) -> Result<Option<Effect>, Refusal> {
         alone(disk, ctx)?;
+        present_is_sound(disk, moves, ctx)?;
         source_answers(disk, ctx)?;
         match self.orders.get(&disk.old) {
             Some(Ordered { state: OrderState::Failed { reason, message }, retry_at, .. })
@@ -168,6 +183,14 @@ impl Cleanup {
         let order = Order::RemoveVolume { path: disk.source_path.clone() };
         Ok(Some(Effect::Order { node: disk.source_node.clone(), id, order }))
     }
+}
+
+/// Whether its folder is left where it is, though its object is gone: somebody else has it now, or its node will never be
+/// back.
+fn gives_up(record: &MigrationRecord, disk: &DiskMove, ctx: &Context<'_>) -> bool {
+    // One that is being deleted waits for nothing more than its next try.
+    let deleted = ctx.requests.migrations.get(&record.key).is_some_and(|request| request.spec.cancelled);
+    alone(disk, ctx).is_err() || !ctx.fleet.nodes.contains_key(&disk.source_node) || deleted
 }
 
 /// Why the old volume of a disk would be kept if somebody asked for its removal now; `None` where nothing speaks for that.
@@ -312,7 +335,14 @@ fn present_is_sound(disk: &DiskMove, moves: &Moves, ctx: &Context<'_>) -> Result
             "volume {name} is on node {node}, which is not healthy or has told nothing"
         )));
     };
-    if let Some(health) = report.root_of(path).and_then(|root| report.disks.get(root.disk.as_ref()?))
+    let root = report.root_of(path);
+    let fresh = |root: &StorageRoot| root.listed_age.is_some_and(|age| age <= LISTED_AGE_MAX);
+    if root.is_none_or(|root| root.read_only || !fresh(root)) {
+        return Err(doubt(format!(
+            "the storage root of volume {name} on node {node} cannot be written, or was not listed lately"
+        )));
+    }
+    if let Some(health) = root.and_then(|root| report.disks.get(root.disk.as_ref()?))
         && health.grade >= Grade::Failing
     {
         return Err(doubt(format!("volume {name} is on a disk of node {node} that is {:?}", health.grade)));

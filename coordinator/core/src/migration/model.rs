@@ -542,7 +542,8 @@ impl World {
             let asked =
                 self.requests.migrations.get(&record.key).is_some_and(|request| request.spec.remove_old);
             for disk in &record.disks {
-                if asked && disk.old_volume != OldVolume::Kept {
+                let given_up = |effect: &Effect| matches!(effect, Effect::Act(Action::DeleteReleased { volume, .. }) if *volume == disk.old);
+                if asked && (disk.old_volume != OldVolume::Kept || self.effects.iter().any(given_up)) {
                     continue;
                 }
                 let claim = self.fleet.claims.get(&disk.claim);

@@ -117,6 +117,10 @@ pub fn migration_record(
     status: Option<&crd::VolumeMigrationStatus>,
 ) -> Result<Option<MigrationRecord>, FieldError> {
     let Some(status) = status.filter(|status| status.epoch > 0) else { return Ok(None) };
+    // Whoever may write it here must reach nothing elsewhere.
+    if status.disks.iter().any(|disk| disk.claim.namespace != key.namespace) {
+        return Err(FieldError::new("status.disks.claim", "it is of another namespace"));
+    }
     Ok(Some(MigrationRecord {
         key: key.clone(),
         uid: Uid::from(if status.object_uid.is_empty() { uid } else { &status.object_uid }),

@@ -2,6 +2,7 @@
 //! provisioner would have them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{HOSTNAME, ROOT, SHARED_ROOT, World, key, place};
 use crate::fleet::{
@@ -29,7 +30,7 @@ impl World {
             available_bytes: 80 << 30,
             read_only: false,
             disk: Some("sda".into()),
-            listed_age: None,
+            listed_age: Some(Duration::from_secs(1)),
         };
         let shared = StorageRoot {
             path: SHARED_ROOT.into(),

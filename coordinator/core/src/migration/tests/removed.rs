@@ -205,6 +205,7 @@ fn whatever_speaks_for_keeping_one_keeps_it() {
         world.rounds(REMOVAL_ROUNDS);
         assert_eq!(kept(&world), Some(*reason), "case {number}");
         assert!(world.content.contains_key(&folder("pv-vm-data")), "case {number}: removed");
+        assert_eq!(states(&world), [OldVolume::Kept; 2], "case {number}: all of a VM go, or none");
     }
 }
 
@@ -254,6 +255,25 @@ fn a_folder_that_cannot_be_removed_is_told_of_and_tried_again() {
     assert_eq!(kept(&world), Some("RemovalFailed"));
     world.rounds(60);
     assert_removed(&world, "second try");
+}
+
+/// Its object is gone, its folder is not yet, and somebody makes a volume of it: it is his for good, also while he makes that
+/// volume anew.
+#[test]
+fn a_folder_that_somebody_took_after_its_object_went_is_left_for_good() {
+    let mut world = succeeded();
+    world.faults.failing_removals = (100, "VolumeInUse");
+    let rescue = world.fleet.volumes[&VolumeName::from("pv-vm-data")].clone();
+    ask_removal(&mut world);
+    world.rounds(REMOVAL_ROUNDS);
+    assert_eq!(there(&world, "pv-vm-data"), (false, true));
+    world.fleet.volumes.insert("rescue".into(), rescue);
+    world.rounds(5);
+    world.fleet.volumes.remove(&VolumeName::from("rescue"));
+    world.faults.failing_removals.0 = 0;
+    world.rounds(200);
+    assert_eq!(there(&world, "pv-vm-data"), (false, true));
+    assert_eq!((states(&world)[1], kept(&world)), (OldVolume::Kept, Some("VolumeGone")));
 }
 
 /// The agent has removed it, and then found something new under its name: that is not ours.
