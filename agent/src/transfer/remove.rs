@@ -13,9 +13,8 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{Dir, FileType, Mode, OFlags};
+use rustix::fs::{Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Flock, FlockOffsetType, FlockType};
 
 use super::TransferError;
 use super::partial::{remove_tree, rename_folder};
@@ -79,7 +78,7 @@ fn refuse_in_use(place: &Place, folder: impl AsFd) -> Result<(), TransferError> 
         looked_at += 1;
         // Non-blocking: what claims to be a file may be a pipe where the type is not told.
         let file =
-            match open_beneath(&folder, item.file_name(), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
+            match open_beneath(&folder, item.file_name(), OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()) {
                 Ok(file) => file,
                 Err(Errno::NOENT | Errno::ISDIR | Errno::LOOP | Errno::NXIO) => continue,
                 Err(error) => return Err(failed(error)),
@@ -92,16 +91,14 @@ fn refuse_in_use(place: &Place, folder: impl AsFd) -> Result<(), TransferError> 
     Ok(())
 }
 
-/// Whether somebody has a lock on any part of the file, of a process or of an open file.
+/// Whether somebody has a lock on any part of the file, of a process or of an open file: ours, for a moment, conflicts with
+/// each.
 fn is_locked(file: impl AsFd) -> rustix::io::Result<bool> {
-    let whole = Flock {
-        start: 0,
-        length: 0,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
-    rustix::process::fcntl_getlk(file, &whole).map(|lock| lock.is_some())
+    match rustix::fs::fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 fn in_use(place: &Place, why: &str) -> TransferError {
@@ -163,7 +160,11 @@ mod tests {
     #[test]
     fn one_that_is_locked_is_left_alone() {
         let root = with_volume();
-        let image = fs::File::options().write(true).open(root.path().join("pvc-1/disk.img")).expect("open");
+        let image = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(root.path().join("pvc-1/disk.img"))
+            .expect("open");
         // As QEMU does: one byte, by the open file.
         let lock = shared_byte();
         fcntl(&image, FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
