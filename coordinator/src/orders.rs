@@ -112,8 +112,7 @@ impl Orders {
     /// A new session of the node: everything is sent again, but for removals. Much may have changed since one was given, and
     /// the core gives it anew where it still is to be.
     pub fn session_opened(&mut self, node: &NodeName) {
-        let removal = |order: &io::Order| matches!(order, io::Order::RemoveVolume { .. });
-        self.open.retain(|(at, _), open| at != node || !removal(&open.order));
+        self.open.retain(|(at, _), open| at != node || !matches!(open.order, io::Order::RemoveVolume { .. }));
         for ((at, _), open) in &mut self.open {
             if at == node {
                 open.heard = None;

@@ -48,8 +48,7 @@ pub(super) fn volume(place: &Place) -> Result<(), TransferError> {
         Errno::BUSY => in_use(place, "something is mounted there"),
         error => TransferError::target("cannot set aside", place.display(), error),
     })?;
-    rustix::fs::fsync(&place.root)
-        .map_err(|error| TransferError::target("cannot sync the folder of", place.display(), error))?;
+    sync(place)?;
     empty(place, &aside).map(drop)
 }
 
@@ -60,9 +59,13 @@ fn empty(place: &Place, aside: &str) -> Result<bool, TransferError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(TransferError::target("cannot remove", place.display(), error)),
     }
-    rustix::fs::fsync(&place.root)
-        .map_err(|error| TransferError::target("cannot sync the folder of", place.display(), error))?;
+    sync(place)?;
     Ok(true)
+}
+
+fn sync(place: &Place) -> Result<(), TransferError> {
+    rustix::fs::fsync(&place.root)
+        .map_err(|error| TransferError::target("cannot sync the folder of", place.display(), error))
 }
 
 /// A VM that runs holds locks on its image (QEMU does, where the filesystem has them), and so do most databases.

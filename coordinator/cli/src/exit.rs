@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use somersault_coordinator::cluster::ClusterError;
+use somersault_coordinator_core::migration::Refusal;
 
 /// Text about the exit codes, for `--help`.
 pub const HELP: &str = "\
@@ -89,6 +90,12 @@ impl From<ClusterError> for Failure {
             ClusterError::Conflict { .. } => Self::Refused(format!("{error}; try again")),
             ClusterError::Io { ref source, .. } => Self::Failed(format!("{error}: {source}")),
         }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(format!("{}: {}", refusal.reason, refusal.message))
     }
 }
 

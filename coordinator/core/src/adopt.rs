@@ -16,11 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::fleet::{Claim, DiskImage, Fleet, StorageRoot, Usage, Volume, VolumeMode, folder};
 use crate::io::{Action, ClaimTemplate, NewVolume};
 use crate::locality::{self, pinned_node};
-use crate::migration::{LOCK_LABEL, Refusal};
+use crate::migration::{self, LOCK_LABEL, Refusal};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 
 /// How the names of volumes begin that are made for adopted folders.
-pub const ADOPTED_PREFIX: &str = "smst-adopted-";
+const ADOPTED_PREFIX: &str = "smst-adopted-";
 /// How a claim may be used where nothing tells: by pods of one node.
 const ACCESS_MODE: &str = "ReadWriteOnce";
 
@@ -139,7 +139,7 @@ pub fn plan(
         capacity_bytes: template.requested_bytes,
         access_modes: template.access_modes.clone(),
         mode: VolumeMode::Filesystem,
-        claim: Key::new(claim.namespace.clone(), name.as_str()),
+        claim: migration::reserved(claim, name.as_str()),
         name,
     };
     let bound = present.and_then(|present| present.volume.clone());
@@ -276,10 +276,8 @@ fn may_lose_its_volume(
 
 /// Neither a VM that runs, nor one that is about to, nor another pod.
 fn nobody_uses(fleet: &Fleet, claim: &Key) -> Result<(), Refusal> {
-    let using = fleet.vms.iter().find(|(key, vm)| {
-        vm.claims(&key.namespace).any(|used| used == *claim) && (vm.instance.is_some() || !vm.pods.is_empty())
-    });
-    if let Some((vm, _)) = using {
+    let mut users = fleet.vms_with(claim);
+    if let Some((vm, _)) = users.find(|(_, vm)| vm.instance.is_some() || !vm.pods.is_empty()) {
         let message = format!(
             "VM {vm} uses claim {claim} and has not stopped: stop it through whoever starts it, first"
         );
@@ -312,20 +310,18 @@ fn template(
     let capacity = claim.volume.as_ref().and_then(|name| Some(fleet.volumes.get(name)?.capacity_bytes));
     ClaimTemplate {
         requested_bytes: claim.requested_bytes.max(capacity.unwrap_or_default()),
-        ..crate::migration::template(claim, &root.class)
+        ..migration::template(claim, &root.class)
     }
 }
 
 /// The same for the same folder and claim: done twice, it is one volume.
 fn volume_name(node: &NodeName, path: &str, claim: &Key) -> VolumeName {
-    const NAME_CHARS_MAX: usize = 80;
     // FNV-1a of 64 bits: no secret, and no two of a fleet's folders alike.
     let text = format!("{node}\0{path}\0{claim}");
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    let short: String = claim.name.chars().take(NAME_CHARS_MAX).collect();
-    VolumeName(format!("{ADOPTED_PREFIX}{hash:016x}-{short}"))
+    VolumeName(format!("{ADOPTED_PREFIX}{hash:016x}-{}", migration::name_part(&claim.name)))
 }
 
 #[cfg(test)]

@@ -127,14 +127,15 @@ impl Decision {
         })
     }
 
-    /// Whether the disks of which nobody can tell where they are are still those of the decision: nobody has moved them since.
-    pub(crate) fn has_its_unknown_disks(&self, fleet: &Fleet) -> bool {
-        let unknown = self.disks.iter().filter(|disk| disk.locality == Locality::Unknown);
-        unknown.into_iter().all(|disk| {
+    /// Whether nothing but chance brings it back to its disks still: nobody has moved since what nobody can place.
+    pub(crate) fn is_unpinned_still(&self, fleet: &Fleet) -> bool {
+        let mut unknown = self.disks.iter().filter(|disk| disk.locality == Locality::Unknown);
+        let are_its_own = unknown.all(|disk| {
             let Some(claim) = &disk.claim else { return true };
             let now = fleet.claims.get(&Key::new(&self.vm.namespace, claim));
             now.is_some_and(|now| now.volume.as_ref().map(VolumeName::as_str) == disk.volume.as_deref())
-        })
+        });
+        self.is_unpinned() && are_its_own
     }
 
     /// Whether nothing but chance brings the VM back to its disks: one of them may be on a single node, and no volume

@@ -50,6 +50,17 @@ pub struct Fleet {
     pub reports: BTreeMap<NodeName, NodeReport>,
 }
 
+impl Fleet {
+    /// The VMs that name this claim among their disks.
+    pub fn vms_with<'a, 'b>(
+        &'a self,
+        claim: &'b Key,
+    ) -> impl Iterator<Item = (&'a Key, &'a Vm)> + use<'a, 'b> {
+        let names = |vm: &Vm| vm.claim_names().any(|name| *name == claim.name);
+        self.vms.iter().filter(move |(key, vm)| key.namespace == claim.namespace && names(vm))
+    }
+}
+
 /// CPU and memory, offered or asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use somersault_coordinator_core::adopt::{self, Adoption, Nodes, Orphan};
-use somersault_coordinator_core::fleet::DiskImage;
+use somersault_coordinator_core::fleet::{self, DiskImage};
 use somersault_coordinator_core::migration::Refusal;
 use somersault_coordinator_core::names::{Key, NodeName};
 
@@ -58,12 +58,12 @@ struct Done {
 
 /// Runs the command.
 pub fn run(global: &Global, args: &AdoptArgs) -> Result<Exit, Failure> {
-    let Source::Api(server) = Source::open(global)? else {
+    let source = Source::open(global)?;
+    let Source::Api(server) = &source else {
         return Err(Failure::Usage(
             "adopt is about an API server; in a folder of manifests nobody binds a claim".to_owned(),
         ));
     };
-    let source = Source::Api(server);
     let world = World::of_cluster(&source, None)?;
     let Some(folder) = &args.folder else {
         let rows = rows(&world, global.namespace.as_deref());
@@ -79,7 +79,7 @@ pub fn run(global: &Global, args: &AdoptArgs) -> Result<Exit, Failure> {
             "no coordinator leads, so that what is known of nodes and folders may be old: kubectl somersault check".to_owned(),
         ));
     }
-    let adoption = plan(&world, folder, &claim)?;
+    let adoption = ask(&world, folder, &claim)?;
     let done = |dry_run| Done {
         claim: claim.to_string(),
         volume: adoption.volume.name.to_string(),
@@ -94,7 +94,6 @@ pub fn run(global: &Global, args: &AdoptArgs) -> Result<Exit, Failure> {
     if !args.yes {
         output::ask(&words(&world, folder, &adoption))?;
     }
-    let Source::Api(server) = &source else { return Ok(Exit::Failed) };
     adopt(&source, server, folder, &claim)?;
     output::print(global.output, &done(false), || {
         format!(
@@ -115,7 +114,7 @@ fn adopt(source: &Source, server: &ApiServer, folder: &FolderOfNode, claim: &Key
         let adoption = match ask(&world, folder, claim) {
             Ok(adoption) => adoption,
             Err(refusal) if refusal.reason == DONE => return Ok(()),
-            Err(refusal) => return Err(Failure::Refused(format!("{}: {}", refusal.reason, refusal.message))),
+            Err(refusal) => return Err(refusal.into()),
         };
         // The claim's present object goes in its own time, and only then a new one can come.
         let broken = adoption.steps().iter().find_map(|step| server.act(step).err());
@@ -127,11 +126,7 @@ fn adopt(source: &Source, server: &ApiServer, folder: &FolderOfNode, claim: &Key
     }
 }
 
-fn plan(world: &World, folder: &FolderOfNode, claim: &Key) -> Result<Adoption, Failure> {
-    ask(world, folder, claim)
-        .map_err(|refusal| Failure::Refused(format!("{}: {}", refusal.reason, refusal.message)))
-}
-
+/// What has to be done, or what speaks against it.
 fn ask(world: &World, folder: &FolderOfNode, claim: &Key) -> Result<Adoption, Refusal> {
     if let Some(migration) = migrate::of_claim(world, claim) {
         let message =
@@ -157,7 +152,7 @@ fn orphans(world: &World) -> Vec<Orphan> {
 fn named_by(world: &World, folder: &FolderOfNode) -> Result<Key, Failure> {
     let found = orphans(world)
         .into_iter()
-        .find(|orphan| orphan.node == folder.node && orphan.path == folder.path.trim_end_matches('/'));
+        .find(|orphan| orphan.node == folder.node && orphan.path == fleet::folder(&folder.path));
     found.and_then(|orphan| orphan.of).ok_or_else(|| {
         Failure::Usage(
             "the folder's name does not tell whose disk it was, or it is no folder without a volume: see kubectl somersault \
@@ -217,7 +212,7 @@ fn words(world: &World, folder: &FolderOfNode, adoption: &Adoption) -> String {
         .fleet
         .reports
         .get(&folder.node)
-        .and_then(|report| report.usage.get(folder.path.trim_end_matches('/')));
+        .and_then(|report| report.usage.get(fleet::folder(&folder.path)));
     let size = usage
         .map_or_else(String::new, |usage| format!(", {} with disk.img", units::bytes(usage.allocated_bytes)));
     let present = match world.fleet.claims.get(&adoption.claim) {

@@ -12,7 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
 use somersault_coordinator::cluster::manifest::{display, records};
-use somersault_coordinator_core::migration::{self, DiskMove, Moves, OldVolume};
+use somersault_coordinator_core::fleet::folder;
+use somersault_coordinator_core::migration::{self, DiskMove, MigrationRecord, Moves, OldVolume, Phase};
 use somersault_coordinator_core::names::Key;
 use somersault_crd::VolumeMigration;
 
@@ -96,37 +97,34 @@ fn rows(
     which: impl Fn(&Key) -> bool,
 ) -> Result<Vec<Row>, Failure> {
     let told = Told::of(world);
-    let read = |key: &Key, object: &VolumeMigration| {
+    let read = |(key, object): (&Key, &VolumeMigration)| {
         records::migration_record(key, "", object.status.as_ref())
             .map_err(|error| Failure::Failed(format!("VolumeMigration {key}: {error}")))
     };
-    let records =
-        world.migrations.iter().map(|(key, object)| read(key, object)).collect::<Result<Vec<_>, _>>()?;
-    let moves = Moves::of(records.iter().flatten());
+    let records: Vec<Option<MigrationRecord>> =
+        world.migrations.iter().map(read).collect::<Result<_, _>>()?;
+    let records: Vec<MigrationRecord> = records.into_iter().flatten().collect();
+    let moves = Moves::of(records.iter());
     let mut all = Vec::new();
-    for (key, object) in world.migrations.iter().filter(|(key, _)| which(key)) {
-        let Some(record) = read(key, object)?.filter(|record| record.phase == migration::Phase::Succeeded)
-        else {
-            continue;
-        };
+    for record in records.iter().filter(|record| which(&record.key) && record.phase == Phase::Succeeded) {
         let left: Vec<&DiskMove> =
             record.disks.iter().filter(|disk| disk.old_volume != OldVolume::Removed).collect();
-        let succeeded = succeeded(object);
-        let young = too_young(succeeded, now, args);
-        let because = |disk: &DiskMove| {
-            migration::kept_because(&record, disk, &moves, &told.context()).map(|why| why.message)
-        };
         // All of a migration are asked for together, wherever they are.
         let wanted =
             |disk: &&DiskMove| args.node.as_ref().is_none_or(|node| disk.source_node.as_str() == node);
         if !left.iter().any(wanted) {
             continue;
         }
+        let succeeded = succeeded(&world.migrations[&record.key]);
+        let young = too_young(succeeded, now, args);
+        let because = |disk: &DiskMove| {
+            migration::kept_because(record, disk, &moves, &told.context()).map(|why| why.message)
+        };
         let mut rows: Vec<Row> = left
             .iter()
             .map(|disk| Row {
-                key: key.clone(),
-                migration: key.to_string(),
+                key: record.key.clone(),
+                migration: record.key.to_string(),
                 claim: disk.claim.name.clone(),
                 volume: disk.old.to_string(),
                 node: disk.source_node.to_string(),
@@ -136,7 +134,7 @@ fn rows(
                 kept_because: young.clone().or_else(|| because(disk)),
             })
             .collect();
-        let kept = left.iter().find_map(|disk| because(disk).map(|_| &disk.claim.name));
+        let kept = rows.iter().find(|row| row.kept_because.is_some()).map(|row| row.claim.clone());
         if let Some(claim) = kept {
             for row in rows.iter_mut().filter(|row| row.kept_because.is_none()) {
                 row.kept_because =
@@ -165,7 +163,7 @@ fn succeeded(object: &VolumeMigration) -> Option<Timestamp> {
 
 fn allocated(world: &World, disk: &DiskMove) -> Option<u64> {
     let usage = &world.fleet.reports.get(&disk.source_node)?.usage;
-    Some(usage.get(disk.source_path.trim_end_matches('/'))?.allocated_bytes)
+    Some(usage.get(folder(&disk.source_path))?.allocated_bytes)
 }
 
 fn text(rows: &[Row], now: Timestamp) -> String {

@@ -4,7 +4,7 @@ use kube::core::ObjectMeta;
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::ObjectId;
-use somersault_coordinator_core::fleet::{DiskSource, Fleet, Vm};
+use somersault_coordinator_core::fleet::{Fleet, Vm};
 use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::common::Destination;
@@ -139,7 +139,7 @@ fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destina
             ));
             Ok(())
         }
-        Some(refusal) => Err(Failure::Refused(format!("{}: {}", refusal.reason, refusal.message))),
+        Some(refusal) => Err(refusal.into()),
         None => Ok(()),
     }
 }
@@ -177,14 +177,7 @@ fn check_claim(world: &World, subject: &Key) -> Result<(), Failure> {
             subject.name, subject.namespace
         )));
     }
-    let user = world.fleet.vms.iter().find(|(key, vm)| {
-        let uses = |disk: &somersault_coordinator_core::fleet::Disk| match &disk.source {
-            DiskSource::Claim { name, .. } => *name == subject.name,
-            _ => false,
-        };
-        key.namespace == subject.namespace && vm.disks.iter().any(uses)
-    });
-    match user {
+    match world.fleet.vms_with(subject).next() {
         Some((vm, _)) => Err(Failure::Refused(format!(
             "claim {} is a disk of VM {vm}, whose disks move together: kubectl somersault migrate {} -n {}",
             subject.name, vm.name, vm.namespace

@@ -1,3 +1,5 @@
+//! Which folders are nobody's, whose they may be, and what speaks against giving one to its claim.
+
 use std::time::Duration;
 
 use super::*;

@@ -59,8 +59,7 @@ pub(super) fn dead_node_that_takes_it<'a>(
     question: &'a Question,
     vm: &Vm,
 ) -> Option<&'a NodeName> {
-    let ours = Taint { key: FENCING_TAINT.to_owned(), value: String::new(), effect: "NoSchedule".to_owned() };
-    if !vm.tolerations.iter().any(|toleration| toleration.tolerates(&ours)) {
+    if !tolerates(vm, &no_schedule(FENCING_TAINT)) {
         return None;
     }
     question.dead.iter().find(|name| {
@@ -88,19 +87,23 @@ fn closed(node: &Node, vm: &Vm) -> Option<String> {
     if node.has_taint(FENCING_TAINT) {
         return Some("is declared unreachable, or not yet trusted again".to_owned());
     }
-    let cordon = node.unschedulable.then(|| Taint {
-        key: CORDON_TAINT.to_owned(),
-        value: String::new(),
-        effect: "NoSchedule".to_owned(),
-    });
+    let cordon = node.unschedulable.then(|| no_schedule(CORDON_TAINT));
     let mut taints = node.taints.iter().chain(&cordon).filter(|taint| taint.effect != "PreferNoSchedule");
-    taints.find(|taint| !vm.tolerations.iter().any(|toleration| toleration.tolerates(taint))).map(|taint| {
+    taints.find(|taint| !tolerates(vm, taint)).map(|taint| {
         if taint.key == CORDON_TAINT {
             "is cordoned".to_owned()
         } else {
             format!("has taint {}:{}", taint.key, taint.effect)
         }
     })
+}
+
+fn no_schedule(key: &str) -> Taint {
+    Taint { key: key.to_owned(), value: String::new(), effect: "NoSchedule".to_owned() }
+}
+
+fn tolerates(vm: &Vm, taint: &Taint) -> bool {
+    vm.tolerations.iter().any(|toleration| toleration.tolerates(taint))
 }
 
 /// The VM does not want the node.

@@ -79,20 +79,20 @@ pub(super) fn fenced(fx: &mut Vec<Effect>, node: &NodeName, proof: ProofKind) {
         ProofKind::HumanAttested => "a person attests it",
         ProofKind::LeaseExpired => "its lease ran out and its watchdog has fired",
     };
-    let message = if proof == ProofKind::NewBootId {
-        format!("What ran on {node} runs no more: {how}. What was not started elsewhere starts there again.")
-    } else {
+    let dead =
+        format!("Nothing on {node} can run or write any more: {how}. Its VMs may be started elsewhere.");
+    let message = match proof {
+        ProofKind::NewBootId => {
+            format!(
+                "What ran on {node} runs no more: {how}. What was not started elsewhere starts there again."
+            )
+        }
         // Upon that taint Kubernetes itself deletes every pod of the node, those that we leave alone too.
-        let others = match proof {
-            ProofKind::OutOfServiceByOthers => {
-                " Upon that taint Kubernetes deletes every pod there, of VMs on local disks too: one whose disk no volume ties to a \
-                 node may start elsewhere with a blank disk. Remove the taint once the node is back."
-            }
-            _ => "",
-        };
-        format!(
-            "Nothing on {node} can run or write any more: {how}. Its VMs may be started elsewhere.{others}"
-        )
+        ProofKind::OutOfServiceByOthers => format!(
+            "{dead} Upon that taint Kubernetes deletes every pod there, of VMs on local disks too: one whose disk no volume ties \
+             to a node may start elsewhere with a blank disk. Remove the taint once the node is back."
+        ),
+        _ => dead,
     };
     tell_node(fx, Severity::Warning, node, "NodeFenced", message);
 }

@@ -12,9 +12,10 @@ pub(crate) fn other_user(
     node: Option<&NodeName>,
     path: &str,
 ) -> Option<String> {
+    let asked = plain(path);
     let overlaps = |other: &str| {
-        let (one, other) = (plain(path), plain(other));
-        one.starts_with(&other) || other.starts_with(&one)
+        let other = plain(other);
+        asked.starts_with(&other) || other.starts_with(&asked)
     };
     let volumes = fleet.volumes.iter().filter(|(other, volume)| {
         *other != name

@@ -196,10 +196,8 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
             );
             return Err(Refusal::new("ClaimUsedByPod", message));
         }
-        let other = asked.ctx.fleet.vms.iter().find(|(key, vm)| {
-            Some(*key) != subject.as_ref() && vm.claims(&key.namespace).any(|claim| claim == disk.claim)
-        });
-        if let Some((other, _)) = other {
+        let mut users = asked.ctx.fleet.vms_with(&disk.claim);
+        if let Some((other, _)) = users.find(|(key, _)| Some(*key) != subject.as_ref()) {
             let message =
                 format!("VM {other} uses claim {} too: its disks cannot be moved apart", disk.claim);
             return Err(Refusal::new("ClaimShared", message));

@@ -53,7 +53,7 @@ enum Pointing {
 }
 
 /// The name for which a new volume is kept until the swap: no claim has it, and no claim of another name gets the volume.
-pub(super) fn reserved(claim: &Key, volume: &str) -> Key {
+pub(crate) fn reserved(claim: &Key, volume: &str) -> Key {
     Key::new(claim.namespace.clone(), volume)
 }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Context, DiskMove, MigrationRecord, Phase, Refusal, checks};
 use crate::BootTime;
-use crate::fleet::{DiskImage, Grade, StorageRoot, Volume, folder};
+use crate::fleet::{DiskImage, Grade, StorageRoot, Volume, VolumeMode, folder};
 use crate::io::{Action, Effect, Order, OrderState};
 use crate::locality;
 use crate::names::{Key, NodeName, OrderId, VolumeName};
@@ -371,9 +371,8 @@ fn guest_is_confirmed(record: &MigrationRecord, disk: &DiskMove, ctx: &Context<'
     if record.reason.is_none() {
         return Ok(());
     }
-    let vms = ctx.fleet.vms.iter();
-    let user = vms.filter(|(key, vm)| vm.claims(&key.namespace).any(|claim| claim == disk.claim));
-    let confirmed = user.filter_map(|(_, vm)| vm.instance.as_ref()).any(|instance| {
+    let users = ctx.fleet.vms_with(&disk.claim);
+    let confirmed = users.filter_map(|(_, vm)| vm.instance.as_ref()).any(|instance| {
         instance.phase == "Running" && checks::postflight(record, instance).all(|(_, answer)| answer.is_ok())
     });
     if confirmed {
@@ -385,9 +384,7 @@ fn guest_is_confirmed(record: &MigrationRecord, disk: &DiskMove, ctx: &Context<'
 }
 
 fn is_disk_of_vm(disk: &DiskMove, volume: &Volume, ctx: &Context<'_>) -> bool {
-    let mut vms = ctx.fleet.vms.iter();
-    volume.mode == crate::fleet::VolumeMode::Filesystem
-        && vms.any(|(key, vm)| vm.claims(&key.namespace).any(|claim| claim == disk.claim))
+    volume.mode == VolumeMode::Filesystem && ctx.fleet.vms_with(&disk.claim).next().is_some()
 }
 
 fn source_answers(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {

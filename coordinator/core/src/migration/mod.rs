@@ -38,10 +38,11 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::claims::reserved;
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::cleanup::{Moves, OldVolume, kept_because};
 pub use self::machine::Migrations;
-pub(crate) use self::plan::template;
+pub(crate) use self::plan::{name_part, template};
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};
 use crate::names::{Key, NodeName, Uid, VolumeName};

@@ -90,11 +90,7 @@ fn subject<'a>(migration: &Key, spec: &MigrationSpec, ctx: &Context<'a>) -> Resu
         }
         (None, Some(claim)) => {
             let key = key(claim);
-            let user = ctx
-                .fleet
-                .vms
-                .iter()
-                .find(|(vm_key, vm)| vm.claims(&vm_key.namespace).any(|used| used == key));
+            let user = ctx.fleet.vms_with(&key).next();
             match user {
                 Some((vm, _)) => Err(Refusal::new(
                     "ClaimUsedByVm",
@@ -367,12 +363,16 @@ fn disk_move(
 /// another one for a later migration of that name, which may go elsewhere, and once the claim was swapped. Stays below
 /// the 253 characters of an object's name.
 fn volume_name(migration: &Key, uid: &Uid, source: &Source<'_>) -> String {
-    const NAME_CHARS_MAX: usize = 80;
     let short =
         |uid: &Uid| uid.as_str().chars().filter(char::is_ascii_alphanumeric).take(12).collect::<String>();
-    let cut = |text: &str| text.chars().take(NAME_CHARS_MAX).collect::<String>();
     let (claim, uid) = (short(&source.claim.uid), short(uid));
-    format!("smst-{claim}-{uid}-{}-{}", cut(&migration.name), cut(&source.claim_key.name))
+    format!("smst-{claim}-{uid}-{}-{}", name_part(&migration.name), name_part(&source.claim_key.name))
+}
+
+/// As much of an object's name as there is room for in a volume's.
+pub(crate) fn name_part(name: &str) -> String {
+    const NAME_CHARS_MAX: usize = 80;
+    name.chars().take(NAME_CHARS_MAX).collect()
 }
 
 /// What a claim asks, for another class; without what others have noted on it.

@@ -465,7 +465,7 @@ impl VmCase {
     /// know.
     fn look_for_stray(&mut self, fleet: &Fleet, key: &Key, vm: &Vm, node: &NodeName, fx: &mut Vec<Effect>) {
         let away = matches!(self.progress, RecoveryProgress::NodeReturned | RecoveryProgress::Recovered);
-        let untied = |decision: &Decision| decision.is_unpinned() && decision.has_its_unknown_disks(fleet);
+        let untied = |decision: &Decision| decision.is_unpinned_still(fleet);
         let strays = away && !self.strayed && self.decision.as_ref().is_some_and(untied);
         let other = running_elsewhere(vm, node).filter(|_| strays);
         if let Some(other) = other {

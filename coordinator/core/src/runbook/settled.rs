@@ -66,8 +66,7 @@ fn still_untied(fleet: &Fleet, decision: &Decision) -> String {
 /// The node where it runs now though nothing says that its disks are there: they were on another one.
 fn strayed<'a>(fleet: &'a Fleet, decision: &Decision, vm: Option<&'a Vm>) -> Option<&'a NodeName> {
     let node = vm.and_then(running_on)?;
-    let untied =
-        decision.is_unpinned() && decision.has_its_unknown_disks(fleet) && !untied::is_held(fleet, decision);
+    let untied = decision.is_unpinned_still(fleet) && !untied::is_held(fleet, decision);
     (untied && !decision.nodes.is_empty() && !decision.nodes.contains(node)).then_some(node)
 }
 

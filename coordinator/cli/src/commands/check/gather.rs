@@ -22,7 +22,7 @@ use super::facts::{
 };
 use super::rights;
 use super::rules::number;
-use crate::commands::status::volumes;
+use crate::commands::status::volumes::{self, VolumeRow};
 use crate::exit::Failure;
 use crate::output;
 use crate::source::api::limited;
@@ -325,7 +325,9 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
             .get(&ObjectId::cluster("NodeHealth", name.as_str()))
             .and_then(|health| health["status"]["agent"]["certificateNotAfter"].as_str()?.parse().ok()),
     });
-    let unplaced = volumes::rows(&world, None).into_iter().filter(|row| row.locality == "Unknown");
+    let rows = volumes::rows(&world, None);
+    let unlisted = unlisted(&world, &rows);
+    let unplaced = rows.into_iter().filter(|row| row.locality == "Unknown");
     let unplaced = unplaced.filter_map(|row| {
         (row.phase == "Bound").then_some(())?;
         // As the decision reads it: the volume's class counts, and the claim's where the volume has none.
@@ -344,16 +346,16 @@ fn cluster(server: &ApiServer) -> Result<Cluster, Failure> {
         nodes: nodes.collect(),
         vms: world.fleet.vms.len(),
         unplaced: unplaced.collect(),
-        unlisted: unlisted(&world),
+        unlisted,
         problems: world.problems.iter().map(output::describe).collect(),
         policy,
     })
 }
 
 /// Local volumes that no agent looks at: below no storage root of their node.
-fn unlisted(world: &World) -> BTreeMap<(String, String), usize> {
+fn unlisted(world: &World, rows: &[VolumeRow]) -> BTreeMap<(String, String), usize> {
     let mut unlisted = BTreeMap::new();
-    for row in volumes::rows(world, None).into_iter().filter(|row| row.phase == "Bound") {
+    for row in rows.iter().filter(|row| row.phase == "Bound") {
         let report = row.node.as_ref().and_then(|node| world.fleet.reports.get(&NodeName(node.clone())));
         let volume = row.volume.as_ref().and_then(|name| world.fleet.volumes.get(&name.as_str().into()));
         let path = volume.and_then(|volume| volume.source.path());
@@ -361,7 +363,7 @@ fn unlisted(world: &World) -> BTreeMap<(String, String), usize> {
             && report.root_of(path).is_none()
         {
             let folder = path.trim_end_matches('/').rsplit_once('/').map_or(path, |(folder, _)| folder);
-            *unlisted.entry((row.class, folder.to_owned())).or_default() += 1;
+            *unlisted.entry((row.class.clone(), folder.to_owned())).or_default() += 1;
         }
     }
     unlisted
