@@ -127,7 +127,7 @@ impl Pair {
             authority.issue_node(name, &certs.path().join(name))?;
             let tls = TlsSource::read(&certs.path().join(name))?;
             let config =
-                TransferConfig { roots: vec![root.to_owned()], tls: tls.clone(), node: name.parse()? };
+                TransferConfig { roots: vec![(root.to_owned(), 1)], tls: tls.clone(), node: name.parse()? };
             let transfers = Transfers::new(config);
             transfers.set_token_key("c0", signer.public_key());
             agents.push((tls, transfers));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use somersault_agent_core::replicas::REPLICAS_MAX;
-use somersault_proto::model::limits::ROOTS_MAX;
+use somersault_proto::model::limits::{DEPTH_MAX, ROOTS_MAX};
 use somersault_proto::model::{AbsolutePath, Address, BootId, Malformed, NodeName};
 use somersault_proto::tls::{Identity, TlsError};
 
@@ -54,12 +54,13 @@ pub struct Config {
     #[arg(long, env = "HOST_IP", value_name = "ADDR")]
     pub host_ip: Option<IpAddr>,
 
-    /// A folder whose subfolders are local volumes of a storage class; repeatable.
-    #[arg(long = "root", value_name = "CLASS=PATH")]
+    /// A folder whose subfolders are local volumes of a storage class; repeatable. With /* at its end the volumes lie
+    /// one folder deeper (PATH/CLAIM/VOLUME): they are copied from there, and no copy is put there.
+    #[arg(long = "root", value_name = "CLASS=PATH[/*]")]
     pub roots: Vec<RootFlag>,
 
     /// The same for a folder that shows the same content on every node, as a mounted NFS export does.
-    #[arg(long = "shared-root", value_name = "CLASS=PATH")]
+    #[arg(long = "shared-root", value_name = "CLASS=PATH[/*]")]
     pub shared_roots: Vec<RootFlag>,
 
     /// The host's /proc.
@@ -95,11 +96,12 @@ pub struct Config {
     pub inventory_period_ms: Duration,
 }
 
-/// `CLASS=PATH`.
+/// `CLASS=PATH`, with `/*` at its end where a folder lies between the root and each volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootFlag {
     class: String,
     path: AbsolutePath,
+    depth: u8,
 }
 
 /// A folder that holds volumes.
@@ -109,6 +111,8 @@ pub struct StorageRoot {
     pub class: String,
     /// The folder.
     pub path: AbsolutePath,
+    /// How many folders deep its volumes lie: 1 to [`DEPTH_MAX`].
+    pub depth: u8,
     /// Every node with this root sees the same content.
     pub shared: bool,
 }
@@ -211,7 +215,7 @@ impl Config {
 
 impl RootFlag {
     fn root(&self, shared: bool) -> StorageRoot {
-        StorageRoot { class: self.class.clone(), path: self.path.clone(), shared }
+        StorageRoot { class: self.class.clone(), path: self.path.clone(), depth: self.depth, shared }
     }
 }
 
@@ -224,9 +228,16 @@ impl FromStr for RootFlag {
         if class.is_empty() || class.len() > 253 || class.chars().any(char::is_control) {
             return Err("the storage class before `=` must be the name of a StorageClass".to_owned());
         }
+        let (path, depth) = match path.strip_suffix("/*") {
+            Some(path) => (path, DEPTH_MAX),
+            None => (path, 1),
+        };
+        if path.contains('*') {
+            return Err("a `*` stands at the end of the path only, and once, as in /srv/volumes/*".to_owned());
+        }
         let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
         let path = path.parse().map_err(|malformed: Malformed| malformed.to_string())?;
-        Ok(Self { class: class.to_owned(), path })
+        Ok(Self { class: class.to_owned(), path, depth })
     }
 }
 
@@ -265,13 +276,21 @@ mod tests {
             "local-path=/srv/a/",
             "--shared-root",
             "nfs=/srv/b",
+            "--root",
+            "hostpath=/srv/c/*",
             "--smart-period-ms",
             "1000",
         ])
         .expect("parsed");
         let roots = config.storage_roots().expect("roots");
-        let shown: Vec<_> = roots.iter().map(|r| (r.class.as_str(), r.path.as_str(), r.shared)).collect();
-        assert_eq!(shown, [("local-path", "/srv/a", false), ("nfs", "/srv/b", true)]);
+        let shown: Vec<_> =
+            roots.iter().map(|r| (r.class.as_str(), r.path.as_str(), r.depth, r.shared)).collect();
+        let expected = [
+            ("local-path", "/srv/a", 1, false),
+            ("hostpath", "/srv/c", 2, false),
+            ("nfs", "/srv/b", 1, true),
+        ];
+        assert_eq!(shown, expected);
         assert_eq!(config.smart_period_ms, Duration::from_secs(1));
     }
 
@@ -283,6 +302,9 @@ mod tests {
             ["--root", "class=srv"],
             ["--root", "class=/srv/../etc"],
             ["--root", "class=/"],
+            ["--root", "class=/*"],
+            ["--root", "class=/srv/*/*"],
+            ["--root", "class=/srv/*/b"],
             ["--smart-period-ms", "5"],
             ["--listen", "nowhere"],
             ["--node", "No_Name"],

@@ -60,6 +60,7 @@ fn storage_root(watched: &WatchedRoot, sensed: &Sensed, now: Duration, complete:
     StorageRoot {
         path: watched.root.path.clone(),
         storage_class: watched.root.class.clone(),
+        depth: watched.root.depth,
         shared: watched.root.shared,
         size_bytes,
         available_bytes,
@@ -131,6 +132,7 @@ mod tests {
     fn watched(sample: Option<RootSample>) -> WatchedRoot {
         let root = crate::config::StorageRoot {
             class: "local-path".into(),
+            depth: 1,
             path: "/srv/v".parse().expect("a path"),
             shared: false,
         };

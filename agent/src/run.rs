@@ -164,7 +164,10 @@ impl Means {
     fn start(self, listeners: Listeners, closing: &CancellationToken) -> (Parts, Servers) {
         let Self { config, tls, boot_id, address, roots, coordinators, beats } = self;
         let transfers = Transfers::new(TransferConfig {
-            roots: roots.iter().map(|watched| watched.root.path.as_str().into()).collect(),
+            roots: roots
+                .iter()
+                .map(|watched| (watched.root.path.as_str().into(), watched.root.depth))
+                .collect(),
             tls: tls.clone(),
             node: config.node.clone(),
         });
@@ -206,7 +209,7 @@ impl Means {
 
 fn watch_roots(config: &Config) -> Result<Vec<WatchedRoot>, AgentError> {
     let watched = |root: crate::config::StorageRoot| {
-        let watch = inventory::start(Path::new(root.path.as_str()), config.inventory_period_ms)
+        let watch = inventory::start(Path::new(root.path.as_str()), root.depth, config.inventory_period_ms)
             .map_err(|source| AgentError::Thread("inventory", source))?;
         Ok(WatchedRoot { root, watch })
     };

@@ -75,6 +75,7 @@ fn root(root: model::StorageRoot) -> fleet::StorageRoot {
     fleet::StorageRoot {
         path: root.path.into(),
         class: root.storage_class,
+        depth: root.depth,
         shared: root.shared,
         size_bytes: root.size_bytes,
         available_bytes: root.available_bytes,

@@ -41,6 +41,8 @@ pub const ENROLL_REPLY_BYTES_MAX: usize = 256 * 1024;
 pub mod limits {
     /// Storage roots of a node: one for each storage class, of which a cluster has a handful.
     pub const ROOTS_MAX: usize = 64;
+    /// Folders from a root down to a volume: `CLAIM/VOLUME` is the deepest that a provisioner is known to make.
+    pub const DEPTH_MAX: u8 = 2;
     /// Volumes of a node: kubelets run 110 pods by default, a few disks each, and orphans.
     pub const VOLUMES_MAX: usize = 4096;
     /// Disks of a node: the densest storage servers hold about 100.

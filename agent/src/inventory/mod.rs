@@ -1,4 +1,5 @@
-//! How large the volumes are: each folder directly below a storage root, counted by a thread for each root.
+//! How large the volumes are: each folder below a storage root (directly, or as deep as its class puts them), counted by a
+//! thread for each root.
 //!
 //! ```text
 //!   waiting --period--> sampling --done--> published, waiting
@@ -11,8 +12,7 @@
 
 mod walk;
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Dir, FileType, Mode, OFlags, StatVfsMountFlags, fstatvfs, open};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstatvfs, open};
 use somersault_proto::model::AbsolutePath;
 use somersault_proto::model::limits::VOLUMES_MAX;
 use tracing::warn;
@@ -53,7 +53,7 @@ pub struct RootSample {
     /// When its folders were listed; `None` where some of them could not be told, so that the absence of a name from
     /// `volumes` says nothing.
     pub listed_at: Option<Duration>,
-    /// Folders directly below, by name.
+    /// Folders that are volumes, by their path below the root.
     pub volumes: BTreeMap<String, VolumeSample>,
 }
 
@@ -100,10 +100,11 @@ impl RootWatch {
     }
 }
 
-/// Starts the thread of a root. It ends with the process: nobody waits for a thread that may hang.
-pub fn start(root: &Path, period: Duration) -> io::Result<Arc<RootWatch>> {
+/// Starts the thread of a root whose volumes lie `depth` folders deep. It ends with the process: nobody waits for a thread
+/// that may hang.
+pub fn start(root: &Path, depth: u8, period: Duration) -> io::Result<Arc<RootWatch>> {
     let watch = Arc::new(RootWatch::default());
-    let mut sampler = Sampler::new(root, period);
+    let mut sampler = Sampler::new(root, depth, period);
     let mut last_error = String::new();
     thread::Builder::new().name("inventory".to_owned()).spawn({
         let watch = watch.clone();
@@ -134,6 +135,7 @@ pub fn start(root: &Path, period: Duration) -> io::Result<Arc<RootWatch>> {
 /// Samples one root, and remembers what needs no second walk yet.
 pub struct Sampler {
     root: PathBuf,
+    depth: u8,
     period: Duration,
     volumes: BTreeMap<String, VolumeSample>,
     walks_due: Duration,
@@ -141,10 +143,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// For this root; volumes are walked again after `period` at the earliest.
-    pub fn new(root: &Path, period: Duration) -> Self {
+    /// For this root, whose volumes lie `depth` folders deep; they are walked again after `period` at the earliest.
+    pub fn new(root: &Path, depth: u8, period: Duration) -> Self {
         Self {
             root: root.to_owned(),
+            depth,
             period,
             volumes: BTreeMap::new(),
             walks_due: Duration::ZERO,
@@ -161,17 +164,17 @@ impl Sampler {
         let filesystem = fstatvfs(&root)?;
         step();
         let listed_at = boottime();
-        let Listing { names, unreportable, complete } = list(&root, &self.root)?;
+        let Listing { names, unreportable, complete } = Listing::of(&root, &self.root, self.depth, step)?;
         if unreportable != self.unreportable {
             let root = self.root.display();
             warn!(%root, folders = unreportable, "cannot report folders: odd names, or beyond {VOLUMES_MAX}");
             self.unreportable = unreportable;
         }
-        self.volumes.retain(|name, _| names.contains_key(name));
+        self.volumes.retain(|name, _| names.contains(name));
         let mut images = BTreeMap::new();
-        for (name, raw_name) in &names {
+        for name in &names {
             step();
-            images.insert(name.clone(), walk::has_disk_image(root.as_fd(), raw_name));
+            images.insert(name.clone(), walk::has_disk_image(root.as_fd(), name));
         }
         self.walk(&root, names, step);
         for (name, volume) in &mut self.volumes {
@@ -189,15 +192,15 @@ impl Sampler {
         })
     }
 
-    fn walk(&mut self, root: &OwnedFd, names: BTreeMap<String, CString>, step: &dyn Fn()) {
+    fn walk(&mut self, root: &OwnedFd, names: BTreeSet<String>, step: &dyn Fn()) {
         let started = boottime();
         let all_due = started >= self.walks_due;
         let mut pace = Pace::new(step);
-        for (name, raw_name) in names {
+        for name in names {
             if !all_due && self.volumes.contains_key(&name) {
                 continue;
             }
-            match walk_volume(root.as_fd(), &raw_name, &mut pace) {
+            match walk_volume(root.as_fd(), &name, &mut pace) {
                 Ok(usage) => {
                     let path = self.root.join(&name);
                     let sample = VolumeSample { taken_at: boottime(), usage, disk_image: None };
@@ -225,43 +228,67 @@ impl Sampler {
     }
 }
 
-/// What is directly below a root.
+/// The volumes of a root.
 struct Listing {
-    /// Names of the folders that are volumes: not hidden ones (partial copies), not what `fsck` leaves.
-    names: BTreeMap<String, CString>,
+    /// Paths below the root of the folders that are volumes: not hidden ones (partial copies), not what `fsck` leaves.
+    names: BTreeSet<String>,
     /// How many have a name that no report can hold, or are too many.
     unreportable: usize,
     /// Every folder is in `names`. A symbolic link is not followed, so what it leads to may be a folder that is not.
     complete: bool,
 }
 
-fn list(root: &OwnedFd, path: &Path) -> io::Result<Listing> {
-    let mut listing = Listing { names: BTreeMap::new(), unreportable: 0, complete: true };
-    for entry in Dir::read_from(root)? {
-        let entry = entry?;
-        let raw = entry.file_name();
-        if raw.to_bytes().starts_with(b".") || raw.to_bytes() == b"lost+found" {
-            continue;
-        }
-        match walk::kind_of(root.as_fd(), &entry) {
-            Some(FileType::Directory) => {}
-            Some(FileType::Symlink) | None => {
-                listing.complete = false;
+impl Listing {
+    fn of(root: &OwnedFd, path: &Path, depth: u8, step: &dyn Fn()) -> io::Result<Self> {
+        let mut listing = Self { names: BTreeSet::new(), unreportable: 0, complete: true };
+        listing.read(root, path, "", depth, step)?;
+        Ok(listing)
+    }
+
+    /// Reads a folder that lies at `above` below the root. At depth 1 its folders are volumes; above, they hold them.
+    fn read(
+        &mut self,
+        folder: &OwnedFd,
+        root: &Path,
+        above: &str,
+        depth: u8,
+        step: &dyn Fn(),
+    ) -> io::Result<()> {
+        for entry in Dir::read_from(folder)? {
+            step();
+            let entry = entry?;
+            let raw = entry.file_name();
+            if raw.to_bytes().starts_with(b".") || raw.to_bytes() == b"lost+found" {
                 continue;
             }
-            Some(_) => continue,
-        }
-        match raw.to_str() {
-            Ok(name) if listing.names.len() < VOLUMES_MAX && volume_path(path, name).is_some() => {
-                listing.names.insert(name.to_owned(), raw.to_owned());
+            match walk::kind_of(folder.as_fd(), &entry) {
+                Some(FileType::Directory) => {}
+                Some(FileType::Symlink) | None => {
+                    self.complete = false;
+                    continue;
+                }
+                Some(_) => continue,
             }
-            _ => {
-                listing.unreportable += 1;
-                listing.complete = false;
+            let below = raw.to_str().ok().map(|name| format!("{above}{name}"));
+            let below = below.filter(|below| volume_path(root, below).is_some());
+            let Some(below) = below.filter(|_| self.names.len() < VOLUMES_MAX) else {
+                self.unreportable += 1;
+                self.complete = false;
+                continue;
+            };
+            if depth == 1 {
+                self.names.insert(below);
+                continue;
+            }
+            let opened = walk::open_folder(folder.as_fd(), raw, ResolveFlags::empty());
+            match opened.and_then(|inner| self.read(&inner, root, &format!("{below}/"), depth - 1, step)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => self.complete = false,
+                // One that is gone since it was seen holds nothing.
+                Ok(()) | Err(_) => {}
             }
         }
+        Ok(())
     }
-    Ok(listing)
 }
 
 /// The path of a volume as reports show it; `None` where they cannot.

@@ -14,7 +14,7 @@ fn root() -> TempDir {
 }
 
 fn sample(root: &TempDir) -> RootSample {
-    Sampler::new(root.path(), Duration::from_mins(1)).sample(&|| {}).expect("a sample")
+    Sampler::new(root.path(), 1, Duration::from_mins(1)).sample(&|| {}).expect("a sample")
 }
 
 fn write(path: &Path, bytes: usize) {
@@ -118,7 +118,7 @@ fn a_disk_image_is_looked_for_at_each_listing_and_not_at_each_walk() {
     let root = root();
     fs::create_dir(root.path().join("v")).expect("created");
     write(&root.path().join("v/disk.img"), 5000);
-    let mut sampler = Sampler::new(root.path(), Duration::from_hours(1));
+    let mut sampler = Sampler::new(root.path(), 1, Duration::from_hours(1));
     let first = sampler.sample(&|| {}).expect("a sample");
     assert_eq!(first.volumes["v"].disk_image, Some(true));
     fs::remove_file(root.path().join("v/disk.img")).expect("removed");
@@ -159,7 +159,7 @@ fn a_deep_tree_is_counted_as_far_as_paths_reach() {
 fn known_volumes_rest_and_new_ones_are_counted_at_once() {
     let root = root();
     fs::create_dir(root.path().join("old")).expect("created");
-    let mut sampler = Sampler::new(root.path(), Duration::from_hours(1));
+    let mut sampler = Sampler::new(root.path(), 1, Duration::from_hours(1));
     sampler.sample(&|| {}).expect("a sample");
     write(&root.path().join("old/file"), 5000);
     fs::create_dir(root.path().join("new")).expect("created");
@@ -179,7 +179,7 @@ fn every_entry_is_a_sign_of_life() {
         write(&root.path().join(format!("v/{n}")), 1);
     }
     let steps = Cell::new(0);
-    Sampler::new(root.path(), Duration::from_mins(1))
+    Sampler::new(root.path(), 1, Duration::from_mins(1))
         .sample(&|| steps.set(steps.get() + 1))
         .expect("a sample");
     assert!(steps.get() > 50, "{}", steps.get());
@@ -198,6 +198,28 @@ fn a_thread_without_a_step_is_stuck_only_while_it_samples() {
 
 #[test]
 fn a_root_that_is_not_there_is_an_error_and_no_empty_root() {
-    let error = Sampler::new(Path::new("/nonexistent-root"), Duration::from_mins(1)).sample(&|| {});
+    let error = Sampler::new(Path::new("/nonexistent-root"), 1, Duration::from_mins(1)).sample(&|| {});
     assert_eq!(error.expect_err("no root").kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn volumes_may_lie_a_folder_deeper() {
+    let (root, outside) = (root(), root());
+    fs::create_dir_all(outside.path().join("v")).expect("created");
+    for folder in ["claim-a/pvc-1", "claim-a/.hidden", "claim-b/pvc-2/inner", "empty", ".claim/pvc-3"] {
+        fs::create_dir_all(root.path().join(folder)).expect("created");
+    }
+    write(&root.path().join("claim-a/pvc-1/disk.img"), 10);
+    write(&root.path().join("claim-b/file"), 10);
+    let deep = || Sampler::new(root.path(), 2, Duration::from_mins(1)).sample(&|| {}).expect("a sample");
+    let sample = deep();
+    let found: Vec<_> =
+        sample.volumes.iter().map(|(name, found)| (name.as_str(), found.disk_image)).collect();
+    assert_eq!(found, [("claim-a/pvc-1", Some(true)), ("claim-b/pvc-2", Some(false))]);
+    assert!(sample.listed_at.is_some());
+    assert_eq!(sample.volumes["claim-a/pvc-1"].usage.apparent_bytes, 10);
+
+    symlink(outside.path(), root.path().join("link")).expect("linked");
+    let sample = deep();
+    assert_eq!((sample.volumes.len(), sample.listed_at), (2, None), "a link may hide one");
 }

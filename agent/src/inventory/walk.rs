@@ -11,6 +11,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, Dir, DirEntry, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat2, statx,
 };
+use rustix::path::Arg;
 
 /// Entries of one volume. A walk of so many takes a minute from the cache and an hour from a disk; a volume that
 /// has more is counted in part.
@@ -68,14 +69,14 @@ impl<'a> Pace<'a> {
 }
 
 /// Counts the folder `name` below `root`. It may be a mount of its own; mounts inside it are left out.
-pub(super) fn walk_volume(root: BorrowedFd<'_>, name: &CStr, pace: &mut Pace<'_>) -> io::Result<Usage> {
+pub(super) fn walk_volume(root: BorrowedFd<'_>, name: &str, pace: &mut Pace<'_>) -> io::Result<Usage> {
     let volume = open_folder(root, name, ResolveFlags::empty())?;
     let itself = look(volume.as_fd(), c"")?;
     let mut walk = Walk { device: device(&itself), usage: Usage::default(), linked: HashSet::new() };
     walk.count(&itself);
     let mut pending = vec![CString::from(c".")];
     while let Some(folder) = pending.pop() {
-        let opened = open_folder(volume.as_fd(), &folder, ResolveFlags::NO_XDEV);
+        let opened = open_folder(volume.as_fd(), folder.as_c_str(), ResolveFlags::NO_XDEV);
         match opened.and_then(|opened| Ok(Dir::read_from(&opened)?).map(|entries| (opened, entries))) {
             Ok((opened, entries)) => walk.read(&opened, entries, &folder, &mut pending, pace),
             // Gone since it was seen, or unreadable.
@@ -98,7 +99,7 @@ pub(super) fn kind_of(parent: BorrowedFd<'_>, entry: &DirEntry) -> Option<FileTy
 
 /// Whether the folder `name` below `root` has a regular file `disk.img` directly in it: a symbolic link of that name,
 /// or a folder, is none. `None` where it could not be looked for.
-pub(super) fn has_disk_image(root: BorrowedFd<'_>, name: &CStr) -> Option<bool> {
+pub(super) fn has_disk_image(root: BorrowedFd<'_>, name: &str) -> Option<bool> {
     let volume = open_folder(root, name, ResolveFlags::empty()).ok()?;
     match look(volume.as_fd(), DISK_IMAGE) {
         Ok(found) => Some(is(&found, FileType::RegularFile)),
@@ -178,7 +179,7 @@ impl Walk {
     }
 }
 
-fn open_folder(parent: BorrowedFd<'_>, path: &CStr, more: ResolveFlags) -> io::Result<OwnedFd> {
+pub(super) fn open_folder(parent: BorrowedFd<'_>, path: impl Arg, more: ResolveFlags) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | more;
     Ok(openat2(parent, path, flags, Mode::empty(), resolve)?)

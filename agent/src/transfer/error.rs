@@ -25,7 +25,7 @@ pub enum TransferError {
     #[error("{0}")]
     OrderRefused(String),
     /// A path that this agent does not serve.
-    #[error("{path} is not directly below a storage root of this node; see --root and --shared-root")]
+    #[error("{path} is not where a storage root of this node has its volumes; see --root and --shared-root")]
     PathNotAllowed {
         /// The path.
         path: String,

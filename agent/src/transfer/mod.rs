@@ -64,8 +64,9 @@ const SUPERSEDE_MAX: usize = 8;
 /// What the transfers of an agent need to know.
 #[derive(Clone, Debug)]
 pub struct TransferConfig {
-    /// Storage roots: volumes directly below them can be read and made.
-    pub roots: Vec<PathBuf>,
+    /// Storage roots, each with how many folders deep its volumes lie. Those can be read and removed; made are only
+    /// volumes directly below a root.
+    pub roots: Vec<(PathBuf, u8)>,
     /// This agent's certificate.
     pub tls: TlsSource,
     /// This node.
@@ -220,10 +221,13 @@ impl Transfers {
         Ok(())
     }
 
-    /// Removes a volume for good, which must be directly below a storage root and in nobody's use. One that is not there is
+    /// Removes a volume for good, which must lie where a storage root has its volumes, and be in nobody's use. One that is not there is
     /// removed already.
     pub async fn remove(&self, path: &str) -> Result<(), TransferError> {
-        let place = self.0.roots.place(path)?;
+        let place = match self.0.roots.place(path) {
+            Err(TransferError::SourceMissing(_)) => return Ok(()),
+            place => place?,
+        };
         let _one_at_a_time = self.0.removing.lock().await;
         target::join(tokio::task::spawn_blocking(move || remove::volume(&place)).await)
     }

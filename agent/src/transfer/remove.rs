@@ -1,4 +1,4 @@
-//! Removes a volume for good: a folder directly below a storage root that nobody uses any more.
+//! Removes a volume for good: a folder below a storage root that nobody uses any more.
 //!
 //! ```text
 //!   ROOT/<name> ──in use? a mount point?──► refused, nothing touched
@@ -119,7 +119,7 @@ mod tests {
     use crate::transfer::root::Roots;
 
     fn place(root: &Path, name: &str) -> Place {
-        let roots = Roots::new(vec![root.to_owned()]);
+        let roots = Roots::new(vec![(root.to_owned(), 1)]);
         roots.place(&root.join(name).display().to_string()).expect("below the root")
     }
 

@@ -3,10 +3,9 @@
 //! What lies in a volume was written by a guest, a pod or another node. A symbolic link in it must lead nowhere,
 //! not even while it is being swapped in: `openat2` checks that in the kernel, at each component.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -17,19 +16,19 @@ use super::TransferError;
 /// How the name of everything begins that a copy keeps below a storage root beside the volumes.
 pub const PARTIAL_PREFIX: &str = ".somersault-";
 
-/// The storage roots that this agent serves.
+/// The storage roots that this agent serves, each with how many folders deep its volumes lie.
 #[derive(Clone, Debug)]
-pub(super) struct Roots(Vec<PathBuf>);
+pub(super) struct Roots(Vec<(PathBuf, u8)>);
 
-/// A volume's place: its root, open, and its name there.
+/// A volume's place: the folder that it lies in, open, and its name there.
 #[derive(Debug)]
 pub(super) struct Place {
-    /// The root.
+    /// The storage root, or where volumes lie deeper the folder between.
     pub(super) root: OwnedFd,
-    /// The root's path, for messages.
+    /// Its path, for messages.
     pub(super) root_path: PathBuf,
-    /// The volume's name below it.
-    pub(super) name: std::ffi::OsString,
+    /// The volume's name there.
+    pub(super) name: OsString,
 }
 
 impl Place {
@@ -40,32 +39,61 @@ impl Place {
 }
 
 impl Roots {
-    pub(super) fn new(roots: Vec<PathBuf>) -> Self {
+    pub(super) fn new(roots: Vec<(PathBuf, u8)>) -> Self {
         Self(roots)
     }
 
-    pub(super) fn paths(&self) -> &[PathBuf] {
-        &self.0
+    /// The roots that copies are put into: those whose volumes lie directly below.
+    pub(super) fn of_copies(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().filter(|(_, depth)| *depth == 1).map(|(path, _)| path.as_path())
     }
 
-    /// Splits an absolute path into a root and a name directly below it. Opens the root only.
+    /// The place of an absolute path that is as deep below a root as its volumes are. Opens the folder around it only.
     pub(super) fn place(&self, path: &str) -> Result<Place, TransferError> {
         let refused = || TransferError::PathNotAllowed { path: path.to_owned() };
-        let (parent, name) = path.rsplit_once('/').ok_or_else(refused)?;
-        let hidden = name.starts_with(PARTIAL_PREFIX);
-        if name.is_empty() || name == "." || name == ".." || hidden || name.contains('\0') {
-            return Err(refused());
+        let (root_path, folders) = self.split(path).ok_or_else(refused)?;
+        let cannot_open = |what: &Path, error: io::Error| {
+            TransferError::OrderRefused(format!("cannot open {}: {error}", what.display()))
+        };
+        let mut place = Place {
+            root: open_root(root_path).map_err(|error| cannot_open(root_path, error))?,
+            root_path: root_path.clone(),
+            name: OsString::new(),
+        };
+        for name in folders {
+            if !place.name.is_empty() {
+                place.root_path.push(&place.name);
+                place.root = open_volume(&place.root, &place.name).map_err(|error| match error {
+                    Errno::NOENT => TransferError::SourceMissing(format!("{path}: {error}")),
+                    error => cannot_open(&place.root_path, error.into()),
+                })?;
+            }
+            name.clone_into(&mut place.name);
         }
-        // As text: a path with `..`, `.` or doubled slashes equals no root.
-        let same = |root: &&PathBuf| root.as_os_str().as_bytes() == parent.as_bytes();
-        let root_path = self.0.iter().find(same).ok_or_else(refused)?.clone();
-        let root = open_root(&root_path).map_err(|error| {
-            TransferError::OrderRefused(format!(
-                "cannot open the storage root {}: {error}",
-                root_path.display()
-            ))
-        })?;
-        Ok(Place { root, root_path, name: OsStr::new(name).to_owned() })
+        Ok(place)
+    }
+
+    /// The same for the place of a copy.
+    pub(super) fn place_of_copy(&self, path: &str) -> Result<Place, TransferError> {
+        let place = self.place(path)?;
+        if self.of_copies().any(|root| root == place.root_path) {
+            return Ok(place);
+        }
+        Err(TransferError::PathNotAllowed { path: path.to_owned() })
+    }
+
+    /// The root of a path, and the names from there on.
+    fn split<'a>(&self, path: &'a str) -> Option<(&PathBuf, Vec<&'a OsStr>)> {
+        // As text: a path with `..`, `.` or doubled slashes is below no root.
+        let below = |root: &Path| path.strip_prefix(root.to_str()?)?.strip_prefix('/');
+        let hostile = |name: &str| {
+            matches!(name, "" | "." | "..") || name.starts_with(PARTIAL_PREFIX) || name.contains('\0')
+        };
+        self.0.iter().find_map(|(root, depth)| {
+            let names: Vec<_> = below(root)?.split('/').collect();
+            let fits = names.len() == usize::from(*depth) && !names.iter().any(|name| hostile(name));
+            fits.then(|| (root, names.into_iter().map(OsStr::new).collect()))
+        })
     }
 }
 
@@ -125,7 +153,7 @@ mod tests {
     fn only_names_directly_below_a_root_are_served() {
         let dir = tempfile::tempdir().expect("a folder");
         let root = dir.path().to_str().expect("plain").to_owned();
-        let roots = Roots::new(vec![dir.path().to_owned()]);
+        let roots = Roots::new(vec![(dir.path().to_owned(), 1)]);
         assert_eq!(roots.place(&format!("{root}/pvc-1")).expect("served").name, "pvc-1");
         for path in [
             format!("{root}/"),
@@ -142,6 +170,34 @@ mod tests {
         ] {
             assert_eq!(roots.place(&path).expect_err(&path).reason(), "PathNotAllowed", "{path}");
         }
+    }
+
+    #[test]
+    fn where_volumes_lie_deeper_they_are_served_from_there_and_no_copy_is_put_there() {
+        let (dir, outside) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        std::fs::create_dir_all(dir.path().join("claim/pvc-1")).expect("made");
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("way")).expect("linked");
+        let root = dir.path().to_str().expect("plain").to_owned();
+        let roots = Roots::new(vec![(dir.path().to_owned(), 2)]);
+        let place = roots.place(&format!("{root}/claim/pvc-1")).expect("served");
+        assert_eq!((place.display(), place.name), (format!("{root}/claim/pvc-1"), "pvc-1".into()));
+        for (path, reason) in [
+            ("claim", "PathNotAllowed"),
+            ("claim/", "PathNotAllowed"),
+            ("claim/pvc-1/x", "PathNotAllowed"),
+            ("claim//pvc-1", "PathNotAllowed"),
+            ("../claim/pvc-1", "PathNotAllowed"),
+            ("claim/..", "PathNotAllowed"),
+            (".somersault-x.partial/data", "PathNotAllowed"),
+            ("way/pvc-1", "OrderRefused"),
+            ("nobody/pvc-1", "SourceMissing"),
+        ] {
+            let error = roots.place(&format!("{root}/{path}")).expect_err(path);
+            assert_eq!(error.reason(), reason, "{path}: {error}");
+        }
+        let refused = roots.place_of_copy(&format!("{root}/claim/pvc-2")).expect_err("no copy");
+        assert_eq!(refused.reason(), "PathNotAllowed");
+        assert_eq!(roots.of_copies().count(), 0);
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Target<'_> {
 
     /// Removes what a transfer keeps below any root. The published volume stays.
     pub(super) async fn drop_partial(&self, transfer: &str) -> Result<(), TransferError> {
-        for root in self.roots.paths() {
+        for root in self.roots.of_copies() {
             // Only the root of the place matters: the partial folder has a name of its own. A root that cannot be
             // opened keeps nobody from cleaning the others.
             let place = match self.roots.place(&format!("{}/-", root.display())) {
@@ -156,7 +156,7 @@ impl Target<'_> {
     }
 
     async fn attempt(&self, pull: &Pull, meter: &Arc<Meter>) -> Result<Copied, TransferError> {
-        let place = Arc::new(self.roots.place(pull.target_path.as_str())?);
+        let place = Arc::new(self.roots.place_of_copy(pull.target_path.as_str())?);
         let peer = Peer::connect(pull, self.tls, self.limits.stall).await?;
         let manifest = peer.manifest(self.limits.listing).await?;
         let total_bytes = manifest.data_bytes();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Mode, mknodat};
-use somersault_agent::transfer::{Limits, PullProgress};
+use somersault_agent::transfer::{Limits, PullProgress, PullRequest};
 use tokio::sync::watch;
 
 use super::world::*;
@@ -243,6 +243,25 @@ async fn missing_sources_and_paths_outside_the_roots_are_refused() {
         let order = world.order(transfer, "pvc-1");
         assert_eq!(world.pull(order).await.expect_err(transfer).reason(), "OrderRefused", "{transfer:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_that_lie_deeper_are_copied_from_there_and_removed_and_no_copy_is_put_there() {
+    let world = World::new();
+    let deep = format!("{DEEP}/claim/pvc-1");
+    make_volume(&world.source.path(&deep), 3 * MIB, &[(0, MIB)], 1);
+    std::fs::create_dir_all(world.target.path(DEEP).join("claim")).expect("made");
+    let order = world.order("t", &deep);
+    assert_eq!(world.pull(order.clone()).await.expect_err("no copy there").reason(), "PathNotAllowed");
+    let target_path = text(&world.target.path("pvc-1")).parse().expect("a path");
+    world.pull(PullRequest { target_path, ..order }).await.expect("copied");
+    assert_same(&world.source.path(&deep), &world.target.path("pvc-1"));
+
+    let path = text(&world.source.path(&deep));
+    world.source.transfers.remove(&path).await.expect("removed");
+    assert!(!world.source.path(&deep).exists());
+    std::fs::remove_dir(world.source.path(&deep).parent().expect("the claim's")).expect("empty");
+    world.source.transfers.remove(&path).await.expect("is gone already, with the folder around it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -278,8 +278,11 @@ async fn a_source_that_falls_silent_is_given_up() {
         let limits = Limits { stall: patience, listing: patience, ..quick() };
         let target = &deceived.world.target;
         let tls = TlsSource::read(&deceived.world.certs.path().join("n2")).expect("certificates");
-        let config =
-            TransferConfig { roots: vec![target.root.path().to_owned()], tls, node: target.name.clone() };
+        let config = TransferConfig {
+            roots: vec![(target.root.path().to_owned(), 1)],
+            tls,
+            node: target.name.clone(),
+        };
         let transfers = Transfers::with_limits(config, limits);
         let pull = |order| transfers.pull(order, watch::channel(PullProgress::default()).0);
         let mut result = pull(first).await;

@@ -134,9 +134,13 @@ impl World {
     }
 }
 
+/// A second root below the first, whose volumes lie a folder deeper.
+pub const DEEP: &str = "deep";
+
 fn start(name: &str, root: TempDir, certs: &Path, signer: &TokenSigner, limits: Limits) -> Node {
     let tls = TlsSource::read(&certs.join(name)).expect("certificates");
-    let config = TransferConfig { roots: vec![root.path().to_owned()], tls: tls.clone(), node: node(name) };
+    let roots = vec![(root.path().to_owned(), 1), (root.path().join(DEEP), 2)];
+    let config = TransferConfig { roots, tls: tls.clone(), node: node(name) };
     let transfers = Transfers::with_limits(config, limits);
     transfers.set_token_key("c0", signer.public_key());
     let (address, _) = serve(&tls, transfers.service());

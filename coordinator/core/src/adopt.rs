@@ -188,7 +188,7 @@ fn seen<'a>(
     let Some(root) = root else {
         let roots: Vec<&str> = report.roots.iter().map(|root| root.path.as_str()).collect();
         let message = format!(
-            "{path} is not directly below a storage root of node {node} (there are: {})",
+            "{path} is not where a storage root of node {node} has its volumes (there are: {})",
             roots.join(", ")
         );
         return Err(Refusal::new("PathNotAllowed", message));

@@ -274,6 +274,9 @@ pub struct RootInfo {
     pub path: String,
     /// Storage class whose volumes live there.
     pub class: String,
+    /// How many folders deep the volumes lie; absent where they lie directly below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u8>,
     /// Every node with this root sees the same content.
     #[serde(default)]
     pub shared: bool,

@@ -30,6 +30,7 @@ pub fn view_of(state: NodeState) -> View {
     let root = StorageRoot {
         path: "/var/lib/volumes".into(),
         class: "local-path".into(),
+        depth: 1,
         shared: false,
         size_bytes: 100,
         available_bytes: 40,

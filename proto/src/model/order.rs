@@ -46,7 +46,7 @@ pub enum OrderKind {
     },
     /// Remove a volume for good: nobody uses it any more, and no object of the cluster names it.
     RemoveVolume {
-        /// The volume's folder, directly below a storage root.
+        /// The volume's folder, where a storage root has its volumes.
         path: AbsolutePath,
     },
 }
@@ -122,7 +122,7 @@ pub enum FailureReason {
     StaleEpoch,
     /// The order cannot be understood or is not allowed here.
     OrderRefused,
-    /// A path is not directly below a storage root of this node.
+    /// A path is not where a storage root of this node has its volumes.
     PathNotAllowed,
     /// The source's agent does not answer.
     SourceUnreachable,

@@ -11,7 +11,7 @@ use crate::v1;
 pub struct Report {
     /// Folders that hold volumes; each path once.
     pub roots: Vec<StorageRoot>,
-    /// Folders directly below the roots; each path once.
+    /// Folders below the roots, as deep as the root says; each path once.
     pub volumes: Vec<Volume>,
     /// Physical disks; each name once.
     pub disks: Vec<Disk>,
@@ -26,6 +26,8 @@ pub struct StorageRoot {
     pub path: AbsolutePath,
     /// Storage class whose volumes live here.
     pub storage_class: String,
+    /// How many folders deep its volumes lie: 1 to [`limits::DEPTH_MAX`].
+    pub depth: u8,
     /// Every node with this root sees the same content.
     pub shared: bool,
     /// Size of the filesystem.
@@ -144,9 +146,14 @@ impl TryFrom<v1::StorageRoot> for StorageRoot {
             let why = format!("{} is more than size_bytes, {}", wire.available_bytes, wire.size_bytes);
             return Err(ModelError::invalid("available_bytes", why));
         }
+        let depth = u8::try_from(wire.depth.max(1)).ok().filter(|depth| *depth <= limits::DEPTH_MAX);
+        let depth = depth.ok_or_else(|| {
+            ModelError::invalid("depth", format!("{} is more than {}", wire.depth, limits::DEPTH_MAX))
+        })?;
         Ok(Self {
             path: name("path", wire.path)?,
             storage_class: label("storage_class", wire.storage_class)?,
+            depth,
             shared: wire.shared,
             size_bytes: wire.size_bytes,
             available_bytes: wire.available_bytes,
@@ -168,6 +175,7 @@ impl From<StorageRoot> for v1::StorageRoot {
             read_only: root.read_only,
             disk: root.disk.unwrap_or_default(),
             listed_age_ms: root.listed_age.map(millis),
+            depth: root.depth.into(),
         }
     }
 }
@@ -325,6 +333,7 @@ mod tests {
                 read_only: false,
                 disk: "sda".into(),
                 listed_age_ms: Some(7),
+                depth: 1,
             }],
             volumes: vec![v1::Volume {
                 path: "/srv/local/pvc-1".into(),
@@ -363,8 +372,10 @@ mod tests {
         let mut wire = wire_report();
         wire.volumes[0].disk_image = None;
         wire.roots[0].listed_age_ms = None;
+        wire.roots[0].depth = 0;
         let report = Report::try_from(wire).unwrap();
         assert_eq!((report.volumes[0].disk_image, report.roots[0].listed_age), (None, None));
+        assert_eq!(report.roots[0].depth, 1, "older agents know no other");
     }
 
     #[test]
@@ -372,6 +383,7 @@ mod tests {
         assert_eq!(refused(|w| w.roots[0].path = "../etc".into()), "roots[0].path");
         assert_eq!(refused(|w| w.roots[0].available_bytes = 101), "roots[0].available_bytes");
         assert_eq!(refused(|w| w.roots[0].storage_class.clear()), "roots[0].storage_class");
+        assert_eq!(refused(|w| w.roots[0].depth = 3), "roots[0].depth");
         assert_eq!(refused(|w| w.volumes[0].path = "/a/../b".into()), "volumes[0].path");
         assert_eq!(refused(|w| w.disks[0].grade = 0), "disks[0].grade");
         assert_eq!(refused(|w| w.disks[0].grade = 77), "disks[0].grade");

@@ -17,6 +17,7 @@ pub fn report(status: &NodeHealthStatus) -> Option<NodeReport> {
     let roots = status.roots.iter().map(|root| StorageRoot {
         path: root.path.clone(),
         class: root.class.clone(),
+        depth: root.depth.unwrap_or(1),
         shared: root.shared,
         size_bytes: root.size_bytes,
         available_bytes: root.available_bytes,

@@ -28,6 +28,7 @@ pub(crate) fn data_root(listed_age: Option<Duration>) -> StorageRoot {
     StorageRoot {
         path: "/data".to_owned(),
         class: "gold".to_owned(),
+        depth: 1,
         shared: false,
         size_bytes: 100,
         available_bytes: 50,

@@ -169,7 +169,10 @@ fn classes_of(line: &Planned, fleet: &Fleet) -> Vec<String> {
 }
 
 fn root_of<'a>(report: &'a NodeReport, classes: &[String]) -> Option<&'a StorageRoot> {
-    report.roots.iter().find(|root| !root.shared && !root.read_only && classes.contains(&root.class))
+    report
+        .roots
+        .iter()
+        .find(|root| !root.shared && !root.read_only && root.takes_copies() && classes.contains(&root.class))
 }
 
 /// What of one subject is on what is to be emptied.

@@ -40,6 +40,8 @@ pub struct StorageRoot {
     pub path: String,
     /// Storage class whose volumes live there.
     pub class: String,
+    /// How many folders deep its volumes lie: 1, or 2 where a provisioner makes `CLAIM/VOLUME`.
+    pub depth: u8,
     /// Every node with this root sees the same content.
     pub shared: bool,
     /// Size of the filesystem.
@@ -56,17 +58,30 @@ pub struct StorageRoot {
 }
 
 impl StorageRoot {
+    /// Whether its agent has looked into it since it started: before, its size and room say nothing.
+    pub fn is_seen(&self) -> bool {
+        self.size_bytes > 0
+    }
+
+    /// Whether copies are put there: where volumes lie deeper, each has a folder of its own around it, which its
+    /// provisioner makes and owns.
+    pub fn takes_copies(&self) -> bool {
+        self.depth == 1
+    }
+
     /// Whether a path is below it.
     pub fn holds(&self, path: &str) -> bool {
         path.strip_prefix(self.path.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// Whether its listing would tell of this folder: agents list what is directly below a root, and leave out hidden
-    /// folders and what a filesystem check left.
+    /// Whether its listing would tell of this folder: agents list what is as deep below a root as its volumes are, and
+    /// leave out hidden folders and what a filesystem check left.
     pub fn lists(&self, path: &str) -> bool {
-        let name = path.strip_prefix(self.path.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
-        name.is_some_and(|name| {
-            !name.is_empty() && !name.contains('/') && !name.starts_with('.') && name != "lost+found"
+        let below =
+            path.strip_prefix(self.path.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
+        below.is_some_and(|below| {
+            let plain = |name: &str| !name.is_empty() && !name.starts_with('.') && name != "lost+found";
+            below.split('/').count() == usize::from(self.depth) && below.split('/').all(plain)
         })
     }
 }
@@ -146,4 +161,38 @@ pub struct Host {
     pub load1: f64,
     /// Share of time in which some task waited for IO.
     pub io_pressure_ratio: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::decision::testkit::data_root;
+
+    #[test]
+    fn a_listing_tells_of_what_is_as_deep_as_the_volumes_are() {
+        let mut root = data_root(None);
+        let lists = |root: &super::StorageRoot, below: &str| root.lists(&format!("{}{below}", root.path));
+        for (below, expected) in [
+            ("/pvc-1", true),
+            ("/claim/pvc-1", false),
+            ("/.hidden", false),
+            ("/lost+found", false),
+            ("/", false),
+            ("", false),
+            ("x/pvc-1", false),
+        ] {
+            assert_eq!(lists(&root, below), expected, "{below}");
+        }
+        root.depth = 2;
+        for (below, expected) in [
+            ("/pvc-1", false),
+            ("/claim/pvc-1", true),
+            ("/claim/pvc-1/data", false),
+            ("/claim/", false),
+            ("//pvc-1", false),
+            ("/.hidden/pvc-1", false),
+            ("/claim/.hidden", false),
+        ] {
+            assert_eq!(lists(&root, below), expected, "{below}");
+        }
+    }
 }

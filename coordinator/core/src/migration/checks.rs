@@ -238,10 +238,13 @@ fn target_has_storage(asked: &Asked<'_>) -> Answer {
     let report = asked.ctx.fleet.reports.get(&disk.target_node);
     let root =
         report.and_then(|report| report.roots.iter().find(|root| disk.new.path.starts_with(&root.path)));
-    let Some(root) = root else {
+    let Some(root) = root.filter(|root| root.is_seen()) else {
         return Err(Refusal::not_yet(
             "TargetNotReported",
-            format!("node {} has not reported its roots", disk.target_node),
+            format!(
+                "the agent of node {} has not told yet how large the root of {} is",
+                disk.target_node, disk.new.path
+            ),
         ));
     };
     let usable = root.available_bytes.saturating_sub(root.size_bytes / 100 * TARGET_RESERVE_PERCENT);

@@ -245,13 +245,15 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
         Destination::Node(node) => {
             let class = one_class(sources)?;
             let report = usable_report(node, ctx)?;
-            let root =
-                report.roots.iter().find(|root| root.class == class && !root.shared).ok_or_else(|| {
-                    Refusal::new(
-                        "ClassNotOnNode",
-                        format!("the agent of node {node} has no storage root of class {class}"),
-                    )
-                })?;
+            let fits = |root: &&StorageRoot| root.class == class && !root.shared && root.takes_copies();
+            let root = report.roots.iter().find(fits).ok_or_else(|| {
+                Refusal::new(
+                    "ClassNotOnNode",
+                    format!(
+                        "the agent of node {node} has no storage root of class {class} that takes copies"
+                    ),
+                )
+            })?;
             Ok(Target { node: node.clone(), root: root.clone() })
         }
         Destination::Class(class) => {
@@ -264,7 +266,10 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
                 .filter_map(|node| ctx.fleet.reports.get(node).map(|report| (node, report)))
                 .flat_map(|(node, report)| report.roots.iter().map(move |root| (node, root)))
                 .filter(|(node, root)| {
-                    root.class == *class && !root.read_only && (root.shared || !on_source(node))
+                    root.class == *class
+                        && !root.read_only
+                        && root.takes_copies()
+                        && (root.shared || !on_source(node))
                 })
                 // Away from the source first: its disk may be why we move. Then most room; then by name.
                 .max_by_key(|(node, root)| {
@@ -273,7 +278,7 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
                 .map(|(node, root)| Target { node: node.clone(), root: root.clone() })
                 .ok_or_else(|| {
                     let message =
-                        format!("no healthy node's agent has a writable storage root of class {class}");
+                        format!("no healthy node's agent has a writable storage root of class {class} that takes copies");
                     Refusal::new("ClassNotReachable", message)
                 })
         }

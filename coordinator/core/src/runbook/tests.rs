@@ -17,6 +17,7 @@ fn told_world() -> World {
         roots: vec![StorageRoot {
             path: "/data".to_owned(),
             class: "gold".to_owned(),
+            depth: 1,
             shared: false,
             size_bytes: 100 << 30,
             available_bytes: 50 << 30,

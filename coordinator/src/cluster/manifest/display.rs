@@ -122,6 +122,7 @@ fn add_report(
     status.roots.extend(report.roots.iter().map(|root| node_health::RootInfo {
         path: root.path.clone(),
         class: root.class.clone(),
+        depth: (root.depth != 1).then_some(root.depth),
         shared: root.shared,
         size_bytes: root.size_bytes,
         available_bytes: root.available_bytes,

@@ -206,6 +206,7 @@ impl Agent {
             read_only: false,
             disk: "nvme0n1".to_owned(),
             listed_age_ms: Some(0),
+            depth: 1,
         };
         v1::Report {
             roots: vec![root],

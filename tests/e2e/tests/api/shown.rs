@@ -28,6 +28,7 @@ fn node(state: NodeState, message: &str, load: f64) -> NodeView {
     let root = StorageRoot {
         path: "/var/lib/volumes".into(),
         class: "local-path".into(),
+        depth: 1,
         shared: false,
         size_bytes: 100,
         available_bytes: 40,

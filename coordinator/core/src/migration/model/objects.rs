@@ -25,6 +25,7 @@ impl World {
         let root = StorageRoot {
             path: ROOT.into(),
             class: "local-path".into(),
+            depth: 1,
             shared: false,
             size_bytes: 100 << 30,
             available_bytes: 80 << 30,

@@ -23,7 +23,7 @@ type Spoil = fn(&mut World);
 
 #[test]
 fn refuses_with_a_reason_and_touches_nothing() {
-    let table: [(&str, Spoil); 16] = [
+    let table: [(&str, Spoil); 18] = [
         ("VmNotFound", |world| world.spec("m").vm = Some("nobody".into())),
         ("InvalidSpec", |world| world.spec("m").claim = Some("vm-data".into())),
         ("NodeNotFound", |world| world.spec("m").destination = Destination::Node("n9".into())),
@@ -58,6 +58,10 @@ fn refuses_with_a_reason_and_touches_nothing() {
         ("DestinationTooSmall", |world| {
             world.fleet.reports.get_mut(&"n3".into()).expect("there").roots[0].available_bytes = 6 << 30;
         }),
+        ("TargetNotReported", |world| unseen(world, "n3")),
+        ("ClassNotOnNode", |world| {
+            world.fleet.reports.get_mut(&"n3".into()).expect("there").roots[0].depth = 2;
+        }),
     ];
     for (reason, spoil) in table {
         let mut world = asked();
@@ -70,6 +74,24 @@ fn refuses_with_a_reason_and_touches_nothing() {
         assert_eq!(world.fleet.volumes, before, "{reason}: something was touched");
         assert!(!world.effects.iter().any(|effect| matches!(effect, Effect::Act(_))), "{reason}");
     }
+}
+
+/// As its agent tells of a root that it has not looked into yet.
+fn unseen(world: &mut World, node: &str) {
+    let root = &mut world.fleet.reports.get_mut(&node.into()).expect("there").roots[0];
+    (root.size_bytes, root.available_bytes, root.listed_age) = (0, 0, None);
+}
+
+/// An agent that has just started says nothing of its room: whoever asks in that second is not told that there is none.
+#[test]
+fn a_root_that_was_not_looked_into_yet_is_waited_for() {
+    let mut world = asked();
+    let seen = world.fleet.reports[&"n3".into()].clone();
+    unseen(&mut world, "n3");
+    world.rounds(3);
+    assert!(matches!(world.phase("m"), Phase::Pending | Phase::Checking), "{:?}", world.store[&key("m")]);
+    world.fleet.reports.insert("n3".into(), seen);
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
 }
 
 fn die(world: &mut World, node: &str) {
