@@ -10,6 +10,8 @@ pub const AGENT: &str = "somersault-agent";
 pub const FENCE_RUNNER: &str = "somersault-fence-runner";
 /// The admission policy that refuses to start a VM whose disks are between two nodes, and its binding.
 pub const CLAIM_LOCK: &str = "somersault-claim-lock";
+/// The admission policy that lets nobody but the coordinator write its records, and its binding.
+pub const RECORDS: &str = "somersault-records";
 /// Secret with our own certificate authority; the coordinator makes it.
 pub const CA_SECRET: &str = "somersault-ca";
 /// `ConfigMap` with the public certificate of our own authority.

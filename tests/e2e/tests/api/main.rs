@@ -6,6 +6,7 @@
 mod bed;
 mod claims;
 mod data_volumes;
+mod guard;
 mod lock;
 mod nodes;
 mod pods;
@@ -54,6 +55,7 @@ fn an_api_server_holds_what_we_write_and_refuses_what_it_must() -> Result<()> {
         failed += step("recoveries", Box::pin(shown::recoveries(bed))).await;
         failed += step("progress", Box::pin(shown::migrations_and_evacuations(bed))).await;
         failed += step("a thousand nodes", Box::pin(shown::a_thousand_nodes(bed))).await;
+        failed += step("records and other writers", Box::pin(guard::of_records(bed))).await;
         failed += step("events", Box::pin(told::events(bed))).await;
         failed += step("an API server that is away", Box::pin(bed::away(bed))).await;
         ensure!(failed == 0, "{failed} steps failed, see above");

@@ -54,12 +54,14 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         not_seen(&trouble.failure(server.address(), "this"));
         trouble.words()
     };
-    let (definitions, namespace, claim_lock, coordinator, agents, fence_runner, authority_until, kubevirt) =
+    let (claim_lock, record_guard) = server.wait(async {
+        futures::join!(is_bound(client, install::CLAIM_LOCK), is_bound(client, install::RECORDS))
+    });
+    let (definitions, namespace, coordinator, agents, fence_runner, authority_until, kubevirt) =
         server.wait(async {
             futures::join!(
                 definitions(client),
                 namespace(client),
-                claim_lock(client),
                 deployment(client, install::COORDINATOR, "coordinator"),
                 agents(client),
                 fence_runner(client),
@@ -90,6 +92,7 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         coordinator_rights,
         own_rights,
         claim_lock: claim_lock.map_err(seen),
+        record_guard: record_guard.map_err(seen),
         coordinator: coordinator.map_err(seen),
         led: server.led().map_err(|failure| not_seen(&failure)),
         agents: agents.map_err(seen),
@@ -140,11 +143,12 @@ async fn namespace(client: &Client) -> Result<bool, Trouble> {
     Ok(limited(api.get_opt(install::NAMESPACE)).await?.is_some())
 }
 
-/// Both are needed; an API server that does not know them has neither.
-async fn claim_lock(client: &Client) -> Result<bool, Trouble> {
+/// Whether an admission policy and its binding, of the same name, are there: both are needed. An API server that does not
+/// know them has neither.
+async fn is_bound(client: &Client, policy: &str) -> Result<bool, Trouble> {
     for kinds in ["validatingadmissionpolicies", "validatingadmissionpolicybindings"] {
         let call = Request::new(format!("{ADMISSION}/{kinds}"))
-            .get(install::CLAIM_LOCK, &GetParams::default())
+            .get(policy, &GetParams::default())
             .map_err(|error| Trouble::Kube(kube::Error::BuildRequest(error)))?;
         match limited(client.request::<Value>(call)).await {
             Err(trouble) if trouble.is_not_found() => return Ok(false),

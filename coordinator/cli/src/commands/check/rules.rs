@@ -72,6 +72,7 @@ fn kubernetes(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![answers, age];
     if server.number.is_none_or(|number| number >= KUBERNETES_LOCKS) {
         findings.push(claim_lock(&facts.claim_lock));
+        findings.push(record_guard(&facts.record_guard));
     }
     findings
 }
@@ -89,6 +90,24 @@ fn claim_lock(seen: &Seen<bool>) -> Finding {
                 install::CLAIM_LOCK
             )],
             format!("nothing is unsafe; it comes with the installation: {}", install::HOW),
+        ),
+        Err(why) => Finding::unseen(what, why),
+    }
+}
+
+/// The rights that we install give it to nobody else either.
+fn record_guard(seen: &Seen<bool>) -> Finding {
+    let what = "nobody but the coordinator writes its records";
+    match seen {
+        Ok(true) => Finding::ok(what),
+        Ok(false) => Finding::warning(
+            what,
+            vec![format!(
+                "the ValidatingAdmissionPolicy {} or its binding is missing: whoever has the right to write the status of \
+                 our objects can forge the proof that a node is dead, and have volumes removed",
+                install::RECORDS
+            )],
+            format!("it comes with the installation: {}", install::HOW),
         ),
         Err(why) => Finding::unseen(what, why),
     }

@@ -199,13 +199,14 @@ mod tests {
     use super::*;
 
     /// Everything that `deploy/` installs, as files.
-    const INSTALLED: [&str; 8] = [
+    const INSTALLED: [&str; 9] = [
         include_str!("../../../../../deploy/base/agent.yaml"),
         include_str!("../../../../../deploy/base/claim-lock.yaml"),
         include_str!("../../../../../deploy/base/coordinator.yaml"),
         include_str!("../../../../../deploy/base/namespace.yaml"),
         include_str!("../../../../../deploy/base/network-policy.yaml"),
         include_str!("../../../../../deploy/base/rbac.yaml"),
+        include_str!("../../../../../deploy/base/records.yaml"),
         include_str!("../../../../../deploy/components/fence-runner/fence-runner.yaml"),
         include_str!("../../../../../deploy/crds/recoveries.yaml"),
     ];

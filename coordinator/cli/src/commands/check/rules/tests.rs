@@ -86,6 +86,7 @@ fn healthy() -> Facts {
         coordinator_rights: Ok(vec![Verdict { right: "patch nodes".to_owned(), allowed: true }]),
         own_rights: Ok(vec![Verdict { right: "list nodes".to_owned(), allowed: true }]),
         claim_lock: Ok(true),
+        record_guard: Ok(true),
         coordinator: Ok(Some(Workload {
             observed: true,
             wanted: 2,
@@ -143,6 +144,12 @@ fn each_trouble_is_one_finding_with_what_to_do() {
             "kubernetes",
             Grade::Warning,
             "somersault-claim-lock or its binding is missing",
+        ),
+        (
+            |f| f.record_guard = Ok(false),
+            "kubernetes",
+            Grade::Warning,
+            "somersault-records or its binding is missing",
         ),
         (|f| f.server.number = None, "kubernetes", Grade::Warning, "no number"),
         (
