@@ -23,6 +23,7 @@ pub fn report(roots: &[WatchedRoot], sensed: &Sensed, now: Duration) -> Option<R
         volumes: found,
         disks: sensed.disks.iter().take(DISKS_MAX).map(|(name, assessment)| disk(name, assessment)).collect(),
         host,
+        pods: None,
     })
 }
 

@@ -37,6 +37,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the nodes' fence agents for coordinators.
     FenceRunner(RunnerArgs),
+    /// Do nothing until told to stop: a pod that runs this keeps its volumes mounted.
+    Hold,
 }
 
 /// What a coordinator is told at its start.

@@ -57,6 +57,7 @@ pub fn report(hello: &model::Hello, not_after: SystemTime, report: model::Report
         address: hello.address.as_str().to_owned(),
         agent_version: hello.version.clone(),
         certificate_until_s: Some(certificate_until_s),
+        pods: report.pods.map(Into::into),
         roots: report.roots.into_iter().map(root).collect(),
         usage: report.volumes.into_iter().map(usage).collect(),
         gone: BTreeSet::new(),

@@ -240,6 +240,8 @@ fn object_of(action: &Action) -> String {
         | Action::ProceedMigration { key } => format!("migration {key}"),
         Action::LiveMigrate { key, .. } => format!("live migration {key}"),
         Action::CreateEvacuation { name, .. } => format!("evacuation {name}"),
+        Action::Stage(staging) => format!("staging {}", staging.name),
+        Action::Unstage { name, .. } => format!("staging {name}"),
         Action::CreateVolume(volume) => format!("volume {}", volume.name),
         Action::RetainVolume { volume }
         | Action::CreateLock { volume, .. }

@@ -32,6 +32,7 @@ async fn main() -> ExitCode {
             start_logs(args.log_format);
             run_fence_agents(&args).await
         }
+        Cli { command: Some(Command::Hold), .. } => hold().await,
         Cli { coordinator: Some(args), .. } => {
             start_logs(args.log_format);
             Box::pin(run(&args)).await
@@ -136,6 +137,14 @@ async fn authority(args: &Args, secret: &str, cluster: &Kube) -> anyhow::Result<
     let (certificates, enrolment) = Certificates::from_authority(plan).await?;
     tracing::info!(%enrolment, secret, namespace, "agents are certified by our own authority");
     Ok(certificates)
+}
+
+/// As the process of a pod that holds a volume mounted.
+async fn hold() -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    stop.cancelled().await;
+    Ok(())
 }
 
 /// As fence runner.

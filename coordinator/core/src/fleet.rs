@@ -46,6 +46,8 @@ pub struct Fleet {
     pub attachments: BTreeMap<String, Attachment>,
     /// Nodes whose agent has beaten some time, with the boot of its last beat, as our own objects tell.
     pub agents_seen: BTreeMap<NodeName, BootId>,
+    /// Claims of ours for which provisioners make volumes, and the pods that hold those mounted, by their common name.
+    pub staged: BTreeMap<String, Staged>,
     /// Last report of each agent, whether it is alive now or not.
     pub reports: BTreeMap<NodeName, NodeReport>,
 }
@@ -68,6 +70,39 @@ pub struct Resources {
     pub cpu_millis: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
+}
+
+/// A claim of ours and the pod that holds it mounted, as far as they are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Staged {
+    /// The claim.
+    pub claim: Option<StagedClaim>,
+    /// The pod.
+    pub holder: Option<Holder>,
+}
+
+/// A claim of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedClaim {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `spec.volumeName`.
+    pub volume: Option<VolumeName>,
+    /// It has a deletion timestamp.
+    pub deleting: bool,
+}
+
+/// A pod of ours that does nothing but have a claim mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// The node that it is bound to.
+    pub node: Option<NodeName>,
+    /// Its volumes are mounted: it is Ready.
+    pub running: bool,
+    /// It has a deletion timestamp, or has ended.
+    pub deleting: bool,
 }
 
 /// A `PersistentVolume`.

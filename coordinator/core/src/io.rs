@@ -433,6 +433,19 @@ pub enum Action {
     },
     /// Create a `PersistentVolume`, pre-bound to its claim by namespace and name.
     CreateVolume(NewVolume),
+    /// Create a claim in our own namespace, for which its class's provisioner makes a volume on this node or where this
+    /// node reaches it, and a pod there that holds it mounted. What is there of both stays.
+    Stage(Box<Staging>),
+    /// Delete such a pod and such a claim.
+    Unstage {
+        /// Their name.
+        name: String,
+        /// Precondition of the claim's deletion, where it is there.
+        claim_uid: Option<Uid>,
+        /// The volume that goes with the claim, if it is still bound to that one. Without it the volume must be on Retain,
+        /// and stays.
+        discarded: Option<VolumeName>,
+    },
     /// Create a `PersistentVolume` that holds nothing and that no node can reach, pre-bound to a claim: while the claim
     /// is bound to it, no pod that uses the claim can run, whoever creates it.
     CreateLock {
@@ -529,6 +542,19 @@ pub struct NewVolume {
     pub mode: VolumeMode,
     /// The claim that it is pre-bound to.
     pub claim: Key,
+}
+
+/// A claim of ours, and the pod that holds it mounted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Staging {
+    /// Name of both.
+    pub name: String,
+    /// The node of the pod.
+    pub node: NodeName,
+    /// The migration that needs it.
+    pub migration: Key,
+    /// What the claim asks.
+    pub template: ClaimTemplate,
 }
 
 /// What a claim asks, kept over its deletion.

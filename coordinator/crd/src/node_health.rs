@@ -212,6 +212,9 @@ pub struct AgentInfo {
     /// When the certificate with which it reports ends; it is renewed after two thirds of its life.
     #[serde(rename = "certificateNotAfter", default, skip_serializing_if = "Option::is_none")]
     pub certificate_not_after: Option<Time>,
+    /// Where the kubelet mounts the volumes of pods, where the agent copies from and to there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<String>,
 }
 
 /// A machine. Nothing of it is required: what several writers have left of it must not keep the rest of the status from being

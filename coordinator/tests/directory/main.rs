@@ -134,6 +134,7 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
             source_path: "/var/lib/volumes/pv-web".into(),
             new,
             target_node: "n3".into(),
+            staging: None,
             old_volume: OldVolume::Kept,
             copied: Some(Copied { root_hash: "ab".into(), total_bytes: 3, sent_bytes: 2, elapsed_ms: 1 }),
         }],

@@ -46,6 +46,7 @@ pub fn view_of(state: NodeState) -> View {
     };
     let usage = Usage { allocated_bytes: 5, apparent_bytes: 9, inodes: 2, disk_image: DiskImage::Present };
     let report = NodeReport {
+        pods: Some("/var/lib/kubelet/pods".into()),
         address: "10.9.0.1:7443".into(),
         agent_version: "0.1.0".into(),
         certificate_until_s: Some(1_800_000_000),

@@ -17,6 +17,8 @@ pub struct Report {
     pub disks: Vec<Disk>,
     /// The machine itself.
     pub host: Host,
+    /// Where the kubelet mounts the volumes of pods, if the agent copies from and to there.
+    pub pods: Option<AbsolutePath>,
 }
 
 /// A folder that holds volumes.
@@ -119,6 +121,7 @@ impl TryFrom<v1::Report> for Report {
             volumes: each("volumes", wire.volumes, limits::VOLUMES_MAX)?,
             disks: each("disks", wire.disks, limits::DISKS_MAX)?,
             host: required("host", wire.host)?.try_into().map_err(|e: ModelError| e.within("host"))?,
+            pods: if wire.pods.is_empty() { None } else { Some(name("pods", wire.pods)?) },
         };
         once("roots", "path", report.roots.iter().map(|root| root.path.as_str()))?;
         once("volumes", "path", report.volumes.iter().map(|volume| volume.path.as_str()))?;
@@ -134,6 +137,7 @@ impl From<Report> for v1::Report {
             volumes: report.volumes.into_iter().map(Into::into).collect(),
             disks: report.disks.into_iter().map(Into::into).collect(),
             host: Some(report.host.into()),
+            pods: report.pods.map(Into::into).unwrap_or_default(),
         }
     }
 }
@@ -352,6 +356,7 @@ mod tests {
                 smart_supported: true,
             }],
             host: Some(v1::Host { cpu_ratio: 0.5, load1: 1.0, ..v1::Host::default() }),
+            pods: "/var/lib/kubelet/pods".into(),
         }
     }
 
@@ -390,6 +395,7 @@ mod tests {
         assert_eq!(refused(|w| w.disks[0].reasons[0] = "not camel".into()), "disks[0].reasons[0]");
         assert_eq!(refused(|w| w.disks[0].serial = "\u{1b}[2J".into()), "disks[0].serial");
         assert_eq!(refused(|w| w.host = None), "host");
+        assert_eq!(refused(|w| w.pods = "pods".into()), "pods");
         assert_eq!(refused(|w| w.host.as_mut().unwrap().cpu_ratio = f64::NAN), "host.cpu_ratio");
         assert_eq!(refused(|w| w.host.as_mut().unwrap().load1 = -1.0), "host.load1");
         assert_eq!(refused(|w| w.volumes.push(w.volumes[0].clone())), "volumes[1].path");

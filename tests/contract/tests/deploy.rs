@@ -48,6 +48,7 @@ fn storage_roots_are_mounted_where_the_agent_looks() -> Result<()> {
                 if flag == "--inventory-period-ms" {
                     continue;
                 }
+                let path = path.strip_suffix("/*").unwrap_or(path);
                 assert!(flag.starts_with("--root=") || flag.starts_with("--shared-root="), "{argument}");
                 let mount = mounts.iter().find(|mount| mount["mountPath"] == path);
                 let mount = mount.with_context(|| format!("{}: {path} is not mounted", file.display()))?;

@@ -47,6 +47,7 @@ pub fn report(status: &NodeHealthStatus) -> Option<NodeReport> {
         address: agent.address.clone(),
         agent_version: agent.version.clone(),
         certificate_until_s: None,
+        pods: agent.pods.clone(),
         roots: roots.collect(),
         usage: usage.collect(),
         gone: BTreeSet::new(),

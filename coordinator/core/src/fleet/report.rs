@@ -14,6 +14,8 @@ pub struct NodeReport {
     pub agent_version: String,
     /// When the certificate that it reported with ends, in seconds since 1970; absent in an offline report.
     pub certificate_until_s: Option<u64>,
+    /// Where its kubelet mounts the volumes of pods, if its agent may copy from and to there.
+    pub pods: Option<String>,
     /// Folders that hold volumes.
     pub roots: Vec<StorageRoot>,
     /// Folders below the roots, by path.

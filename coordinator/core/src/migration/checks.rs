@@ -235,6 +235,12 @@ fn target_has_storage(asked: &Asked<'_>) -> Answer {
         needed += usage.allocated_bytes;
     }
     let disk = &asked.disks[0];
+    if disk.staging.is_some() {
+        let class = &disk.new.class;
+        return Ok(format!(
+            "{needed} bytes needed; the provisioner of class {class} says whether it has them"
+        ));
+    }
     let report = asked.ctx.fleet.reports.get(&disk.target_node);
     let root =
         report.and_then(|report| report.roots.iter().find(|root| disk.new.path.starts_with(&root.path)));

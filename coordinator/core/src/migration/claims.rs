@@ -113,7 +113,8 @@ fn forget_new<'a>(
     which: impl Fn(&Volume) -> bool + 'a,
     ctx: &'a Context<'_>,
 ) -> impl Iterator<Item = Action> + 'a {
-    let volumes = disks.iter().map(|disk| &disk.new.name);
+    // What a provisioner has made is not forgotten: its storage would be nobody's.
+    let volumes = disks.iter().filter(|disk| disk.staging.is_none()).map(|disk| &disk.new.name);
     let unneeded = volumes.filter(move |name| ctx.fleet.volumes.get(*name).is_some_and(&which));
     unneeded.map(|volume| Action::ForgetVolume { volume: volume.clone() })
 }

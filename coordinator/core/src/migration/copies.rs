@@ -54,7 +54,8 @@ impl Copies {
         self.round += 1;
     }
 
-    /// Orders that are not out yet, and new attempts whose time has come.
+    /// Orders that are not out yet, and new attempts whose time has come. `target` says where an agent writes a disk's new
+    /// volume; while it cannot, that counts as no progress.
     pub fn order(
         &mut self,
         now: BootTime,
@@ -62,6 +63,7 @@ impl Copies {
         epoch: u64,
         disks: &[DiskMove],
         final_: bool,
+        target: impl Fn(&DiskMove) -> Option<String>,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         for disk in disks {
@@ -76,9 +78,18 @@ impl Copies {
                 disk.claim.name, self.serial, self.round
             ));
             let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
+            let Some(path) = target(disk) else {
+                let waits = OneCopy { order: id, state, moved: now, attempt: 0, retry_at: Some(now) };
+                self.by_claim.entry(disk.claim.clone()).or_insert(waits);
+                continue;
+            };
             let copy = OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None };
             self.by_claim.insert(disk.claim.clone(), copy);
-            effects.push(Effect::Order { node: disk.target_node.clone(), id, order: pull(disk, final_) });
+            effects.push(Effect::Order {
+                node: disk.target_node.clone(),
+                id,
+                order: pull(disk, path, final_),
+            });
         }
         effects
     }
@@ -182,12 +193,12 @@ impl Copies {
     }
 }
 
-fn pull(disk: &DiskMove, final_: bool) -> Order {
+fn pull(disk: &DiskMove, target_path: String, final_: bool) -> Order {
     Order::Pull {
         transfer: disk.new.name.0.clone(),
         source_node: disk.source_node.clone(),
         source_path: disk.source_path.clone(),
-        target_path: disk.new.path.clone(),
+        target_path,
         final_,
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::cleanup::{Cleanup, Moves, OldVolume};
 use super::copies::Copies;
 use super::phases::{Learnt, Moment, Next};
-use super::{Context, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
+use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, staging};
 use crate::BootTime;
 use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
-use crate::names::{Key, Uid};
+use crate::names::{Key, Uid, VolumeName};
 use crate::view::{MigrationView, RemovalView};
 
 /// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
@@ -236,7 +236,7 @@ impl Migrations {
 impl MigrationRecord {
     /// Something of it is to be finished or put back: its disks, or the removal of an old volume.
     pub fn is_open(&self) -> bool {
-        let removing = |disk: &super::DiskMove| disk.old_volume == OldVolume::Removing;
+        let removing = |disk: &DiskMove| disk.old_volume == OldVolume::Removing;
         self.phase.is_at_work() || self.disks.iter().any(removing)
     }
 
@@ -311,7 +311,7 @@ impl Migration {
 
     /// Somebody asked for the old volumes to be removed, and not all are.
     fn wants_cleanup(&self) -> bool {
-        let there = |disk: &super::DiskMove| disk.old_volume != OldVolume::Removed;
+        let there = |disk: &DiskMove| disk.old_volume != OldVolume::Removed;
         let asked = self.spec.remove_old && !self.orphan && self.record.phase == Phase::Succeeded;
         asked && self.record.disks.iter().any(there)
     }
@@ -356,8 +356,13 @@ impl Migration {
         };
         match moment.next() {
             Next::Need(actions) => self.ask(now, actions),
-            Next::Copy { final_ } => {
-                self.copies.order(now, &self.record.key, ctx.epoch, &self.record.disks, final_)
+            Next::Copy { final_, hold } => {
+                let target = |disk: &DiskMove| staging::reach(disk, ctx.fleet);
+                let record = &self.record;
+                let orders = self.copies.order(now, &record.key, ctx.epoch, &record.disks, final_, target);
+                let mut effects = self.ask(now, hold);
+                effects.extend(orders);
+                effects
             }
             Next::DropCopies => self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks),
             Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
@@ -438,6 +443,18 @@ impl Migration {
                     Learnt::Stopped(owner, start) => record.stopped = Some((owner, start)),
                     // One that was started in the middle has not told everything yet.
                     Learnt::Ran(guest) => _ = record.guest.get_or_insert(guest),
+                    Learnt::Made(volumes) => {
+                        for (place, name, node) in volumes {
+                            let new = &mut record.disks[place].new;
+                            (new.name, new.node) = (name, node);
+                        }
+                    }
+                    Learnt::LeftOver(volumes) => {
+                        let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();
+                        let left =
+                            format!("; left over, on Retain, to be deleted by hand: {}", names.join(", "));
+                        record.message.push_str(&left);
+                    }
                     Learnt::Copied(results) => {
                         for (disk, copied) in record.disks.iter_mut().zip(results) {
                             disk.copied = Some(copied);

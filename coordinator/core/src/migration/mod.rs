@@ -19,7 +19,7 @@
 //! the VM cannot run, whoever starts it (see `claims`). Everything can be undone automatically until the VM is first
 //! scheduled on the new volumes. The old volumes are kept until somebody asks for their removal (see `cleanup`).
 //!
-//! `plan` says which disks go where, `checks` whether that is allowed, `claims` how they are locked and change volumes,
+//! `plan` says which disks go where, `staging` how a class's own provisioner makes the new volumes, `checks` whether that is allowed, `claims` how they are locked and change volumes,
 //! `phases` what each phase still needs, `machine` drives them.
 
 mod checks;
@@ -31,6 +31,7 @@ mod machine;
 pub(crate) mod model;
 mod phases;
 mod plan;
+mod staging;
 #[cfg(test)]
 mod tests;
 
@@ -207,6 +208,9 @@ pub struct DiskMove {
     pub source_path: String,
     /// The volume that will hold it.
     pub new: NewVolume,
+    /// Where the class's own provisioner makes the new volume: name of our claim and pod that have it made and hold it.
+    /// The new volume's name and node are those of the plan until it was made.
+    pub staging: Option<String>,
     /// The node whose agent pulls.
     pub target_node: NodeName,
     /// Result of the final copy.

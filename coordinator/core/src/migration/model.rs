@@ -4,11 +4,13 @@
 //! Rounds may pass in which nobody leads, and a VM may be started and stopped in between two looks of the same leader.
 
 mod objects;
+mod staged;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use self::objects::hostname;
+use self::staged::{CSI, PODS};
 use super::{
     Context, Destination, MigrationRecord, MigrationRequest, MigrationSpec, Migrations, OldVolume, Phase,
 };
@@ -16,9 +18,11 @@ use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
 use crate::fleet::{
     ClaimRef, Disk, DiskSource, Fleet, Instance, LiveMigration, LiveMigrationState, RunStrategy, SavedStart,
-    StorageClass, Volume,
+    StorageClass, Volume, VolumeSource,
 };
-use crate::io::{Action, Effect, Input, NewVolume, Order, OrderState, Record, RecordKey, Requests};
+use crate::io::{
+    Action, ClaimTemplate, Effect, Input, NewVolume, Order, OrderState, Record, RecordKey, Requests,
+};
 use crate::names::{Key, NodeName, OrderId, Uid};
 use crate::policy::Policy;
 
@@ -53,6 +57,8 @@ pub(crate) struct Faults {
     pub failing_removals: (u32, &'static str),
     /// No claim can be made: the namespace is being deleted.
     pub claims_refused: bool,
+    /// No holder gets its volume mounted.
+    pub nothing_mounts: bool,
 }
 
 pub(crate) struct World {
@@ -77,6 +83,8 @@ pub(crate) struct World {
     /// Changes of start fields on their way, in order, each with the rounds that it still takes.
     late: VecDeque<(u32, Action)>,
     copies: BTreeMap<OrderId, (NodeName, Order)>,
+    /// What claims of ours ask, by their names.
+    templates: BTreeMap<String, ClaimTemplate>,
     order_ids: BTreeSet<OrderId>,
     next_uid: u32,
 }
@@ -124,6 +132,7 @@ impl World {
             inbox: Vec::new(),
             late: VecDeque::new(),
             copies: BTreeMap::new(),
+            templates: BTreeMap::new(),
             order_ids: BTreeSet::new(),
             next_uid: 0,
         };
@@ -133,7 +142,10 @@ impl World {
             ..Default::default()
         };
         world.fleet.classes.insert("local-path".into(), class);
-        world.fleet.classes.insert("nfs".into(), StorageClass::default());
+        for (class, driver) in [("nfs", "nfs.csi.k8s.io"), ("ceph", "rbd.csi.ceph.com")] {
+            let class_of = StorageClass { provisioner: driver.into(), ..StorageClass::default() };
+            world.fleet.classes.insert(class.into(), class_of);
+        }
         for name in ["n1", "n2", "n3"] {
             world.add_node(name);
         }
@@ -195,6 +207,7 @@ impl World {
         for (name, spec) in &mut self.requests.evacuations {
             spec.complete = self.evacuation_store.get(name).is_some_and(|record| record.complete);
         }
+        self.provisioners();
         self.agents();
         self.kubevirt();
         self.check();
@@ -205,6 +218,7 @@ impl World {
         for _ in 0..rounds {
             self.now += Duration::from_secs(1);
             self.late_changes();
+            self.provisioners();
             self.agents();
             self.kubevirt();
             self.check();
@@ -310,6 +324,10 @@ impl World {
             Action::RetainVolume { volume } => {
                 self.fleet.volumes.get_mut(volume).ok_or("no volume")?.retained = true;
             }
+            Action::Stage(staging) => self.stage(staging),
+            Action::Unstage { name, claim_uid, discarded } => {
+                return self.unstage(name, claim_uid.as_ref(), discarded.as_ref());
+            }
             Action::CreateLock { volume, claim, template } => {
                 self.create_volume(&NewVolume {
                     name: volume.clone(),
@@ -357,6 +375,9 @@ impl World {
             }
             Action::DeleteClaim { claim, uid } => return self.delete_claim(claim, uid),
             Action::PrebindVolume { volume, claim } => {
+                if self.is_staged(&place(EVERYWHERE, &format!("{CSI}{volume}"))) {
+                    return Err("a claim of ours is bound to it".into());
+                }
                 let volume = self.fleet.volumes.get_mut(volume).ok_or("no volume")?;
                 volume.claim = Some(ClaimRef { key: claim.clone(), uid: None });
                 volume.phase = "Available".into();
@@ -429,16 +450,7 @@ impl World {
                 {
                     let generation = self.content.get(&place(&source_node.0, source_path)).copied();
                     let generation = generation.expect("the source is there");
-                    let shared = target_path.starts_with(SHARED_ROOT);
-                    let at = if shared { EVERYWHERE } else { &node.0 };
-                    self.content.insert(place(at, target_path), generation);
-                    self.report_usage(&node, target_path);
-                    OrderState::Done {
-                        root_hash: [1; 32],
-                        total_bytes: 1,
-                        sent_bytes: 1,
-                        elapsed: Duration::from_secs(1),
-                    }
+                    self.copied(&node, target_path, generation)
                 }
                 Order::Pull { .. } => {
                     self.faults.failing_copies -= 1;
@@ -460,6 +472,25 @@ impl World {
                 _ => NOTHING_COPIED,
             };
             self.inbox.push(Input::Progress { node, order, state });
+        }
+    }
+
+    fn copied(&mut self, node: &NodeName, path: &str, generation: u64) -> OrderState {
+        let at = if path.starts_with(PODS) {
+            let Some(place) = self.mounted(&node.0, path) else {
+                return OrderState::Failed { reason: "NotMounted".into(), message: "no holder runs".into() };
+            };
+            place
+        } else {
+            self.report_usage(node, path);
+            place(if path.starts_with(SHARED_ROOT) { EVERYWHERE } else { &node.0 }, path)
+        };
+        self.content.insert(at, generation);
+        OrderState::Done {
+            root_hash: [1; 32],
+            total_bytes: 1,
+            sent_bytes: 1,
+            elapsed: Duration::from_secs(1),
         }
     }
 
@@ -501,17 +532,18 @@ impl World {
 
     /// A guest that runs: what it reads must be what it wrote last, on all disks, and these all old or all new.
     fn write(&mut self, vm: &Key, places: &[Place]) {
-        let generation = self.generations.entry(vm.clone()).or_default();
+        let generation = self.generations.get(vm).copied().unwrap_or_default();
         let places: Vec<String> = places.iter().map(|(node, path)| place_of(node.as_deref(), path)).collect();
         let new = places.iter().filter(|place| place.contains("/smst-")).count();
         assert!(new == 0 || new == places.len(), "{vm} runs on a mix: {places:?}");
         for place in &places {
             let found = self.content.get(place).copied();
-            assert_eq!(found, Some(*generation), "{place} is blank, old or of another disk's age");
+            assert_eq!(found, Some(generation), "{place} is blank, old or of another disk's age");
+            assert!(!self.is_staged(place), "{place} is written while an agent may write to it");
         }
-        *generation += 1;
+        self.generations.insert(vm.clone(), generation + 1);
         for place in places {
-            self.content.insert(place, *generation);
+            self.content.insert(place, generation + 1);
         }
     }
 
@@ -577,6 +609,9 @@ type Place = (Option<String>, String);
 /// `None` where a guest cannot reach it from anywhere: a lock.
 fn place_of_volume(volume: &Volume) -> Option<Place> {
     let node = volume.node_affinity.as_ref().map(|affinity| affinity.terms[0][0].values[0].clone());
+    if let VolumeSource::Csi { handle, .. } = &volume.source {
+        return Some((node, format!("{CSI}{handle}")));
+    }
     let path = volume.source.path()?.to_owned();
     (node.is_some() || path.starts_with(SHARED_ROOT)).then_some((node, path))
 }

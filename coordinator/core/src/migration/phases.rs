@@ -2,11 +2,13 @@
 
 use super::claims::{self, To, point_all};
 use super::copies::Copies;
+use super::staging::{self, Step};
 use super::{Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
 use crate::BootTime;
 use crate::fleet::{Instance, RunStrategy, SavedStart, Vm};
 use crate::io::Action;
-use crate::names::{Key, NodeName};
+use crate::locality;
+use crate::names::{Key, NodeName, VolumeName};
 
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ const STOP_WAIT_MAX: Duration = Duration::from_mins(5);
 const START_WAIT_MAX: Duration = Duration::from_mins(5);
 /// From the start until a guest must be as it was: its start, and as long again for its agent and its addresses.
 const GUEST_WAIT_MAX: Duration = Duration::from_mins(10);
+/// From the claim until its volume is made, attached and mounted: cloud disks take a minute or two.
+const STAGE_WAIT_MAX: Duration = Duration::from_mins(5);
 /// The binder works within seconds; a swap that takes longer is stuck, and the old volumes are at hand.
 const SWAP_WAIT_MAX: Duration = Duration::from_mins(2);
 /// An operator that makes a deleted VM anew does so within its loop, a fraction of this.
@@ -50,8 +54,8 @@ pub(super) struct Moment<'a> {
 pub(super) enum Next {
     /// These are still missing; with none, only time or other people's work is.
     Need(Vec<Action>),
-    /// Copies are missing.
-    Copy { final_: bool },
+    /// Copies are missing, and what must be there so that they can be made.
+    Copy { final_: bool, hold: Vec<Action> },
     /// Take orders back.
     DropCopies,
     /// Go on, with what was learnt.
@@ -67,6 +71,10 @@ pub(super) enum Next {
 pub(super) enum Learnt {
     /// The owner's start field, before it is changed.
     Stopped(crate::fleet::Owner, SavedStart),
+    /// Volumes that provisioners have made, with the one node of each, by the disks' places.
+    Made(Vec<(usize, VolumeName, Option<NodeName>)>),
+    /// Volumes that provisioners have made and that nobody has a use for any more.
+    LeftOver(Vec<VolumeName>),
     /// Results of the final copy, in the order of the disks.
     Copied(Vec<super::Copied>),
     /// Answers to checks.
@@ -116,34 +124,72 @@ impl Moment<'_> {
     }
 
     fn provisioning(&self) -> Next {
-        let mut needs = Vec::new();
-        for disk in &self.record.disks {
-            match self.ctx.fleet.volumes.get(&disk.new.name) {
-                None => needs.push(Action::CreateVolume(disk.new.clone())),
-                Some(volume) if !volume.retained => {
-                    needs.push(Action::RetainVolume { volume: disk.new.name.clone() });
-                }
-                Some(_) => {}
+        let (mut needs, mut waits, mut made) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, disk) in self.record.disks.iter().enumerate() {
+            let step = match &disk.staging {
+                None => self.make(disk),
+                Some(name) => match staging::prepare(self.record, disk, name, self.ctx.fleet) {
+                    Ok(step) => step,
+                    Err(refusal) => return Next::Undo(refusal),
+                },
+            };
+            match step {
+                Step::Act(action) => needs.push(action),
+                Step::Wait(what) => waits.push(what),
+                Step::Ready(name) if disk.staging.is_some() => made.push((place, name)),
+                Step::Ready(_) => {}
             }
             if self.ctx.fleet.volumes.get(&disk.old).is_some_and(|volume| !volume.retained) {
                 needs.push(Action::RetainVolume { volume: disk.old.clone() });
             }
         }
-        if !needs.is_empty() {
-            return Next::Need(needs);
+        if needs.is_empty() && waits.is_empty() {
+            return self.provisioned(made);
         }
+        let staged = self.record.disks.iter().any(|disk| disk.staging.is_some());
+        if staged && self.now.saturating_sub(self.entered) > STAGE_WAIT_MAX {
+            let message = format!("not within {} s: {}", STAGE_WAIT_MAX.as_secs(), waits.join("; "));
+            return Next::Undo(Refusal::new("VolumeNotMade", message));
+        }
+        Next::Need(needs)
+    }
+
+    /// A volume of ours below a storage root.
+    fn make(&self, disk: &DiskMove) -> Step {
+        match self.ctx.fleet.volumes.get(&disk.new.name) {
+            None => Step::Act(Action::CreateVolume(disk.new.clone())),
+            Some(volume) if !volume.retained => {
+                Step::Act(Action::RetainVolume { volume: disk.new.name.clone() })
+            }
+            Some(_) => Step::Ready(disk.new.name.clone()),
+        }
+    }
+
+    fn provisioned(&self, made: Vec<(usize, VolumeName)>) -> Next {
         let runs = self.vm().is_some_and(|(_, vm)| vm.instance.is_some());
-        if runs || self.spec.pre_copy_only {
+        let next = if runs || self.spec.pre_copy_only {
             Next::Enter(Phase::PreCopying, vec![])
         } else {
             self.to_stopping()
-        }
+        };
+        let Next::Enter(phase, mut learnt) = next else { return next };
+        let node = |name: &VolumeName| {
+            let volume = self.ctx.fleet.volumes.get(name)?;
+            locality::pinned_node(self.ctx.fleet, volume)
+        };
+        let made = made.into_iter().map(|(place, name)| (place, name.clone(), node(&name)));
+        learnt.push(Learnt::Made(made.collect()));
+        Next::Enter(phase, learnt)
+    }
+
+    fn copy(&self, final_: bool) -> Next {
+        Next::Copy { final_, hold: staging::hold_again(self.record, self.ctx.fleet) }
     }
 
     fn pre_copying(&mut self) -> Next {
         match self.copies.outcome(self.now, &self.record.disks) {
             Err(refusal) => Next::Undo(refusal),
-            Ok(None) => Next::Copy { final_: false },
+            Ok(None) => self.copy(false),
             Ok(Some(_)) if !self.spec.pre_copy_only => self.to_stopping(),
             Ok(Some(_)) => {
                 self.copies.freshen(self.now);
@@ -205,7 +251,7 @@ impl Moment<'_> {
         }
         match self.copies.outcome(self.now, &self.record.disks) {
             Err(refusal) => Next::Undo(refusal),
-            Ok(None) => Next::Copy { final_: true },
+            Ok(None) => self.copy(true),
             Ok(Some(copied)) => Next::Enter(Phase::Verifying, vec![Learnt::Copied(copied)]),
         }
     }
@@ -243,7 +289,12 @@ impl Moment<'_> {
     }
 
     fn swapping(&self) -> Next {
-        match point_all(self.record, To::New, self.ctx) {
+        // The copies are whole: nothing is to be written to them any more before the VM does.
+        let pointed = match staging::let_go(&self.record.disks, self.ctx.fleet) {
+            Some(actions) => Ok(Some(actions)),
+            None => point_all(self.record, To::New, self.ctx),
+        };
+        match pointed {
             Ok(None) => Next::Enter(Phase::Starting, vec![]),
             Ok(Some(_)) if self.now.saturating_sub(self.entered) > SWAP_WAIT_MAX => {
                 let message = format!("the claims were not bound within {} s", SWAP_WAIT_MAX.as_secs());
@@ -376,7 +427,8 @@ impl Moment<'_> {
             return self.stop_again();
         }
         if self.is_given_up() {
-            let needs = claims::leftovers(disks, self.ctx);
+            let mut needs = claims::leftovers(disks, self.ctx);
+            needs.extend(staging::discard(disks, self.ctx.fleet).into_iter().flatten());
             let old: Vec<&str> = disks.iter().map(|disk| disk.old.as_str()).collect();
             let (reason, what) = match &self.spec.vm {
                 Some(_) => ("VmGone", "VM and claims were deleted"),
@@ -395,11 +447,15 @@ impl Moment<'_> {
             needs.extend(claims::given_back(disks, self.ctx));
         }
         needs.extend(self.restore());
+        needs.extend(staging::discard(disks, self.ctx.fleet).into_iter().flatten());
         if !needs.is_empty() {
             return Next::Need(needs);
         }
         let cancelled = self.record.reason.as_deref() == Some("Cancelled");
-        Next::Enter(if cancelled { Phase::Cancelled } else { Phase::RolledBack }, vec![])
+        let left = staging::left_over(disks, self.ctx.fleet);
+        let learnt = (!left.is_empty()).then_some(Learnt::LeftOver(left));
+        let phase = if cancelled { Phase::Cancelled } else { Phase::RolledBack };
+        Next::Enter(phase, learnt.into_iter().collect())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::claims::reserved;
-use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal};
+use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal, staging};
 use crate::decision::Locality;
 use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode};
 use crate::io::{ClaimTemplate, NewVolume};
@@ -234,10 +234,18 @@ fn data_volume_is_filled(claim_key: &Key, claim: &Claim, ctx: &Context<'_>) -> R
     Err(Refusal::not_yet("DataVolumeImporting", message))
 }
 
-/// Where the copies land: one root of one node takes all disks of the subject.
+/// Where the copies land: all disks of the subject on one node.
 struct Target {
     node: NodeName,
-    root: StorageRoot,
+    class: String,
+    /// The root that takes them; `None` where the class's own provisioner makes the volumes.
+    root: Option<StorageRoot>,
+}
+
+impl Target {
+    fn below(node: &NodeName, root: &StorageRoot) -> Self {
+        Self { node: node.clone(), class: root.class.clone(), root: Some(root.clone()) }
+    }
 }
 
 fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>) -> Result<Target, Refusal> {
@@ -246,43 +254,56 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
             let class = one_class(sources)?;
             let report = usable_report(node, ctx)?;
             let fits = |root: &&StorageRoot| root.class == class && !root.shared && root.takes_copies();
-            let root = report.roots.iter().find(fits).ok_or_else(|| {
-                Refusal::new(
+            match report.roots.iter().find(fits) {
+                Some(root) => Ok(Target::below(node, root)),
+                None if staging::can_hold(ctx.fleet, node, &class) => {
+                    Ok(Target { node: node.clone(), class, root: None })
+                }
+                None => Err(Refusal::new(
                     "ClassNotOnNode",
                     format!(
                         "the agent of node {node} has no storage root of class {class} that takes copies"
                     ),
-                )
-            })?;
-            Ok(Target { node: node.clone(), root: root.clone() })
+                )),
+            }
         }
         Destination::Class(class) => {
             if !ctx.fleet.classes.contains_key(class) {
                 return Err(Refusal::new(CLASS_NOT_FOUND, format!("there is no StorageClass {class}")));
             }
-            let on_source = |node: &NodeName| sources.iter().any(|source| source.node == *node);
-            ctx.usable
-                .iter()
-                .filter_map(|node| ctx.fleet.reports.get(node).map(|report| (node, report)))
-                .flat_map(|(node, report)| report.roots.iter().map(move |root| (node, root)))
-                .filter(|(node, root)| {
-                    root.class == *class
-                        && !root.read_only
-                        && root.takes_copies()
-                        && (root.shared || !on_source(node))
-                })
-                // Away from the source first: its disk may be why we move. Then most room; then by name.
-                .max_by_key(|(node, root)| {
-                    (!on_source(node), root.available_bytes, std::cmp::Reverse((*node).clone()))
-                })
-                .map(|(node, root)| Target { node: node.clone(), root: root.clone() })
-                .ok_or_else(|| {
-                    let message =
-                        format!("no healthy node's agent has a writable storage root of class {class} that takes copies");
-                    Refusal::new("ClassNotReachable", message)
-                })
+            target_of_class(class, sources, ctx)
         }
     }
+}
+
+/// Away from the source first: its disk may be why we move. A root of the class is written without anybody's help; else its
+/// provisioner is asked.
+fn target_of_class(class: &str, sources: &[Source<'_>], ctx: &Context<'_>) -> Result<Target, Refusal> {
+    let on_source = |node: &NodeName| sources.iter().any(|source| source.node == *node);
+    let below_root = ctx
+        .usable
+        .iter()
+        .filter_map(|node| ctx.fleet.reports.get(node).map(|report| (node, report)))
+        .flat_map(|(node, report)| report.roots.iter().map(move |root| (node, root)))
+        .filter(|(node, root)| {
+            root.class == class && !root.read_only && root.takes_copies() && (root.shared || !on_source(node))
+        })
+        .max_by_key(|(node, root)| {
+            (!on_source(node), root.available_bytes, std::cmp::Reverse((*node).clone()))
+        });
+    if let Some((node, root)) = below_root {
+        return Ok(Target::below(node, root));
+    }
+    let held = ctx.usable.iter().filter(|node| staging::can_hold(ctx.fleet, node, class));
+    let held = held.max_by_key(|node| (!on_source(node), std::cmp::Reverse((*node).clone())));
+    if let Some(node) = held {
+        return Ok(Target { node: node.clone(), class: class.to_owned(), root: None });
+    }
+    let message = format!(
+        "no healthy node's agent has a writable storage root of class {class} that takes copies, nor may any write to what \
+         kubelets mount (component movers of Somersault's deploy/)"
+    );
+    Err(Refusal::new("ClassNotReachable", message))
 }
 
 fn one_class(sources: &[Source<'_>]) -> Result<String, Refusal> {
@@ -340,10 +361,11 @@ fn disk_move(
         return Err(Refusal::not_yet("SourceNotUsable", message));
     }
     let name = volume_name(migration, uid, &source);
+    let root = target.root.as_ref();
     let new = NewVolume {
-        class: target.root.class.clone(),
-        node: (!target.root.shared).then(|| target.node.clone()),
-        path: format!("{}/{name}", target.root.path.trim_end_matches('/')),
+        class: target.class.clone(),
+        node: root.filter(|root| !root.shared).map(|_| target.node.clone()),
+        path: root.map_or_else(String::new, |root| format!("{}/{name}", root.path.trim_end_matches('/'))),
         capacity_bytes: source.volume.capacity_bytes.max(source.claim.requested_bytes),
         access_modes: source.volume.access_modes.clone(),
         mode: source.volume.mode,
@@ -358,6 +380,7 @@ fn disk_move(
         source_node: source.node,
         source_path: source.path,
         target_node: target.node.clone(),
+        staging: root.is_none().then(|| new.name.0.clone()),
         new,
         copied: None,
         old_volume: OldVolume::Kept,

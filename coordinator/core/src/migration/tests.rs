@@ -2,6 +2,7 @@
 
 mod refused;
 mod removed;
+mod staged;
 mod started;
 
 use std::time::Duration;
@@ -428,13 +429,13 @@ proptest! {
     /// Leaders change, copies fail, people start the VM and cancel, all at any time: it ends whole.
     #[test]
     fn ends_whole_whatever_happens(
-        events in prop::collection::vec((0usize..12, 0u8..8), 0..12),
-        to_class: bool,
+        events in prop::collection::vec((0usize..12, 0u8..9), 0..12),
+        to_class in prop::option::of(prop::sample::select(vec!["nfs", "ceph"])),
         recreates: bool,
     ) {
         let mut world = asked();
-        if to_class {
-            world.ask("m", super::model::to_class("vm", "nfs"));
+        if let Some(class) = to_class {
+            world.ask("m", super::model::to_class("vm", class));
         }
         world.faults.wukong_recreates = recreates;
         for (rounds, event) in events {
@@ -447,6 +448,7 @@ proptest! {
                 4 => world.list_again(),
                 5 => Start::Unseen.happen(&mut world),
                 6 => Start::UnderNoLeader.happen(&mut world),
+                7 => world.lose_holders(),
                 _ => Start::FoundByTheNext.happen(&mut world),
             }
         }

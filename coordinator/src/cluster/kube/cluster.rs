@@ -58,9 +58,10 @@ impl Kube {
             tokio::spawn(watch_kind(clients.watches.clone(), kind, told.clone()));
         }
         let outlets = Outlets { snapshots, synced, policy };
+        let own = namespace.clone();
         std::thread::Builder::new()
             .name("cluster-join".to_owned())
-            .spawn(move || collect::run(heard, &outlets))
+            .spawn(move || collect::run(heard, &own, &outlets))
             .map_err(ConnectError::Thread)?;
         Ok(Self {
             client: clients.calls.clone(),

@@ -51,9 +51,9 @@ pub(super) struct Outlets {
     pub policy: watch::Sender<StoredPolicy>,
 }
 
-/// Joins until the watches are gone.
-pub(super) fn run(mut told: mpsc::Receiver<Told>, outlets: &Outlets) {
-    let mut collector = Collector::default();
+/// Joins until the watches are gone. `namespace` is our own.
+pub(super) fn run(mut told: mpsc::Receiver<Told>, namespace: &str, outlets: &Outlets) {
+    let mut collector = Collector::new(namespace);
     let (mut joined_at, mut gap) = (Instant::now(), Duration::ZERO);
     while let Some(first) = told.blocking_recv() {
         collector.take(first);
@@ -98,10 +98,10 @@ struct Collector {
     renewals_changed: bool,
 }
 
-impl Default for Collector {
-    fn default() -> Self {
+impl Collector {
+    fn new(namespace: &str) -> Self {
         Self {
-            inventory: Inventory::default(),
+            inventory: Inventory::of_coordinator(namespace),
             prints: HashMap::new(),
             renewals: BTreeMap::new(),
             policy: StoredPolicy::Absent,
@@ -111,9 +111,7 @@ impl Default for Collector {
             renewals_changed: false,
         }
     }
-}
 
-impl Collector {
     fn take(&mut self, told: Told) {
         match told {
             Told::Begin(watch) => {
@@ -262,7 +260,7 @@ mod tests {
                 synced: watch::channel(false).0,
                 policy: watch::channel(StoredPolicy::Unread).0,
             };
-            Self { collector: Collector::default(), outlets }
+            Self { collector: Collector::new("somersault-system"), outlets }
         }
 
         fn read() -> Self {
@@ -284,6 +282,60 @@ mod tests {
         fn nodes(&self) -> Vec<String> {
             self.snapshot().fleet.nodes.keys().map(ToString::to_string).collect()
         }
+    }
+
+    /// A claim of ours and its pod, as the API server has them, come together; somebody else's with the same label do not.
+    #[test]
+    fn what_provisioners_make_for_us_is_apart_from_everything_else() {
+        let object = |kind: &str, namespace: &str| {
+            let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": {
+                "name": "smst-1", "namespace": namespace, "uid": format!("uid-{kind}"),
+                "labels": {"somersault.novasphere.dev/staging": "true"},
+            }});
+            if kind == "Pod" {
+                object["spec"] = json!({"nodeName": "n1", "containers": [{"name": "hold"}],
+                    "volumes": [{"name": "held", "persistentVolumeClaim": {"claimName": "smst-1"}}]});
+                object["status"] = json!({"phase": "Running", "conditions": [
+                    {"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}]});
+            } else {
+                object["spec"] = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "ceph",
+                    "resources": {"requests": {"storage": "1Gi"}}, "volumeName": "pvc-1"});
+                object["status"] = json!({"phase": "Bound"});
+            }
+            object
+        };
+        let others = WATCHED.iter().find(|kind| kind.watch == OTHERS).expect("watched");
+        let mut bench = Bench::read();
+        for namespace in ["somersault-system", "shop"] {
+            let pod = others.kept(object("Pod", namespace)).expect("it uses a claim");
+            let claim = object("PersistentVolumeClaim", namespace);
+            bench.tell([Told::Is(OTHERS, pod), Told::Is("PersistentVolumeClaim", claim)]);
+        }
+        let snapshot = bench.snapshot();
+        assert_eq!(snapshot.problems, []);
+        let fleet = &snapshot.fleet;
+        let keys = |claims: &mut dyn Iterator<Item = &somersault_coordinator_core::names::Key>| {
+            claims.map(|key| key.namespace.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&mut fleet.claims.keys()), ["shop"]);
+        assert_eq!(keys(&mut fleet.claims_used_by_others.keys()), ["shop"]);
+        assert_eq!(fleet.staged.keys().collect::<Vec<_>>(), ["smst-1"]);
+        let staged = &fleet.staged["smst-1"];
+        let claim = staged.claim.as_ref().expect("a claim");
+        assert_eq!(
+            (claim.uid.0.as_str(), claim.volume.as_ref().map(|name| name.0.as_str())),
+            ("uid-PersistentVolumeClaim", Some("pvc-1"))
+        );
+        let holder = staged.holder.as_ref().expect("a pod");
+        assert_eq!((holder.uid.0.as_str(), holder.running, holder.deleting), ("uid-Pod", true, false));
+        assert_eq!(holder.node.as_ref().map(|node| node.0.as_str()), Some("n1"));
+
+        let mut going = object("Pod", "somersault-system");
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        bench.tell([Told::Is(OTHERS, others.kept(going).expect("kept"))]);
+        assert!(
+            bench.snapshot().fleet.staged["smst-1"].holder.as_ref().is_some_and(|holder| holder.deleting)
+        );
     }
 
     #[test]

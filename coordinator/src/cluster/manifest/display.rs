@@ -102,6 +102,7 @@ fn add_report(
         address: report.address.clone(),
         version: report.agent_version.clone(),
         certificate_not_after: report.certificate_until_s.and_then(time_of_second),
+        pods: report.pods.clone(),
     });
     status.host = Some(node_health::HostInfo {
         cpu_ratio: rounded(report.host.cpu_ratio),

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use somersault_coordinator_core::fleet::{Attachment, Claim, Fleet, Node, Volume};
+use somersault_coordinator_core::fleet::{Attachment, Claim, Fleet, Holder, Node, StagedClaim, Volume};
 use somersault_coordinator_core::names::{BootId, Key, NodeName, VolumeName};
 use somersault_crd as crd;
 
@@ -23,7 +23,7 @@ use super::convert::{self, FieldError};
 use super::kubevirt::{
     DataVolume, InstanceMigration, VirtualMachine, VirtualMachineInstance, VolumeSnapshot, Wukong,
 };
-use super::pod::{VmPod, claims_of};
+use super::pod::{self, STAGING_LABEL, VmPod, claims_of};
 use super::{ObjectId, disks, requests, vm};
 use crate::cluster::{Problem, Snapshot};
 
@@ -33,6 +33,8 @@ const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Objects of a cluster.
 #[derive(Debug, Default)]
 pub struct Inventory {
+    /// The coordinator's; empty where nobody coordinates.
+    own_namespace: String,
     nodes: BTreeMap<NodeName, Node>,
     volumes: BTreeMap<VolumeName, Volume>,
     claims: BTreeMap<Key, Claim>,
@@ -42,6 +44,8 @@ pub struct Inventory {
     pub(super) pods: BTreeMap<Key, VmPod>,
     /// Of all other pods that use claims, the names of those.
     pub(super) claims_of_other_pods: BTreeMap<Key, Box<[String]>>,
+    /// Pods of ours that hold a claim mounted.
+    holders: BTreeMap<Key, Holder>,
     pub(super) leases: BTreeMap<NodeName, Placed<Lease>>,
     pub(super) vms: BTreeMap<Key, Placed<VirtualMachine>>,
     pub(super) instances: BTreeMap<Key, Placed<VirtualMachineInstance>>,
@@ -94,6 +98,11 @@ impl<T> Placed<T> {
 }
 
 impl Inventory {
+    /// Of the coordinator in this namespace.
+    pub fn of_coordinator(own_namespace: &str) -> Self {
+        Self { own_namespace: own_namespace.to_owned(), ..Self::default() }
+    }
+
     /// Adds an object; `file` and `document` say where problems are. Kinds that we do not know are left alone.
     pub fn add(&mut self, file: &str, document: usize, id: &ObjectId, value: &Value) {
         let place = Place { file: file.to_owned(), document, id: id.clone() };
@@ -148,6 +157,7 @@ impl Inventory {
             "Pod" => {
                 self.pods.remove(&id.key());
                 self.claims_of_other_pods.remove(&id.key());
+                self.holders.remove(&id.key());
             }
             "Lease" => drop(self.leases.remove(&name)),
             "VirtualMachine" => drop(self.vms.remove(&id.key())),
@@ -169,6 +179,9 @@ impl Inventory {
 
     fn add_pod(&mut self, key: Key, place: &Place, value: &Value) -> Result<(), Problem> {
         let object: core::Pod = typed(value).map_err(|e| place.problem(&e))?;
+        if let Some(holder) = pod::holder(&object) {
+            self.holders.insert(key.clone(), holder);
+        }
         if let Some(pod) = VmPod::of(&object) {
             self.pods.insert(key, pod);
         } else {
@@ -213,6 +226,7 @@ impl Inventory {
             live.map(|(key, placed)| (key.clone(), vm::live_migration(&placed.object))).collect();
         fleet.agents_seen = self.node_healths.iter().filter_map(agent_seen).collect();
         vm::join(self, &mut fleet, &mut problems);
+        self.take_staged(&mut fleet);
         let requests = requests::read(self, &mut problems);
         let windows = requests::windows(self);
         let renewals = self.leases.iter().filter_map(|(name, lease)| {
@@ -228,6 +242,24 @@ impl Inventory {
             generations,
             ours: self.ours.clone(),
             problems,
+        }
+    }
+
+    /// What provisioners make for us: claims and pods with our label in our own namespace. They are nobody's disks, and
+    /// appear nowhere else.
+    fn take_staged(&self, fleet: &mut Fleet) {
+        let ours = |key: &Key| key.namespace == self.own_namespace;
+        let claims =
+            self.claims.iter().filter(|(key, claim)| ours(key) && claim.labels.contains_key(STAGING_LABEL));
+        for (key, claim) in claims {
+            fleet.claims.remove(key);
+            fleet.claims_used_by_others.remove(key);
+            let staged = fleet.staged.entry(key.name.clone()).or_default();
+            let (uid, volume) = (claim.uid.clone(), claim.volume.clone());
+            staged.claim = Some(StagedClaim { uid, volume, deleting: claim.deleting });
+        }
+        for (key, holder) in self.holders.iter().filter(|(key, _)| ours(key)) {
+            fleet.staged.entry(key.name.clone()).or_default().holder = Some(holder.clone());
         }
     }
 

@@ -145,9 +145,26 @@ pub(super) fn claims_of(pod: &core::Pod) -> impl Iterator<Item = String> {
     })
 }
 
+/// Label of claims and pods of ours by which a provisioner makes a volume for a migration.
+pub const STAGING_LABEL: &str = "somersault.novasphere.dev/staging";
+
+/// A pod of ours that holds a claim mounted; `None` for any other.
+pub(super) fn holder(pod: &core::Pod) -> Option<fleet::Holder> {
+    pod.metadata.labels.as_ref()?.get(STAGING_LABEL)?;
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref());
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    Some(fleet::Holder {
+        uid: uid_of(&pod.metadata),
+        node: node_name(pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())),
+        running: conditions.iter().any(|is| is.type_ == "Ready" && is.status == "True"),
+        deleting: pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed")),
+    })
+}
+
 /// What is left of a pod that is no VM's: its name and the claims that it uses; `None` where it uses none. A pod's
 /// volumes never change, and where it runs or whether it has ended is nothing to us: as long as it is there,
-/// Kubernetes keeps its claims from being deleted.
+/// Kubernetes keeps its claims from being deleted. Of one of our holders it matters.
 pub fn claims_alone(pod: &Value) -> Option<Value> {
     let volumes = pod["spec"]["volumes"].as_array()?;
     let of_claims = volumes.iter().filter_map(|volume| {
@@ -162,12 +179,25 @@ pub fn claims_alone(pod: &Value) -> Option<Value> {
         return None;
     }
     let metadata = &pod["metadata"];
-    Some(json!({
+    let mut kept = json!({
         "apiVersion": pod["apiVersion"],
         "kind": pod["kind"],
         "metadata": { "namespace": metadata["namespace"], "name": metadata["name"] },
         "spec": { "containers": [], "volumes": of_claims },
-    }))
+    });
+    if metadata["labels"][STAGING_LABEL].is_string() {
+        for field in ["uid", "labels", "deletionTimestamp"] {
+            kept["metadata"][field] = metadata[field].clone();
+        }
+        kept["spec"]["nodeName"] = pod["spec"]["nodeName"].clone();
+        let ready = |condition: &&Value| condition["type"] == "Ready";
+        let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        kept["status"] = json!({
+            "phase": pod["status"]["phase"],
+            "conditions": conditions.filter(ready).map(|is| json!({ "type": is["type"], "status": is["status"] })).collect::<Vec<_>>(),
+        });
+    }
+    Some(kept)
 }
 
 #[cfg(test)]

@@ -199,6 +199,7 @@ fn disk_status(disk: &DiskMove) -> Result<vmig::DiskMove, FieldError> {
             mode: same_name(disk.new.mode, "status.disks.newVolume.mode")?,
             claim: object_key(&disk.new.claim),
         },
+        staging: disk.staging.clone(),
         target_node: disk.target_node.0.clone(),
         old_volume_state: same_name(disk.old_volume, "status.disks.oldVolumeState")?,
         copied: disk.copied.as_ref().map(|copied| vmig::Copied {
@@ -235,6 +236,7 @@ fn disk_record(disk: &vmig::DiskMove) -> Result<DiskMove, FieldError> {
             mode: same_name(disk.new_volume.mode, "status.disks.newVolume.mode")?,
             claim: key_of(&disk.new_volume.claim),
         },
+        staging: disk.staging.clone(),
         target_node: NodeName(disk.target_node.clone()),
         old_volume: same_name(disk.old_volume_state, "status.disks.oldVolumeState")?,
         copied: disk.copied.as_ref().map(|copied| Copied {

@@ -210,6 +210,7 @@ impl Agent {
         };
         v1::Report {
             roots: vec![root],
+            pods: String::new(),
             volumes: Vec::new(),
             disks: vec![disk("nvme0n1"), disk("nvme1n1")],
             host: Some(v1::Host {

@@ -20,7 +20,10 @@ pub async fn of_records(bed: &Bed) -> Result<()> {
     .await?;
     let refused = bed.patch_status("NodeHealth", NODE, forged()).await.err().context("it was not refused")?;
     let said = format!("{refused:#}");
-    ensure!(said.contains("the status of nodehealths is the record of the coordinator of Somersault"), "{said}");
+    ensure!(
+        said.contains("the status of nodehealths is the record of the coordinator of Somersault"),
+        "{said}"
+    );
     ensure!(bed.get("NodeHealth", NODE).await?["status"]["fence"] == before["fence"], "it was written");
 
     // What people and the coordinator write passes.

@@ -43,6 +43,7 @@ pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
         source_path: "/var/lib/volumes/pv-web".into(),
         new: new_volume("pv-new", "web-root"),
         target_node: "n3".into(),
+        staging: None,
         old_volume: OldVolume::Kept,
         copied: Some(Copied { root_hash: "ab".into(), total_bytes: 3, sent_bytes: 2, elapsed_ms: 1 }),
     };

@@ -44,6 +44,7 @@ fn node(state: NodeState, message: &str, load: f64) -> NodeView {
     };
     let usage = Usage { allocated_bytes: 5, apparent_bytes: 9, inodes: 2, ..Usage::default() };
     let report = NodeReport {
+        pods: Some("/var/lib/kubelet/pods".into()),
         address: "10.9.0.1:7443".into(),
         agent_version: "0.1.0".into(),
         roots: vec![root],

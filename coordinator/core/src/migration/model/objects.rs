@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::staged::PODS;
 use super::{HOSTNAME, ROOT, SHARED_ROOT, World, key, place};
 use crate::fleet::{
     Claim, ClaimRef, ClaimUse, Disk, DiskImage, DiskSource, Node, NodeReport, NodeSelector, Owner,
@@ -40,7 +41,8 @@ impl World {
             disk: None,
             ..root.clone()
         };
-        let report = NodeReport { roots: vec![root, shared], ..NodeReport::default() };
+        let pods = Some(PODS.into());
+        let report = NodeReport { pods, roots: vec![root, shared], ..NodeReport::default() };
         self.fleet.reports.insert(name.into(), report);
         self.usable.insert(name.into());
     }

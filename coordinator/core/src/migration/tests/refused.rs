@@ -60,7 +60,8 @@ fn refuses_with_a_reason_and_touches_nothing() {
         }),
         ("TargetNotReported", |world| unseen(world, "n3")),
         ("ClassNotOnNode", |world| {
-            world.fleet.reports.get_mut(&"n3".into()).expect("there").roots[0].depth = 2;
+            let report = world.fleet.reports.get_mut(&"n3".into()).expect("there");
+            (report.pods, report.roots[0].depth) = (None, 2);
         }),
     ];
     for (reason, spoil) in table {

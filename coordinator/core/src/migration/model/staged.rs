@@ -1,0 +1,145 @@
+//! Claims and holders of ours in the model: a CSI provisioner makes a volume in the round after, and a kubelet mounts it in
+//! the round after that. What is deleted is gone a round later, the holder first.
+
+use super::{EVERYWHERE, World, place};
+use crate::fleet::{ClaimRef, Holder, StagedClaim, VolumeMode, VolumeSource};
+use crate::io::{NewVolume, Staging};
+use crate::names::{Key, Uid, VolumeName};
+
+/// Namespace of the coordinator.
+const SYSTEM: &str = "system";
+/// Where the kubelets of the model mount volumes.
+pub(super) const PODS: &str = "/pods";
+/// Where volumes of the CSI driver are, as a place of contents.
+pub(super) const CSI: &str = "/csi/";
+
+impl World {
+    pub(super) fn stage(&mut self, staging: &Staging) {
+        let uid = self.new_uid("staged");
+        let staged = self.fleet.staged.entry(staging.name.clone()).or_default();
+        staged.claim.get_or_insert_with(|| StagedClaim { uid: uid.clone(), volume: None, deleting: false });
+        let node = Some(staging.node.clone());
+        staged.holder.get_or_insert(Holder { uid, node, running: false, deleting: false });
+        self.templates.insert(staging.name.clone(), staging.template.clone());
+    }
+
+    pub(super) fn unstage(
+        &mut self,
+        name: &str,
+        claim_uid: Option<&Uid>,
+        discarded: Option<&VolumeName>,
+    ) -> Result<(), String> {
+        let Some(staged) = self.fleet.staged.get_mut(name) else { return Ok(()) };
+        if let Some(holder) = &mut staged.holder {
+            holder.deleting = true;
+        }
+        let Some(claim) = &mut staged.claim else { return Ok(()) };
+        if Some(&claim.uid) != claim_uid {
+            return Err("another claim".into());
+        }
+        let volume = claim.volume.as_ref().and_then(|name| self.fleet.volumes.get_mut(name));
+        match (discarded, volume) {
+            (Some(_), Some(volume)) => {
+                assert_eq!(volume.claim.as_ref().and_then(|of| of.uid.as_ref()), Some(&claim.uid));
+                volume.retained = false;
+            }
+            (None, Some(volume)) if !volume.retained => return Err("not on Retain".into()),
+            _ => {}
+        }
+        claim.deleting = true;
+        Ok(())
+    }
+
+    /// Every holder is evicted.
+    pub fn lose_holders(&mut self) {
+        for staged in self.fleet.staged.values_mut() {
+            staged.holder = None;
+        }
+    }
+
+    /// One round of provisioner, kubelets and the deletion of what was deleted.
+    pub(super) fn provisioners(&mut self) {
+        for name in self.fleet.staged.keys().cloned().collect::<Vec<_>>() {
+            let mut staged = self.fleet.staged[&name].clone();
+            if let Some(holder) = &mut staged.holder {
+                let bound = staged.claim.as_ref().is_some_and(|claim| claim.volume.is_some());
+                holder.running = bound && !self.faults.nothing_mounts;
+            }
+            match (&mut staged.claim, &staged.holder) {
+                (_, Some(holder)) if holder.deleting => staged.holder = None,
+                (Some(claim), None) if claim.deleting => {
+                    self.claim_goes(claim);
+                    staged.claim = None;
+                }
+                (Some(claim), _) if claim.volume.is_none() && !claim.deleting => {
+                    claim.volume = Some(self.made(&name, claim.uid.clone()));
+                }
+                _ => {}
+            }
+            if staged.claim.is_none() && staged.holder.is_none() {
+                self.fleet.staged.remove(&name);
+            } else {
+                self.fleet.staged.insert(name, staged);
+            }
+        }
+    }
+
+    fn made(&mut self, name: &str, uid: Uid) -> VolumeName {
+        let volume = VolumeName(format!("{name}-made-for-{uid}"));
+        let template = self.templates[name].clone();
+        self.create_volume(&NewVolume {
+            name: volume.clone(),
+            class: template.class,
+            node: None,
+            path: String::new(),
+            capacity_bytes: template.requested_bytes,
+            access_modes: template.access_modes,
+            mode: VolumeMode::Filesystem,
+            claim: Key::new(SYSTEM, name),
+        });
+        let made = self.fleet.volumes.get_mut(&volume).expect("just made");
+        made.source = VolumeSource::Csi { driver: "rbd.csi.ceph.com".into(), handle: volume.0.clone() };
+        made.claim = Some(ClaimRef { key: Key::new(SYSTEM, name), uid: Some(uid) });
+        (made.retained, made.phase) = (false, "Bound".into());
+        volume
+    }
+
+    fn claim_goes(&mut self, claim: &StagedClaim) {
+        let Some(name) = &claim.volume else { return };
+        let Some(volume) = self.fleet.volumes.get_mut(name) else { return };
+        if volume.claim.as_ref().and_then(|of| of.uid.as_ref()) != Some(&claim.uid) {
+            return;
+        }
+        if volume.retained {
+            volume.phase = "Released".into();
+        } else {
+            self.fleet.volumes.remove(name);
+            self.content.remove(&place(EVERYWHERE, &format!("{CSI}{name}")));
+        }
+    }
+
+    /// The path that an agent writes to, as a place of contents: what is mounted for a holder that runs there.
+    pub(super) fn mounted(&self, node: &str, path: &str) -> Option<String> {
+        let mut parts = path.strip_prefix(PODS)?.split('/').skip(1);
+        let (uid, volume) = (parts.next()?, parts.nth(2)?);
+        let holds = |staged: &&crate::fleet::Staged| {
+            let holder = staged.holder.as_ref().filter(|holder| holder.running && holder.uid.0 == uid);
+            let of_claim = staged.claim.as_ref().and_then(|claim| claim.volume.as_ref());
+            holder.is_some_and(|holder| holder.node == Some(node.into()))
+                && of_claim.is_some_and(|name| name.0 == volume)
+        };
+        self.fleet.staged.values().find(holds).map(|_| place(EVERYWHERE, &format!("{CSI}{volume}")))
+    }
+
+    /// A claim of ours still has this volume, by its place of contents.
+    pub(super) fn is_staged(&self, place: &str) -> bool {
+        let names = self.fleet.staged.values().filter_map(|staged| staged.claim.as_ref()?.volume.as_ref());
+        let mut places = names.map(|name| self::place(EVERYWHERE, &format!("{CSI}{name}")));
+        places.any(|of_claim| of_claim == place)
+    }
+
+    fn new_uid(&mut self, what: &str) -> Uid {
+        self.next_uid += 1;
+        Uid(format!("{what}-uid-{}", self.next_uid))
+    }
+}

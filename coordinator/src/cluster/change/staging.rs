@@ -1,0 +1,207 @@
+//! Claims of ours for which a class's own provisioner makes a volume, and the pods that hold those mounted while an agent
+//! writes to them. Both have one name, lie in our own namespace, and bear a label by which they are known again.
+
+use serde_json::{Value, json};
+use somersault_coordinator_core::io::Staging;
+use somersault_coordinator_core::names::{Key, Uid};
+
+use super::{MANAGED_BY, MANAGER, check_stays, uid, volume};
+use crate::cluster::ClusterError;
+use crate::cluster::error::{conflict, refused};
+use crate::cluster::manifest::{ObjectId, STAGING_LABEL};
+
+/// Annotation with the migration that needs it, for people.
+const MIGRATION_ANNOTATION: &str = "somersault.novasphere.dev/migration";
+/// By which the scheduler tells a provisioner for which node a volume is; here we know it beforehand.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// The reclaim policy under which a volume goes with its claim.
+const DELETE: &str = "Delete";
+/// Our binary in our image.
+const PROGRAM: &str = "/usr/local/bin/somersault-coordinator";
+/// Who runs it in our image.
+const USER: u32 = 65532;
+
+/// The claim.
+pub(in crate::cluster) fn claim_id(namespace: &str, name: &str) -> ObjectId {
+    ObjectId::namespaced("PersistentVolumeClaim", &Key::new(namespace, name))
+}
+
+/// The pod.
+pub(in crate::cluster) fn holder_id(namespace: &str, name: &str) -> ObjectId {
+    ObjectId::namespaced("Pod", &Key::new(namespace, name))
+}
+
+/// The claim's manifest. A provisioner that waits for the first consumer is told the node; others ignore it.
+pub(in crate::cluster) fn claim(namespace: &str, staging: &Staging) -> Value {
+    let template = &staging.template;
+    let mut metadata = metadata(namespace, staging);
+    metadata["annotations"][SELECTED_NODE] = json!(staging.node.as_str());
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata,
+        "spec": {
+            "accessModes": template.access_modes,
+            "resources": { "requests": { "storage": template.requested_bytes.to_string() } },
+            "storageClassName": template.class,
+            "volumeMode": volume::mode(template.mode),
+        },
+    })
+}
+
+/// The pod's manifest: bound to its node without the scheduler, since the volume must be where the agent is that writes it.
+/// It may nothing, and does nothing. `ours` is a pod template of our own, for the image and the right to pull it.
+pub(in crate::cluster) fn holder(namespace: &str, staging: &Staging, ours: &Value) -> Value {
+    let mut spec = json!({
+        "nodeName": staging.node.as_str(),
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": 1,
+        // A cordoned node may be where the disks go; one that is being drained ends its pods all the same.
+        "tolerations": [{ "operator": "Exists", "effect": "NoSchedule" }],
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [{
+            "name": "hold",
+            "image": ours["spec"]["containers"][0]["image"],
+            "imagePullPolicy": ours["spec"]["containers"][0]["imagePullPolicy"],
+            "command": [PROGRAM, "hold"],
+            "resources": { "requests": { "cpu": "1m", "memory": "8Mi" }, "limits": { "memory": "32Mi" } },
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": { "drop": ["ALL"] },
+            },
+            "volumeMounts": [{ "name": "held", "mountPath": "/held", "readOnly": true }],
+        }],
+        "volumes": [{ "name": "held", "persistentVolumeClaim": { "claimName": staging.name } }],
+    });
+    if ours["spec"]["imagePullSecrets"].is_array() {
+        spec["imagePullSecrets"] = ours["spec"]["imagePullSecrets"].clone();
+    }
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata(namespace, staging), "spec": spec })
+}
+
+fn metadata(namespace: &str, staging: &Staging) -> Value {
+    json!({
+        "namespace": namespace,
+        "name": staging.name,
+        "labels": { MANAGED_BY: MANAGER, "app.kubernetes.io/name": MANAGER, STAGING_LABEL: "true" },
+        "annotations": { MIGRATION_ANNOTATION: staging.migration.to_string() },
+    })
+}
+
+/// Whether what is there under the name is what was asked for.
+pub(in crate::cluster) fn check_same(
+    id: &ObjectId,
+    stored: &Value,
+    wanted: &Value,
+) -> Result<(), ClusterError> {
+    check_ours(id, stored)?;
+    check_stays(id, stored)?;
+    let same = |field: &str| stored["spec"][field] == wanted["spec"][field];
+    if same("storageClassName") && same("nodeName") {
+        return Ok(());
+    }
+    Err(conflict(id, "it is there for something else"))
+}
+
+/// Refuses what bears the name and is not of our making.
+pub(in crate::cluster) fn check_ours(id: &ObjectId, stored: &Value) -> Result<(), ClusterError> {
+    if stored["metadata"]["labels"][STAGING_LABEL] == "true" {
+        return Ok(());
+    }
+    Err(refused(id, format!("it lacks the label {STAGING_LABEL}: it is somebody else's, and left alone")))
+}
+
+/// Lets a volume go with its claim: only as long as that is the claim that it is bound to.
+pub(in crate::cluster) fn discard(
+    id: &ObjectId,
+    volume: &mut Value,
+    claim_uid: &Uid,
+) -> Result<(), ClusterError> {
+    if volume["spec"]["claimRef"]["uid"].as_str() != Some(claim_uid.as_str()) {
+        return Err(refused(id, "it is not bound to the claim that it was made for any more: left alone"));
+    }
+    volume["spec"]["persistentVolumeReclaimPolicy"] = json!(DELETE);
+    Ok(())
+}
+
+/// Refuses to delete a claim whose volume is to stay, where it would not.
+pub(in crate::cluster) fn check_kept(
+    id: &ObjectId,
+    claim: &Value,
+    volume: Option<&Value>,
+) -> Result<(), ClusterError> {
+    let Some(volume) = volume else { return Ok(()) };
+    let bound = volume["spec"]["claimRef"]["uid"].as_str() == Some(uid(claim));
+    if bound && !volume::is_retained(volume) {
+        return Err(refused(id, "its volume is not on reclaim policy Retain, and would go with it"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staging() -> Staging {
+        serde_json::from_value::<somersault_coordinator_core::io::ClaimTemplate>(json!({
+            "class": "ceph", "requested_bytes": 4096, "access_modes": ["ReadWriteOnce"], "mode": "Filesystem",
+            "labels": {}, "annotations": {},
+        }))
+        .map(|template| Staging {
+            name: "smst-1".into(),
+            node: "n1".into(),
+            migration: Key::new("shop", "move"),
+            template,
+        })
+        .expect("a template")
+    }
+
+    #[test]
+    fn a_holder_may_nothing_and_pulls_what_we_are() {
+        let ours = json!({ "spec": {
+            "containers": [{ "image": "r/somersault:1", "imagePullPolicy": "IfNotPresent" }],
+            "imagePullSecrets": [{ "name": "r" }],
+        } });
+        let pod = holder("system", &staging(), &ours);
+        let spec = &pod["spec"];
+        assert_eq!(spec["containers"][0]["image"], "r/somersault:1");
+        assert_eq!(spec["imagePullSecrets"][0]["name"], "r");
+        assert_eq!(spec["automountServiceAccountToken"], false);
+        assert_eq!(spec["containers"][0]["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
+        assert_eq!(spec["nodeName"], "n1");
+        assert_eq!(spec["volumes"][0]["persistentVolumeClaim"]["claimName"], "smst-1");
+        let claim = claim("system", &staging());
+        assert_eq!(claim["metadata"]["annotations"][SELECTED_NODE], "n1");
+        assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "4096");
+    }
+
+    #[test]
+    fn a_volume_is_discarded_only_while_it_is_ours() {
+        let id = ObjectId::cluster("PersistentVolume", "pv");
+        let mut volume =
+            json!({ "spec": { "claimRef": { "uid": "u1" }, "persistentVolumeReclaimPolicy": "Retain" } });
+        assert!(discard(&id, &mut volume, &"u2".into()).is_err());
+        assert_eq!(volume["spec"]["persistentVolumeReclaimPolicy"], "Retain");
+        discard(&id, &mut volume, &"u1".into()).expect("ours");
+        assert_eq!(volume["spec"]["persistentVolumeReclaimPolicy"], "Delete");
+    }
+
+    #[test]
+    fn a_claim_whose_volume_would_go_with_it_is_kept_and_so_is_what_is_not_ours() {
+        let id = claim_id("system", "smst-1");
+        let claim = json!({ "metadata": { "uid": "u1", "labels": { STAGING_LABEL: "true" } } });
+        let volume = |uid: &str, policy: &str| json!({ "spec": { "claimRef": { "uid": uid }, "persistentVolumeReclaimPolicy": policy } });
+        assert!(check_kept(&id, &claim, Some(&volume("u1", "Delete"))).is_err());
+        assert!(check_kept(&id, &claim, Some(&volume("u1", "Retain"))).is_ok());
+        assert!(check_kept(&id, &claim, None).is_ok());
+        assert!(check_ours(&id, &claim).is_ok());
+        assert!(check_ours(&id, &json!({ "metadata": {} })).is_err());
+    }
+}

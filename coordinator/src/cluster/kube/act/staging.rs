@@ -1,0 +1,65 @@
+//! Claims and pods of ours by which a class's own provisioner makes a volume for a migration.
+
+use somersault_coordinator_core::io::Staging;
+use somersault_coordinator_core::names::{Key, Uid, VolumeName};
+
+use super::{Api, create_once, only};
+use crate::cluster::ClusterError;
+use crate::cluster::change::{is_going, staging, uid, volume};
+use crate::cluster::error::{conflict, not_found};
+use crate::cluster::kube::LEASE_NAME;
+use crate::cluster::manifest::ObjectId;
+
+/// Creates the claim, then the pod: what is there stays.
+pub(super) async fn stage(api: &Api, wanted: &Staging) -> Result<(), ClusterError> {
+    let namespace = api.namespace().to_owned();
+    // The Deployment of the coordinator has the name of its lease.
+    let ours = ObjectId::namespaced("Deployment", &Key::new(namespace.clone(), LEASE_NAME));
+    let template = api.get(&ours).await?.ok_or_else(|| not_found(&ours))?["spec"]["template"].take();
+    let claim = staging::claim(&namespace, wanted);
+    let id = staging::claim_id(&namespace, &wanted.name);
+    create_once(api, &id, &claim, |stored| staging::check_same(&id, stored, &claim)).await?;
+    let holder = staging::holder(&namespace, wanted, &template);
+    let id = staging::holder_id(&namespace, &wanted.name);
+    create_once(api, &id, &holder, |stored| staging::check_same(&id, stored, &holder)).await
+}
+
+/// Deletes both. A volume that is to stay must be on Retain; one that goes with the claim must still be bound to it.
+pub(super) async fn unstage(
+    api: &Api,
+    name: &str,
+    claim_uid: Option<&Uid>,
+    discarded: Option<&VolumeName>,
+) -> Result<(), ClusterError> {
+    let (pod, claim) = (staging::holder_id(api.namespace(), name), staging::claim_id(api.namespace(), name));
+    let stored = api.get(&claim).await?;
+    if let Some(stored) = &stored {
+        staging::check_ours(&claim, stored)?;
+        if claim_uid.is_none_or(|wanted| wanted.as_str() != uid(stored)) {
+            return Err(conflict(&claim, "it is another claim than the one that was seen"));
+        }
+        if let Some(name) = discarded {
+            discard(api, name, &Uid::from(uid(stored))).await?;
+        } else if let Some(name) = stored["spec"]["volumeName"].as_str() {
+            let volume = api.get(&volume::id(&name.into())).await?;
+            staging::check_kept(&claim, stored, volume.as_ref())?;
+        }
+    }
+    if let Some(holder) = api.get(&pod).await?.filter(|holder| !is_going(holder)) {
+        staging::check_ours(&pod, &holder)?;
+        api.delete(&pod, only(uid(&holder)), None).await?;
+    }
+    match stored.filter(|stored| !is_going(stored)) {
+        Some(stored) => api.delete(&claim, only(uid(&stored)), None).await,
+        None => Ok(()),
+    }
+}
+
+async fn discard(api: &Api, name: &VolumeName, claim_uid: &Uid) -> Result<(), ClusterError> {
+    let id = volume::id(name);
+    match api.modify(&id, |object| staging::discard(&id, object, claim_uid)).await {
+        // Gone already.
+        Ok(_) | Err(ClusterError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
