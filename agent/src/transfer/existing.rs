@@ -11,7 +11,7 @@ use super::copying::Files;
 use super::io::Pool;
 use super::meter::Meter;
 use super::peer::Peer;
-use super::root::{Place, open_volume};
+use super::root::Place;
 use super::target::{compare_leaves, join};
 use super::{scan, verify};
 
@@ -25,9 +25,9 @@ pub(super) async fn compare(
 ) -> Result<Option<[u8; 32]>, TransferError> {
     let (place, pool) = (place.clone(), pool.clone());
     let look = tokio::task::spawn_blocking(move || {
-        let volume = open_volume(&place.root, &place.name)
-            .map_err(|error| TransferError::target("cannot open", place.display(), error))?;
-        Ok((scan::scan(volume.as_fd()).ok(), Arc::new(Files::new(volume, pool))))
+        let volume =
+            place.open().map_err(|error| TransferError::target("cannot open", place.display(), error))?;
+        Ok((scan::scan(volume.as_fd(), place.top()).ok(), Arc::new(Files::new(volume, pool))))
     });
     let (Some(here), files) = join(look.await)? else { return Ok(None) };
     let (ours, theirs) = (here.manifest.entries(), manifest.entries());
