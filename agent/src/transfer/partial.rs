@@ -211,6 +211,10 @@ impl Partial {
         let data = self.data()?;
         mounted::move_all(&data, root).and_then(|()| rustix::fs::fsync(&data)).map_err(failed)?;
         metadata::set(root, folder, b"")?;
+        match rustix::fs::unlinkat(&data, scan::LOST_AND_FOUND, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(self.failed("cannot leave out lost+found of", error)),
+        }
         // From here on it counts as published: all that was moved is on the disk.
         rustix::fs::unlinkat(&self.folder, DATA, AtFlags::REMOVEDIR)
             .and_then(|()| rustix::fs::fsync(&self.folder))
@@ -281,6 +285,10 @@ fn keeping_time(
     let failed = |error: Errno| TransferError::target("cannot keep the time of", place.display(), error);
     let before = rustix::fs::fstat(&place.root).map_err(failed)?;
     work()?;
+    let now = rustix::fs::fstat(&place.root).map_err(failed)?;
+    if (now.st_mtime, now.st_mtime_nsec) == (before.st_mtime, before.st_mtime_nsec) {
+        return Ok(());
+    }
     metadata::set_time(&place.root, before.st_mtime, before.st_mtime_nsec.cast_signed()).map_err(failed)
 }
 

@@ -16,7 +16,7 @@ use super::extents;
 use super::root::{PARTIAL_PREFIX, PARTIAL_SUFFIX, open_beneath};
 
 /// Where e2fsck puts what it finds; mkfs makes it at the top of each ext4.
-const LOST_AND_FOUND: &[u8] = b"lost+found";
+pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// Extended attributes that belong to the host and not to the content: `SELinux` labels are set anew by the kubelet's
 /// mount, and libvirt's notes on who owned a file before it was opened are void elsewhere.
@@ -86,7 +86,7 @@ pub(super) fn is_beside(name: &[u8], kind: FileType) -> bool {
 
 /// Whether a folder of this name at the top of a mounted volume is no part of it.
 pub(super) fn is_reserved(name: &[u8]) -> bool {
-    let ours = |rest: &[u8]| rest.ends_with(PARTIAL_SUFFIX.as_bytes());
+    let ours = |rest: &[u8]| rest.ends_with(PARTIAL_SUFFIX.as_bytes()) && !rest.contains(&b'/');
     name == LOST_AND_FOUND || name.strip_prefix(PARTIAL_PREFIX.as_bytes()).is_some_and(ours)
 }
 

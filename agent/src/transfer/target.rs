@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_agent_core::transfer::{AcceptError, CHUNK_BYTES, Entry, Manifest, Metadata, Replay, Session};
+use somersault_agent_core::transfer::{
+    AcceptError, CHUNK_BYTES, Entry, Kind, Manifest, Metadata, Replay, Session,
+};
 use somersault_proto::model::{NodeName, Pull};
 use somersault_proto::tls::TlsSource;
 use tokio::task::JoinError;
@@ -33,7 +35,7 @@ use super::mounted::Entered;
 use super::partial::{Opened, Partial, Standing};
 use super::peer::Peer;
 use super::root::{Place, Roots};
-use super::scan::is_reserved;
+use super::scan::{LOST_AND_FOUND, is_reserved};
 use super::{Limits, PullDone, TransferError, existing, verify};
 
 /// What a pull needs of its agent.
@@ -53,6 +55,9 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Read-backs that differ before the disk is not trusted any more.
 const READ_BACKS_MAX: usize = 3;
+
+/// Why a published copy is not made anew.
+const WRITTEN_TO: &str = "this transfer has published it, and it was written to since";
 
 /// Root and size of a copy.
 type Copied = ([u8; 32], u64);
@@ -195,9 +200,7 @@ impl Target<'_> {
             }
             Standing::Ours(..) if pull.final_copy => withdraw(partial).await?,
             Standing::Ours(..) => return exists("this transfer has published it already"),
-            Standing::OursChanged => {
-                return exists("this transfer has published it, and it was written to since");
-            }
+            Standing::OursChanged if !place.is_mounted() => return exists(WRITTEN_TO),
             Standing::Halfway(replay, published) if is_this(&replay) => {
                 let folder = of_folder(&manifest);
                 join(tokio::task::spawn_blocking(move || partial.finish(folder)).await)?;
@@ -205,12 +208,15 @@ impl Target<'_> {
                 return Ok((published.root, total_bytes));
             }
             Standing::Halfway(..) => withdraw(partial).await?,
-            Standing::Foreign => {
+            // Not every filesystem that is mounted anew gives its files the inodes that they had: only the content
+            // tells then.
+            changed @ (Standing::OursChanged | Standing::Foreign) => {
                 let root = existing::compare(&peer, &place, &manifest, self.pool, meter).await?;
-                return root.map_or_else(
-                    || exists("it is not a copy of the source"),
-                    |root| Ok((root, total_bytes)),
-                );
+                let why = match changed {
+                    Standing::OursChanged => WRITTEN_TO,
+                    _ => "it is not a copy of the source",
+                };
+                return root.map_or_else(|| exists(why), |root| Ok((root, total_bytes)));
             }
         };
         let (pass, pool) = (pull.clone(), self.pool.clone());
@@ -338,9 +344,11 @@ fn of_folder(manifest: &Manifest) -> Metadata {
     manifest.entries()[0].metadata
 }
 
-/// What a mounted volume has at its top without being part of it cannot be copied there.
+/// What a mounted volume has at its top without being part of it cannot be copied there. A `lost+found` with nothing in
+/// it came with the source's own filesystem, and is left out.
 fn refuse_reserved(manifest: &Manifest) -> Result<(), TransferError> {
-    match manifest.entries().iter().find(|entry| is_reserved(&entry.path)) {
+    let is_in_the_way = |entry: &&Entry| is_reserved(&entry.path) && !is_blank(entry, manifest);
+    match manifest.entries().iter().find(is_in_the_way) {
         None => Ok(()),
         Some(entry) => {
             let path = entry.display();
@@ -349,6 +357,13 @@ fn refuse_reserved(manifest: &Manifest) -> Result<(), TransferError> {
             Err(TransferError::SourceUnsupported(format!("{path}: {why}")))
         }
     }
+}
+
+/// Whether it is a source's `lost+found` with nothing in it.
+pub(super) fn is_blank(entry: &Entry, manifest: &Manifest) -> bool {
+    let is_in_it =
+        |other: &Entry| other.path.strip_prefix(LOST_AND_FOUND).is_some_and(|rest| rest.starts_with(b"/"));
+    entry.path == LOST_AND_FOUND && entry.kind == Kind::Folder && !manifest.entries().iter().any(is_in_it)
 }
 
 async fn seal(copying: &Arc<Copying>, manifest: &Manifest) -> Result<(), TransferError> {

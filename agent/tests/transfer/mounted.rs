@@ -407,13 +407,51 @@ async fn a_bind_mount_is_one_and_is_never_removed() {
 async fn what_lies_beside_every_mounted_volume_is_not_copied_into_one() {
     let Some(mounted) = Mounted::target(32) else { return };
     make_volume(&mounted.source(), MIB, &[(0, MIB)], 20);
-    std::fs::create_dir(mounted.source().join("lost+found")).expect("made");
+    let lost = mounted.source().join("lost+found");
+    std::fs::create_dir(&lost).expect("made");
+    std::fs::write(lost.join("#12"), "rescued").expect("written");
     let error = mounted.world.pull(mounted.order("t1")).await.expect_err("refused");
     assert_eq!(error.reason(), "SourceUnsupported", "{error}");
     assert_eq!(mounted.names(), ["lost+found"]);
     // Where it has the final name to itself, it is part of the volume as it ever was.
     mounted.world.pull(mounted.world.order("t2", "pvc-1")).await.expect("copied");
     assert_same(&mounted.source(), &mounted.world.target.path("pvc-1"));
+
+    // One with nothing in it is that of the source's filesystem, and is left out.
+    std::fs::remove_file(lost.join("#12")).expect("removed");
+    let before = std::fs::metadata(mounted.mount.path().join("lost+found")).expect("there");
+    let done = mounted.world.pull(mounted.order("t1")).await.expect("copied");
+    assert_same_mounted(&mounted.source(), mounted.mount.path());
+    assert_eq!(names(&mounted.partial("t1")), ["journal"]);
+    let after = std::fs::metadata(mounted.mount.path().join("lost+found")).expect("there");
+    assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()));
+    for transfer in ["t1", "t3"] {
+        let again = mounted.world.pull(mounted.order(transfer)).await.expect("done");
+        assert_eq!((again.root_hash, again.sent_bytes), (done.root_hash, 0));
+    }
+    scribble(&mounted.source().join("disk.img"), 1, 24);
+    mounted.world.pull(mounted.order("t1")).await.expect("copied");
+    assert_same_mounted(&mounted.source(), mounted.mount.path());
+}
+
+/// As on a filesystem whose inodes are others after each mount.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_copy_whose_inodes_have_changed_is_known_by_its_content() {
+    let Some(mounted) = Mounted::target(96) else { return };
+    make_rich_volume(&mounted.source(), 25);
+    let done = mounted.world.pull(mounted.order("t1")).await.expect("copied");
+    let (image, again) = (mounted.mount.path().join("disk.img"), mounted.mount.path().join("again"));
+    let inode = || std::fs::metadata(&image).expect("there").ino();
+    let before = inode();
+    let copied = Command::new("cp").arg("--archive").args([&image, &again]).status();
+    assert!(copied.expect("run").success());
+    std::fs::rename(&again, &image).expect("renamed");
+    assert_ne!(inode(), before);
+    let times = std::fs::FileTimes::new()
+        .set_modified(std::fs::metadata(mounted.source()).expect("there").modified().expect("known"));
+    std::fs::File::open(mounted.mount.path()).expect("open").set_times(times).expect("set");
+    let again = mounted.world.pull(mounted.order("t1")).await.expect("done");
+    assert_eq!((again.root_hash, again.sent_bytes), (done.root_hash, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
