@@ -126,8 +126,12 @@ impl Pair {
         for (name, root) in [("n1", from), ("n2", to)] {
             authority.issue_node(name, &certs.path().join(name))?;
             let tls = TlsSource::read(&certs.path().join(name))?;
-            let config =
-                TransferConfig { roots: vec![(root.to_owned(), 1)], tls: tls.clone(), node: name.parse()? };
+            let config = TransferConfig {
+                roots: vec![(root.to_owned(), 1)],
+                pods: None,
+                tls: tls.clone(),
+                node: name.parse()?,
+            };
             let transfers = Transfers::new(config);
             transfers.set_token_key("c0", signer.public_key());
             agents.push((tls, transfers));

@@ -63,6 +63,11 @@ pub struct Config {
     #[arg(long = "shared-root", value_name = "CLASS=PATH[/*]")]
     pub shared_roots: Vec<RootFlag>,
 
+    /// Where the kubelet mounts the volumes of pods, /var/lib/kubelet/pods: volumes that no storage root reaches are
+    /// copied from and to there. Without it none are.
+    #[arg(long, value_name = "DIR", value_parser = folder)]
+    pub pods: Option<AbsolutePath>,
+
     /// The host's /proc.
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     pub proc_root: PathBuf,
@@ -140,6 +145,14 @@ pub enum ConfigError {
         /// The one below.
         inner: AbsolutePath,
     },
+    /// A volume would be a root's and a pod's.
+    #[error("--pods {pods} and the storage root {root} do not lie apart")]
+    PodsNotApart {
+        /// What `--pods` says.
+        pods: AbsolutePath,
+        /// The root.
+        root: AbsolutePath,
+    },
     /// Nobody could reach the agent.
     #[error("--host-ip with the port of --listen is no address, and --advertise is not given: {0}")]
     NoAddress(Malformed),
@@ -177,6 +190,10 @@ impl Config {
         for (at, root) in roots.iter().enumerate() {
             for other in &roots[..at] {
                 check_apart(&root.path, &other.path)?;
+            }
+            if let Some(pods) = &self.pods {
+                let (pods, root) = (pods.clone(), root.path.clone());
+                check_apart(&pods, &root).map_err(|_| ConfigError::PodsNotApart { pods, root })?;
             }
         }
         Ok(roots)
@@ -235,10 +252,14 @@ impl FromStr for RootFlag {
         if path.contains('*') {
             return Err("a `*` stands at the end of the path only, and once, as in /srv/volumes/*".to_owned());
         }
-        let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
-        let path = path.parse().map_err(|malformed: Malformed| malformed.to_string())?;
-        Ok(Self { class: class.to_owned(), path, depth })
+        Ok(Self { class: class.to_owned(), path: folder(path)?, depth })
     }
+}
+
+/// A folder's path; a slash at its end is forgiven.
+fn folder(path: &str) -> Result<AbsolutePath, String> {
+    let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
+    path.parse().map_err(|malformed: Malformed| malformed.to_string())
 }
 
 fn check_apart(one: &AbsolutePath, other: &AbsolutePath) -> Result<(), ConfigError> {
@@ -305,6 +326,9 @@ mod tests {
             ["--root", "class=/*"],
             ["--root", "class=/srv/*/*"],
             ["--root", "class=/srv/*/b"],
+            ["--pods", "var/lib/kubelet/pods"],
+            ["--pods", "/var/../pods"],
+            ["--pods", "/"],
             ["--smart-period-ms", "5"],
             ["--listen", "nowhere"],
             ["--node", "No_Name"],
@@ -325,6 +349,22 @@ mod tests {
         assert!(matches!(error(["/srv/a/b", "/srv/a"]), Err(ConfigError::NestedRoots { .. })));
         assert!(matches!(error(["/srv/a", "/srv/a/b"]), Err(ConfigError::NestedRoots { .. })));
         assert!(error(["/srv/a", "/srv/ab"]).is_ok());
+    }
+
+    #[test]
+    fn the_volumes_of_pods_lie_apart_from_every_root() {
+        let roots = |pods: &str| {
+            parse(&["--root", "a=/srv/a", "--root", "b=/srv/b/*", "--pods", pods])
+                .expect("parsed")
+                .storage_roots()
+        };
+        for pods in ["/srv/a", "/srv/a/pods", "/srv", "/srv/b/x/y"] {
+            assert!(matches!(roots(pods), Err(ConfigError::PodsNotApart { .. })), "{pods}");
+        }
+        assert!(roots("/srv/pods").is_ok());
+        assert_eq!(parse(&[]).expect("parsed").pods, None);
+        let config = parse(&["--pods", "/var/lib/kubelet/pods/"]).expect("parsed");
+        assert_eq!(config.pods.expect("given").as_str(), "/var/lib/kubelet/pods");
     }
 
     #[test]

@@ -168,6 +168,7 @@ impl Means {
                 .iter()
                 .map(|watched| (watched.root.path.as_str().into(), watched.root.depth))
                 .collect(),
+            pods: config.pods.as_ref().map(|path| path.as_str().into()),
             tls: tls.clone(),
             node: config.node.clone(),
         });

@@ -8,11 +8,11 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Published, Record, Session, chunk_count, chunk_len,
-    span_bytes,
+    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Metadata, Published, Record, Session, chunk_count,
+    chunk_len, span_bytes,
 };
 use somersault_proto::model::Pull;
 
@@ -20,6 +20,7 @@ use super::TransferError;
 use super::extents::{data_chunks, holes_are_trusted};
 use super::io::{ChunkReader, Pool, drop_cache, punch, write_chunk};
 use super::journal::Journal;
+use super::metadata;
 use super::partial::{Partial, remove_tree};
 use super::root::open_beneath;
 use super::scan::{self, shown};
@@ -76,17 +77,19 @@ pub(super) struct Written {
 }
 
 impl Copying {
-    /// Makes the files ready for a manifest, finds out what they hold, and begins the journal of the pass.
+    /// Makes the files ready for a manifest, finds out what they hold, and begins the journal of the pass. `source_path`
+    /// is what of the order's path stays as long as the source does.
     pub(super) fn begin(
         partial: Partial,
         manifest: Manifest,
         pull: &Pull,
+        source_path: &str,
         pool: Pool,
     ) -> Result<(Self, Session), TransferError> {
         let replay = partial.replay()?.filter(|replay| {
             replay.head.transfer == pull.transfer
                 && replay.head.source_node == pull.source_node.as_str()
-                && replay.head.source_path == pull.source_path.as_str()
+                && replay.head.source_path == source_path
         });
         let same_pass = replay.as_ref().is_some_and(|replay| {
             replay.head.identity == manifest.identity() && replay.head.final_copy == pull.final_copy
@@ -109,7 +112,7 @@ impl Copying {
         let begins = Head {
             transfer: pull.transfer.clone(),
             source_node: pull.source_node.to_string(),
-            source_path: pull.source_path.to_string(),
+            source_path: source_path.to_owned(),
             identity: manifest.identity(),
             final_copy: pull.final_copy,
             files: manifest.entries().iter().map(|entry| (entry.path.clone(), entry.size_bytes)).collect(),
@@ -168,13 +171,7 @@ impl Copying {
     /// Sets owner, permissions and times, and syncs everything: files first, each folder after what is in it.
     pub(super) fn seal(&self, manifest: &Manifest) -> Result<(), TransferError> {
         for entry in manifest.entries().iter().rev() {
-            let failed = |error: Errno| {
-                TransferError::target(
-                    "cannot set owner, mode or time (agents run as root) of",
-                    shown(&entry.path),
-                    error,
-                )
-            };
+            let failed = |error: Errno| TransferError::target("cannot open", shown(&entry.path), error);
             let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
                 (Kind::Folder, b"") => (b".", OFlags::DIRECTORY),
                 (Kind::Folder, path) => (path, OFlags::DIRECTORY),
@@ -182,41 +179,26 @@ impl Copying {
             };
             let file = open_beneath(&self.files.folder, name, OFlags::RDONLY | flags, Mode::empty())
                 .map_err(failed)?;
-            let (wanted, now) = (entry.metadata, rustix::fs::fstat(&file).map_err(failed)?);
-            if (now.st_uid, now.st_gid) != (wanted.uid, wanted.gid) {
-                let owner = (Some(Uid::from_raw(wanted.uid)), Some(Gid::from_raw(wanted.gid)));
-                rustix::fs::fchown(&file, owner.0, owner.1).map_err(failed)?;
-            }
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(wanted.mode)).map_err(failed)?;
-            let times = Timestamps {
-                last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-                last_modification: Timespec { tv_sec: wanted.mtime_s, tv_nsec: wanted.mtime_ns.into() },
-            };
-            rustix::fs::futimens(&file, &times).map_err(failed)?;
-            rustix::fs::fsync(&file).map_err(failed)?;
-            let now = rustix::fs::fstat(&file).map_err(failed)?;
-            let size = if entry.kind == Kind::Regular { u64::try_from(now.st_size).unwrap_or(0) } else { 0 };
-            if scan::metadata(&now) != wanted || size != entry.size_bytes {
-                let lost =
-                    io::Error::other("the filesystem did not take them, or somebody else changed them");
-                return Err(TransferError::target(
-                    "cannot keep owner, mode, time or size of",
-                    shown(&entry.path),
-                    lost,
-                ));
+            let now = metadata::set(&file, entry.metadata, &entry.path)?;
+            if entry.kind == Kind::Regular && u64::try_from(now.st_size).unwrap_or(0) != entry.size_bytes {
+                return Err(metadata::lost(&entry.path));
             }
         }
         Ok(())
     }
 
-    /// Gives the verified copy its final name.
-    pub(super) fn publish(&self, root: [u8; 32]) -> Result<(), TransferError> {
-        let inode = rustix::fs::fstat(&self.files.folder)
-            .map_err(|error| self.partial.failed("cannot look into", error))?
-            .st_ino;
-        let fingerprint = scan::fingerprint(self.files.folder.as_fd())?;
+    /// Gives the verified copy its final name. `folder` is what the volume's own folder has at the source.
+    pub(super) fn publish(&self, root: [u8; 32], folder: Metadata) -> Result<(), TransferError> {
+        let data = &self.files.folder;
+        let (volume, fingerprint) = if self.partial.place.is_mounted() {
+            (&self.partial.place.root, scan::fingerprint_of_mounted(&[data.as_fd()])?)
+        } else {
+            (data, scan::fingerprint(data.as_fd())?)
+        };
+        let inode =
+            rustix::fs::fstat(volume).map_err(|error| self.partial.failed("cannot look into", error))?.st_ino;
         self.note([Record::Publishing(Published { inode, fingerprint, root })])?;
-        self.partial.publish()
+        self.partial.publish(folder)
     }
 }
 

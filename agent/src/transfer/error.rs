@@ -25,10 +25,21 @@ pub enum TransferError {
     #[error("{0}")]
     OrderRefused(String),
     /// A path that this agent does not serve.
-    #[error("{path} is not where a storage root of this node has its volumes; see --root and --shared-root")]
+    #[error(
+        "{path} is not where a storage root of this node has its volumes, nor where the volume of a pod is mounted; \
+         see --root, --shared-root and --pods"
+    )]
     PathNotAllowed {
         /// The path.
         path: String,
+    },
+    /// No pod has the volume any more, or not yet.
+    #[error("nothing is mounted at {path}: {why}; the order can be repeated once a pod has the volume")]
+    NotMounted {
+        /// The path.
+        path: String,
+        /// What is there instead.
+        why: &'static str,
     },
     /// No connection to the source, or none any more.
     #[error("the agent of {node} does not answer: {why}")]
@@ -105,7 +116,7 @@ impl TransferError {
         match self {
             Self::Cancelled => "Cancelled",
             Self::Busy(_) => "Busy",
-            Self::OrderRefused(_) => "OrderRefused",
+            Self::OrderRefused(_) | Self::NotMounted { .. } => "OrderRefused",
             Self::PathNotAllowed { .. } => "PathNotAllowed",
             Self::SourceUnreachable { .. } => "SourceUnreachable",
             Self::SourceRefused { .. } => "SourceRefused",
@@ -127,7 +138,7 @@ impl TransferError {
         match self {
             Self::Cancelled => FailureReason::Cancelled,
             Self::Busy(_) => FailureReason::Busy,
-            Self::OrderRefused(_) => FailureReason::OrderRefused,
+            Self::OrderRefused(_) | Self::NotMounted { .. } => FailureReason::OrderRefused,
             Self::PathNotAllowed { .. } => FailureReason::PathNotAllowed,
             Self::SourceUnreachable { .. } => FailureReason::SourceUnreachable,
             Self::SourceRefused { .. } => FailureReason::SourceRefused,

@@ -4,7 +4,8 @@
 //!   order --Transfers::pull--> target.rs --gRPC over mutual TLS--> source.rs of the other agent
 //!                                  |                                    |
 //!            partial.rs, copying.rs, journal.rs                      scan.rs
-//!                       (below a storage root, through root.rs on both sides)
+//!            mounted.rs
+//!              (below a storage root or mounted for a pod, through root.rs on both sides)
 //! ```
 //!
 //! What is decided without IO (what is missing, what a journal proves, what may be believed of a manifest) is in
@@ -18,7 +19,9 @@ mod fetch;
 mod io;
 mod journal;
 mod keys;
+mod metadata;
 mod meter;
+mod mounted;
 mod partial;
 mod peer;
 mod remove;
@@ -48,6 +51,7 @@ pub use source::Source;
 use io::Pool;
 use keys::Keys;
 use meter::Meter;
+use mounted::Entered;
 use root::Roots;
 use target::Target;
 
@@ -67,6 +71,9 @@ pub struct TransferConfig {
     /// Storage roots, each with how many folders deep its volumes lie. Those can be read and removed; made are only
     /// volumes directly below a root.
     pub roots: Vec<(PathBuf, u8)>,
+    /// Where the kubelet mounts the volumes of pods, `/var/lib/kubelet/pods`: those can be read, and copies be put into
+    /// them. It lies apart from every root. Without it there are none.
+    pub pods: Option<PathBuf>,
     /// This agent's certificate.
     pub tls: TlsSource,
     /// This node.
@@ -144,6 +151,7 @@ struct Inner {
     config: TransferConfig,
     limits: Limits,
     roots: Roots,
+    entered: Entered,
     keys: Arc<Keys>,
     pool: Pool,
     permits: Semaphore,
@@ -161,7 +169,7 @@ impl Transfers {
 
     /// With other limits.
     pub fn with_limits(config: TransferConfig, limits: Limits) -> Self {
-        let roots = Roots::new(config.roots.clone());
+        let roots = Roots::new(config.roots.clone(), config.pods.clone());
         let (keys, pool) = (Arc::new(Keys::default()), Pool::default());
         let source = Source::new(config.node.clone(), roots.clone(), keys.clone(), pool.clone());
         let permits = Semaphore::new(limits.pulls_max);
@@ -169,6 +177,7 @@ impl Transfers {
             config,
             limits,
             roots,
+            entered: Entered::default(),
             keys,
             pool,
             permits,
@@ -221,10 +230,10 @@ impl Transfers {
         Ok(())
     }
 
-    /// Removes a volume for good, which must lie where a storage root has its volumes, and be in nobody's use. One that is not there is
-    /// removed already.
+    /// Removes a volume for good, which must lie where a storage root has its volumes, and be in nobody's use. One that
+    /// is not there is removed already. A mounted volume is never removed: it goes with its claim.
     pub async fn remove(&self, path: &str) -> Result<(), TransferError> {
-        let place = match self.0.roots.place(path) {
+        let place = match self.0.roots.place_below_root(path) {
             Err(TransferError::SourceMissing(_)) => return Ok(()),
             place => place?,
         };
@@ -284,6 +293,7 @@ impl Inner {
             keys: &self.keys,
             limits: &self.limits,
             pool: &self.pool,
+            entered: &self.entered,
         }
     }
 }

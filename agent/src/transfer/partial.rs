@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The folder with its journal stays after the publishing, and is how a repeated order finds out that it is done.
-//! Removing it never touches the published volume.
+//! Removing it never touches the published volume. Where the volume is the root of a mount, the folder lies in it, and
+//! all of this goes in the steps that mounted.rs tells of.
 
 use std::ffi::OsStr;
 use std::io;
@@ -17,14 +18,11 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
-use somersault_agent_core::transfer::{MAX_DEPTH, Published, Replay};
+use somersault_agent_core::transfer::{MAX_DEPTH, Metadata, Published, Replay};
 
-use super::TransferError;
-use super::journal;
-use super::root::{PARTIAL_PREFIX, Place, open_beneath, open_volume};
-use super::scan;
+use super::root::{PARTIAL_PREFIX, PARTIAL_SUFFIX, Place, Seat, open_beneath};
+use super::{TransferError, journal, metadata, mounted, scan};
 
-const SUFFIX: &str = ".partial";
 const DATA: &str = "data";
 
 /// The locked folder of a transfer.
@@ -55,6 +53,8 @@ pub(super) enum Standing {
     Ours(Box<Replay>, Published),
     /// What this transfer has published, and somebody has written to since.
     OursChanged,
+    /// In a mounted volume: what this transfer was moving there or back when it broke off. Nobody has written to it since.
+    Halfway(Box<Replay>, Published),
     /// Something else.
     Foreign,
 }
@@ -66,7 +66,7 @@ pub(super) fn folder_name(transfer: &str) -> Result<String, TransferError> {
     if !plain {
         return Err(TransferError::OrderRefused(format!("{transfer:?} cannot name a transfer")));
     }
-    Ok(format!("{PARTIAL_PREFIX}{transfer}{SUFFIX}"))
+    Ok(format!("{PARTIAL_PREFIX}{transfer}{PARTIAL_SUFFIX}"))
 }
 
 impl Partial {
@@ -75,12 +75,14 @@ impl Partial {
         let name = folder_name(transfer)?;
         let failed = |action, error: Errno| TransferError::target(action, &name, error);
         if create {
-            match rustix::fs::mkdirat(&place.root, &name, Mode::RWXU) {
-                Ok(()) => rustix::fs::fsync(&place.root)
-                    .map_err(|error| failed("cannot sync the root of", error))?,
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(failed("cannot make", error)),
-            }
+            let make = || match rustix::fs::mkdirat(&place.root, &name, Mode::RWXU) {
+                Ok(()) => {
+                    rustix::fs::fsync(&place.root).map_err(|error| failed("cannot sync the root of", error))
+                }
+                Err(Errno::EXIST) => Ok(()),
+                Err(error) => Err(failed("cannot make", error)),
+            };
+            keeping_time(&place, make)?;
         }
         let folder = match open_beneath(&place.root, &name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
         {
@@ -102,8 +104,11 @@ impl Partial {
 
     /// What is under the final name.
     pub(super) fn standing(&self) -> Result<Standing, TransferError> {
+        if self.place.is_mounted() {
+            return self.standing_of_mounted();
+        }
         let failed = |error: Errno| TransferError::target("cannot open", self.place.display(), error);
-        let volume = match open_volume(&self.place.root, &self.place.name) {
+        let volume = match self.place.open() {
             Ok(volume) => volume,
             Err(Errno::NOENT) => return Ok(Standing::Free),
             Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Standing::Foreign),
@@ -128,6 +133,33 @@ impl Partial {
         Ok(if empty { Standing::Free } else { Standing::Foreign })
     }
 
+    /// The same for a mounted volume: free is one with nothing in it that belongs to a volume.
+    fn standing_of_mounted(&self) -> Result<Standing, TransferError> {
+        let failed = |error: Errno| TransferError::target("cannot look into", self.place.display(), error);
+        let volume = self.place.root.as_fd();
+        let inode = rustix::fs::fstat(volume).map_err(failed)?.st_ino;
+        let data = if self.has_data()? { Some(self.data()?) } else { None };
+        let replay = self.replay()?;
+        let published = replay.as_ref().and_then(|replay| replay.published.clone());
+        let published = published.filter(|published| published.inode == inode);
+        if let (Some(data), Some(_)) = (&data, &published) {
+            mounted::end_moves(data, volume).map_err(failed)?;
+        }
+        let free = mounted::names(volume).map_err(failed)?.is_empty();
+        let (Some(replay), Some(published)) = (replay, published) else {
+            return Ok(if free { Standing::Free } else { Standing::Foreign });
+        };
+        let parts: Vec<_> = std::iter::once(volume).chain(data.as_ref().map(AsFd::as_fd)).collect();
+        let untouched = || scan::fingerprint_of_mounted(&parts).is_ok_and(|now| now == published.fingerprint);
+        Ok(match data {
+            None if untouched() => Standing::Ours(Box::new(replay), published),
+            _ if free => Standing::Free,
+            None => Standing::OursChanged,
+            Some(_) if untouched() => Standing::Halfway(Box::new(replay), published),
+            Some(_) => Standing::Foreign,
+        })
+    }
+
     /// The folder of the volume to be, made where it is missing.
     pub(super) fn data(&self) -> Result<OwnedFd, TransferError> {
         match rustix::fs::mkdirat(&self.folder, DATA, Mode::RWXU) {
@@ -138,9 +170,14 @@ impl Partial {
             .map_err(|error| self.failed("cannot open the data folder of", error))
     }
 
-    /// Gives the finished copy its final name. Nothing is ever replaced; an empty folder makes room.
-    pub(super) fn publish(&self) -> Result<(), TransferError> {
-        let Place { root, name, .. } = &*self.place;
+    /// Gives the finished copy its final name. Nothing is ever replaced; an empty folder makes room. `folder` is what the
+    /// volume's own folder is to have, which it has already where it is renamed.
+    pub(super) fn publish(&self, folder: Metadata) -> Result<(), TransferError> {
+        let Place { root, .. } = &*self.place;
+        let Seat::Named(name) = &self.place.seat else {
+            let there = mounted::names(root).map_err(|error| self.failed("cannot look around", error))?;
+            return if there.is_empty() { self.finish(folder) } else { Err(self.taken()) };
+        };
         match rustix::fs::unlinkat(root, name.as_os_str(), AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
             Err(error) => {
@@ -153,10 +190,7 @@ impl Partial {
         }
         match rename_folder(&self.folder, DATA, root, name) {
             Ok(()) => {}
-            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {
-                let why = "something else has taken the name while the copy ran";
-                return Err(TransferError::TargetExists { path: self.place.display(), why });
-            }
+            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => return Err(self.taken()),
             Err(error) => return Err(TransferError::target("cannot publish", self.place.display(), error)),
         }
         for folder in [root.as_fd(), self.folder.as_fd()] {
@@ -167,20 +201,62 @@ impl Partial {
         Ok(())
     }
 
+    /// Moves into a mounted volume what is not there yet, and makes it complete.
+    pub(super) fn finish(&self, folder: Metadata) -> Result<(), TransferError> {
+        let root = &self.place.root;
+        let failed = |error: Errno| match error {
+            Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR => self.taken(),
+            error => TransferError::target("cannot publish", self.place.display(), error),
+        };
+        let data = self.data()?;
+        mounted::move_all(&data, root).and_then(|()| rustix::fs::fsync(&data)).map_err(failed)?;
+        metadata::set(root, folder, b"")?;
+        match rustix::fs::unlinkat(&data, scan::LOST_AND_FOUND, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(self.failed("cannot leave out lost+found of", error)),
+        }
+        // From here on it counts as published: all that was moved is on the disk.
+        rustix::fs::unlinkat(&self.folder, DATA, AtFlags::REMOVEDIR)
+            .and_then(|()| rustix::fs::fsync(&self.folder))
+            .map_err(|error| self.failed("cannot remove the empty data folder of", error))
+    }
+
     /// Takes a published volume back, so that nobody ever sees a half-updated one under its final name.
     pub(super) fn withdraw(&self) -> Result<(), TransferError> {
-        let Place { root, name, .. } = &*self.place;
-        rename_folder(root, name, &self.folder, DATA)
+        let Place { root, .. } = &*self.place;
+        let moved = match &self.place.seat {
+            Seat::Named(name) => rename_folder(root, name, &self.folder, DATA),
+            Seat::Mounted => {
+                let data = self.data()?;
+                mounted::move_all(root, &data).and_then(|()| rustix::fs::fsync(&data))
+            }
+        };
+        moved
             .and_then(|()| rustix::fs::fsync(&self.folder))
             .and_then(|()| rustix::fs::fsync(root))
             .map_err(|error| TransferError::target("cannot withdraw", self.place.display(), error))
     }
 
-    /// Removes the folder and what has arrived in it.
+    /// Removes the folder and what has arrived in it. What of it has got into a mounted volume already goes with it:
+    /// half a volume is none.
     pub(super) fn remove(self) -> Result<(), TransferError> {
-        remove_tree(&self.place.root, self.name.as_bytes(), 0)
-            .and_then(|()| Ok(rustix::fs::fsync(&self.place.root)?))
-            .map_err(|error| self.failed("cannot remove", error))
+        if self.place.is_mounted() && matches!(self.standing(), Ok(Standing::Halfway(..))) {
+            self.withdraw()?;
+        }
+        let gone = || {
+            remove_tree(&self.place.root, self.name.as_bytes(), 0)
+                .and_then(|()| Ok(rustix::fs::fsync(&self.place.root)?))
+                .map_err(|error| self.failed("cannot remove", error))
+        };
+        keeping_time(&self.place, gone)
+    }
+
+    fn taken(&self) -> TransferError {
+        let why = match self.place.seat {
+            Seat::Named(_) => "something else has taken the name while the copy ran",
+            Seat::Mounted => "something else has been put there while the copy ran",
+        };
+        TransferError::TargetExists { path: self.place.display(), why }
     }
 
     fn has_data(&self) -> Result<bool, TransferError> {
@@ -195,6 +271,25 @@ impl Partial {
         let path = self.place.root_path.join(&self.name).display().to_string();
         TransferError::target(action, path, error)
     }
+}
+
+/// Adds or removes a folder of ours. Where that is done in the volume's own folder, the folder's time stays: nothing
+/// has changed in the volume, and an equal copy is to be known as one.
+fn keeping_time(
+    place: &Place,
+    work: impl FnOnce() -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    if !place.is_mounted() {
+        return work();
+    }
+    let failed = |error: Errno| TransferError::target("cannot keep the time of", place.display(), error);
+    let before = rustix::fs::fstat(&place.root).map_err(failed)?;
+    work()?;
+    let now = rustix::fs::fstat(&place.root).map_err(failed)?;
+    if (now.st_mtime, now.st_mtime_nsec) == (before.st_mtime, before.st_mtime_nsec) {
+        return Ok(());
+    }
+    metadata::set_time(&place.root, before.st_mtime, before.st_mtime_nsec.cast_signed()).map_err(failed)
 }
 
 /// Renames a folder and replaces nothing. Filesystems without `RENAME_NOREPLACE` (NFS) say EINVAL; there the plain

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::TransferError;
 use super::partial::{remove_tree, rename_folder};
-use super::root::{PARTIAL_PREFIX, Place, open_beneath, open_volume};
+use super::root::{PARTIAL_PREFIX, Place, Seat, open_beneath};
 
 const SUFFIX: &str = ".removed";
 /// Files whose locks are looked at: a volume that is used has one image, or a few.
@@ -28,13 +28,17 @@ const NAME_BYTES_MAX: usize = 200;
 
 /// Removes it; one that is not there is removed already.
 pub(super) fn volume(place: &Place) -> Result<(), TransferError> {
-    let name = place.name.to_str().filter(|name| name.len() <= NAME_BYTES_MAX);
-    let name =
-        name.ok_or_else(|| TransferError::OrderRefused(format!("{} cannot be set aside", place.display())))?;
-    let aside = format!("{PARTIAL_PREFIX}{name}{SUFFIX}");
+    let Seat::Named(name) = &place.seat else {
+        // It goes with its claim, by whoever has made it.
+        return Err(TransferError::PathNotAllowed { path: place.display() });
+    };
+    let text = name.to_str().filter(|name| name.len() <= NAME_BYTES_MAX);
+    let text =
+        text.ok_or_else(|| TransferError::OrderRefused(format!("{} cannot be set aside", place.display())))?;
+    let aside = format!("{PARTIAL_PREFIX}{text}{SUFFIX}");
     // What an earlier order has set aside goes first: whatever has its name now is another one.
     let begun = empty(place, &aside)?;
-    let folder = match open_volume(&place.root, &place.name) {
+    let folder = match place.open() {
         Ok(folder) => folder,
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(TransferError::target("cannot open", place.display(), error)),
@@ -44,7 +48,7 @@ pub(super) fn volume(place: &Place) -> Result<(), TransferError> {
         return Err(TransferError::TargetExists { path: place.display(), why });
     }
     refuse_in_use(place, &folder)?;
-    rename_folder(&place.root, &place.name, &place.root, &aside).map_err(|error| match error {
+    rename_folder(&place.root, name, &place.root, &aside).map_err(|error| match error {
         Errno::BUSY => in_use(place, "something is mounted there"),
         error => TransferError::target("cannot set aside", place.display(), error),
     })?;
@@ -119,7 +123,7 @@ mod tests {
     use crate::transfer::root::Roots;
 
     fn place(root: &Path, name: &str) -> Place {
-        let roots = Roots::new(vec![(root.to_owned(), 1)]);
+        let roots = Roots::new(vec![(root.to_owned(), 1)], None);
         roots.place(&root.join(name).display().to_string()).expect("below the root")
     }
 

@@ -1,4 +1,7 @@
 //! Lists a volume: what a manifest says, and what tells one state of it from another.
+//!
+//! At the top of a mounted volume lie things that are no part of it, and are not listed: the filesystem's own
+//! `lost+found`, and the folders of copies into it. So it lists as a plain folder with the same content does.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,7 +13,10 @@ use somersault_agent_core::transfer::{Entry, Kind, MAX_DEPTH, MAX_ENTRIES, MAX_R
 
 use super::TransferError;
 use super::extents;
-use super::root::open_beneath;
+use super::root::{PARTIAL_PREFIX, PARTIAL_SUFFIX, open_beneath};
+
+/// Where e2fsck puts what it finds; mkfs makes it at the top of each ext4.
+pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// Extended attributes that belong to the host and not to the content: `SELinux` labels are set anew by the kubelet's
 /// mount, and libvirt's notes on who owned a file before it was opened are void elsewhere.
@@ -26,16 +32,13 @@ pub(super) struct Scanned {
 }
 
 /// Lists the volume whose folder is open. Files are synced first, so that their holes can be told.
-pub(super) fn scan(volume: BorrowedFd<'_>) -> Result<Scanned, TransferError> {
-    let mut found = Walk { volume, entries: BTreeMap::new(), ranges: 0 };
+pub(super) fn scan(volume: BorrowedFd<'_>, top: Top) -> Result<Scanned, TransferError> {
+    let mut found = Walk { volume, top, entries: BTreeMap::new(), ranges: 0 };
     check_xattrs(volume, b"")?;
     let root = stat_of(volume, b"")?;
     found.entries.insert(Vec::new(), (Entry::folder(Vec::new(), &root), root));
-    let mut folders = vec![Vec::new()];
-    while let Some(path) = folders.pop() {
-        found.folder(&path, &mut folders)?;
-    }
-    let identity = identity(found.entries.values());
+    found.folders()?;
+    let identity = identity(found.entries.values().map(|(entry, stat)| (entry, stat, true)));
     let inodes = found.entries.values().map(|(_, stat)| stat.st_ino).collect();
     let entries = found.entries.into_values().map(|(entry, _)| entry).collect();
     let manifest = Manifest::new(identity, entries)
@@ -46,21 +49,74 @@ pub(super) fn scan(volume: BorrowedFd<'_>) -> Result<Scanned, TransferError> {
 /// Differs when a regular file was written to, added, removed or swapped. The folders' own times are left out: the
 /// rename to the final name changes them.
 pub(super) fn fingerprint(volume: BorrowedFd<'_>) -> Result<[u8; 32], TransferError> {
-    let mut found = Walk { volume, entries: BTreeMap::new(), ranges: 0 };
-    let mut folders = vec![Vec::new()];
-    while let Some(path) = folders.pop() {
-        found.folder(&path, &mut folders)?;
+    let found = Walk::of(volume, Top::Volume)?;
+    Ok(identity(found.files().map(|(entry, stat)| (entry, stat, true))))
+}
+
+/// The same for a mounted volume, which may lie in two folders while it moves from one to the other. Each move changes
+/// the status time (ctime) of a file at the top, so those times are left out too; whoever writes changes the
+/// modification time as well.
+pub(super) fn fingerprint_of_mounted(parts: &[BorrowedFd<'_>]) -> Result<[u8; 32], TransferError> {
+    let mut whole = BTreeMap::new();
+    for part in parts {
+        for (path, found) in Walk::of(*part, Top::Mount)?.entries {
+            let what = shown(&path);
+            if whole.insert(path, found).is_some() {
+                return Err(TransferError::SourceChanged(format!("{what} is there twice")));
+            }
+        }
     }
-    Ok(identity(found.entries.values().filter(|(entry, _)| entry.kind == Kind::Regular)))
+    let files = whole.values().filter(|(entry, _)| entry.kind == Kind::Regular);
+    Ok(identity(files.map(|(entry, stat)| (entry, stat, entry.path.contains(&b'/')))))
+}
+
+/// What lies at the top of a folder that is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Top {
+    /// Nothing but the volume.
+    Volume,
+    /// What [`is_beside`] tells of, too: the folder is the root of a mount.
+    Mount,
+}
+
+/// Whether something at the top of a mounted volume is no part of it. A file of such a name is one, and is kept.
+pub(super) fn is_beside(name: &[u8], kind: FileType) -> bool {
+    kind == FileType::Directory && is_reserved(name)
+}
+
+/// Whether a folder of this name at the top of a mounted volume is no part of it.
+pub(super) fn is_reserved(name: &[u8]) -> bool {
+    let ours = |rest: &[u8]| rest.ends_with(PARTIAL_SUFFIX.as_bytes()) && !rest.contains(&b'/');
+    name == LOST_AND_FOUND || name.strip_prefix(PARTIAL_PREFIX.as_bytes()).is_some_and(ours)
 }
 
 struct Walk<'a> {
     volume: BorrowedFd<'a>,
+    top: Top,
     entries: BTreeMap<Vec<u8>, (Entry, Stat)>,
     ranges: usize,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// What lies in the folder, without the folder itself.
+    fn of(volume: BorrowedFd<'a>, top: Top) -> Result<Self, TransferError> {
+        let mut found = Self { volume, top, entries: BTreeMap::new(), ranges: 0 };
+        found.folders()?;
+        Ok(found)
+    }
+
+    fn files(&self) -> impl Iterator<Item = &(Entry, Stat)> {
+        self.entries.values().filter(|(entry, _)| entry.kind == Kind::Regular)
+    }
+
+    fn folders(&mut self) -> Result<(), TransferError> {
+        let mut folders = vec![Vec::new()];
+        while let Some(path) = folders.pop() {
+            self.folder(&path, &mut folders)?;
+        }
+        Ok(())
+    }
+
     fn folder(&mut self, path: &[u8], folders: &mut Vec<Vec<u8>>) -> Result<(), TransferError> {
         let folder = open(self.volume, path, OFlags::DIRECTORY)?;
         for item in Dir::read_from(&folder).map_err(|error| read_failed(path, error))? {
@@ -69,7 +125,8 @@ impl Walk<'_> {
             if name == b"." || name == b".." {
                 continue;
             }
-            let path = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
+            let is_top = path.is_empty();
+            let path = if is_top { name.to_vec() } else { [path, b"/", name].concat() };
             if self.entries.len() >= MAX_ENTRIES {
                 let why = format!("more than {MAX_ENTRIES} files and folders");
                 return Err(TransferError::SourceUnsupported(why));
@@ -79,7 +136,11 @@ impl Walk<'_> {
             }
             let stat = rustix::fs::statat(&folder, item.file_name(), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|error| read_failed(&path, error))?;
-            match FileType::from_raw_mode(stat.st_mode) {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if is_top && self.top == Top::Mount && is_beside(name, kind) {
+                continue;
+            }
+            match kind {
                 FileType::RegularFile => self.file(path)?,
                 FileType::Directory => {
                     let inner = open(self.volume, &path, OFlags::DIRECTORY)?;
@@ -196,9 +257,10 @@ fn check_xattrs(file: impl AsFd, path: &[u8]) -> Result<(), TransferError> {
     }
 }
 
-fn identity<'a>(entries: impl Iterator<Item = &'a (Entry, Stat)>) -> [u8; 32] {
+/// Each entry comes with the word whether its status time counts.
+fn identity<'a>(entries: impl Iterator<Item = (&'a Entry, &'a Stat, bool)>) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
-    for (entry, stat) in entries {
+    for (entry, stat, with_status_time) in entries {
         hasher.update(&(entry.path.len() as u64).to_le_bytes());
         hasher.update(&entry.path);
         hasher.update(&stat.st_mode.to_le_bytes());
@@ -206,9 +268,8 @@ fn identity<'a>(entries: impl Iterator<Item = &'a (Entry, Stat)>) -> [u8; 32] {
         hasher.update(&stat.st_gid.to_le_bytes());
         hasher.update(&stat.st_ino.to_le_bytes());
         hasher.update(&stat.st_size.to_le_bytes());
-        for (seconds, nanoseconds) in
-            [(stat.st_mtime, stat.st_mtime_nsec), (stat.st_ctime, stat.st_ctime_nsec)]
-        {
+        let status = with_status_time.then_some((stat.st_ctime, stat.st_ctime_nsec));
+        for (seconds, nanoseconds) in std::iter::once((stat.st_mtime, stat.st_mtime_nsec)).chain(status) {
             hasher.update(&seconds.to_le_bytes());
             hasher.update(&nanoseconds.to_le_bytes());
         }
@@ -225,7 +286,7 @@ mod tests {
     use super::*;
 
     fn list(path: &Path) -> Result<Scanned, TransferError> {
-        scan(open_root(path).expect("open").as_fd())
+        scan(open_root(path).expect("open").as_fd(), Top::Volume)
     }
 
     #[test]
@@ -241,6 +302,56 @@ mod tests {
         assert_eq!(paths, ["", "disk.img", "sub", "sub/b"]);
         assert_eq!((entries[1].metadata.mode, entries[1].size_bytes, entries[3].size_bytes), (0o640, 1, 2));
         assert_eq!(list(dir.path()).expect("listed").manifest.identity(), scanned.manifest.identity());
+    }
+
+    #[test]
+    fn what_lies_beside_a_mounted_volume_is_no_part_of_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for folder in ["lost+found", ".somersault-t1.partial", "sub/lost+found", ".somersault-x"] {
+            std::fs::create_dir_all(dir.path().join(folder)).expect("made");
+            std::fs::write(dir.path().join(folder).join("f"), "x").expect("written");
+        }
+        std::fs::write(dir.path().join(".somersault-t2.partial"), "a file").expect("written");
+        let paths = |top| -> Vec<_> {
+            let scanned = scan(open_root(dir.path()).expect("open").as_fd(), top).expect("listed");
+            scanned.manifest.entries().iter().map(Entry::display).collect()
+        };
+        let all = paths(Top::Volume);
+        assert!(
+            all.contains(&"lost+found/f".to_owned()) && all.contains(&".somersault-t1.partial".to_owned())
+        );
+        let kept = [
+            "",
+            ".somersault-t2.partial",
+            ".somersault-x",
+            ".somersault-x/f",
+            "sub",
+            "sub/lost+found",
+            "sub/lost+found/f",
+        ];
+        assert_eq!(paths(Top::Mount), kept);
+    }
+
+    #[test]
+    fn a_move_leaves_the_fingerprint_and_a_write_does_not() {
+        let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        std::fs::create_dir(from.path().join("sub")).expect("made");
+        for file in ["a", "b", "sub/c"] {
+            std::fs::write(from.path().join(file), file).expect("written");
+        }
+        let both = || {
+            let parts = [from.path(), to.path()].map(|path| open_root(path).expect("open"));
+            fingerprint_of_mounted(&[parts[0].as_fd(), parts[1].as_fd()])
+        };
+        let before = both().expect("taken");
+        for name in ["b", "sub"] {
+            std::fs::rename(from.path().join(name), to.path().join(name)).expect("moved");
+            assert_eq!(both().expect("taken"), before, "{name}");
+        }
+        std::fs::write(to.path().join("b"), "B").expect("written");
+        assert_ne!(both().expect("taken"), before);
+        std::fs::write(to.path().join("a"), "another").expect("written");
+        assert!(both().is_err(), "a name that is in both is nobody's move");
     }
 
     #[test]

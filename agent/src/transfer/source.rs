@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,8 +27,8 @@ use tonic::{Request, Response, Status};
 use super::TransferError;
 use super::io::{ChunkReader, Pool};
 use super::keys::Keys;
-use super::root::{Roots, open_volume};
-use super::scan::{self, Scanned, read_failed, shown};
+use super::root::Roots;
+use super::scan::{self, Scanned, Top, read_failed, shown};
 
 /// Volumes whose listing is kept: more than are copied from a node at once. The oldest goes first, and costs its
 /// target one more listing.
@@ -47,7 +47,7 @@ const READ_AHEAD: usize = 4;
 const HASH_AHEAD: usize = 2;
 const HASH_BATCH: u64 = 32;
 
-/// Serves the volumes below the roots.
+/// Serves the volumes below the roots, and those that are mounted for pods.
 #[derive(Clone, Debug)]
 pub struct Source(Arc<Inner>);
 
@@ -129,7 +129,7 @@ impl Source {
             let Some(entry) = entry.cloned() else {
                 return Err(TransferError::OrderRefused(format!("there is no file {file} in the manifest")));
             };
-            let volume = volume(&roots, &session.path)?;
+            let (volume, _) = volume(&roots, &session.path)?;
             let opened = scan::open(volume.as_fd(), &entry.path, OFlags::NONBLOCK)?;
             let stat = scan::stat_of(opened.as_fd(), &entry.path)?;
             if stat.st_ino != scanned.inodes[file] {
@@ -208,7 +208,11 @@ impl Transfer for Source {
         let path = claims.source_path.as_str().to_owned();
         let scanned = {
             let path = path.clone();
-            blocking(move || scan::scan(volume(&roots, &path)?.as_fd())).await?
+            blocking(move || {
+                let (volume, top) = volume(&roots, &path)?;
+                scan::scan(volume.as_fd(), top)
+            })
+            .await?
         };
         let manifest = wire_manifest(&scanned.manifest);
         tracing::info!(job = claims.job, path, %target, bytes = scanned.manifest.data_bytes(), "volume listed");
@@ -259,10 +263,14 @@ impl Transfer for Source {
     }
 }
 
-fn volume(roots: &Roots, path: &str) -> Result<std::os::fd::OwnedFd, TransferError> {
-    let place = roots.place(path)?;
-    open_volume(&place.root, &place.name)
-        .map_err(|error| TransferError::SourceMissing(format!("{}: {error}", place.display())))
+/// Opens a volume; also says what lies at its top.
+fn volume(roots: &Roots, path: &str) -> Result<(OwnedFd, Top), TransferError> {
+    let place = roots.place(path).map_err(|error| match error {
+        TransferError::NotMounted { .. } => TransferError::SourceMissing(error.message()),
+        error => error,
+    })?;
+    let missing = |error| TransferError::SourceMissing(format!("{}: {error}", place.display()));
+    Ok((place.open().map_err(missing)?, place.top()))
 }
 
 /// Whole chunks of the file, in order, without overlap, and no more than the limit.

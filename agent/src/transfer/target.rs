@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   listed -> locked -> (published and equal?) --yes--> Done
-//!                |no
+//!                |no                    (halfway into a mounted volume, and equal? --yes--> finished -> Done)
 //!                v
 //!   ready --compare, punch, fetch--> complete --pre-copy--> Done, kept as a partial copy
 //!                ^                      |final
@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_agent_core::transfer::{AcceptError, CHUNK_BYTES, Entry, Manifest, Session};
+use somersault_agent_core::transfer::{
+    AcceptError, CHUNK_BYTES, Entry, Kind, Manifest, Metadata, Replay, Session,
+};
 use somersault_proto::model::{NodeName, Pull};
 use somersault_proto::tls::TlsSource;
 use tokio::task::JoinError;
@@ -29,9 +31,11 @@ use super::fetch::Fetch;
 use super::io::Pool;
 use super::keys::Keys;
 use super::meter::Meter;
+use super::mounted::Entered;
 use super::partial::{Opened, Partial, Standing};
 use super::peer::Peer;
 use super::root::{Place, Roots};
+use super::scan::{LOST_AND_FOUND, is_reserved};
 use super::{Limits, PullDone, TransferError, existing, verify};
 
 /// What a pull needs of its agent.
@@ -43,6 +47,7 @@ pub(super) struct Target<'a> {
     pub(super) keys: &'a Keys,
     pub(super) limits: &'a Limits,
     pub(super) pool: &'a Pool,
+    pub(super) entered: &'a Entered,
 }
 
 /// How often the folder's lock is asked for, until it is free or the order is refused.
@@ -50,6 +55,9 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Read-backs that differ before the disk is not trusted any more.
 const READ_BACKS_MAX: usize = 3;
+
+/// Why a published copy is not made anew.
+const WRITTEN_TO: &str = "this transfer has published it, and it was written to since";
 
 /// Root and size of a copy.
 type Copied = ([u8; 32], u64);
@@ -91,13 +99,16 @@ impl Target<'_> {
         }
     }
 
-    /// Removes what a transfer keeps below any root. The published volume stays.
+    /// Removes what a transfer keeps below any root, and in the mounted volumes that it is known to have gone into. The
+    /// published volume stays.
     pub(super) async fn drop_partial(&self, transfer: &str) -> Result<(), TransferError> {
-        for root in self.roots.of_copies() {
-            // Only the root of the place matters: the partial folder has a name of its own. A root that cannot be
-            // opened keeps nobody from cleaning the others.
-            let place = match self.roots.place(&format!("{}/-", root.display())) {
-                Ok(place) => Arc::new(place),
+        // Only the root of the place matters: the partial folder has a name of its own.
+        let below_roots = self.roots.of_copies().map(|root| format!("{}/-", root.display()));
+        for path in below_roots.chain(self.entered.of(transfer)) {
+            // A root that cannot be opened, or a volume that is not mounted any more, keeps nobody from cleaning the
+            // others.
+            let place = match self.place_of_copy(&path).await {
+                Ok(place) => place,
                 Err(error) => {
                     tracing::warn!(transfer, error = error.message(), "not looked for a partial copy");
                     continue;
@@ -107,7 +118,15 @@ impl Target<'_> {
                 join(tokio::task::spawn_blocking(move || partial.remove()).await)?;
             }
         }
+        self.entered.forget(transfer);
         Ok(())
+    }
+
+    /// Opening a mounted volume may ask a server, so it is done where waiting is allowed.
+    async fn place_of_copy(&self, path: &str) -> Result<Arc<Place>, TransferError> {
+        let (roots, path) = (self.roots.clone(), path.to_owned());
+        let place = join(tokio::task::spawn_blocking(move || roots.place_of_copy(&path)).await)?;
+        Ok(Arc::new(place))
     }
 
     /// The order's token must be for this very copy; the source checks it again, for what it can see.
@@ -156,11 +175,15 @@ impl Target<'_> {
     }
 
     async fn attempt(&self, pull: &Pull, meter: &Arc<Meter>) -> Result<Copied, TransferError> {
-        let place = Arc::new(self.roots.place_of_copy(pull.target_path.as_str())?);
+        let place = self.place_of_copy(pull.target_path.as_str()).await?;
         let peer = Peer::connect(pull, self.tls, self.limits.stall).await?;
         let manifest = peer.manifest(self.limits.listing).await?;
         let total_bytes = manifest.data_bytes();
         meter.set_total(total_bytes);
+        if place.is_mounted() {
+            refuse_reserved(&manifest)?;
+            self.entered.note(&pull.transfer, pull.target_path.as_str());
+        }
         let Some(partial) = self.lock(place.clone(), &pull.transfer, true).await? else {
             return Err(TransferError::Busy("the folder of this transfer is being removed"));
         };
@@ -168,29 +191,38 @@ impl Target<'_> {
             tokio::task::spawn_blocking(move || partial.standing().map(|standing| (partial, standing))).await,
         )?;
         let exists = |why| Err(TransferError::TargetExists { path: place.display(), why });
-        match standing {
-            Standing::Free => {}
-            Standing::Ours(replay, published)
-                if pull.final_copy && replay.head.identity == manifest.identity() =>
-            {
+        let is_this = |replay: &Replay| pull.final_copy && replay.head.identity == manifest.identity();
+        let partial = match standing {
+            Standing::Free => partial,
+            Standing::Ours(replay, published) if is_this(&replay) => {
                 meter.set_done(total_bytes);
                 return Ok((published.root, total_bytes));
             }
-            Standing::Ours(..) if pull.final_copy => partial.withdraw()?,
+            Standing::Ours(..) if pull.final_copy => withdraw(partial).await?,
             Standing::Ours(..) => return exists("this transfer has published it already"),
-            Standing::OursChanged => {
-                return exists("this transfer has published it, and it was written to since");
+            Standing::OursChanged if !place.is_mounted() => return exists(WRITTEN_TO),
+            Standing::Halfway(replay, published) if is_this(&replay) => {
+                let folder = of_folder(&manifest);
+                join(tokio::task::spawn_blocking(move || partial.finish(folder)).await)?;
+                meter.set_done(total_bytes);
+                return Ok((published.root, total_bytes));
             }
-            Standing::Foreign => {
+            Standing::Halfway(..) => withdraw(partial).await?,
+            // Not every filesystem that is mounted anew gives its files the inodes that they had: only the content
+            // tells then.
+            changed @ (Standing::OursChanged | Standing::Foreign) => {
                 let root = existing::compare(&peer, &place, &manifest, self.pool, meter).await?;
-                return root.map_or_else(
-                    || exists("it is not a copy of the source"),
-                    |root| Ok((root, total_bytes)),
-                );
+                let why = match changed {
+                    Standing::OursChanged => WRITTEN_TO,
+                    _ => "it is not a copy of the source",
+                };
+                return root.map_or_else(|| exists(why), |root| Ok((root, total_bytes)));
             }
-        }
+        };
         let (pass, pool) = (pull.clone(), self.pool.clone());
-        let begun = tokio::task::spawn_blocking(move || Copying::begin(partial, manifest, &pass, pool));
+        let source_path = self.roots.lasting(pull.source_path.as_str()).to_owned();
+        let begun =
+            tokio::task::spawn_blocking(move || Copying::begin(partial, manifest, &pass, &source_path, pool));
         let (copying, mut session) = join(begun.await)?;
         let root = self.copy(pull, &peer, &Arc::new(copying), &mut session, meter).await?;
         Ok((root, total_bytes))
@@ -221,8 +253,9 @@ impl Target<'_> {
             seal(copying, session.manifest()).await?;
             wrong = verify::read_back(&copying.files, session, meter).await?;
             if wrong.is_empty() && session.is_complete() {
-                let (root, copying) = (session.root(), copying.clone());
-                join(tokio::task::spawn_blocking(move || copying.publish(root)).await)?;
+                let (root, folder, copying) =
+                    (session.root(), of_folder(session.manifest()), copying.clone());
+                join(tokio::task::spawn_blocking(move || copying.publish(root, folder)).await)?;
                 return Ok(root);
             }
             tracing::warn!(
@@ -299,6 +332,38 @@ async fn punch(copying: &Arc<Copying>, session: &mut Session) -> Result<(), Tran
         }
     }
     Ok(())
+}
+
+/// Takes back what is under the final name.
+async fn withdraw(partial: Partial) -> Result<Partial, TransferError> {
+    join(tokio::task::spawn_blocking(move || partial.withdraw().map(|()| partial)).await)
+}
+
+/// What the volume's own folder has: a manifest begins with it.
+fn of_folder(manifest: &Manifest) -> Metadata {
+    manifest.entries()[0].metadata
+}
+
+/// What a mounted volume has at its top without being part of it cannot be copied there. A `lost+found` with nothing in
+/// it came with the source's own filesystem, and is left out.
+fn refuse_reserved(manifest: &Manifest) -> Result<(), TransferError> {
+    let is_in_the_way = |entry: &&Entry| is_reserved(&entry.path) && !is_blank(entry, manifest);
+    match manifest.entries().iter().find(is_in_the_way) {
+        None => Ok(()),
+        Some(entry) => {
+            let path = entry.display();
+            let why =
+                "a mounted volume has a folder of that name besides its content; remove or rename this one";
+            Err(TransferError::SourceUnsupported(format!("{path}: {why}")))
+        }
+    }
+}
+
+/// Whether it is a source's `lost+found` with nothing in it.
+pub(super) fn is_blank(entry: &Entry, manifest: &Manifest) -> bool {
+    let is_in_it =
+        |other: &Entry| other.path.strip_prefix(LOST_AND_FOUND).is_some_and(|rest| rest.starts_with(b"/"));
+    entry.path == LOST_AND_FOUND && entry.kind == Kind::Folder && !manifest.entries().iter().any(is_in_it)
 }
 
 async fn seal(copying: &Arc<Copying>, manifest: &Manifest) -> Result<(), TransferError> {

@@ -1,7 +1,8 @@
 //! On a small filesystem of our own, where we may make one (root, mkfs.ext4, loop devices): full disks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use somersault_agent::transfer::PullProgress;
 use tempfile::TempDir;
@@ -9,37 +10,88 @@ use tokio::sync::watch;
 
 use super::world::*;
 
-/// A mounted ext4 of so many MiB, unmounted when dropped.
-struct Disk {
+/// An ext4 of so many MiB in a file.
+pub struct Image {
     dir: TempDir,
 }
 
-impl Disk {
+impl Image {
     /// `None`, with a sentence, where this is not allowed, as in most containers. In CI that is a failure: there,
     /// nobody reads the sentence.
-    fn new(size_mib: u64) -> Option<Self> {
-        let dir = tempfile::tempdir().expect("a folder");
-        let image = dir.path().join("image");
-        std::fs::File::create(&image).and_then(|file| file.set_len(size_mib * MIB)).expect("made");
-        let disk = Self { dir };
-        std::fs::create_dir(disk.path()).expect("made");
-        let made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))
-            .and_then(|()| run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path())));
-        let Err(error) = made else { return Some(disk) };
-        let why = format!("this test needs root, mkfs.ext4 and loop devices; {error}");
-        assert!(std::env::var_os("CI").is_none(), "nothing may be skipped in CI: {why}");
-        eprintln!("SKIPPED, nothing was tested: {why}");
-        None
+    pub fn new(size_mib: u64) -> Option<Self> {
+        let image = Self { dir: tempfile::tempdir().expect("a folder") };
+        std::fs::File::create(image.path()).and_then(|file| file.set_len(size_mib * MIB)).expect("made");
+        let made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(image.path()));
+        may_skip(made.map(|()| image))
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.path().join("mounted")
+        self.dir.path().join("image")
+    }
+
+    /// Mounts it at a folder, which is made.
+    pub fn mount(&self, at: &Path, options: &str) -> Option<Mount> {
+        Mount::new(Command::new("mount").args(["-o", options]).arg(self.path()), at)
     }
 }
 
-impl Drop for Disk {
+/// Something that is mounted until it is dropped.
+pub struct Mount {
+    at: PathBuf,
+}
+
+impl Mount {
+    pub fn new(mount: &mut Command, at: &Path) -> Option<Self> {
+        std::fs::create_dir_all(at).expect("made");
+        may_skip(run(mount.arg(at)).map(|()| Self { at: at.to_owned() }))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Unmounts it as the kubelet does: not before everybody has let go of it.
+    pub fn unmount(self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Err(error) = run(Command::new("umount").arg(&self.at)) {
+            assert!(Instant::now() < deadline, "{error}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.path()).output();
+        let _ = Command::new("umount").arg("--lazy").arg(&self.at).output();
+    }
+}
+
+fn may_skip<T>(made: Result<T, String>) -> Option<T> {
+    let error = match made {
+        Ok(made) => return Some(made),
+        Err(error) => error,
+    };
+    let why = format!("this test needs root, mkfs.ext4 and loop devices; {error}");
+    assert!(std::env::var_os("CI").is_none(), "nothing may be skipped in CI: {why}");
+    eprintln!("SKIPPED, nothing was tested: {why}");
+    None
+}
+
+/// A mounted ext4.
+struct Disk {
+    mount: Mount,
+    _image: Image,
+}
+
+impl Disk {
+    fn new(size_mib: u64) -> Option<Self> {
+        let image = Image::new(size_mib)?;
+        let mount = image.mount(&image.dir.path().join("mounted"), "loop")?;
+        Some(Self { mount, _image: image })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.mount.path().to_owned()
     }
 }
 

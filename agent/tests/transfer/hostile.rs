@@ -280,6 +280,7 @@ async fn a_source_that_falls_silent_is_given_up() {
         let tls = TlsSource::read(&deceived.world.certs.path().join("n2")).expect("certificates");
         let config = TransferConfig {
             roots: vec![(target.root.path().to_owned(), 1)],
+            pods: None,
             tls,
             node: target.name.clone(),
         };

@@ -3,6 +3,7 @@
 mod copy;
 mod disk;
 mod hostile;
+mod mounted;
 mod resume;
 mod tokens;
 mod world;

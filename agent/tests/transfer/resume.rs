@@ -71,7 +71,12 @@ fn child() {
     let task: Task = serde_json::from_str(&task).expect("a task");
     tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
         let tls = TlsSource::read(&task.certs).expect("certificates");
-        let config = TransferConfig { roots: vec![(task.root, 1)], tls: tls.clone(), node: node(&task.node) };
+        let config = TransferConfig {
+            roots: vec![(task.root, 1)],
+            pods: None,
+            tls: tls.clone(),
+            node: node(&task.node),
+        };
         let transfers = Transfers::with_limits(config, quick());
         transfers.set_token_key("c0", task.key);
         let Some(pull) = task.pull else {

@@ -8,7 +8,7 @@ use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use somersault_agent::transfer::{
     Limits, PullDone, PullProgress, PullRequest, TransferConfig, TransferError, Transfers,
 };
-use somersault_proto::model::NodeName;
+use somersault_proto::model::{AbsolutePath, NodeName};
 use somersault_proto::tls::{ConnectionLimits, TlsSource};
 use somersault_proto::token::{Claims, TokenSigner};
 use somersault_proto::v1::transfer_server::{Transfer, TransferServer};
@@ -37,10 +37,11 @@ pub fn node(name: &str) -> NodeName {
     name.parse().expect("a node's name")
 }
 
-/// One node: a storage root, and a server.
+/// One node: a storage root, a kubelet's folder, and a server.
 pub struct Node {
     pub name: NodeName,
     pub root: TempDir,
+    pub pods: TempDir,
     pub transfers: Transfers,
     pub address: String,
 }
@@ -48,6 +49,11 @@ pub struct Node {
 impl Node {
     pub fn path(&self, volume: &str) -> PathBuf {
         self.root.path().join(volume)
+    }
+
+    /// Where the kubelet mounts a CSI driver's volume for a pod.
+    pub fn mount_path(&self, pod: &str, volume: &str) -> PathBuf {
+        self.pods.path().join(pod).join("volumes/kubernetes.io~csi").join(volume).join("mount")
     }
 }
 
@@ -114,6 +120,18 @@ impl World {
         }
     }
 
+    /// The same from any path to any path.
+    pub fn order_between(&self, transfer: &str, from: &Path, to: &Path) -> PullRequest {
+        let source_path: AbsolutePath = text(from).parse().expect("a path");
+        let claims = Claims { source_path: source_path.clone(), ..self.claims(transfer, "any") };
+        PullRequest {
+            source_path,
+            target_path: text(to).parse().expect("a path"),
+            token: self.signer.sign(&claims).expect("signed"),
+            ..self.order(transfer, "any")
+        }
+    }
+
     pub fn pre_copy(&self, transfer: &str, volume: &str) -> PullRequest {
         PullRequest { final_copy: false, ..self.order(transfer, volume) }
     }
@@ -139,12 +157,14 @@ pub const DEEP: &str = "deep";
 
 fn start(name: &str, root: TempDir, certs: &Path, signer: &TokenSigner, limits: Limits) -> Node {
     let tls = TlsSource::read(&certs.join(name)).expect("certificates");
+    let pods = tempfile::tempdir().expect("a folder");
     let roots = vec![(root.path().to_owned(), 1), (root.path().join(DEEP), 2)];
-    let config = TransferConfig { roots, tls: tls.clone(), node: node(name) };
+    let config =
+        TransferConfig { roots, pods: Some(pods.path().to_owned()), tls: tls.clone(), node: node(name) };
     let transfers = Transfers::with_limits(config, limits);
     transfers.set_token_key("c0", signer.public_key());
     let (address, _) = serve(&tls, transfers.service());
-    Node { name: node(name), root, transfers, address }
+    Node { name: node(name), root, pods, transfers, address }
 }
 
 /// Serves anything that claims to be a source.
@@ -197,9 +217,22 @@ pub fn allocated(path: &Path) -> u64 {
 
 /// Equal in everything that a copy keeps.
 pub fn assert_same(a: &Path, b: &Path) {
-    let (left, right) = (list(a), list(b));
+    assert_alike(a, b, &(list(a), list(b)));
+}
+
+/// The same, with mounts among them: what lies beside a volume there is not looked at.
+pub fn assert_same_mounted(a: &Path, b: &Path) {
+    let volume = |path: &Path| {
+        let mut found = list(path);
+        found.retain(|path, _| !path.starts_with("lost+found") && !text(path).starts_with(".somersault-"));
+        found
+    };
+    assert_alike(a, b, &(volume(a), volume(b)));
+}
+
+fn assert_alike(a: &Path, b: &Path, (left, right): &(Listing, Listing)) {
     assert_eq!(left.keys().collect::<Vec<_>>(), right.keys().collect::<Vec<_>>());
-    for (path, ours) in &left {
+    for (path, ours) in left {
         assert_eq!(*ours, right[path], "{}", path.display());
         if a.join(path).is_file() {
             assert!(same_content(&a.join(path), &b.join(path)), "content of {}", path.display());
@@ -208,9 +241,10 @@ pub fn assert_same(a: &Path, b: &Path) {
 }
 
 type Kept = (u32, u32, u32, i64, i64, u64);
+type Listing = std::collections::BTreeMap<PathBuf, Kept>;
 
-fn list(root: &Path) -> std::collections::BTreeMap<PathBuf, Kept> {
-    let mut found = std::collections::BTreeMap::new();
+fn list(root: &Path) -> Listing {
+    let mut found = Listing::new();
     let mut folders = vec![root.to_owned()];
     while let Some(path) = folders.pop() {
         let stat = std::fs::symlink_metadata(&path).expect("there");
