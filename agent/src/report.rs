@@ -6,13 +6,19 @@ use std::time::Duration;
 
 use somersault_agent_core::health::{self, Assessment};
 use somersault_proto::model::limits::{DISKS_MAX, VOLUMES_MAX};
-use somersault_proto::model::{Disk, Grade, Host, Report, StorageRoot, Volume};
+use somersault_proto::model::{AbsolutePath, Disk, Grade, Host, Report, StorageRoot, Volume};
 
 use crate::inventory::{VolumeSample, volume_path};
 use crate::sense::{Sensed, WatchedRoot};
 
-/// What the agent knows of its node now; `None` before the first look at the machine.
-pub fn report(roots: &[WatchedRoot], sensed: &Sensed, now: Duration) -> Option<Report> {
+/// What the agent knows of its node now; `None` before the first look at the machine. `pods` is what it may copy from and
+/// to beside the roots.
+pub fn report(
+    roots: &[WatchedRoot],
+    pods: Option<&AbsolutePath>,
+    sensed: &Sensed,
+    now: Duration,
+) -> Option<Report> {
     let host = sensed.host?;
     let mut found: Vec<Volume> = roots.iter().flat_map(|root| volumes(root, now)).collect();
     // Several roots together may have more folders than a report can hold: then no listing of it is complete.
@@ -23,7 +29,7 @@ pub fn report(roots: &[WatchedRoot], sensed: &Sensed, now: Duration) -> Option<R
         volumes: found,
         disks: sensed.disks.iter().take(DISKS_MAX).map(|(name, assessment)| disk(name, assessment)).collect(),
         host,
-        pods: None,
+        pods: pods.cloned(),
     })
 }
 
@@ -168,7 +174,7 @@ mod tests {
     }
 
     fn made(root: WatchedRoot, sensed: &Sensed, now: Duration) -> Report {
-        report(&[root], sensed, now).expect("a report")
+        report(&[root], None, sensed, now).expect("a report")
     }
 
     #[test]
@@ -244,6 +250,6 @@ mod tests {
 
     #[test]
     fn nothing_is_reported_before_the_first_look() {
-        assert_eq!(report(&[], &Sensed::default(), Duration::ZERO), None);
+        assert_eq!(report(&[], None, &Sensed::default(), Duration::ZERO), None);
     }
 }

@@ -186,6 +186,7 @@ impl Means {
             },
             tls: tls.clone(),
             roots: roots.clone(),
+            pods: config.pods.clone(),
             sensed: sensed.clone(),
             orders: orders.clone(),
             transfers: transfers.clone(),

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_proto::model::{FLEET_MESSAGE_BYTES_MAX, FromAgent, FromCoordinator, Hello, Report, Welcome};
+use somersault_proto::model::{
+    AbsolutePath, FLEET_MESSAGE_BYTES_MAX, FromAgent, FromCoordinator, Hello, Report, Welcome,
+};
 use somersault_proto::tls::{Identity, Renewals, TlsSource};
 use somersault_proto::v1;
 use somersault_proto::v1::fleet_client::FleetClient;
@@ -61,6 +63,8 @@ pub struct SessionConfig {
     pub tls: TlsSource,
     /// What is reported.
     pub roots: Vec<WatchedRoot>,
+    /// The same of volumes that are mounted for pods.
+    pub pods: Option<AbsolutePath>,
     /// The last grades.
     pub sensed: watch::Receiver<Arc<Sensed>>,
     /// Who obeys.
@@ -215,7 +219,9 @@ impl Conversation {
     /// Reports where there is something new or the last report is old.
     async fn report(&mut self, config: &SessionConfig) -> Result<(), Broken> {
         let sensed = config.sensed.borrow().clone();
-        let Some(report) = report(&config.roots, &sensed, boottime()) else { return Ok(()) };
+        let Some(report) = report(&config.roots, config.pods.as_ref(), &sensed, boottime()) else {
+            return Ok(());
+        };
         let shape = shape(&report);
         let due = self.reported.as_ref().is_none_or(|(at, told)| {
             let age = at.elapsed();

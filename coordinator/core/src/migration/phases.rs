@@ -288,7 +288,12 @@ impl Moment<'_> {
         Next::Enter(Phase::Swapping, vec![Learnt::Checked(answers)])
     }
 
-    fn swapping(&self) -> Next {
+    fn swapping(&mut self) -> Next {
+        // What a copy keeps beside the volume lies inside of one that is mounted: it goes before anybody else sees it.
+        let staged = self.record.disks.iter().any(|disk| disk.staging.is_some());
+        if staged && !self.copies.dropped(self.now) {
+            return Next::DropCopies;
+        }
         // The copies are whole: nothing is to be written to them any more before the VM does.
         let pointed = match staging::let_go(&self.record.disks, self.ctx.fleet) {
             Some(actions) => Ok(Some(actions)),

@@ -12,8 +12,6 @@ use crate::cluster::manifest::{ObjectId, STAGING_LABEL};
 
 /// Annotation with the migration that needs it, for people.
 const MIGRATION_ANNOTATION: &str = "somersault.novasphere.dev/migration";
-/// By which the scheduler tells a provisioner for which node a volume is; here we know it beforehand.
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// The reclaim policy under which a volume goes with its claim.
 const DELETE: &str = "Delete";
 /// Our binary in our image.
@@ -31,15 +29,13 @@ pub(in crate::cluster) fn holder_id(namespace: &str, name: &str) -> ObjectId {
     ObjectId::namespaced("Pod", &Key::new(namespace, name))
 }
 
-/// The claim's manifest. A provisioner that waits for the first consumer is told the node; others ignore it.
+/// The claim's manifest.
 pub(in crate::cluster) fn claim(namespace: &str, staging: &Staging) -> Value {
     let template = &staging.template;
-    let mut metadata = metadata(namespace, staging);
-    metadata["annotations"][SELECTED_NODE] = json!(staging.node.as_str());
     json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": metadata,
+        "metadata": metadata(namespace, staging),
         "spec": {
             "accessModes": template.access_modes,
             "resources": { "requests": { "storage": template.requested_bytes.to_string() } },
@@ -49,11 +45,15 @@ pub(in crate::cluster) fn claim(namespace: &str, staging: &Staging) -> Value {
     })
 }
 
-/// The pod's manifest: bound to its node without the scheduler, since the volume must be where the agent is that writes it.
-/// It may nothing, and does nothing. `ours` is a pod template of our own, for the image and the right to pull it.
+/// The pod's manifest. It can be scheduled to one node only, since the volume must be where the agent is that writes it; where
+/// a provisioner or a static volume waits for the first consumer, the scheduler tells which node that is. It may nothing, and
+/// does nothing. `ours` is a pod template of our own, for the image and the right to pull it.
 pub(in crate::cluster) fn holder(namespace: &str, staging: &Staging, ours: &Value) -> Value {
+    let name = json!({ "key": "metadata.name", "operator": "In", "values": [staging.node.as_str()] });
     let mut spec = json!({
-        "nodeName": staging.node.as_str(),
+        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{ "matchFields": [name] }],
+        } } },
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": 1,
@@ -104,7 +104,7 @@ pub(in crate::cluster) fn check_same(
     check_ours(id, stored)?;
     check_stays(id, stored)?;
     let same = |field: &str| stored["spec"][field] == wanted["spec"][field];
-    if same("storageClassName") && same("nodeName") {
+    if same("storageClassName") && same("affinity") {
         return Ok(());
     }
     Err(conflict(id, "it is there for something else"))
@@ -175,10 +175,10 @@ mod tests {
         assert_eq!(spec["imagePullSecrets"][0]["name"], "r");
         assert_eq!(spec["automountServiceAccountToken"], false);
         assert_eq!(spec["containers"][0]["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
-        assert_eq!(spec["nodeName"], "n1");
+        let terms = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        assert_eq!(terms["nodeSelectorTerms"][0]["matchFields"][0]["values"], json!(["n1"]));
         assert_eq!(spec["volumes"][0]["persistentVolumeClaim"]["claimName"], "smst-1");
         let claim = claim("system", &staging());
-        assert_eq!(claim["metadata"]["annotations"][SELECTED_NODE], "n1");
         assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "4096");
     }
 

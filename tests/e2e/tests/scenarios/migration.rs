@@ -265,7 +265,7 @@ pub fn of_vm(bed: &Bed, vm: &str) -> Result<Value> {
 }
 
 /// The migration of this VM, once it has succeeded.
-fn succeeded(bed: &Bed, vm: &str) -> Result<Value> {
+pub fn succeeded(bed: &Bed, vm: &str) -> Result<Value> {
     until(&format!("the migration of {vm} succeeds"), MIGRATE_DEADLINE, &[bed.standin_log()], || {
         let found = of_vm(bed, vm)?;
         let status = &found["status"];

@@ -1,0 +1,111 @@
+//! Disks that move to volumes which somebody else makes: a class's provisioner, or who made local volumes beforehand. A claim
+//! and a pod of ours hold each while it is written, and leave nothing behind.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use somersault_test_cluster::until;
+use somersault_test_e2e::api::Kind;
+use somersault_test_e2e::bed::{Bed, VMS};
+use somersault_test_e2e::stage::{DB, Stage, Storage, Vm};
+
+use super::migration::succeeded;
+
+const MAIL: Vm = Vm::always("mail", Storage::Local);
+/// A class of local volumes in folders that no agent knows: they are reached where kubelets mount them.
+const MOUNTED: &str = "mounted-only";
+/// Where those are on the nodes.
+const FOLDER: &str = "/var/lib/mounted-only";
+/// A second class of the provisioner whose folders agents know.
+const AGAIN: &str = "local-path-again";
+const WRITE_DEADLINE: Duration = Duration::from_mins(1);
+/// What a copy keeps in a volume while it runs.
+const PARTIAL: &str = ".somersault-";
+
+pub fn by_provisioners(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    classes(bed, &node)?;
+    let mut stage = Stage::set(bed, &node, &[DB, MAIL])?;
+    for (vm, class) in [(DB, MOUNTED), (MAIL, AGAIN)] {
+        let claim = format!("{}-disk", vm.name);
+        let old = bound_volume(bed, &claim)?;
+        bed.plugin(&["migrate", vm.name, "-n", VMS, "--to-class", class])?;
+        let migration = succeeded(bed, vm.name)?;
+        let disk = &migration["status"]["disks"][0];
+        let target = disk["targetNode"].as_str().context("no target")?.to_owned();
+        ensure!(target != node, "{} was copied onto its own node", vm.name);
+        ensure!(disk["staging"].is_string(), "the volume was not made by its provisioner: {disk}");
+        eprintln!("   {} is on {class}, down for {} ms", vm.name, migration["status"]["downtimeMs"]);
+
+        let new = bound_volume(bed, &claim)?;
+        ensure!(disk["newVolume"]["name"] == new.as_str(), "the claim has {new}, and not {disk}");
+        let volume = bed.api().get(Kind::VOLUME, "", &new)?;
+        ensure!(volume["spec"]["storageClassName"] == class, "{new} is of another class: {volume}");
+        for name in [&old, &new] {
+            let policy =
+                bed.api().get(Kind::VOLUME, "", name)?["spec"]["persistentVolumeReclaimPolicy"].clone();
+            ensure!(policy == "Retain", "volume {name} is on {policy}");
+        }
+        nothing_is_left(bed, &volume, &target)?;
+        ensure!(stage.node_of(vm.name)?.as_deref() == Some(&target), "{} does not run on {target}", vm.name);
+        stage.moved(&vm, &target)?;
+        stage.wait_writes(&vm, WRITE_DEADLINE)?;
+    }
+    stage.judge()
+}
+
+fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
+    let claim = bed.api().get(Kind::CLAIM, VMS, claim)?;
+    Ok(claim["spec"]["volumeName"].as_str().context("it is not bound")?.to_owned())
+}
+
+/// No claim, no pod of ours, and nothing of the copy in the volume.
+fn nothing_is_left(bed: &Bed, volume: &Value, node: &str) -> Result<()> {
+    let label = "somersault.novasphere.dev/staging";
+    for kind in ["pods", "persistentvolumeclaims"] {
+        until("our claim and our pod are gone", WRITE_DEADLINE, &[], || {
+            let left = bed.cluster().ask(&["get", kind, "-A", "-l", label, "-o", "name"])?;
+            ensure!(left.trim().is_empty(), "left over: {left}");
+            Ok(Some(()))
+        })?;
+    }
+    let path = volume["spec"]["local"]["path"].as_str().or(volume["spec"]["hostPath"]["path"].as_str());
+    let folder = bed.cluster().path_on(node, path.context("the new volume has no path")?)?;
+    let names = fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    ensure!(names.iter().any(|name| name == "disk.img"), "no disk.img in {names:?}");
+    ensure!(!names.iter().any(|name| name.starts_with(PARTIAL)), "something of the copy is left: {names:?}");
+    Ok(())
+}
+
+/// Both classes, and on each node but the source a local volume that waits for its first consumer.
+fn classes(bed: &Bed, source: &str) -> Result<()> {
+    let provisioner =
+        bed.cluster().ask(&["get", "storageclass", "local-path", "-o", "jsonpath={.provisioner}"])?;
+    let mut objects = Vec::new();
+    for (name, provisioner) in [(MOUNTED, "kubernetes.io/no-provisioner"), (AGAIN, provisioner.trim())] {
+        objects.push(json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+            "provisioner": provisioner, "volumeBindingMode": "WaitForFirstConsumer",
+        }));
+    }
+    for node in bed.nodes().into_iter().filter(|node| node != source) {
+        fs::create_dir_all(bed.cluster().path_on(&node, FOLDER)?)?;
+        let pin = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [node]});
+        objects.push(json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("{MOUNTED}-{node}")},
+            "spec": {
+                "capacity": {"storage": "10Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": MOUNTED,
+                "persistentVolumeReclaimPolicy": "Delete",
+                "local": {"path": FOLDER},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [pin]}]}},
+            },
+        }));
+    }
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    bed.cluster().apply(&list.to_string()).map(drop)
+}
