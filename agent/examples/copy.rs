@@ -6,6 +6,7 @@
 //! Try it: cargo run --release -p somersault-agent --example copy -- --from /dev/shm --to /var/tmp
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -60,6 +61,7 @@ async fn main() -> Result<()> {
         let (unverified, verified) = pair.copy(round).await?;
         note("somersault, encrypted, synced", unverified);
         note("somersault, the same and read back from the device", verified);
+        note("somersault, after a pre-copy and 1 % of change", pair.copy_of_changes(round, &volume).await?);
         for (name, program, arguments) in [
             ("cp, synced", "cp", &["-r", "--sparse=never"][..]),
             ("rsync -W --inplace, synced", "rsync", &["-r", "-W", "--inplace"]),
@@ -104,6 +106,19 @@ fn fill(volume: &Path, size_mib: u64) -> Result<()> {
     for _ in 0..size_mib {
         random.fill_bytes(&mut block);
         file.write_all(&block)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+/// Writes anew one block of 64 KiB in every hundred.
+fn change(volume: &Path, round: usize) -> Result<()> {
+    const BLOCK: usize = 64 << 10;
+    let file = std::fs::File::options().write(true).open(volume.join("disk.img"))?;
+    let blocks = file.metadata()?.len() / BLOCK as u64;
+    let (mut random, mut block) = (StdRng::seed_from_u64(2 + round as u64), vec![0; BLOCK]);
+    for at in (0..blocks).step_by(100) {
+        random.fill_bytes(&mut block);
+        file.write_all_at(&block, at * BLOCK as u64)?;
     }
     Ok(file.sync_all()?)
 }
@@ -162,6 +177,26 @@ impl Pair {
         };
         let target = agents.remove(1).1;
         Ok(Self { target, order, to: to.to_owned(), _certs: certs, signer, claims })
+    }
+
+    /// Times a final copy that follows a pre-copy, when one part in a hundred has changed since: how long a VM stands still.
+    async fn copy_of_changes(&self, round: usize, volume: &Path) -> Result<Duration> {
+        let transfer = format!("bench-{round}-changes");
+        let order = |final_copy| {
+            let claims = Claims { job: transfer.clone(), ..self.claims.clone() };
+            let token = self.signer.sign(&claims)?;
+            anyhow::Ok(PullRequest { transfer: transfer.clone(), token, final_copy, ..self.order.clone() })
+        };
+        let pull = |order| self.target.pull(order, watch::channel(PullProgress::default()).0);
+        pull(order(false)?).await?;
+        change(volume, round)?;
+        let start = Instant::now();
+        let done = pull(order(true)?).await?;
+        let time = start.elapsed();
+        ensure!(done.sent_bytes < done.total_bytes / 10, "{} bytes were sent", done.sent_bytes);
+        self.target.cancel(&transfer, true).await?;
+        std::fs::remove_dir_all(self.to.join("pvc-1"))?;
+        Ok(time)
     }
 
     /// Times a pre-copy (everything synced, nothing read back) and a final copy, each from nothing.

@@ -96,6 +96,12 @@ pub(super) fn leftovers(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
     forget_new(disks, unused, ctx).chain(locks.map(|volume| Action::ForgetVolume { volume })).collect()
 }
 
+/// Some new volume was made and never bound by any claim: the VM cannot have run on the new ones, for that takes all of them.
+pub(super) fn never_all_new(disks: &[DiskMove], ctx: &Context<'_>) -> bool {
+    let unbound = |volume: &Volume| volume.claim.as_ref().is_some_and(|claim| claim.uid.is_none());
+    disks.iter().any(|disk| ctx.fleet.volumes.get(&disk.new.name).is_some_and(unbound))
+}
+
 /// The objects of new volumes whose claims went back to the old ones, for a VM that never ran on the new ones. A folder
 /// that was published stays: this forgets no byte.
 pub(super) fn given_back(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {

@@ -57,6 +57,8 @@ pub(crate) struct Faults {
     pub failing_removals: (u32, &'static str),
     /// No claim can be made: the namespace is being deleted.
     pub claims_refused: bool,
+    /// This claim cannot be made for its new volume.
+    pub swap_refused: Option<&'static str>,
     /// No holder gets its volume mounted.
     pub nothing_mounts: bool,
 }
@@ -388,6 +390,10 @@ impl World {
             Action::CreateClaim { claim, template, volume } => {
                 if self.fleet.claims.contains_key(claim) {
                     return Err("exists".into());
+                }
+                let to_new = volume.0.starts_with("smst-") && !volume.0.ends_with("-lock");
+                if to_new && self.faults.swap_refused == Some(claim.name.as_str()) {
+                    return Err("as the test asked".into());
                 }
                 if !self.is_prebound(volume, claim) {
                     return Err("not pre-bound".into());

@@ -447,9 +447,13 @@ impl Moment<'_> {
             Ok(Some(actions)) => return Next::Need(actions),
             Err(refusal) => return Next::Fail(refusal),
         }
-        let mut needs = claims::leftovers(disks, self.ctx);
-        if self.watched {
-            needs.extend(claims::given_back(disks, self.ctx));
+        let mut needs = Vec::new();
+        if self.watched || claims::never_all_new(disks, self.ctx) {
+            needs = claims::given_back(disks, self.ctx);
+        }
+        // Those that were never bound tell that the others were never used: they go last.
+        if needs.is_empty() {
+            needs = claims::leftovers(disks, self.ctx);
         }
         needs.extend(self.restore());
         needs.extend(staging::discard(disks, self.ctx.fleet).into_iter().flatten());

@@ -122,6 +122,27 @@ fn cancelled_at_every_round_it_ends_whole() {
     assert!(ends.contains(&Phase::Cancelled) && ends.contains(&Phase::Succeeded));
 }
 
+/// One claim has its new volume, the other has not: the VM cannot have run there, and a new leader knows it too.
+#[test]
+fn cancelled_halfway_through_the_swap_under_a_new_leader_no_volume_leaks() {
+    let mut world = asked();
+    world.faults.swap_refused = Some("vm-data");
+    while world.phase("m") != Phase::Swapping {
+        world.round();
+    }
+    world.rounds(5);
+    let volume = world.fleet.claims[&key("vm-system")].volume.clone().expect("bound");
+    assert!(volume.0.starts_with("smst-") && !volume.0.ends_with("-lock"), "not halfway: {volume}");
+    world.spec("m").cancelled = true;
+    world.take_over();
+    let phase = world.run(ROUNDS, "m");
+    world.rounds(2);
+    assert_eq!(phase, Phase::Cancelled);
+    assert_whole(&world, phase, "halfway through the swap");
+    let left: Vec<_> = world.fleet.volumes.keys().filter(|name| name.0.starts_with("smst-")).collect();
+    assert!(left.is_empty(), "leaked: {left:?}");
+}
+
 /// A stop that is on its way when the migration is cancelled must not be the last word.
 #[test]
 fn cancelled_while_a_stop_is_on_its_way_the_start_field_is_given_back_after_it() {
