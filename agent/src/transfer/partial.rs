@@ -237,12 +237,9 @@ impl Partial {
             .map_err(|error| TransferError::target("cannot withdraw", self.place.display(), error))
     }
 
-    /// Removes the folder and what has arrived in it. What of it has got into a mounted volume already goes with it:
-    /// half a volume is none.
+    /// Removes the folder and what has arrived in it. What of it has got into a mounted volume already stays there: from
+    /// here nobody can tell half a volume that is given up from a whole one whose last step a crash has cut off.
     pub(super) fn remove(self) -> Result<(), TransferError> {
-        if self.place.is_mounted() && matches!(self.standing(), Ok(Standing::Halfway(..))) {
-            self.withdraw()?;
-        }
         let gone = || {
             remove_tree(&self.place.root, self.name.as_bytes(), 0)
                 .and_then(|()| Ok(rustix::fs::fsync(&self.place.root)?))
