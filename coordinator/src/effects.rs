@@ -244,6 +244,7 @@ fn object_of(action: &Action) -> String {
         Action::Unstage { name, .. } => format!("staging {name}"),
         Action::CreateVolume(volume) => format!("volume {}", volume.name),
         Action::RetainVolume { volume }
+        | Action::DiscardVolume { volume, .. }
         | Action::CreateLock { volume, .. }
         | Action::ForgetVolume { volume }
         | Action::DeleteReleased { volume, .. }

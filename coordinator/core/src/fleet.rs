@@ -101,8 +101,10 @@ pub struct Holder {
     pub node: Option<NodeName>,
     /// Its volumes are mounted: it is Ready.
     pub running: bool,
-    /// It has a deletion timestamp, or has ended.
+    /// It has a deletion timestamp.
     pub deleting: bool,
+    /// It has ended, as one that was evicted: it holds nothing any more, and is in the way of the next one.
+    pub ended: bool,
 }
 
 /// A `PersistentVolume`.

@@ -433,18 +433,26 @@ pub enum Action {
     },
     /// Create a `PersistentVolume`, pre-bound to its claim by namespace and name.
     CreateVolume(NewVolume),
-    /// Create a claim in our own namespace, for which its class's provisioner makes a volume on this node or where this
-    /// node reaches it, and a pod there that holds it mounted. What is there of both stays.
+    /// Create a claim in the namespace for such claims, for which its class's provisioner makes a volume on this node or
+    /// where this node reaches it, and a pod there that holds it mounted. What is there of both stays, but for a pod that
+    /// has ended.
     Stage(Box<Staging>),
-    /// Delete such a pod and such a claim.
+    /// Delete such a pod and such a claim, at once or as soon as the pod's node lets it go.
     Unstage {
         /// Their name.
         name: String,
         /// Precondition of the claim's deletion, where it is there.
         claim_uid: Option<Uid>,
-        /// The volume that goes with the claim, if it is still bound to that one. Without it the volume must be on Retain,
-        /// and stays.
-        discarded: Option<VolumeName>,
+        /// The volume goes with the claim. Without, it must be on Retain, and stays.
+        volume_goes: bool,
+    },
+    /// Set reclaim policy Delete on a volume that a provisioner has made for a claim of ours, as long as no other claim was
+    /// ever bound to it: it goes with that claim, or after it.
+    DiscardVolume {
+        /// Which.
+        volume: VolumeName,
+        /// The uid of our claim.
+        claim_uid: Uid,
     },
     /// Create a `PersistentVolume` that holds nothing and that no node can reach, pre-bound to a claim: while the claim
     /// is bound to it, no pod that uses the claim can run, whoever creates it.

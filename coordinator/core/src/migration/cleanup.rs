@@ -319,7 +319,11 @@ fn present_is_sound(disk: &DiskMove, moves: &Moves, ctx: &Context<'_>) -> Result
             disk.claim
         )));
     }
-    let Some(path) = volume.source.path() else {
+    // Where no agent looks: a driver's volume, or a folder that only the kubelet mounts.
+    let made = disk.staging.is_some() && *name == disk.new.name;
+    let listed =
+        |path: &&str| !made || ctx.fleet.reports.values().any(|report| report.root_of(path).is_some());
+    let Some(path) = volume.source.path().filter(listed) else {
         return is_attached(disk, ctx).then_some(()).ok_or_else(|| {
             doubt(format!("no agent can look into volume {name}, and no VM that runs has it attached"))
         });

@@ -1,6 +1,6 @@
 //! Drives every migration from phase to phase: commits first, then acts, and repeats what got lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::cleanup::{Cleanup, Moves, OldVolume};
@@ -27,6 +27,9 @@ const ACTIVE_MAX: usize = 4;
 const NOT_DELETED: &str = "ObjectNotDeleted";
 /// What keeps an old volume whose removal was asked for is looked at this often.
 const CLEANUP_LOOK_EVERY: Duration = Duration::from_secs(10);
+/// What a migration has left is in nobody's way, and what one is about to make must not be taken for left: a request that is
+/// read late is read within seconds.
+const SWEEP_EVERY: Duration = Duration::from_mins(1);
 /// While a migration is active, facts that change without an event of ours are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -39,6 +42,8 @@ pub struct Migrations {
     /// How many were taken up: the same epoch may list one again, and another one may come under its name.
     taken: u64,
     looked: BootTime,
+    /// When claims and pods that nobody needs are looked for.
+    sweep_at: Option<BootTime>,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +66,8 @@ struct Migration {
     watched: bool,
     /// The start field was given back in this phase.
     restored: bool,
+    /// Claims and holders of ours that were deleted in this phase.
+    unstaged: BTreeSet<String>,
     stopped_at: Option<BootTime>,
     /// It runs on its new volumes since then.
     running_at: Option<BootTime>,
@@ -78,6 +85,7 @@ impl Migrations {
         match input {
             Input::Leading { records, .. } => self.load(records),
             Input::Deposed => {
+                self.sweep_at = None;
                 self.all.clear();
                 self.listed.clear();
             }
@@ -101,12 +109,29 @@ impl Migrations {
             Input::Acted(action @ Action::RestoreStart { .. }) => {
                 self.asking(action, |migration| migration.restored = true);
             }
+            Input::Acted(action @ Action::Unstage { name, .. }) => {
+                self.asking(action, |migration| _ = migration.unstaged.insert(name.clone()));
+            }
             Input::ActionFailed { action, why } => self.asking(action, |migration| migration.failed(why)),
             _ => {}
         }
         self.take_requests(now, ctx);
         effects.extend(self.drive(now, ctx));
+        effects.extend(self.sweep(now, ctx).into_iter().map(Effect::Act));
         effects
+    }
+
+    /// Claims and pods of ours that nobody needs any more, once we know of every migration.
+    fn sweep(&mut self, now: BootTime, ctx: &Context<'_>) -> Vec<Action> {
+        let since = *self.sweep_at.get_or_insert(now + SWEEP_EVERY);
+        if now < since || ctx.fleet.staged.is_empty() {
+            return Vec::new();
+        }
+        self.sweep_at = Some(now + SWEEP_EVERY);
+        let newest = self.all.values().map(Migration::newest).chain(self.listed.values());
+        let at_work = newest.filter(|record| !record.phase.is_final());
+        let wanted = at_work.flat_map(|record| record.disks.iter().filter_map(|disk| disk.staging.as_ref()));
+        staging::sweep(&wanted.collect(), ctx.fleet)
     }
 
     /// When to be called again at the latest.
@@ -272,6 +297,7 @@ impl Migration {
             failures: 0,
             broken: 0,
             restored: false,
+            unstaged: BTreeSet::new(),
             stopped_at: None,
             running_at: None,
             downtime: None,
@@ -351,6 +377,7 @@ impl Migration {
             broken: self.broken,
             watched: self.watched,
             restored: self.restored,
+            unstaged: &self.unstaged,
             refused: self.failures > ACTION_FAILURES_MAX,
             ctx,
         };
@@ -504,6 +531,7 @@ impl Migration {
         self.commit_at = None;
         self.failures = 0;
         self.restored = false;
+        self.unstaged.clear();
         self.asked.clear();
         self.copies.reset();
         if from != to {

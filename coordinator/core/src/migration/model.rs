@@ -23,7 +23,7 @@ use crate::fleet::{
 use crate::io::{
     Action, ClaimTemplate, Effect, Input, NewVolume, Order, OrderState, Record, RecordKey, Requests,
 };
-use crate::names::{Key, NodeName, OrderId, Uid};
+use crate::names::{Key, NodeName, OrderId, Uid, VolumeName};
 use crate::policy::Policy;
 
 pub(crate) const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -61,6 +61,12 @@ pub(crate) struct Faults {
     pub swap_refused: Option<&'static str>,
     /// No holder gets its volume mounted.
     pub nothing_mounts: bool,
+    /// Claims of ours are bound to volumes that were there before.
+    pub static_volumes: bool,
+    /// No kubelet ends the holders that were deleted.
+    pub target_dead: bool,
+    /// Rounds until a claim of ours and its pod are made, or deleted.
+    pub slow_stages: u32,
 }
 
 pub(crate) struct World {
@@ -295,6 +301,11 @@ impl World {
             {
                 self.late.push_back((self.faults.slow_starts, action));
             }
+            Effect::Act(action @ (Action::Stage(_) | Action::Unstage { .. }))
+                if self.faults.slow_stages > 0 =>
+            {
+                self.late.push_back((self.faults.slow_stages, action));
+            }
             Effect::Act(action) => {
                 let answer = match self.act(&action) {
                     Ok(()) => Input::Acted(action),
@@ -315,8 +326,11 @@ impl World {
             *left -= 1;
         }
         if let Some((_, action)) = self.late.pop_front_if(|(left, _)| *left == 0) {
-            self.act(&action).expect("the VM is there");
-            self.inbox.push(Input::Acted(action));
+            let answer = match self.act(&action) {
+                Ok(()) => Input::Acted(action),
+                Err(why) => Input::ActionFailed { action, why },
+            };
+            self.inbox.push(answer);
         }
     }
 
@@ -326,9 +340,8 @@ impl World {
             Action::RetainVolume { volume } => {
                 self.fleet.volumes.get_mut(volume).ok_or("no volume")?.retained = true;
             }
-            Action::Stage(staging) => self.stage(staging),
-            Action::Unstage { name, claim_uid, discarded } => {
-                return self.unstage(name, claim_uid.as_ref(), discarded.as_ref());
+            Action::Stage(_) | Action::Unstage { .. } | Action::DiscardVolume { .. } => {
+                return self.act_on_staged(action);
             }
             Action::CreateLock { volume, claim, template } => {
                 self.create_volume(&NewVolume {
@@ -388,20 +401,7 @@ impl World {
                 return Err("the namespace is being terminated".into());
             }
             Action::CreateClaim { claim, template, volume } => {
-                if self.fleet.claims.contains_key(claim) {
-                    return Err("exists".into());
-                }
-                let to_new = volume.0.starts_with("smst-") && !volume.0.ends_with("-lock");
-                if to_new && self.faults.swap_refused == Some(claim.name.as_str()) {
-                    return Err("as the test asked".into());
-                }
-                if !self.is_prebound(volume, claim) {
-                    return Err("not pre-bound".into());
-                }
-                self.create_claim(claim, Some(volume.clone()));
-                let made = self.fleet.claims.get_mut(claim).expect("just made");
-                made.labels.clone_from(&template.labels);
-                made.annotations.extend(template.annotations.clone());
+                return self.create_on(claim, template, volume);
             }
             Action::CreateMigration { key, spec } => {
                 if !self.requests.migrations.contains_key(key) {
@@ -424,6 +424,30 @@ impl World {
             }
             other => return Err(format!("neither of a migration nor of an evacuation: {other:?}")),
         }
+        Ok(())
+    }
+
+    /// A claim on the volume that is pre-bound to it.
+    fn create_on(
+        &mut self,
+        claim: &Key,
+        template: &ClaimTemplate,
+        volume: &VolumeName,
+    ) -> Result<(), String> {
+        if self.fleet.claims.contains_key(claim) {
+            return Err("exists".into());
+        }
+        let to_new = volume.0.starts_with("smst-") && !volume.0.ends_with("-lock");
+        if to_new && self.faults.swap_refused == Some(claim.name.as_str()) {
+            return Err("as the test asked".into());
+        }
+        if !self.is_prebound(volume, claim) {
+            return Err("not pre-bound".into());
+        }
+        self.create_claim(claim, Some(volume.clone()));
+        let made = self.fleet.claims.get_mut(claim).expect("just made");
+        made.labels.clone_from(&template.labels);
+        made.annotations.extend(template.annotations.clone());
         Ok(())
     }
 

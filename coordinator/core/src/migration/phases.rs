@@ -2,7 +2,7 @@
 
 use super::claims::{self, To, point_all};
 use super::copies::Copies;
-use super::staging::{self, Step};
+use super::staging::{self, Clearing, Step};
 use super::{Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
 use crate::BootTime;
 use crate::fleet::{Instance, RunStrategy, SavedStart, Vm};
@@ -10,6 +10,7 @@ use crate::io::Action;
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A guest may take its time to shut down: three minutes is the longest grace period in common use; beyond that,
@@ -44,6 +45,8 @@ pub(super) struct Moment<'a> {
     pub watched: bool,
     /// The start field was given back in this phase.
     pub restored: bool,
+    /// Claims and holders of ours that were deleted in this phase.
+    pub unstaged: &'a BTreeSet<String>,
     /// What was asked in this phase has failed again and again.
     pub refused: bool,
     pub ctx: &'a Context<'a>,
@@ -148,6 +151,9 @@ impl Moment<'_> {
         }
         let staged = self.record.disks.iter().any(|disk| disk.staging.is_some());
         if staged && self.now.saturating_sub(self.entered) > STAGE_WAIT_MAX {
+            if waits.is_empty() {
+                waits.push(format!("asked, and not done: {needs:?}"));
+            }
             let message = format!("not within {} s: {}", STAGE_WAIT_MAX.as_secs(), waits.join("; "));
             return Next::Undo(Refusal::new("VolumeNotMade", message));
         }
@@ -173,13 +179,19 @@ impl Moment<'_> {
             self.to_stopping()
         };
         let Next::Enter(phase, mut learnt) = next else { return next };
+        // Of a driver's volume the scheduler knows where it can be reached, and may learn of more nodes.
         let node = |name: &VolumeName| {
-            let volume = self.ctx.fleet.volumes.get(name)?;
+            let volume = self.ctx.fleet.volumes.get(name).filter(|volume| volume.source.path().is_some())?;
             locality::pinned_node(self.ctx.fleet, volume)
         };
         let made = made.into_iter().map(|(place, name)| (place, name.clone(), node(&name)));
         learnt.push(Learnt::Made(made.collect()));
         Next::Enter(phase, learnt)
+    }
+
+    /// Every new volume can be written.
+    fn is_held(&self) -> bool {
+        self.record.disks.iter().all(|disk| staging::reach(disk, self.ctx.fleet).is_some())
     }
 
     fn copy(&self, final_: bool) -> Next {
@@ -190,6 +202,8 @@ impl Moment<'_> {
         match self.copies.outcome(self.now, &self.record.disks) {
             Err(refusal) => Next::Undo(refusal),
             Ok(None) => self.copy(false),
+            // No VM is stopped for a copy that cannot be made now.
+            Ok(Some(_)) if !self.spec.pre_copy_only && !self.is_held() => self.copy(false),
             Ok(Some(_)) if !self.spec.pre_copy_only => self.to_stopping(),
             Ok(Some(_)) => {
                 self.copies.freshen(self.now);
@@ -431,21 +445,32 @@ impl Moment<'_> {
         if claims::any_going(disks, self.ctx) && !self.is_halted() {
             return self.stop_again();
         }
+        let clearing = match staging::clear(disks, self.unstaged, self.ctx.fleet) {
+            Clearing::Learn(made) => {
+                let made = made.into_iter().map(|(place, name)| (place, name, None));
+                return Next::Enter(Phase::RollingBack, vec![Learnt::Made(made.collect())]);
+            }
+            Clearing::Need(needs) => Some(needs),
+            Clearing::Done => None,
+        };
+        let cleared = clearing.is_none();
+        let clearing = clearing.unwrap_or_default();
         if self.is_given_up() {
             let mut needs = claims::leftovers(disks, self.ctx);
-            needs.extend(staging::discard(disks, self.ctx.fleet).into_iter().flatten());
+            needs.extend(clearing);
             let old: Vec<&str> = disks.iter().map(|disk| disk.old.as_str()).collect();
             let (reason, what) = match &self.spec.vm {
                 Some(_) => ("VmGone", "VM and claims were deleted"),
                 None => ("ClaimGone", "the claim was deleted and cannot be made anew"),
             };
             let gone = Refusal::new(reason, format!("{what}; kept: {}", old.join(", ")));
-            return if needs.is_empty() { Next::Fail(gone) } else { Next::Need(needs) };
+            return if needs.is_empty() && cleared { Next::Fail(gone) } else { Next::Need(needs) };
         }
         match claims::put_back(self.record, self.ctx) {
             Ok(None) => {}
-            Ok(Some(actions)) => return Next::Need(actions),
-            Err(refusal) => return Next::Fail(refusal),
+            Ok(Some(actions)) => return Next::Need(actions.into_iter().chain(clearing).collect()),
+            Err(refusal) if cleared => return Next::Fail(refusal),
+            Err(_) => return Next::Need(clearing),
         }
         let mut needs = Vec::new();
         if self.watched || claims::never_all_new(disks, self.ctx) {
@@ -456,8 +481,8 @@ impl Moment<'_> {
             needs = claims::leftovers(disks, self.ctx);
         }
         needs.extend(self.restore());
-        needs.extend(staging::discard(disks, self.ctx.fleet).into_iter().flatten());
-        if !needs.is_empty() {
+        needs.extend(clearing);
+        if !needs.is_empty() || !cleared {
             return Next::Need(needs);
         }
         let cancelled = self.record.reason.as_deref() == Some("Cancelled");

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use super::claims::reserved;
 use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal, staging};
 use crate::decision::Locality;
-use crate::fleet::{Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode};
+use crate::fleet::{
+    Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode, folder,
+};
 use crate::io::{ClaimTemplate, NewVolume};
 use crate::locality;
 use crate::names::{Key, NodeName, Uid, VolumeName};
@@ -262,7 +264,8 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
                 None => Err(Refusal::new(
                     "ClassNotOnNode",
                     format!(
-                        "the agent of node {node} has no storage root of class {class} that takes copies"
+                        "the agent of node {node} has no storage root of class {class} that takes copies, nor may it write to what its \
+                         kubelet mounts (component movers of Somersault's deploy/)"
                     ),
                 )),
             }
@@ -366,7 +369,7 @@ fn disk_move(
         class: target.class.clone(),
         node: root.filter(|root| !root.shared).map(|_| target.node.clone()),
         path: root.map_or_else(String::new, |root| format!("{}/{name}", root.path.trim_end_matches('/'))),
-        capacity_bytes: source.volume.capacity_bytes.max(source.claim.requested_bytes),
+        capacity_bytes: capacity(&source, root.is_none(), ctx),
         access_modes: source.volume.access_modes.clone(),
         mode: source.volume.mode,
         claim: reserved(&source.claim_key, &name),
@@ -387,6 +390,16 @@ fn disk_move(
     })
 }
 
+/// A folder below a root is as large as its filesystem, whatever its volume says. A volume that a provisioner makes has its
+/// own filesystem, which takes a part of it, ext4 with its reserve some 7 %: the disk image must fit when the guest has
+/// filled it.
+fn capacity(source: &Source<'_>, made: bool, ctx: &Context<'_>) -> u64 {
+    let asked = source.volume.capacity_bytes.max(source.claim.requested_bytes);
+    let report = ctx.fleet.reports.get(&source.node).filter(|_| made);
+    let usage = report.and_then(|report| report.usage.get(folder(&source.path)));
+    usage.map_or(asked, |usage| asked.max(usage.apparent_bytes.div_ceil(9).saturating_mul(10)))
+}
+
 /// The same for the same migration object and the same claim object, so that provisioning twice makes one volume;
 /// another one for a later migration of that name, which may go elsewhere, and once the claim was swapped. Stays below
 /// the 253 characters of an object's name.
@@ -400,7 +413,8 @@ fn volume_name(migration: &Key, uid: &Uid, source: &Source<'_>) -> String {
 /// As much of an object's name as there is room for in a volume's.
 pub(crate) fn name_part(name: &str) -> String {
     const NAME_CHARS_MAX: usize = 80;
-    name.chars().take(NAME_CHARS_MAX).collect()
+    let part: String = name.chars().take(NAME_CHARS_MAX).collect();
+    part.trim_end_matches(['-', '.']).to_owned()
 }
 
 /// What a claim asks, for another class; without what others have noted on it.

@@ -14,6 +14,8 @@ use crate::cluster::manifest::{ObjectId, STAGING_LABEL};
 const MIGRATION_ANNOTATION: &str = "somersault.novasphere.dev/migration";
 /// The reclaim policy under which a volume goes with its claim.
 const DELETE: &str = "Delete";
+/// By whom a volume was made; those that people make have none.
+const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// Our binary in our image.
 const PROGRAM: &str = "/usr/local/bin/somersault-coordinator";
 /// Who runs it in our image.
@@ -58,7 +60,9 @@ pub(in crate::cluster) fn holder(namespace: &str, staging: &Staging, ours: &Valu
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": 1,
         // A cordoned node may be where the disks go; one that is being drained ends its pods all the same.
-        "tolerations": [{ "operator": "Exists", "effect": "NoSchedule" }],
+        "tolerations": [
+            { "key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule" },
+        ],
         "securityContext": {
             "runAsNonRoot": true,
             "runAsUser": USER,
@@ -118,17 +122,27 @@ pub(in crate::cluster) fn check_ours(id: &ObjectId, stored: &Value) -> Result<()
     Err(refused(id, format!("it lacks the label {STAGING_LABEL}: it is somebody else's, and left alone")))
 }
 
-/// Lets a volume go with its claim: only as long as that is the claim that it is bound to.
+/// Lets a volume go with our claim, or after it: only one that a provisioner has made for that very claim, and that no other
+/// claim was ever bound to.
 pub(in crate::cluster) fn discard(
     id: &ObjectId,
     volume: &mut Value,
     claim_uid: &Uid,
 ) -> Result<(), ClusterError> {
+    let made = volume["metadata"]["annotations"][PROVISIONED_BY].is_string();
+    if !made || !id.name.ends_with(claim_uid.as_str()) {
+        return Err(refused(id, "no provisioner made it for a claim of ours: left alone"));
+    }
     if volume["spec"]["claimRef"]["uid"].as_str() != Some(claim_uid.as_str()) {
         return Err(refused(id, "it is not bound to the claim that it was made for any more: left alone"));
     }
     volume["spec"]["persistentVolumeReclaimPolicy"] = json!(DELETE);
     Ok(())
+}
+
+/// Whether a holder has ended, and holds nothing any more.
+pub(in crate::cluster) fn has_ended(holder: &Value) -> bool {
+    matches!(holder["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }
 
 /// Refuses to delete a claim whose volume is to stay, where it would not.
@@ -184,11 +198,22 @@ mod tests {
 
     #[test]
     fn a_volume_is_discarded_only_while_it_is_ours() {
-        let id = ObjectId::cluster("PersistentVolume", "pv");
-        let mut volume =
-            json!({ "spec": { "claimRef": { "uid": "u1" }, "persistentVolumeReclaimPolicy": "Retain" } });
-        assert!(discard(&id, &mut volume, &"u2".into()).is_err());
-        assert_eq!(volume["spec"]["persistentVolumeReclaimPolicy"], "Retain");
+        let id = ObjectId::cluster("PersistentVolume", "pvc-u1");
+        let ours = json!({
+            "metadata": { "annotations": { PROVISIONED_BY: "rbd.csi.ceph.com" } },
+            "spec": { "claimRef": { "uid": "u1" }, "persistentVolumeReclaimPolicy": "Retain" },
+        });
+        let mut there_before = ours.clone();
+        there_before["metadata"] = json!({});
+        let mut anothers = ours.clone();
+        anothers["spec"]["claimRef"]["uid"] = json!("u2");
+        for mut volume in [there_before, anothers] {
+            assert!(discard(&id, &mut volume, &"u1".into()).is_err());
+            assert_eq!(volume["spec"]["persistentVolumeReclaimPolicy"], "Retain");
+        }
+        let mut volume = ours;
+        let earlier = ObjectId::cluster("PersistentVolume", "pvc-u0");
+        assert!(discard(&earlier, &mut volume, &"u1".into()).is_err(), "made for an earlier claim");
         discard(&id, &mut volume, &"u1".into()).expect("ours");
         assert_eq!(volume["spec"]["persistentVolumeReclaimPolicy"], "Delete");
     }

@@ -306,7 +306,7 @@ mod tests {
         };
         let others = WATCHED.iter().find(|kind| kind.watch == OTHERS).expect("watched");
         let mut bench = Bench::read();
-        for namespace in ["somersault-system", "shop"] {
+        for namespace in ["somersault-system-volumes", "shop"] {
             let pod = others.kept(object("Pod", namespace)).expect("it uses a claim");
             let claim = object("PersistentVolumeClaim", namespace);
             bench.tell([Told::Is(OTHERS, pod), Told::Is("PersistentVolumeClaim", claim)]);
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!((holder.uid.0.as_str(), holder.running, holder.deleting), ("uid-Pod", true, false));
         assert_eq!(holder.node.as_ref().map(|node| node.0.as_str()), Some("n1"));
 
-        let mut going = object("Pod", "somersault-system");
+        let mut going = object("Pod", "somersault-system-volumes");
         going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         bench.tell([Told::Is(OTHERS, others.kept(going).expect("kept"))]);
         assert!(

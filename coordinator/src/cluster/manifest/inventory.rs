@@ -33,8 +33,8 @@ const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Objects of a cluster.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    /// The coordinator's; empty where nobody coordinates.
-    own_namespace: String,
+    /// That of claims of ours; empty where nobody coordinates.
+    staging_namespace: String,
     nodes: BTreeMap<NodeName, Node>,
     volumes: BTreeMap<VolumeName, Volume>,
     claims: BTreeMap<Key, Claim>,
@@ -99,8 +99,8 @@ impl<T> Placed<T> {
 
 impl Inventory {
     /// Of the coordinator in this namespace.
-    pub fn of_coordinator(own_namespace: &str) -> Self {
-        Self { own_namespace: own_namespace.to_owned(), ..Self::default() }
+    pub fn of_coordinator(namespace: &str) -> Self {
+        Self { staging_namespace: pod::staging_namespace(namespace), ..Self::default() }
     }
 
     /// Adds an object; `file` and `document` say where problems are. Kinds that we do not know are left alone.
@@ -245,10 +245,10 @@ impl Inventory {
         }
     }
 
-    /// What provisioners make for us: claims and pods with our label in our own namespace. They are nobody's disks, and
+    /// What provisioners make for us: claims and pods with our label in the namespace for them. They are nobody's disks, and
     /// appear nowhere else.
     fn take_staged(&self, fleet: &mut Fleet) {
-        let ours = |key: &Key| key.namespace == self.own_namespace;
+        let ours = |key: &Key| key.namespace == self.staging_namespace;
         let claims =
             self.claims.iter().filter(|(key, claim)| ours(key) && claim.labels.contains_key(STAGING_LABEL));
         for (key, claim) in claims {

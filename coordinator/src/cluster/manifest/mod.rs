@@ -17,7 +17,7 @@ mod vm;
 pub use convert::{FieldError, PROVISIONED_BY};
 pub use id::ObjectId;
 pub use inventory::Inventory;
-pub use pod::{NOT_OF_VMS, OF_VMS, STAGING_LABEL, claims_alone};
+pub use pod::{NOT_OF_VMS, OF_VMS, STAGING_LABEL, claims_alone, staging_namespace};
 pub use requests::{evacuation_spec, migration_spec};
 pub use somersault_crd::GROUP;
 pub use vm::REBUILD_ANNOTATION;

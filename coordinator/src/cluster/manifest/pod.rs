@@ -148,6 +148,11 @@ pub(super) fn claims_of(pod: &core::Pod) -> impl Iterator<Item = String> {
 /// Label of claims and pods of ours by which a provisioner makes a volume for a migration.
 pub const STAGING_LABEL: &str = "somersault.novasphere.dev/staging";
 
+/// The namespace of those, beside the coordinator's own: only pods that may nothing are admitted there.
+pub fn staging_namespace(own: &str) -> String {
+    format!("{own}-volumes")
+}
+
 /// A pod of ours that holds a claim mounted; `None` for any other.
 pub(super) fn holder(pod: &core::Pod) -> Option<fleet::Holder> {
     pod.metadata.labels.as_ref()?.get(STAGING_LABEL)?;
@@ -158,7 +163,8 @@ pub(super) fn holder(pod: &core::Pod) -> Option<fleet::Holder> {
         uid: uid_of(&pod.metadata),
         node: node_name(pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())),
         running: conditions.iter().any(|is| is.type_ == "Ready" && is.status == "True"),
-        deleting: pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed")),
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+        ended: matches!(phase, Some("Succeeded" | "Failed")),
     })
 }
 

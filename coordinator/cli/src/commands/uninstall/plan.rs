@@ -116,7 +116,8 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
     }));
     plan.stays.extend(old_volumes(world));
     plan.stays.push(format!(
-        "the namespace {0} with what you have put there (such as Secret {1}): kubectl delete namespace {0}",
+        "the namespaces {0} and {0}-volumes with what you have put there (such as Secret {1}): kubectl delete namespace {0} \
+         {0}-volumes",
         install::NAMESPACE,
         install::FENCE_SECRET
     ));

@@ -1,9 +1,11 @@
 //! Claims and holders of ours in the model: a CSI provisioner makes a volume in the round after, and a kubelet mounts it in
 //! the round after that. What is deleted is gone a round later, the holder first.
 
+use std::collections::BTreeSet;
+
 use super::{EVERYWHERE, World, place};
-use crate::fleet::{ClaimRef, Holder, StagedClaim, VolumeMode, VolumeSource};
-use crate::io::{NewVolume, Staging};
+use crate::fleet::{ClaimRef, Holder, StagedClaim, Volume, VolumeMode, VolumeSource};
+use crate::io::{Action, NewVolume, Staging};
 use crate::names::{Key, Uid, VolumeName};
 
 /// Namespace of the coordinator.
@@ -14,59 +16,101 @@ pub(super) const PODS: &str = "/pods";
 pub(super) const CSI: &str = "/csi/";
 
 impl World {
-    pub(super) fn stage(&mut self, staging: &Staging) {
+    pub(super) fn act_on_staged(&mut self, action: &Action) -> Result<(), String> {
+        match action {
+            Action::Unstage { name, claim_uid, volume_goes } => {
+                self.unstage(name, claim_uid.as_ref(), *volume_goes)
+            }
+            Action::DiscardVolume { volume, claim_uid } => self.discard(volume, claim_uid),
+            Action::Stage(staging) => {
+                self.stage(staging);
+                Ok(())
+            }
+            other => Err(format!("not of a claim of ours: {other:?}")),
+        }
+    }
+
+    fn stage(&mut self, staging: &Staging) {
         let uid = self.new_uid("staged");
         let staged = self.fleet.staged.entry(staging.name.clone()).or_default();
         staged.claim.get_or_insert_with(|| StagedClaim { uid: uid.clone(), volume: None, deleting: false });
         let node = Some(staging.node.clone());
-        staged.holder.get_or_insert(Holder { uid, node, running: false, deleting: false });
+        let holder = Holder { uid, node, running: false, deleting: false, ended: false };
+        match &mut staged.holder {
+            Some(there) if there.ended => *there = holder,
+            there => _ = there.get_or_insert(holder),
+        }
         self.templates.insert(staging.name.clone(), staging.template.clone());
     }
 
-    pub(super) fn unstage(
-        &mut self,
-        name: &str,
-        claim_uid: Option<&Uid>,
-        discarded: Option<&VolumeName>,
-    ) -> Result<(), String> {
+    fn unstage(&mut self, name: &str, claim_uid: Option<&Uid>, volume_goes: bool) -> Result<(), String> {
         let Some(staged) = self.fleet.staged.get_mut(name) else { return Ok(()) };
+        if let Some(claim) = &mut staged.claim {
+            if Some(&claim.uid) != claim_uid {
+                return Err("another claim".into());
+            }
+            let volume = claim.volume.as_ref().and_then(|name| self.fleet.volumes.get(name));
+            if !volume_goes && volume.is_some_and(|volume| !volume.retained) {
+                return Err("not on Retain".into());
+            }
+            claim.deleting = true;
+        }
         if let Some(holder) = &mut staged.holder {
             holder.deleting = true;
         }
-        let Some(claim) = &mut staged.claim else { return Ok(()) };
-        if Some(&claim.uid) != claim_uid {
-            return Err("another claim".into());
-        }
-        let volume = claim.volume.as_ref().and_then(|name| self.fleet.volumes.get_mut(name));
-        match (discarded, volume) {
-            (Some(_), Some(volume)) => {
-                assert_eq!(volume.claim.as_ref().and_then(|of| of.uid.as_ref()), Some(&claim.uid));
-                volume.retained = false;
-            }
-            (None, Some(volume)) if !volume.retained => return Err("not on Retain".into()),
-            _ => {}
-        }
-        claim.deleting = true;
         Ok(())
     }
 
-    /// Every holder is evicted.
-    pub fn lose_holders(&mut self) {
-        for staged in self.fleet.staged.values_mut() {
-            staged.holder = None;
+    fn discard(&mut self, volume: &VolumeName, claim_uid: &Uid) -> Result<(), String> {
+        let Some(found) = self.fleet.volumes.get_mut(volume) else { return Ok(()) };
+        assert!(found.provisioned_by.is_some(), "{volume} was there before, and is given up");
+        if found.claim.as_ref().and_then(|of| of.uid.as_ref()) != Some(claim_uid) {
+            return Err("another claim has it".into());
         }
+        found.retained = false;
+        Ok(())
+    }
+
+    /// Every holder is gone, or was evicted and lies there.
+    pub fn lose_holders(&mut self, evicted: bool) {
+        for staged in self.fleet.staged.values_mut() {
+            match &mut staged.holder {
+                Some(holder) if evicted => (holder.running, holder.ended) = (false, true),
+                holder => *holder = None,
+            }
+        }
+    }
+
+    /// A volume that was on Delete when its claim went goes a round later.
+    fn released_volumes_go(&mut self) {
+        let claims: BTreeSet<Uid> = self
+            .fleet
+            .staged
+            .values()
+            .filter_map(|staged| Some(staged.claim.as_ref()?.uid.clone()))
+            .collect();
+        self.fleet.volumes.retain(|name, volume| {
+            let uid =
+                volume.claim.as_ref().filter(|of| of.key.namespace == SYSTEM).and_then(|of| of.uid.as_ref());
+            let goes = !volume.retained && uid.is_some_and(|uid| !claims.contains(uid));
+            if goes {
+                self.content.remove(&place(EVERYWHERE, &format!("{CSI}{name}")));
+            }
+            !goes
+        });
     }
 
     /// One round of provisioner, kubelets and the deletion of what was deleted.
     pub(super) fn provisioners(&mut self) {
+        self.released_volumes_go();
         for name in self.fleet.staged.keys().cloned().collect::<Vec<_>>() {
             let mut staged = self.fleet.staged[&name].clone();
             if let Some(holder) = &mut staged.holder {
                 let bound = staged.claim.as_ref().is_some_and(|claim| claim.volume.is_some());
-                holder.running = bound && !self.faults.nothing_mounts;
+                holder.running = bound && !holder.ended && !self.faults.nothing_mounts;
             }
             match (&mut staged.claim, &staged.holder) {
-                (_, Some(holder)) if holder.deleting => staged.holder = None,
+                (_, Some(holder)) if holder.deleting && !self.faults.target_dead => staged.holder = None,
                 (Some(claim), None) if claim.deleting => {
                     self.claim_goes(claim);
                     staged.claim = None;
@@ -85,7 +129,8 @@ impl World {
     }
 
     fn made(&mut self, name: &str, uid: Uid) -> VolumeName {
-        let volume = VolumeName(format!("{name}-made-for-{uid}"));
+        let statics = self.faults.static_volumes;
+        let volume = VolumeName(format!("{name}-{}", if statics { "there" } else { uid.as_str() }));
         let template = self.templates[name].clone();
         self.create_volume(&NewVolume {
             name: volume.clone(),
@@ -101,20 +146,16 @@ impl World {
         made.source = VolumeSource::Csi { driver: "rbd.csi.ceph.com".into(), handle: volume.0.clone() };
         made.claim = Some(ClaimRef { key: Key::new(SYSTEM, name), uid: Some(uid) });
         (made.retained, made.phase) = (false, "Bound".into());
+        made.provisioned_by = (!statics).then(|| "rbd.csi.ceph.com".into());
         volume
     }
 
     fn claim_goes(&mut self, claim: &StagedClaim) {
-        let Some(name) = &claim.volume else { return };
-        let Some(volume) = self.fleet.volumes.get_mut(name) else { return };
-        if volume.claim.as_ref().and_then(|of| of.uid.as_ref()) != Some(&claim.uid) {
-            return;
-        }
-        if volume.retained {
+        let volume = claim.volume.as_ref().and_then(|name| self.fleet.volumes.get_mut(name));
+        let bound =
+            |volume: &&mut Volume| volume.claim.as_ref().and_then(|of| of.uid.as_ref()) == Some(&claim.uid);
+        if let Some(volume) = volume.filter(bound) {
             volume.phase = "Released".into();
-        } else {
-            self.fleet.volumes.remove(name);
-            self.content.remove(&place(EVERYWHERE, &format!("{CSI}{name}")));
         }
     }
 

@@ -49,7 +49,7 @@ pub(super) fn perform(tx: &Transaction<'_>, action: &Action) -> Result<(), Clust
             "a folder of manifests has no provisioner that would make a volume, and no kubelet that would mount it",
         )),
         // What was never made is gone.
-        Action::Unstage { .. } => Ok(()),
+        Action::Unstage { .. } | Action::DiscardVolume { .. } => Ok(()),
         Action::CreateLock { volume, claim, template } => volumes::create_lock(tx, volume, claim, template),
         Action::ForgetVolume { volume } => volumes::forget(tx, volume),
         Action::DeleteReleased { volume, claim_uid } => volumes::delete_released(tx, volume, claim_uid),

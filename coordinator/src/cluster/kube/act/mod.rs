@@ -15,8 +15,9 @@
 //! | `CancelMigration`, `ProceedMigration` | volumemigrations: get, patch | resourceVersion |
 //! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateVolume` | nodes, storageclasses: get; persistentvolumes: get, create | name |
-//! | `Stage` | deployments: get; persistentvolumeclaims, pods of our own namespace: get, create | name |
-//! | `Unstage` | persistentvolumes: get, patch; persistentvolumeclaims, pods: get, delete | uid |
+//! | `Stage` | deployments: get; persistentvolumeclaims, pods of the namespace for them: get, create; pods: delete | name |
+//! | `Unstage` | persistentvolumes: get; persistentvolumeclaims, pods: get, delete | uid |
+//! | `DiscardVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateLock` | persistentvolumes: get, create; persistentvolumeclaims: get, patch; datavolumes: get | name |
 //! | `ForgetVolume`, `DeleteReleased` | persistentvolumes: get, delete; persistentvolumeclaims: get | uid, resourceVersion |
 //! | `StopVm`, `RestoreStart` of a VM | virtualmachines: get, patch | uid |
@@ -68,9 +69,10 @@ pub(super) async fn perform(api: &Api, action: &Action) -> Result<(), ClusterErr
         Action::RetainVolume { volume } => volumes::retain(api, volume).await,
         Action::CreateVolume(new) => volumes::create(api, new).await,
         Action::Stage(wanted) => staging::stage(api, wanted).await,
-        Action::Unstage { name, claim_uid, discarded } => {
-            staging::unstage(api, name, claim_uid.as_ref(), discarded.as_ref()).await
+        Action::Unstage { name, claim_uid, volume_goes } => {
+            staging::unstage(api, name, claim_uid.as_ref(), *volume_goes).await
         }
+        Action::DiscardVolume { volume, claim_uid } => staging::discard(api, volume, claim_uid).await,
         Action::CreateLock { volume, claim, template } => {
             volumes::create_lock(api, volume, claim, template).await
         }

@@ -8,39 +8,42 @@ use crate::cluster::ClusterError;
 use crate::cluster::change::{is_going, staging, uid, volume};
 use crate::cluster::error::{conflict, not_found};
 use crate::cluster::kube::LEASE_NAME;
-use crate::cluster::manifest::ObjectId;
+use crate::cluster::manifest::{ObjectId, staging_namespace};
 
-/// Creates the claim, then the pod: what is there stays.
+/// Creates the claim, then the pod: what is there stays, but for a pod that has ended.
 pub(super) async fn stage(api: &Api, wanted: &Staging) -> Result<(), ClusterError> {
-    let namespace = api.namespace().to_owned();
+    let namespace = staging_namespace(api.namespace());
     // The Deployment of the coordinator has the name of its lease.
-    let ours = ObjectId::namespaced("Deployment", &Key::new(namespace.clone(), LEASE_NAME));
+    let ours = ObjectId::namespaced("Deployment", &Key::new(api.namespace(), LEASE_NAME));
     let template = api.get(&ours).await?.ok_or_else(|| not_found(&ours))?["spec"]["template"].take();
     let claim = staging::claim(&namespace, wanted);
     let id = staging::claim_id(&namespace, &wanted.name);
     create_once(api, &id, &claim, |stored| staging::check_same(&id, stored, &claim)).await?;
     let holder = staging::holder(&namespace, wanted, &template);
     let id = staging::holder_id(&namespace, &wanted.name);
+    if let Some(stored) = api.get(&id).await?.filter(staging::has_ended) {
+        staging::check_ours(&id, &stored)?;
+        api.delete(&id, only(uid(&stored)), Some(0)).await?;
+    }
     create_once(api, &id, &holder, |stored| staging::check_same(&id, stored, &holder)).await
 }
 
-/// Deletes both. A volume that is to stay must be on Retain; one that goes with the claim must still be bound to it.
+/// Deletes both. A volume that is to stay must be on Retain.
 pub(super) async fn unstage(
     api: &Api,
     name: &str,
     claim_uid: Option<&Uid>,
-    discarded: Option<&VolumeName>,
+    volume_goes: bool,
 ) -> Result<(), ClusterError> {
-    let (pod, claim) = (staging::holder_id(api.namespace(), name), staging::claim_id(api.namespace(), name));
+    let namespace = staging_namespace(api.namespace());
+    let (pod, claim) = (staging::holder_id(&namespace, name), staging::claim_id(&namespace, name));
     let stored = api.get(&claim).await?;
     if let Some(stored) = &stored {
         staging::check_ours(&claim, stored)?;
         if claim_uid.is_none_or(|wanted| wanted.as_str() != uid(stored)) {
             return Err(conflict(&claim, "it is another claim than the one that was seen"));
         }
-        if let Some(name) = discarded {
-            discard(api, name, &Uid::from(uid(stored))).await?;
-        } else if let Some(name) = stored["spec"]["volumeName"].as_str() {
+        if let Some(name) = stored["spec"]["volumeName"].as_str().filter(|_| !volume_goes) {
             let volume = api.get(&volume::id(&name.into())).await?;
             staging::check_kept(&claim, stored, volume.as_ref())?;
         }
@@ -55,7 +58,8 @@ pub(super) async fn unstage(
     }
 }
 
-async fn discard(api: &Api, name: &VolumeName, claim_uid: &Uid) -> Result<(), ClusterError> {
+/// Lets a volume go with the claim of ours that it was made for.
+pub(super) async fn discard(api: &Api, name: &VolumeName, claim_uid: &Uid) -> Result<(), ClusterError> {
     let id = volume::id(name);
     match api.modify(&id, |object| staging::discard(&id, object, claim_uid)).await {
         // Gone already.
