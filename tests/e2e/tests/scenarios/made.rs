@@ -26,8 +26,8 @@ const PARTIAL: &str = ".somersault-";
 
 pub fn by_provisioners(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
-    classes(bed, &node)?;
     let mut stage = Stage::set(bed, &node, &[DB, MAIL])?;
+    classes(bed, &node)?;
     for (vm, class) in [(DB, MOUNTED), (MAIL, AGAIN)] {
         let claim = format!("{}-disk", vm.name);
         let old = bound_volume(bed, &claim)?;
