@@ -164,6 +164,7 @@ fn preflight(world: &World, subject: &Key, args: &MigrateArgs, destination: &Des
         pre_copy_only: args.pre_copy_only,
         cancelled: false,
         remove_old: false,
+        probe: None,
         evacuation: None,
     };
     let told = Told::of(world);
