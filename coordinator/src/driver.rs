@@ -328,6 +328,7 @@ impl<C: Cluster> Driver<C> {
             Effect::Commit(record) => self.parts.effects.commit(record),
             Effect::RunFence { node, epoch, timeout } => self.parts.effects.run_fence(node, epoch, timeout),
             Effect::AskFence { node, timeout } => self.parts.effects.ask_fence(node, timeout),
+            Effect::AskGuest { question, timeout } => self.parts.effects.ask_guest(question, timeout),
             Effect::Act(action) => self.parts.effects.act(action),
             Effect::Notify(notice) => self.parts.effects.notify(notice),
         }

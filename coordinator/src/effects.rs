@@ -7,6 +7,7 @@
 //!   Fence  ──► fence agent, one run for each node        ──► FenceEnded
 //!   Ask    ──► fence agent's status                      ──► FenceAnswered
 //!   Probe  ──► network                                   ──► Probed
+//!   Guest  ──► network, the pods'                        ──► GuestAnswered
 //!   Notify ──► log, metric, Event, in order per subject
 //! ```
 //!
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use backon::Retryable;
 use somersault_coordinator_core::io::{FenceResult, Prober as AskedBy, Record, Subject};
+use somersault_coordinator_core::migration::GuestQuestion;
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::{Action, Input, Notice, Severity};
 use somersault_proto::model;
@@ -28,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::{Cluster, ClusterError};
 use crate::convert;
 use crate::fence::{FenceOrder, Fencer};
+use crate::guest;
 use crate::inbox::Inbox;
 use crate::lanes::Lanes;
 use crate::leader::Epoch;
@@ -43,6 +46,8 @@ const EVENTS_SIDE_BY_SIDE: usize = 4;
 const FENCE_RUNS_MAX: usize = 8;
 /// Probes at the same time: a storm hold begins long before so many nodes are asked one by one.
 const PROBES_MAX: usize = 256;
+/// Guests that are asked at the same time: the core has few migrations at work, and each asks once at a time.
+const GUESTS_ASKED_MAX: usize = 16;
 
 /// What effects are performed with.
 pub struct Tools<C> {
@@ -69,6 +74,7 @@ pub struct Effects<C> {
     fencing: Arc<Mutex<BTreeSet<NodeName>>>,
     fence_slots: Arc<Semaphore>,
     probe_slots: Arc<Semaphore>,
+    guest_slots: Arc<Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -85,6 +91,7 @@ impl<C: Cluster> Effects<C> {
             fencing: Arc::default(),
             fence_slots: Arc::new(Semaphore::new(FENCE_RUNS_MAX)),
             probe_slots: Arc::new(Semaphore::new(PROBES_MAX)),
+            guest_slots: Arc::new(Semaphore::new(GUESTS_ASKED_MAX)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }
@@ -186,6 +193,24 @@ impl<C: Cluster> Effects<C> {
             drop(slot);
             tracing::debug!(%node, ?answer, "probed");
             inbox.input(Input::Probed { node: convert::node(&node), by: AskedBy::Coordinator, answer }).await;
+        });
+    }
+
+    /// Asks a guest. One that cannot be asked now is asked again by the core.
+    pub fn ask_guest(&self, question: GuestQuestion, timeout: Duration) {
+        let (inbox, stop) = (self.tools.inbox.clone(), self.stop.clone());
+        let slot = Arc::clone(&self.guest_slots).try_acquire_owned();
+        self.tasks.spawn(async move {
+            let answer = match slot {
+                Ok(_slot) => {
+                    let asked = guest::ask(question.address, &question.probe, timeout);
+                    let Some(answer) = stop.run_until_cancelled(asked).await else { return };
+                    answer.map_err(|error| with_causes(&error))
+                }
+                Err(_) => Err("too many guests are asked at the same time".to_owned()),
+            };
+            tracing::debug!(?question, ?answer, "a guest was asked");
+            inbox.input(Input::GuestAnswered { question, answer }).await;
         });
     }
 

@@ -19,6 +19,7 @@ pub mod driver;
 pub mod effects;
 pub mod enroll;
 pub mod fence;
+pub mod guest;
 pub mod inbox;
 pub mod ingest;
 pub mod lanes;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use somersault_coordinator::windows::Window;
+use somersault_coordinator_core::migration::GuestProbe;
 use somersault_coordinator_core::names::NodeName;
 use somersault_crd::evacuation::Day;
 
@@ -178,8 +179,12 @@ pub struct MigrateArgs {
     pub pre_copy_only: bool,
     /// Move the VM itself while it runs, by KubeVirt's own migration: for VMs with no disk on their node. Without a node
     /// KubeVirt chooses one
-    #[arg(long, conflicts_with_all = ["claim", "to_class", "pre_copy_only"])]
+    #[arg(long, conflicts_with_all = ["claim", "to_class", "pre_copy_only", "probe"])]
     pub live: bool,
+    /// Ask the guest this once it runs on its new disks, at its launcher pod: to accept a connection (`tcp:5432`), or to answer
+    /// a GET without an error (`http:8080/healthz`). Unanswered for ten minutes, it is told of, and the old volumes are kept
+    #[arg(long, value_name = "tcp:PORT|http:PORT[/PATH]", conflicts_with = "claim")]
+    pub probe: Option<GuestProbe>,
     #[command(flatten)]
     pub wait: WaitArgs,
 }
@@ -412,6 +417,31 @@ mod tests {
         }
         assert_eq!(day("Sat"), Ok(Day::Sat));
         assert!(day("Samstag").is_err());
+    }
+
+    #[test]
+    fn reads_probes_and_says_what_is_wrong_with_them() {
+        let read = |more: &[&str]| {
+            let args = ["kubectl-somersault", "migrate", "--to-node", "n3"].iter().chain(more);
+            match Cli::try_parse_from(args).map(|cli| cli.command) {
+                Ok(Command::Migrate(args)) => Ok(args.probe.map(|probe| probe.to_string())),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        assert_eq!(read(&["db"]), Ok(None));
+        assert_eq!(read(&["db", "--probe", "tcp:5432"]), Ok(Some("tcp:5432".to_owned())));
+        assert_eq!(read(&["db", "--probe", "http:80"]), Ok(Some("http:80/".to_owned())));
+        for (wrong, told) in [
+            ("5432", "must be tcp:PORT or http:PORT/PATH"),
+            ("tcp:0", "a number from 1 to 65535"),
+            ("http:80/a b", "the path must begin with /"),
+        ] {
+            let error = read(&["db", "--probe", wrong]).expect_err("wrong");
+            assert!(error.contains(told), "{wrong}: {error}");
+        }
+        assert!(read(&["--claim", "spare", "--probe", "tcp:22"]).is_err(), "a claim has no guest");
+        assert!(read(&["db", "--live", "--probe", "tcp:22"]).is_err(), "nothing is asked after that");
     }
 
     #[test]

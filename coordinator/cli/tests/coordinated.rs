@@ -186,6 +186,16 @@ fn migrate_asks_by_an_object() -> Result<()> {
 }
 
 #[test]
+fn migrate_asks_for_a_probe_too() -> Result<()> {
+    let cluster = Cluster::calm()?;
+    let ran = cluster.run(&["migrate", "db", "--to-node", "n3", "--probe", "http:8080/healthz"])?;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let object = stored(&cluster, &migration("db-to-n3"))?;
+    assert_eq!(object["spec"]["probe"], json!({"http": {"port": 8080, "path": "/healthz"}}));
+    Ok(())
+}
+
+#[test]
 fn a_claim_that_no_vm_uses_may_move_alone() -> Result<()> {
     let cluster = Cluster::calm()?;
     let ran = cluster.run(&["migrate", "--claim", "default/spare", "--to-class", "nfs"])?;

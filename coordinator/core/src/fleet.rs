@@ -7,6 +7,7 @@ mod report;
 mod selector;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -499,4 +500,6 @@ pub struct Pod {
     pub phase: String,
     /// The instance that it was created for.
     pub instance: Option<Uid>,
+    /// Of a launcher: `status.podIP`, which its kubelet sets, and no guest.
+    pub address: Option<IpAddr>,
 }

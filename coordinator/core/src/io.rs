@@ -7,7 +7,7 @@ use crate::evacuation::{EvacuationRecord, EvacuationSpec};
 use crate::fencing::agents::{FenceAnswer, FenceRoster};
 use crate::fencing::{FenceProof, FenceRecord};
 use crate::fleet::{Fleet, NodeReport, Owner, SavedStart, VolumeMode};
-use crate::migration::{MigrationRecord, MigrationRequest, MigrationSpec};
+use crate::migration::{GuestQuestion, MigrationRecord, MigrationRequest, MigrationSpec};
 use crate::names::{BootId, Key, NodeName, OrderId, Uid, VolumeName};
 use crate::policy::Policy;
 use crate::rebuild::RebuildRecord;
@@ -93,6 +93,13 @@ pub enum Input {
         node: NodeName,
         /// What it said.
         answer: FenceAnswer,
+    },
+    /// A guest answered [`Effect::AskGuest`], or did not.
+    GuestAnswered {
+        /// What it was asked.
+        question: GuestQuestion,
+        /// What it said, or why that is no answer; for people.
+        answer: Result<String, String>,
     },
     /// We lead now. The records were listed after the lease was acquired.
     Leading {
@@ -297,6 +304,13 @@ pub enum Effect {
         /// The node.
         node: NodeName,
         /// How long it may take.
+        timeout: Duration,
+    },
+    /// Ask a guest; the end comes back as [`Input::GuestAnswered`].
+    AskGuest {
+        /// Whom, where and what.
+        question: GuestQuestion,
+        /// When to give up.
         timeout: Duration,
     },
     /// Change the cluster.

@@ -12,6 +12,9 @@ use crate::common::{Destination, NAME_LENGTH_MAX, ObjectKey};
 /// Finalizer on each one at work: deleted in the middle, it is cancelled first.
 pub const FINALIZER: &str = "somersault.novasphere.dev/migration";
 
+/// The longest path of a question over HTTP: several times what any health check has, and part of a check's message.
+pub const HTTP_PATH_LENGTH_MAX: usize = 512;
+
 /// Moves disks; the claims keep their names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(
@@ -44,7 +47,9 @@ pub const FINALIZER: &str = "somersault.novasphere.dev/migration";
     validation = Rule::new(
         "has(self.vm) == has(oldSelf.vm) && (!has(self.vm) || self.vm == oldSelf.vm) && \
          (!has(self.claim) || self.claim == oldSelf.claim)"
-    ).message("what is moved cannot change: create another VolumeMigration")
+    ).message("what is moved cannot change: create another VolumeMigration"),
+    validation = Rule::new("has(self.vm) || !has(self.probe)")
+        .message("a probe asks the guest of a VM, and a claim alone has none")
 )]
 pub struct VolumeMigrationSpec {
     /// The VM, of this namespace, whose local disks move together.
@@ -73,10 +78,60 @@ pub struct VolumeMigrationSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self || !oldSelf").message("what was to be removed may be gone already"))]
     pub remove_old_volumes: bool,
+    /// A question of your own to the guest, asked once it runs on its new volumes and has all that it had before, and
+    /// again until it is answered or ten minutes have passed. Unanswered, the migration has succeeded all the same, with
+    /// reason GuestNotConfirmed, and its old volumes are not removed while the question stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
     /// The Evacuation that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
     pub evacuation: Option<String>,
+}
+
+/// A question to a guest, at the address of its launcher pod: what the pod's network passes on to the guest is reached. The
+/// coordinator asks from its own pod. Exactly one of the two is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.tcp) != has(self.http)").message("set either tcp or http, not both")
+)]
+pub struct Probe {
+    /// It accepts a connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpProbe>,
+    /// It answers a GET with a status from 200 to 399; where a redirect leads to is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpProbe>,
+}
+
+/// A connection over TCP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TcpProbe {
+    /// The port.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: u16,
+}
+
+/// A request over HTTP, without TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct HttpProbe {
+    /// The port.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: u16,
+    /// The path, with a query where one is needed.
+    #[serde(default = "root")]
+    #[schemars(length(min = 1, max = HTTP_PATH_LENGTH_MAX))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^/[A-Za-z0-9._~!$&()*+,;=:@%/?-]*$')")
+            .message("path must begin with / and have no characters but those of a path and a query: no spaces, no fragment")
+    )]
+    pub path: String,
+}
+
+/// Where no path is named.
+fn root() -> String {
+    "/".to_owned()
 }
 
 /// How far the migration is. Everything here but `progress`, `downtimeMs`, `conditions` and

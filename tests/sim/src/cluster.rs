@@ -315,7 +315,8 @@ impl Api {
             });
             let name = format!("virt-launcher-{}", key.name);
             let phase = "Pending".to_owned();
-            vm.pods.push(Pod { name, uid: pod, node: None, phase, instance: Some(instance) });
+            let instance = Some(instance);
+            vm.pods.push(Pod { name, uid: pod, node: None, phase, instance, address: None });
         }
         self.fleet.vms.get(key)?.pods.first().filter(|pod| pod.node.is_none())?;
         let node = self.place(rng, key)?;

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use somersault_coordinator::cluster::manifest;
 use somersault_coordinator_core::decision::Decision;
 use somersault_coordinator_core::io::Requests;
-use somersault_coordinator_core::migration::Context;
-use somersault_coordinator_core::names::NodeName;
+use somersault_coordinator_core::migration::{Context, MigrationRequest};
+use somersault_coordinator_core::names::{Key, NodeName, Uid};
+use somersault_crd::VolumeMigration;
 use somersault_crd::node_health::{NodeHealthStatus, NodeState};
 
 use crate::world::World;
@@ -50,7 +52,14 @@ pub struct Told<'a> {
 impl<'a> Told<'a> {
     pub fn of(world: &'a World) -> Self {
         let (usable, dead) = (that_are(world, is_healthy), that_are(world, is_dead));
-        Self { world, requests: Requests::default(), usable, dead }
+        // One that contradicts itself is told of where the objects are read.
+        let asked = |(key, object): (&Key, &VolumeMigration)| {
+            let spec = manifest::migration(&object.spec).ok()?;
+            let uid = Uid::from(object.metadata.uid.as_deref().unwrap_or_default());
+            Some((key.clone(), MigrationRequest { uid, spec }))
+        };
+        let migrations = world.migrations.iter().filter_map(asked).collect();
+        Self { world, requests: Requests { migrations, ..Requests::default() }, usable, dead }
     }
 
     pub fn context(&self) -> Context<'_> {
@@ -75,4 +84,33 @@ pub fn remedy(world: &World, decision: &Decision, node: Option<&NodeName>) -> Op
 
 fn status<'a>(world: &'a World, node: &NodeName) -> Option<&'a NodeHealthStatus> {
     world.healths.get(node)?.status.as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use somersault_coordinator::cluster::directory;
+
+    use super::*;
+
+    /// What was asked of a guest in vain keeps its old volumes, as the coordinator sees it.
+    #[test]
+    fn the_coordinators_questions_see_what_a_migration_asks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let asked = |name: &str, probe: &str| {
+            format!(
+                "apiVersion: somersault.novasphere.dev/v1alpha1\nkind: VolumeMigration\nmetadata: {{namespace: shop, name: \
+                 {name}}}\nspec: {{vm: web, destination: {{node: n3}}, probe: {probe}}}\n---\n"
+            )
+        };
+        let text = asked("good", "{tcp: {port: 5432}}") + &asked("bad", "{tcp: {port: 0}}");
+        std::fs::write(folder.path().join("asked.yaml"), text).expect("written");
+        let objects = directory::read_objects(folder.path()).expect("read");
+        let Ok(world) = World::of(&objects, None) else { panic!("a world") };
+        let told = Told::of(&world);
+        let probes = told.context().requests.migrations.iter();
+        let probes: Vec<_> = probes
+            .map(|(key, request)| (key.name.as_str(), request.spec.probe.as_ref().map(ToString::to_string)))
+            .collect();
+        assert_eq!(probes, [("good", Some("tcp:5432".to_owned()))]);
+    }
 }

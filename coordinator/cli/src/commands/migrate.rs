@@ -3,7 +3,7 @@
 use kube::core::ObjectMeta;
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
-use somersault_coordinator::cluster::manifest::ObjectId;
+use somersault_coordinator::cluster::manifest::{ObjectId, probe_spec};
 use somersault_coordinator_core::fleet::{Fleet, Vm};
 use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal};
 use somersault_coordinator_core::names::{Key, NodeName};
@@ -75,6 +75,7 @@ fn ask(
         claim: args.claim.as_ref().map(|claim| claim.name.clone()),
         destination: destination.clone(),
         pre_copy_only: args.pre_copy_only,
+        probe: args.probe.as_ref().map(probe_spec),
         ..VolumeMigrationSpec::default()
     };
     let metadata =
@@ -164,6 +165,7 @@ fn preflight(world: &World, subject: &Key, args: &MigrateArgs, destination: &Des
         pre_copy_only: args.pre_copy_only,
         cancelled: false,
         remove_old: false,
+        probe: args.probe.clone(),
         evacuation: None,
     };
     let told = Told::of(world);

@@ -116,6 +116,7 @@ mod tests {
             pre_copy_only: false,
             cancelled: false,
             remove_old: false,
+            probe: None,
             evacuation: None,
         };
         bench.requests.migrations.insert(key("m"), MigrationRequest { uid: "u".into(), spec });

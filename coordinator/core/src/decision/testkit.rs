@@ -207,6 +207,7 @@ pub(crate) fn running_vm(name: &str, node: &str) -> Vm {
             node: Some(NodeName::from(node)),
             phase: "Running".to_owned(),
             instance: Some(instance),
+            address: None,
         }],
     }
 }

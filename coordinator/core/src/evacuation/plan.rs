@@ -133,6 +133,7 @@ pub(super) fn migration_spec(
         pre_copy_only: spec.disruption != super::Disruption::Now,
         cancelled: false,
         remove_old: false,
+        probe: None,
         evacuation: Some(evacuation.to_owned()),
     }
 }

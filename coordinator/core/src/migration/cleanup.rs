@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::guest::PROBE_ANSWERED;
 use super::{Context, DiskMove, MigrationRecord, Phase, Refusal, checks};
 use crate::BootTime;
 use crate::fleet::{DiskImage, Grade, StorageRoot, Volume, VolumeMode, folder};
@@ -242,6 +243,7 @@ fn may_go(
     alone(disk, ctx)?;
     present_is_sound(disk, moves, ctx)?;
     guest_is_confirmed(record, disk, ctx)?;
+    probe_is_answered(record, ctx)?;
     source_answers(disk, ctx)?;
     let is_of =
         |other: &DiskMove| other.old == disk.old || other.new.name == disk.old || other.claim == disk.claim;
@@ -385,6 +387,20 @@ fn guest_is_confirmed(record: &MigrationRecord, disk: &DiskMove, ctx: &Context<'
     let message =
         format!("its guest was not seen as it was before the move ({}): look at it first", record.message);
     Err(Refusal::new("GuestNotConfirmed", message))
+}
+
+/// What a person asked of the guest must have been answered after the move. It is asked no more: whoever has looked takes
+/// the question away.
+fn probe_is_answered(record: &MigrationRecord, ctx: &Context<'_>) -> Result<(), Refusal> {
+    let request = ctx.requests.migrations.get(&record.key);
+    let Some(probe) = request.and_then(|request| request.spec.probe.as_ref()) else { return Ok(()) };
+    if record.checks.iter().any(|check| check.name == PROBE_ANSWERED && check.passed) {
+        return Ok(());
+    }
+    let message = format!(
+        "its guest was not seen to answer {probe} after the move: look at it, then take spec.probe off the VolumeMigration"
+    );
+    Err(Refusal::new("ProbeNotAnswered", message))
 }
 
 fn is_disk_of_vm(disk: &DiskMove, volume: &Volume, ctx: &Context<'_>) -> bool {

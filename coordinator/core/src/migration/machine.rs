@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::cleanup::{Cleanup, Moves, OldVolume};
 use super::copies::Copies;
+use super::guest::Asking;
 use super::phases::{Learnt, Moment, Next};
 use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, staging};
 use crate::BootTime;
@@ -55,6 +56,7 @@ struct Migration {
     commit_at: Option<BootTime>,
     entered: BootTime,
     copies: Copies,
+    asking: Asking,
     cleanup: Cleanup,
     /// Why an old volume whose removal was asked for is still there.
     kept: Option<Refusal>,
@@ -105,6 +107,11 @@ impl Migrations {
                     migration.copies.progress(now, order, state)
                         || migration.cleanup.progress(now, order, state)
                 });
+            }
+            Input::GuestAnswered { question, answer } => {
+                if let Some(migration) = self.all.get_mut(&question.migration) {
+                    migration.asking.answered(question, answer);
+                }
             }
             Input::Acted(action @ Action::RestoreStart { .. }) => {
                 self.asking(action, |migration| migration.restored = true);
@@ -203,10 +210,13 @@ impl Migrations {
                 migration.spec.cancelled = request.spec.cancelled;
                 migration.spec.pre_copy_only = request.spec.pre_copy_only;
                 migration.spec.remove_old = request.spec.remove_old;
+                migration.spec.probe.clone_from(&request.spec.probe);
             }
         }
         for migration in self.all.values_mut().filter(|migration| migration.orphan) {
             migration.spec.cancelled = true;
+            // Nobody would learn of the answer.
+            migration.spec.probe = None;
         }
     }
 
@@ -291,6 +301,7 @@ impl Migration {
             commit_at: None,
             entered: now,
             copies: Copies::new(serial),
+            asking: Asking::default(),
             cleanup: Cleanup::new(serial),
             kept: None,
             asked: BTreeMap::new(),
@@ -374,6 +385,7 @@ impl Migration {
             record: &self.record,
             spec: &self.spec,
             copies: &mut self.copies,
+            asking: &self.asking,
             broken: self.broken,
             watched: self.watched,
             restored: self.restored,
@@ -391,6 +403,7 @@ impl Migration {
                 effects.extend(orders);
                 effects
             }
+            Next::AskGuest(question) => self.asking.ask(now, question).into_iter().collect(),
             Next::DropCopies => self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks),
             Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
             Next::Undo(why) => self.undo(ctx, &why),

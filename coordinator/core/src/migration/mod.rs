@@ -20,12 +20,13 @@
 //! scheduled on the new volumes. The old volumes are kept until somebody asks for their removal (see `cleanup`).
 //!
 //! `plan` says which disks go where, `staging` how a class's own provisioner makes the new volumes, `checks` whether that is allowed, `claims` how they are locked and change volumes,
-//! `phases` what each phase still needs, `machine` drives them.
+//! `phases` what each phase still needs, `guest` what a user asks of the guest at last, `machine` drives them.
 
 mod checks;
 mod claims;
 mod cleanup;
 mod copies;
+mod guest;
 mod machine;
 #[cfg(test)]
 pub(crate) mod model;
@@ -42,6 +43,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::claims::reserved;
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::cleanup::{Moves, OldVolume, kept_because};
+pub use self::guest::{BadProbe, GuestProbe, GuestQuestion, HTTP_PATH_LENGTH_MAX, HttpPath};
 pub use self::machine::Migrations;
 pub(crate) use self::plan::{name_part, template};
 use crate::fleet::{Fleet, Owner, SavedStart};
@@ -90,6 +92,8 @@ pub struct MigrationSpec {
     pub cancelled: bool,
     /// Somebody wants the old volumes to be removed, once it has succeeded.
     pub remove_old: bool,
+    /// What is asked of the guest once it runs on its new volumes. Only of a VM.
+    pub probe: Option<GuestProbe>,
     /// The evacuation that made it.
     pub evacuation: Option<String>,
 }

@@ -7,18 +7,20 @@ mod objects;
 mod staged;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
-    Context, Destination, MigrationRecord, MigrationRequest, MigrationSpec, Migrations, OldVolume, Phase,
+    Context, Destination, GuestQuestion, MigrationRecord, MigrationRequest, MigrationSpec, Migrations,
+    OldVolume, Phase,
 };
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
 use crate::fleet::{
-    ClaimRef, Disk, DiskSource, Fleet, Instance, LiveMigration, LiveMigrationState, RunStrategy, SavedStart,
-    StorageClass, Volume, VolumeSource,
+    ClaimRef, Disk, DiskSource, Fleet, Instance, LiveMigration, LiveMigrationState, Pod, RunStrategy,
+    SavedStart, StorageClass, Volume, VolumeSource,
 };
 use crate::io::{
     Action, ClaimTemplate, Effect, Input, NewVolume, Order, OrderState, Record, RecordKey, Requests,
@@ -67,6 +69,12 @@ pub(crate) struct Faults {
     pub target_dead: bool,
     /// Rounds until a claim of ours and its pod are made, or deleted.
     pub slow_stages: u32,
+    /// Questions that a guest does not answer as it should before it does.
+    pub failing_answers: u32,
+    /// Questions or answers that get lost before one does not.
+    pub lost_answers: u32,
+    /// No address of a launcher is known.
+    pub no_addresses: bool,
 }
 
 pub(crate) struct World {
@@ -114,6 +122,7 @@ pub(crate) fn to_node(vm: &str, node: &str) -> MigrationSpec {
         pre_copy_only: false,
         cancelled: false,
         remove_old: false,
+        probe: None,
         evacuation: None,
     }
 }
@@ -313,12 +322,35 @@ impl World {
                 };
                 self.inbox.push(answer);
             }
+            Effect::AskGuest { question, .. } => self.ask_guest(question),
             Effect::Order { node, id, order } => {
                 assert!(self.order_ids.insert(id.clone()), "order id {id} is used twice");
                 self.copies.insert(id, (node, order));
             }
             _ => {}
         }
+    }
+
+    /// It is asked while it runs on its new volumes, where it runs, and once at a time.
+    fn ask_guest(&mut self, question: GuestQuestion) {
+        let vm = self.requests.migrations[&question.migration].spec.vm.as_ref().expect("a VM is asked");
+        let instance = self.fleet.vms[&key(vm)].instance.as_ref().expect("it runs");
+        let address = launcher_address(instance.node.as_ref().expect("somewhere"));
+        assert_eq!((&question.instance, question.address), (&instance.uid, address));
+        assert_eq!(self.phase(&question.migration.name), Phase::Confirming);
+        let out = |input: &Input| matches!(input, Input::GuestAnswered { question: other, .. } if other.migration == question.migration);
+        assert!(!self.inbox.iter().any(out), "asked twice at once");
+        if self.faults.lost_answers > 0 {
+            self.faults.lost_answers -= 1;
+            return;
+        }
+        let answer = if self.faults.failing_answers > 0 {
+            self.faults.failing_answers -= 1;
+            Err("connection refused".to_owned())
+        } else {
+            Ok("it accepts a connection".to_owned())
+        };
+        self.inbox.push(Input::GuestAnswered { question, answer });
     }
 
     fn late_changes(&mut self) {
@@ -397,9 +429,6 @@ impl World {
                 volume.claim = Some(ClaimRef { key: claim.clone(), uid: None });
                 volume.phase = "Available".into();
             }
-            Action::CreateClaim { .. } if self.faults.claims_refused => {
-                return Err("the namespace is being terminated".into());
-            }
             Action::CreateClaim { claim, template, volume } => {
                 return self.create_on(claim, template, volume);
             }
@@ -434,6 +463,9 @@ impl World {
         template: &ClaimTemplate,
         volume: &VolumeName,
     ) -> Result<(), String> {
+        if self.faults.claims_refused {
+            return Err("the namespace is being terminated".into());
+        }
         if self.fleet.claims.contains_key(claim) {
             return Err("exists".into());
         }
@@ -531,6 +563,7 @@ impl World {
             let vm = self.fleet.vms.get_mut(&vm_key).expect("listed");
             if vm.run == RunStrategy::Halted {
                 vm.instance = None;
+                vm.pods.clear();
                 continue;
             }
             let Some(places) = places else { continue };
@@ -554,7 +587,8 @@ impl World {
                     has_address: !self.faults.guest_silent,
                 });
             }
-            if vm.instance.is_some() {
+            if let Some(instance) = &vm.instance {
+                vm.pods = vec![launcher(instance, self.faults.no_addresses)];
                 self.write(&vm_key, &places);
             }
         }
@@ -627,6 +661,23 @@ impl World {
             }
         }
     }
+}
+
+fn launcher(instance: &Instance, no_address: bool) -> Pod {
+    let node = instance.node.clone();
+    Pod {
+        name: "virt-launcher".into(),
+        uid: Uid(format!("pod-of-{}", instance.uid.0)),
+        address: node.as_ref().map(launcher_address).filter(|_| !no_address),
+        node,
+        phase: "Running".into(),
+        instance: Some(instance.uid.clone()),
+    }
+}
+
+/// One for each node.
+fn launcher_address(node: &NodeName) -> IpAddr {
+    Ipv4Addr::new(10, 42, 0, *node.0.as_bytes().last().expect("a name")).into()
 }
 
 fn place(node: &str, path: &str) -> String {

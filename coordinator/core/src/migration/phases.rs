@@ -2,8 +2,9 @@
 
 use super::claims::{self, To, point_all};
 use super::copies::Copies;
+use super::guest::{Asking, GuestQuestion, PROBE_ANSWERED};
 use super::staging::{self, Clearing, Step};
-use super::{Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks};
+use super::{Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks, guest};
 use crate::BootTime;
 use crate::fleet::{Instance, RunStrategy, SavedStart, Vm};
 use crate::io::Action;
@@ -18,7 +19,8 @@ use std::time::Duration;
 const STOP_WAIT_MAX: Duration = Duration::from_mins(5);
 /// Pull of an image and boot of a guest, generously.
 const START_WAIT_MAX: Duration = Duration::from_mins(5);
-/// From the start until a guest must be as it was: its start, and as long again for its agent and its addresses.
+/// From the start until a guest must be as it was: its start, and as long again for its agent, its addresses and what it
+/// serves.
 const GUEST_WAIT_MAX: Duration = Duration::from_mins(10);
 /// From the claim until its volume is made, attached and mounted: cloud disks take a minute or two.
 const STAGE_WAIT_MAX: Duration = Duration::from_mins(5);
@@ -39,6 +41,7 @@ pub(super) struct Moment<'a> {
     pub record: &'a MigrationRecord,
     pub spec: &'a MigrationSpec,
     pub copies: &'a mut Copies,
+    pub asking: &'a Asking,
     /// How often a lock was taken away.
     pub broken: u32,
     /// We have led since before the claims were swapped: no start on the new volumes was missed.
@@ -59,6 +62,8 @@ pub(super) enum Next {
     Need(Vec<Action>),
     /// Copies are missing, and what must be there so that they can be made.
     Copy { final_: bool, hold: Vec<Action> },
+    /// The guest is to be asked, where it is not already.
+    AskGuest(GuestQuestion),
     /// Take orders back.
     DropCopies,
     /// Go on, with what was learnt.
@@ -345,7 +350,12 @@ impl Moment<'_> {
 
     fn confirming(&self) -> Next {
         if self.record.stopped.is_none() {
-            return Next::Enter(Phase::Succeeded, vec![]);
+            let unasked = self.spec.probe.as_ref().map(|probe| {
+                let why =
+                    format!("the VM was not running and is not started: its guest was not asked {probe}");
+                Learnt::Checked(vec![checks::failed(PROBE_ANSWERED, &Refusal::new("NotAsked", why))])
+            });
+            return Next::Enter(Phase::Succeeded, unasked.into_iter().collect());
         }
         let instance = self.vm().and_then(|(_, vm)| vm.instance.clone());
         if let Some(instance) = &instance
@@ -385,24 +395,41 @@ impl Moment<'_> {
         }
     }
 
-    /// It runs where it should: what its guest had before must be there again. Its data is whole either way.
+    /// It runs where it should: what its guest had before must be there again, and then it must answer what a person asks
+    /// of it. Its data is whole either way.
     fn guest(&self, node: &NodeName, instance: &Instance) -> Next {
         let mut answers = vec![checks::passed("VmRunning", format!("the VM runs on node {node}"))];
         let mut missing = Vec::new();
-        for (name, answer) in checks::postflight(self.record, instance) {
-            match answer {
-                Ok(found) => answers.push(checks::passed(name, found)),
-                Err(refusal) => {
-                    missing.push(refusal.message.clone());
-                    answers.push(checks::failed(name, &refusal));
-                }
+        let mut take = |name, answer: Result<String, Refusal>| match answer {
+            Ok(found) => answers.push(checks::passed(name, found)),
+            Err(refusal) => {
+                answers.push(checks::failed(name, &refusal));
+                missing.push(refusal.message);
             }
+        };
+        let mut is_as_before = true;
+        for (name, answer) in checks::postflight(self.record, instance) {
+            is_as_before &= answer.is_ok();
+            take(name, answer);
+        }
+        let mut next = WAIT;
+        if let Some(probe) = &self.spec.probe {
+            let launchers = self.vm().map(|(_, vm)| vm.pods.as_slice()).unwrap_or_default();
+            let question = if is_as_before {
+                guest::question(&self.record.key, probe, node, instance, launchers)
+            } else {
+                let why = format!("the guest is not asked {probe} before it is as it was");
+                Err(Refusal::not_yet("NotAsked", why))
+            };
+            let answer = question.as_ref().map_err(Clone::clone).and_then(|asked| self.asking.answer(asked));
+            take(PROBE_ANSWERED, answer);
+            next = question.map_or(WAIT, Next::AskGuest);
         }
         if missing.is_empty() {
             return Next::Enter(Phase::Succeeded, vec![Learnt::Checked(answers)]);
         }
         if self.now.saturating_sub(self.entered) <= GUEST_WAIT_MAX {
-            return WAIT;
+            return next;
         }
         let message = format!(
             "the VM runs on its new volumes, which are whole, and after {} s {}: look at its console; the old volumes are kept",

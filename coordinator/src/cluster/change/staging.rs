@@ -8,14 +8,12 @@ use somersault_coordinator_core::names::{Key, Uid};
 use super::{MANAGED_BY, MANAGER, check_stays, uid, volume};
 use crate::cluster::ClusterError;
 use crate::cluster::error::{conflict, refused};
-use crate::cluster::manifest::{ObjectId, STAGING_LABEL};
+use crate::cluster::manifest::{ObjectId, PROVISIONED_BY, STAGING_LABEL};
 
 /// Annotation with the migration that needs it, for people.
 const MIGRATION_ANNOTATION: &str = "somersault.novasphere.dev/migration";
 /// The reclaim policy under which a volume goes with its claim.
 const DELETE: &str = "Delete";
-/// By whom a volume was made; those that people make have none.
-const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// Our binary in our image.
 const PROGRAM: &str = "/usr/local/bin/somersault-coordinator";
 /// Who runs it in our image.

@@ -156,8 +156,8 @@ fn strip(object: &mut Value) {
     }
 }
 
-/// A launcher has a page of commands, mounts and volumes; its node, its claims and what it asks for are all that
-/// counts. In memory, each volume of a pod takes more than a kilobyte, whatever it is.
+/// A launcher has a page of commands, mounts and volumes; its node, its address, its claims and what it asks for are all
+/// that counts. In memory, each volume of a pod takes more than a kilobyte, whatever it is.
 fn strip_pod(object: &mut Value) {
     without(object, "metadata", &["annotations"]);
     only(object, "spec", &["nodeName", "containers", "initContainers", "volumes"]);
@@ -226,7 +226,7 @@ fn quiet_status(kind: &str) -> Quiet {
     match kind {
         // Lists of what a node has on its disks, long and changing with every pod.
         "Node" => Quiet::AllBut(&["images", "volumesAttached", "volumesInUse"]),
-        "Pod" => Quiet::Only(&["phase"]),
+        "Pod" => Quiet::Only(&["phase", "podIP"]),
         // A VM is judged by its instance, a migration by its record, and of a recovery only its being there counts.
         "VirtualMachine" | "VolumeMigration" | "Recovery" => Quiet::Only(&[]),
         // What the guest's agent tells every few seconds.

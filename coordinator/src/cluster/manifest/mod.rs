@@ -18,6 +18,6 @@ pub use convert::{FieldError, PROVISIONED_BY};
 pub use id::ObjectId;
 pub use inventory::Inventory;
 pub use pod::{NOT_OF_VMS, OF_VMS, STAGING_LABEL, claims_alone, staging_namespace};
-pub use requests::{evacuation_spec, migration_spec};
+pub use requests::{evacuation_spec, migration, migration_spec, probe_spec};
 pub use somersault_crd::GROUP;
 pub use vm::REBUILD_ANNOTATION;

@@ -2,6 +2,8 @@
 //!
 //! A cluster has many more pods than VMs, so the two are read apart, and of the others nothing else is kept.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use serde_json::{Value, json};
@@ -51,6 +53,8 @@ pub(super) struct VmPod {
     pub node: Option<NodeName>,
     /// `status.phase`.
     pub phase: String,
+    /// Of a launcher: `status.podIP`.
+    pub address: Option<IpAddr>,
     /// What it asks for, or what is wrong with that.
     pub requests: Result<Resources, FieldError>,
     /// Claims that it uses.
@@ -76,6 +80,7 @@ impl VmPod {
             created: pod.metadata.creation_timestamp.clone(),
             node: node_name(pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref())),
             phase: pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default(),
+            address: if part == Part::Hotplug { None } else { address(pod) },
             requests: requests(pod),
             claims: claims_of(pod).collect(),
         })
@@ -89,6 +94,7 @@ impl VmPod {
             node: self.node.clone(),
             phase: self.phase.clone(),
             instance,
+            address: self.address,
         }
     }
 
@@ -96,6 +102,11 @@ impl VmPod {
     pub(super) fn is_alive(&self) -> bool {
         !matches!(self.phase.as_str(), "Succeeded" | "Failed")
     }
+}
+
+/// Where a pod is reached; `None` while it has no address, or one that is none.
+fn address(pod: &core::Pod) -> Option<IpAddr> {
+    pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
 }
 
 /// Requests of a pod, as the scheduler counts them: containers and sidecars add up; an init container that
@@ -238,6 +249,23 @@ mod tests {
         // A limit of a fifth of the API's own type, its containers and volumes not counted: a cluster has ten thousand.
         let (kept, whole) = (size_of::<VmPod>(), size_of::<core::Pod>());
         assert!(kept * 5 < whole, "{kept} bytes instead of {whole}");
+    }
+
+    #[test]
+    fn a_launcher_is_where_its_kubelet_says() {
+        let address = |label: &str, ip: &Value| {
+            let typed = serde_json::from_value(json!({
+                "metadata": { "name": "p", "labels": { "kubevirt.io": label } },
+                "spec": { "containers": [] },
+                "status": { "phase": "Running", "podIP": ip },
+            }));
+            VmPod::of(&typed.expect("a pod")).expect("a VM's").value(None).address
+        };
+        assert_eq!(address("virt-launcher", &json!("10.42.0.7")), "10.42.0.7".parse().ok());
+        assert_eq!(address("virt-launcher", &json!("fd00::7")), "fd00::7".parse().ok());
+        assert_eq!(address("virt-launcher", &json!("example.org")), None);
+        assert_eq!(address("virt-launcher", &Value::Null), None);
+        assert_eq!(address("hotplug-disk", &json!("10.42.0.8")), None, "no guest is there");
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! What people ask for by our own objects.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
 use somersault_coordinator_core::io::{Attestation, Requests};
-use somersault_coordinator_core::migration::{Destination, MigrationRequest, MigrationSpec};
+use somersault_coordinator_core::migration::{
+    BadProbe, Destination, GuestProbe, MigrationRequest, MigrationSpec,
+};
 use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 use somersault_crd as crd;
+use somersault_crd::volume_migration::{HttpProbe, Probe, TcpProbe};
 
 use super::convert::FieldError;
 use super::inventory::{Inventory, insert};
@@ -54,6 +58,9 @@ pub fn migration(spec: &crd::VolumeMigrationSpec) -> Result<MigrationSpec, Field
     if spec.vm.is_some() == spec.claim.is_some() {
         return Err(FieldError::new("spec", "exactly one of vm and claim must be set"));
     }
+    if spec.probe.is_some() && spec.vm.is_none() {
+        return Err(FieldError::new("spec.probe", "asks the guest of a VM, and a claim alone has none"));
+    }
     Ok(MigrationSpec {
         vm: spec.vm.clone(),
         claim: spec.claim.clone(),
@@ -61,6 +68,7 @@ pub fn migration(spec: &crd::VolumeMigrationSpec) -> Result<MigrationSpec, Field
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
         remove_old: spec.remove_old_volumes,
+        probe: spec.probe.as_ref().map(probe).transpose()?,
         evacuation: spec.evacuation.clone(),
     })
 }
@@ -74,7 +82,35 @@ pub fn migration_spec(spec: &MigrationSpec) -> crd::VolumeMigrationSpec {
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
         remove_old_volumes: spec.remove_old,
+        probe: spec.probe.as_ref().map(probe_spec),
         evacuation: spec.evacuation.clone(),
+    }
+}
+
+fn probe(probe: &Probe) -> Result<GuestProbe, FieldError> {
+    let port = |kind: &str, port: u16| {
+        NonZeroU16::new(port)
+            .ok_or_else(|| FieldError::new(format!("spec.probe.{kind}.port"), &BadProbe::Port))
+    };
+    match (&probe.tcp, &probe.http) {
+        (Some(tcp), None) => Ok(GuestProbe::Tcp { port: port("tcp", tcp.port)? }),
+        (None, Some(http)) => {
+            let path = http.path.clone().try_into();
+            let path = path.map_err(|error: BadProbe| FieldError::new("spec.probe.http.path", &error))?;
+            Ok(GuestProbe::Http { port: port("http", http.port)?, path })
+        }
+        _ => Err(FieldError::new("spec.probe", "exactly one of tcp and http must be set")),
+    }
+}
+
+/// As a `VolumeMigration` asks it.
+pub fn probe_spec(probe: &GuestProbe) -> Probe {
+    let port = probe.port().get();
+    match probe {
+        GuestProbe::Tcp { .. } => Probe { tcp: Some(TcpProbe { port }), http: None },
+        GuestProbe::Http { path, .. } => {
+            Probe { tcp: None, http: Some(HttpProbe { port, path: path.as_str().to_owned() }) }
+        }
     }
 }
 
@@ -150,4 +186,60 @@ fn attestation(word: &crd::node_health::Attestation) -> Result<Attestation, Fiel
         }
     }
     Ok(Attestation { boot_id: BootId(word.boot_id.clone()), by: word.by.clone(), at: word.at.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use somersault_coordinator_core::migration::HTTP_PATH_LENGTH_MAX;
+
+    use super::*;
+
+    fn asked(probe: &Value) -> Result<Option<GuestProbe>, String> {
+        let spec = json!({ "vm": "web", "destination": { "node": "n3" }, "probe": probe });
+        let spec: crd::VolumeMigrationSpec =
+            serde_json::from_value(spec).map_err(|error| error.to_string())?;
+        let read = migration(&spec).map_err(|error| error.to_string())?;
+        assert_eq!(migration_spec(&read), spec, "written as it was read");
+        Ok(read.probe)
+    }
+
+    #[test]
+    fn reads_probes() {
+        let probe = |text: &str| Ok(Some(text.parse().expect("a probe")));
+        assert_eq!(asked(&Value::Null), Ok(None));
+        assert_eq!(asked(&json!({ "tcp": { "port": 5432 } })), probe("tcp:5432"));
+        assert_eq!(asked(&json!({ "http": { "port": 80 } })), probe("http:80/"));
+        assert_eq!(asked(&json!({ "http": { "port": 80, "path": "/a?b=c" } })), probe("http:80/a?b=c"));
+    }
+
+    /// An API server that checks no rules must not be able to make us ask anything else.
+    #[test]
+    fn names_what_is_wrong_with_a_probe() {
+        let long = format!("/{}", "a".repeat(HTTP_PATH_LENGTH_MAX));
+        for (probe, field) in [
+            (json!({}), "spec.probe: "),
+            (json!({ "tcp": { "port": 1 }, "http": { "port": 1 } }), "spec.probe: "),
+            (json!({ "tcp": { "port": 0 } }), "spec.probe.tcp.port: "),
+            (json!({ "http": { "port": 0 } }), "spec.probe.http.port: "),
+            (json!({ "http": { "port": 80, "path": "" } }), "spec.probe.http.path: "),
+            (json!({ "http": { "port": 80, "path": "/a b" } }), "spec.probe.http.path: "),
+            (json!({ "http": { "port": 80, "path": "/\r\nX: y" } }), "spec.probe.http.path: "),
+            (json!({ "http": { "port": 80, "path": long } }), "spec.probe.http.path: "),
+        ] {
+            let error = asked(&probe).expect_err("wrong");
+            assert!(error.starts_with(field), "{probe}: {error}");
+        }
+        assert!(asked(&json!({ "tcp": { "port": 65_536 } })).is_err());
+        let spec =
+            json!({ "claim": "spare", "destination": { "node": "n3" }, "probe": { "tcp": { "port": 1 } } });
+        let spec = serde_json::from_value(spec).expect("it fits the type");
+        assert!(migration(&spec).expect_err("no VM").to_string().starts_with("spec.probe: "));
+    }
+
+    /// The definition and the core say the same, and neither depends on the other.
+    #[test]
+    fn a_path_is_as_long_as_the_definition_allows() {
+        assert_eq!(crd::volume_migration::HTTP_PATH_LENGTH_MAX, HTTP_PATH_LENGTH_MAX);
+    }
 }

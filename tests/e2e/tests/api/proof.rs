@@ -61,7 +61,11 @@ fn answer(effect: Effect) -> Option<Input> {
             Some(Input::FenceEnded { node, epoch, result: FenceResult::ConfirmedOff })
         }
         Effect::Act(action) => Some(Input::Acted(action)),
-        Effect::AskFence { .. } | Effect::Grant { .. } | Effect::Order { .. } | Effect::Notify(_) => None,
+        Effect::AskFence { .. }
+        | Effect::AskGuest { .. }
+        | Effect::Grant { .. }
+        | Effect::Order { .. }
+        | Effect::Notify(_) => None,
     }
 }
 

@@ -36,6 +36,7 @@ pub async fn made_once(bed: &Bed) -> Result<()> {
         pre_copy_only: true,
         cancelled: false,
         remove_old: false,
+        probe: None,
         evacuation: Some("empty-n1".into()),
     };
     let create = Action::CreateMigration { key: key.clone(), spec: spec.clone() };

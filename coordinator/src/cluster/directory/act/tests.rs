@@ -545,6 +545,7 @@ fn migrations_and_evacuations_are_created_once() {
         pre_copy_only: true,
         cancelled: false,
         remove_old: false,
+        probe: None,
         evacuation: Some("empty-n2".into()),
     };
     let create = Action::CreateMigration { key: shop("evac-web"), spec: spec.clone() };
