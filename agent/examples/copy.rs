@@ -110,9 +110,9 @@ fn fill(volume: &Path, size_mib: u64) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-/// Writes anew one block of 64 KiB in every hundred.
+/// Writes one MiB in every hundred anew. (Chunks are that large: smaller writes all over would cost as many chunks.)
 fn change(volume: &Path, round: usize) -> Result<()> {
-    const BLOCK: usize = 64 << 10;
+    const BLOCK: usize = 1 << 20;
     let file = std::fs::File::options().write(true).open(volume.join("disk.img"))?;
     let blocks = file.metadata()?.len() / BLOCK as u64;
     let (mut random, mut block) = (StdRng::seed_from_u64(2 + round as u64), vec![0; BLOCK]);

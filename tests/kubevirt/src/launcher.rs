@@ -22,7 +22,7 @@ const DEFAULT_GUEST_BYTES: u64 = 64 << 20;
 /// `cpuAllocationRatio` of 10.
 const MILLIS_PER_CPU: u64 = 100;
 /// Where the guest answers.
-const GUEST_PORT: u16 = 8107;
+pub const GUEST_PORT: u16 = 8107;
 /// The probe never gives up: as long as its disks are held, a guest waits.
 const PROBE_FAILURES_MAX: u32 = 1_000_000;
 

@@ -34,6 +34,7 @@ mod volumes;
 mod wukong;
 
 pub use install::{CLASSES, CRDS, install};
+pub use launcher::GUEST_PORT;
 pub use names::{HOLD, IMAGE, PAUSE, POPULATED_FOR, PRE_POPULATED};
 pub use provision::{HOSTPATH_CLASS, NETWORK_CLASS};
 pub use standin::{Standin, client, run};

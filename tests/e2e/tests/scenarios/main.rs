@@ -60,13 +60,13 @@ const SCENARIOS: &[Scenario] = &[
     ("a_node_is_emptied_before_it_is_drained", Long, migration::of_a_cordoned_node),
     ("a_node_that_came_back_is_emptied", Long, migration::of_a_returned_node),
     ("twenty_vms_leave_a_node_while_the_apiserver_restarts", Long, migration::of_many),
-    ("migration_whose_leader_is_killed_while_swapping", Long, |bed| {
+    ("migration_whose_leader_is_killed_while_swapping", Short, |bed| {
         interrupted::at(bed, "Swapping", Failure::LeaderKilled)
     }),
-    ("migration_whose_apiserver_restarts_while_swapping", Long, |bed| {
+    ("migration_whose_apiserver_restarts_while_swapping", Short, |bed| {
         interrupted::at(bed, "Swapping", Failure::ApiServerRestarted)
     }),
-    ("migration_whose_target_agent_is_killed_while_copying", Long, |bed| {
+    ("migration_whose_target_agent_is_killed_while_copying", Short, |bed| {
         interrupted::at(bed, "PreCopying", Failure::TargetAgentKilled)
     }),
     ("migration_whose_source_agent_is_killed_in_the_final_copy", Long, |bed| {
@@ -81,8 +81,8 @@ const SCENARIOS: &[Scenario] = &[
     ("migration_whose_target_is_full_while_copying", Long, |bed| {
         interrupted::at(bed, "PreCopying", Failure::TargetFull)
     }),
-    ("migration_cancelled_while_swapping", Long, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
-    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Long, |bed| {
+    ("migration_cancelled_while_swapping", Short, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
+    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Short, |bed| {
         interrupted::at(bed, "FinalCopying", Failure::Deleted)
     }),
     ("migration_whose_vm_is_started_in_the_final_copy", Short, |bed| {

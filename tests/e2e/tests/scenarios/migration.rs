@@ -8,6 +8,7 @@ use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm};
+use somersault_test_kubevirt::GUEST_PORT;
 
 use super::wukong::{self, WUKONG, disks};
 
@@ -32,12 +33,15 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         let claim = format!("{}-disk", vm.name);
         let before = bed.api().get(Kind::CLAIM, VMS, &claim)?;
         let start = bed.api().get(Kind::VM, VMS, vm.name)?["spec"]["runStrategy"].clone();
-        bed.plugin(&["migrate", vm.name, "-n", VMS, "--to-node", &target])?;
+        let probe = format!("tcp:{GUEST_PORT}");
+        bed.plugin(&["migrate", vm.name, "-n", VMS, "--to-node", &target, "--probe", &probe])?;
         let migration = succeeded(bed, vm.name)?;
         let downtime = &migration["status"]["downtimeMs"];
         eprintln!("   {} moved from {node} to {target}, down for {downtime} ms", vm.name);
         let checks = migration["status"]["checks"].as_array().context("no checks")?;
-        for name in ["BackupKnown", "CopyVerified", "VmRunning", "DisksAttached", "AddressReported"] {
+        for name in
+            ["BackupKnown", "CopyVerified", "VmRunning", "DisksAttached", "AddressReported", "ProbeAnswered"]
+        {
             let held = checks.iter().any(|check| check["name"] == name && check["passed"] == true);
             ensure!(held, "{} was moved, and {name} did not hold: {checks:?}", vm.name);
         }
