@@ -58,6 +58,7 @@ const SCENARIOS: &[Scenario] = &[
     ("disks_move_to_volumes_that_provisioners_make", Short, made::by_provisioners),
     ("a_node_is_emptied_while_the_leader_changes", Short, migration::of_a_node),
     ("a_node_is_emptied_before_it_is_drained", Long, migration::of_a_cordoned_node),
+    ("a_node_is_emptied_by_a_word_and_in_a_window", Long, migration::copied_ahead),
     ("a_node_that_came_back_is_emptied", Long, migration::of_a_returned_node),
     ("twenty_vms_leave_a_node_while_the_apiserver_restarts", Long, migration::of_many),
     ("migration_whose_leader_is_killed_while_swapping", Short, |bed| {

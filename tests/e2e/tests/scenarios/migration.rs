@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
@@ -168,6 +169,70 @@ pub fn of_a_cordoned_node(bed: &Bed) -> Result<()> {
     bed.cluster().ask(&["uncordon", &node])?;
     bed.cluster().ask(&["delete", "evacuations", "--all"])?;
     stage.judge()
+}
+
+/// A window that opens so long after it was asked for: its times are whole minutes, and no VM may move before.
+const OPENS_AFTER: SignedDuration = SignedDuration::from_secs(100);
+/// Long enough for everything here.
+const OPEN_FOR: SignedDuration = SignedDuration::from_hours(2);
+
+/// Emptied in two ways that leave the VMs alone until their time has come: by a word, and in a window.
+pub fn copied_ahead(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let target = another(bed, &node)?;
+    let vms = [DB, MAIL];
+    let mut stage = Stage::set(bed, &node, &vms)?;
+    bed.plugin(&["evacuate", &node, "--to-node", &target])?;
+    waits_ahead(bed, &stage, &vms, &node)?;
+    let evacuation = bed.cluster().ask(&["get", "evacuations", "-o", "name"])?;
+    let name = evacuation.trim().rsplit('/').next().context("no evacuation")?.to_owned();
+    bed.plugin(&["proceed", &format!("evacuation/{name}")])?;
+    moved_all(bed, &mut stage, &vms, &target)?;
+    complete(bed, &name)?;
+    bed.cluster().ask(&["delete", "evacuations", "--all"])?;
+    bed.cluster().ask(&["delete", "volumemigrations", "-n", VMS, "--all"])?;
+
+    let asked = Timestamp::now();
+    let at = |time: Timestamp| time.strftime("%H:%M").to_string();
+    let window = format!("{}-{}", at(asked + OPENS_AFTER), at(asked + OPENS_AFTER + OPEN_FOR));
+    let third = bed.nodes().into_iter().find(|other| *other != target && *other != node);
+    let third = third.context("a cluster of two nodes")?;
+    bed.plugin(&["evacuate", &target, "--to-node", &third, "--window", &window])?;
+    waits_ahead(bed, &stage, &vms, &target)?;
+    moved_all(bed, &mut stage, &vms, &third)?;
+    let opened = (asked + OPENS_AFTER).strftime("%H:%M").to_string();
+    let ended = bed.cluster().ask(&["get", "evacuations", "-o", "jsonpath={.items[*].status.message}"])?;
+    ensure!(at(Timestamp::now()) >= opened, "moved before {opened}: {ended}");
+    bed.cluster().ask(&["delete", "evacuations", "--all"])?;
+    stage.judge()
+}
+
+/// Every VM is copied, and none was stopped.
+fn waits_ahead(bed: &Bed, stage: &Stage<'_>, vms: &[Vm], node: &str) -> Result<()> {
+    until("everything is copied ahead", MIGRATE_DEADLINE, &[bed.standin_log()], || {
+        for vm in vms {
+            let status = &of_vm(bed, vm.name)?["status"];
+            let progress = &status["progress"];
+            let copied = status["phase"] == "PreCopying" && progress["doneBytes"] == progress["totalBytes"];
+            ensure!(copied && progress["totalBytes"] != 0, "{}: {} {progress}", vm.name, status["phase"]);
+        }
+        Ok(Some(()))
+    })?;
+    for vm in vms {
+        ensure!(stage.node_of(vm.name)?.as_deref() == Some(node), "{} has moved without a word", vm.name);
+        ensure!(stage.instances(vm)? <= 2, "{} was stopped without a word", vm.name);
+    }
+    Ok(())
+}
+
+fn moved_all(bed: &Bed, stage: &mut Stage<'_>, vms: &[Vm], target: &str) -> Result<()> {
+    for vm in vms {
+        succeeded(bed, vm.name)?;
+        stage.moved(vm, target)?;
+        stage.wait_writes(vm, WRITE_DEADLINE)?;
+        ensure!(stage.node_of(vm.name)?.as_deref() == Some(target), "{} does not run on {target}", vm.name);
+    }
+    Ok(())
 }
 
 /// A node dies, comes back, and is not trusted to live: its VM, which nobody could bring back meanwhile, leaves it with all
