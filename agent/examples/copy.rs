@@ -194,7 +194,7 @@ impl Pair {
         let done = pull(order(true)?).await?;
         let time = start.elapsed();
         ensure!(done.sent_bytes < done.total_bytes / 10, "{} bytes were sent", done.sent_bytes);
-        self.target.cancel(&transfer, true).await?;
+        self.target.cancel(&transfer, true, None).await?;
         std::fs::remove_dir_all(self.to.join("pvc-1"))?;
         Ok(time)
     }
@@ -211,7 +211,7 @@ impl Pair {
             let done = self.target.pull(order, watch::channel(PullProgress::default()).0).await?;
             *time = start.elapsed();
             ensure!(done.sent_bytes == done.total_bytes, "a dense volume is sent as a whole");
-            self.target.cancel(&transfer, true).await?;
+            self.target.cancel(&transfer, true, None).await?;
         }
         std::fs::remove_dir_all(self.to.join("pvc-1"))?;
         Ok((times[0], times[1]))

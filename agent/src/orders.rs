@@ -110,8 +110,8 @@ impl Orders {
                 tokio::spawn(async move { this.probe(id, node, address, timeout).await });
                 None
             }
-            OrderKind::CancelPull { transfer, drop_partial } => {
-                tokio::spawn(async move { this.cancel(id, transfer, drop_partial).await });
+            OrderKind::CancelPull { transfer, drop_partial, target_path } => {
+                tokio::spawn(async move { this.cancel(id, transfer, drop_partial, target_path).await });
                 None
             }
             OrderKind::RemoveVolume { path } => {
@@ -170,8 +170,9 @@ impl Orders {
         }
     }
 
-    async fn cancel(&self, id: String, transfer: String, drop_partial: bool) {
-        match self.inner.transfers.cancel(&transfer, drop_partial).await {
+    async fn cancel(&self, id: String, transfer: String, drop_partial: bool, path: Option<AbsolutePath>) {
+        let path = path.as_ref().map(AbsolutePath::as_str);
+        match self.inner.transfers.cancel(&transfer, drop_partial, path).await {
             Ok(()) => self.close(&id, progress(&id, NOTHING_COPIED)),
             Err(error) => self.close_failed(&id, &error),
         }

@@ -182,9 +182,11 @@ fn wire_kind(
                 rate_limit_bytes_per_s: None,
             }))
         }
-        io::Order::CancelPull { transfer, drop_partial } => {
-            Some(OrderKind::CancelPull { transfer: transfer.clone(), drop_partial: *drop_partial })
-        }
+        io::Order::CancelPull { transfer, drop_partial, target_path } => Some(OrderKind::CancelPull {
+            transfer: transfer.clone(),
+            drop_partial: *drop_partial,
+            target_path: target_path.as_deref().map(str::parse).transpose()?,
+        }),
         io::Order::RemoveVolume { path } => Some(OrderKind::RemoveVolume { path: path.parse()? }),
         io::Order::StopLaunchers { pods } => {
             Some(OrderKind::StopLaunchers { pod_uids: pods.iter().map(|uid| uid.0.clone()).collect() })
@@ -308,7 +310,11 @@ mod tests {
     fn a_cancelled_pull_is_not_repeated() {
         let mut orders = orders();
         given(&mut orders, "o1", pull("n2"));
-        given(&mut orders, "o2", io::Order::CancelPull { transfer: "pv-1".into(), drop_partial: true });
+        given(
+            &mut orders,
+            "o2",
+            io::Order::CancelPull { transfer: "pv-1".into(), drop_partial: true, target_path: None },
+        );
         let sent = due(&mut orders, 0);
         assert_eq!(sent.len(), 1);
         assert_eq!(sent[0].id, "o2");

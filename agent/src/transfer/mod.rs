@@ -51,7 +51,6 @@ pub use source::Source;
 use io::Pool;
 use keys::Keys;
 use meter::Meter;
-use mounted::Entered;
 use root::Roots;
 use target::Target;
 
@@ -151,7 +150,6 @@ struct Inner {
     config: TransferConfig,
     limits: Limits,
     roots: Roots,
-    entered: Entered,
     keys: Arc<Keys>,
     pool: Pool,
     permits: Semaphore,
@@ -177,7 +175,6 @@ impl Transfers {
             config,
             limits,
             roots,
-            entered: Entered::default(),
             keys,
             pool,
             permits,
@@ -220,11 +217,17 @@ impl Transfers {
 
     /// Stops a copy: its future ends as `Cancelled` within a second. With `drop_partial` what has arrived is removed,
     /// by that future or, where no copy runs, before this returns. A published volume is never touched.
-    pub async fn cancel(&self, transfer: &str, drop_partial: bool) -> Result<(), TransferError> {
+    /// `target_path` is where the copy goes: a partial folder in a mounted volume is found by nothing else.
+    pub async fn cancel(
+        &self,
+        transfer: &str,
+        drop_partial: bool,
+        target_path: Option<&str>,
+    ) -> Result<(), TransferError> {
         let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner).get(transfer).cloned();
         match running {
             Some(meter) => meter.cancel(drop_partial),
-            None if drop_partial => self.0.target().drop_partial(transfer).await?,
+            None if drop_partial => self.0.target().drop_partial(transfer, target_path).await?,
             None => {}
         }
         Ok(())
@@ -254,7 +257,7 @@ impl Inner {
         progress.send_replace(meter.progress());
         drop(running);
         if matches!(result, Err(TransferError::Cancelled)) && meter.is_to_be_dropped() {
-            self.target().drop_partial(&request.transfer).await?;
+            self.target().drop_partial(&request.transfer, Some(request.target_path.as_str())).await?;
         }
         result
     }
@@ -293,7 +296,6 @@ impl Inner {
             keys: &self.keys,
             limits: &self.limits,
             pool: &self.pool,
-            entered: &self.entered,
         }
     }
 }

@@ -25,47 +25,12 @@
 //!
 //! Where the rest is to be moved and the source has changed meanwhile, all is taken back, and the copy goes on.
 
-use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, FileType, RenameFlags};
 use rustix::io::Errno;
 
 use super::scan::{is_beside, is_reserved};
-
-/// Copies into mounted volumes whose places are known. Each is in a pod of its own, and a node has 110 pods by default;
-/// the oldest is forgotten as it would be by a restart.
-const ENTERED_MAX: usize = 256;
-
-/// Where the copies of this process went into mounted volumes: their partial folders are looked for there and in no
-/// other one, since a look into the volumes of all pods would hang at the first dead NFS server. An agent that was
-/// restarted knows of none and removes none, which is as well: the copy's volume is discarded as a whole then.
-///
-/// Paths and not descriptors: the kubelet could not unmount a volume that is kept open here.
-#[derive(Debug, Default)]
-pub(super) struct Entered(Mutex<VecDeque<(String, String)>>);
-
-impl Entered {
-    /// A copy goes into a volume.
-    pub(super) fn note(&self, transfer: &str, path: &str) {
-        let mut entered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        entered.retain(|(of, there)| of != transfer || there != path);
-        entered.push_front((transfer.to_owned(), path.to_owned()));
-        entered.truncate(ENTERED_MAX);
-    }
-
-    /// Where a transfer's copies went.
-    pub(super) fn of(&self, transfer: &str) -> Vec<String> {
-        let entered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        entered.iter().filter(|(of, _)| of == transfer).map(|(_, path)| path.clone()).collect()
-    }
-
-    /// Nothing of a transfer is left.
-    pub(super) fn forget(&self, transfer: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _)| of != transfer);
-    }
-}
 
 /// The names at the top of a mounted volume, or of a copy that becomes one.
 pub(super) fn names(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
@@ -188,19 +153,5 @@ mod tests {
         end_moves(&source, &target).expect("ended");
         assert_eq!(names(&source).expect("listed"), [b"b"]);
         assert_eq!(fs::read_to_string(to.path().join("a")).expect("kept"), "a");
-    }
-
-    #[test]
-    fn so_many_places_are_known() {
-        let entered = Entered::default();
-        for number in 0..=ENTERED_MAX {
-            entered.note(&format!("t{number}"), "/a");
-        }
-        entered.note("t7", "/a");
-        entered.note("t7", "/b");
-        assert!(entered.of("t0").is_empty() && entered.of("t1").is_empty());
-        assert_eq!(entered.of("t7"), ["/b", "/a"]);
-        entered.forget("t7");
-        assert!(entered.of("t7").is_empty() && !entered.of("t8").is_empty());
     }
 }

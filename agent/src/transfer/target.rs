@@ -31,7 +31,6 @@ use super::fetch::Fetch;
 use super::io::Pool;
 use super::keys::Keys;
 use super::meter::Meter;
-use super::mounted::Entered;
 use super::partial::{Opened, Partial, Standing};
 use super::peer::Peer;
 use super::root::{Place, Roots};
@@ -47,7 +46,6 @@ pub(super) struct Target<'a> {
     pub(super) keys: &'a Keys,
     pub(super) limits: &'a Limits,
     pub(super) pool: &'a Pool,
-    pub(super) entered: &'a Entered,
 }
 
 /// How often the folder's lock is asked for, until it is free or the order is refused.
@@ -99,12 +97,15 @@ impl Target<'_> {
         }
     }
 
-    /// Removes what a transfer keeps below any root, and in the mounted volumes that it is known to have gone into. The
-    /// published volume stays.
-    pub(super) async fn drop_partial(&self, transfer: &str) -> Result<(), TransferError> {
+    /// Removes what a transfer keeps below any root, and in the mounted volume that it goes into. The published volume stays.
+    pub(super) async fn drop_partial(
+        &self,
+        transfer: &str,
+        target_path: Option<&str>,
+    ) -> Result<(), TransferError> {
         // Only the root of the place matters: the partial folder has a name of its own.
         let below_roots = self.roots.of_copies().map(|root| format!("{}/-", root.display()));
-        for path in below_roots.chain(self.entered.of(transfer)) {
+        for path in below_roots.chain(target_path.map(str::to_owned)) {
             // A root that cannot be opened, or a volume that is not mounted any more, keeps nobody from cleaning the
             // others.
             let place = match self.place_of_copy(&path).await {
@@ -118,7 +119,6 @@ impl Target<'_> {
                 join(tokio::task::spawn_blocking(move || partial.remove()).await)?;
             }
         }
-        self.entered.forget(transfer);
         Ok(())
     }
 
@@ -182,7 +182,6 @@ impl Target<'_> {
         meter.set_total(total_bytes);
         if place.is_mounted() {
             refuse_reserved(&manifest)?;
-            self.entered.note(&pull.transfer, pull.target_path.as_str());
         }
         let Some(partial) = self.lock(place.clone(), &pull.transfer, true).await? else {
             return Err(TransferError::Busy("the folder of this transfer is being removed"));

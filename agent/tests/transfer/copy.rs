@@ -277,7 +277,7 @@ async fn a_limited_copy_tells_its_progress_and_can_be_cancelled() {
     assert_eq!(seen.total_bytes, 256 * MIB);
     assert!(seen.rate_bytes_per_s > 0 && seen.done_bytes < 128 * MIB, "{seen:?}");
     let asked = std::time::Instant::now();
-    world.target.transfers.cancel("t1", false).await.expect("told");
+    world.target.transfers.cancel("t1", false, None).await.expect("told");
     assert_eq!(copy.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     let partial = world.target.path(".somersault-t1.partial");
@@ -287,7 +287,7 @@ async fn a_limited_copy_tells_its_progress_and_can_be_cancelled() {
     order.rate_limit_bytes_per_s = None;
     let done = world.pull(order).await.expect("copied");
     assert!(done.sent_bytes <= 252 * MIB, "{done:?}");
-    world.target.transfers.cancel("t1", true).await.expect("removed");
+    world.target.transfers.cancel("t1", true, None).await.expect("removed");
     assert!(!partial.exists(), "the journal of a published copy can go");
     assert_same(&world.source.path("pvc-1"), &world.target.path("pvc-1"));
 }
@@ -304,10 +304,10 @@ async fn so_many_copies_run_at_once_and_those_that_wait_can_be_cancelled() {
     progress.wait_for(|seen| seen.done_bytes >= MIB).await.expect("goes on");
     let mut second = Box::pin(world.pull(world.order("t2", "pvc-2")));
     assert!(futures::poll!(&mut second).is_pending(), "it waits for the first");
-    world.target.transfers.cancel("t2", false).await.expect("told");
+    world.target.transfers.cancel("t2", false, None).await.expect("told");
     assert_eq!(second.await.expect_err("cancelled").reason(), "Cancelled");
     assert!(!world.target.path("pvc-2").exists());
-    world.target.transfers.cancel("t1", true).await.expect("told");
+    world.target.transfers.cancel("t1", true, None).await.expect("told");
     assert_eq!(first.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
 }
 
@@ -335,7 +335,7 @@ async fn a_cancelled_copy_can_be_removed() {
     let (told, mut progress) = watch::channel(PullProgress::default());
     let copy = tokio::spawn(world.target.transfers.pull(order, told));
     progress.wait_for(|seen| seen.done_bytes >= 2 * MIB).await.expect("goes on");
-    world.target.transfers.cancel("t1", true).await.expect("told");
+    world.target.transfers.cancel("t1", true, None).await.expect("told");
     assert_eq!(copy.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
     assert_eq!(std::fs::read_dir(world.target.root.path()).expect("listed").count(), 0);
 }

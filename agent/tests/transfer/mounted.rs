@@ -102,7 +102,13 @@ async fn a_folder_arrives_in_a_mount_exactly_and_leaves_little_there() {
     assert_eq!(error.reason(), "TargetExists", "{error}");
 
     for transfer in ["t1", "t3"] {
-        mounted.world.target.transfers.cancel(transfer, true).await.expect("removed");
+        mounted
+            .world
+            .target
+            .transfers
+            .cancel(transfer, true, Some(&text(mounted.mount.path())))
+            .await
+            .expect("removed");
     }
     assert_eq!(mounted.names(), ["disk.img", "empty", "lost+found", "sub", "zero"]);
     assert_same_mounted(&mounted.source(), mounted.mount.path());
@@ -173,7 +179,7 @@ async fn a_dropped_copy_goes_on_in_the_next_pods() {
     let last = world.pull(world.order_between("t1", source.path(), target.path())).await.expect("copied");
     assert!(last.sent_bytes <= 64 * MIB - done + 2 * MIB, "{last:?}, {done} were done");
     assert_same_mounted(source.path(), target.path());
-    world.target.transfers.cancel("t1", true).await.expect("removed, though one place is gone");
+    world.target.transfers.cancel("t1", true, Some(&text(target.path()))).await.expect("removed");
     assert_eq!(names(target.path()), ["disk.img", "lost+found"]);
 }
 
@@ -275,7 +281,13 @@ async fn what_has_got_into_the_volume_stays_when_its_partial_folder_goes() {
         mounted.world.pull(mounted.order("t1")).await.expect("copied");
         move_back(&mounted, missing);
         let before: Vec<_> = mounted.names().into_iter().filter(|name| !name.contains("partial")).collect();
-        mounted.world.target.transfers.cancel("t1", true).await.expect("removed");
+        mounted
+            .world
+            .target
+            .transfers
+            .cancel("t1", true, Some(&text(mounted.mount.path())))
+            .await
+            .expect("removed");
         assert_eq!(mounted.names(), before, "{missing:?}");
     }
 }
@@ -335,7 +347,13 @@ async fn nothing_in_a_mount_is_ever_overwritten() {
     for transfer in ["t1", "t2"] {
         let error = mounted.world.pull(mounted.order(transfer)).await.expect_err("refused");
         assert_eq!(error.reason(), "TargetExists", "{error}");
-        mounted.world.target.transfers.cancel(transfer, true).await.expect("removed");
+        mounted
+            .world
+            .target
+            .transfers
+            .cancel(transfer, true, Some(&text(mounted.mount.path())))
+            .await
+            .expect("removed");
     }
     assert!(std::fs::read(&image).expect("read") == before);
     assert_eq!(mounted.names(), ["disk.img", "lost+found"]);
@@ -397,7 +415,7 @@ async fn a_bind_mount_is_one_and_is_never_removed() {
     let Some(mount) = Mount::new(Command::new("mount").arg("--bind").arg(behind.path()), &at) else { return };
     let order = world.order_between("t1", &world.source.path("pvc-1"), mount.path());
     world.pull(order).await.expect("copied");
-    world.target.transfers.cancel("t1", true).await.expect("removed");
+    world.target.transfers.cancel("t1", true, Some(&text(mount.path()))).await.expect("removed");
     assert_same(&world.source.path("pvc-1"), behind.path());
     let error = world.target.transfers.remove(&text(mount.path())).await.expect_err("refused");
     assert_eq!(error.reason(), "PathNotAllowed", "{error}");
@@ -464,11 +482,23 @@ async fn a_copy_that_is_cancelled_leaves_the_mount_as_it_was() {
         let (told, mut progress) = watch::channel(PullProgress::default());
         let copy = tokio::spawn(mounted.world.target.transfers.pull(slow(mounted.order("t1")), told));
         progress.wait_for(|seen| seen.done_bytes >= 2 * MIB).await.expect("goes on");
-        mounted.world.target.transfers.cancel("t1", running).await.expect("told");
+        mounted
+            .world
+            .target
+            .transfers
+            .cancel("t1", running, Some(&text(mounted.mount.path())))
+            .await
+            .expect("told");
         assert_eq!(copy.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
         if !running {
             assert!(mounted.partial("t1").exists());
-            mounted.world.target.transfers.cancel("t1", true).await.expect("removed");
+            mounted
+                .world
+                .target
+                .transfers
+                .cancel("t1", true, Some(&text(mounted.mount.path())))
+                .await
+                .expect("removed");
         }
         assert_eq!(mounted.names(), ["lost+found"]);
         let now = std::fs::metadata(mounted.mount.path()).expect("there").modified().expect("known");

@@ -350,6 +350,8 @@ pub enum Order {
         transfer: String,
         /// Remove what has arrived.
         drop_partial: bool,
+        /// Where it goes, while that is known.
+        target_path: Option<String>,
     },
     /// Remove a volume for good: nobody uses it, and no object of the cluster names it any more.
     RemoveVolume {

@@ -29,6 +29,8 @@ pub enum OrderKind {
         transfer: String,
         /// Remove what has arrived.
         drop_partial: bool,
+        /// Where the copy goes; `None` from older coordinators.
+        target_path: Option<AbsolutePath>,
     },
     /// Ask a node from here whether it is reachable.
     Probe {
@@ -225,6 +227,11 @@ impl TryFrom<v1::Order> for Order {
                 Kind::CancelPull(cancel) => OrderKind::CancelPull {
                     transfer: file_name("cancel_pull.transfer", cancel.transfer)?,
                     drop_partial: cancel.drop_partial,
+                    target_path: if cancel.target_path.is_empty() {
+                        None
+                    } else {
+                        Some(name("cancel_pull.target_path", cancel.target_path)?)
+                    },
                 },
                 Kind::Probe(probe) => probe_order(probe).map_err(|e| e.within("probe"))?,
                 Kind::StopLaunchers(stop) => stop_order(stop).map_err(|e| e.within("stop_launchers"))?,
@@ -267,8 +274,9 @@ impl From<Order> for v1::Order {
         use v1::order::Kind;
         let kind = match order.kind {
             OrderKind::Pull(pull) => Kind::Pull(pull.into()),
-            OrderKind::CancelPull { transfer, drop_partial } => {
-                Kind::CancelPull(v1::CancelPull { transfer, drop_partial })
+            OrderKind::CancelPull { transfer, drop_partial, target_path } => {
+                let target_path = target_path.map(Into::into).unwrap_or_default();
+                Kind::CancelPull(v1::CancelPull { transfer, drop_partial, target_path })
             }
             OrderKind::Probe { node, address, timeout } => Kind::Probe(v1::Probe {
                 node: node.into(),
@@ -495,7 +503,11 @@ mod tests {
         use v1::order::Kind;
         for kind in [
             Kind::Pull(wire_pull()),
-            Kind::CancelPull(v1::CancelPull { transfer: "t".into(), drop_partial: true }),
+            Kind::CancelPull(v1::CancelPull {
+                transfer: "t".into(),
+                drop_partial: true,
+                target_path: "/srv/local/pvc-1".into(),
+            }),
             Kind::Probe(v1::Probe { node: "n1".into(), address: "10.0.0.1:1".into(), timeout_ms: 300 }),
             Kind::StopLaunchers(v1::StopLaunchers { pod_uids: vec!["uid-1".into()] }),
             Kind::RemoveVolume(v1::RemoveVolume { path: "/srv/pvc-1".into() }),

@@ -150,7 +150,14 @@ impl Copies {
     }
 
     /// Takes every order back; the targets remove what has arrived.
-    pub fn cancel(&mut self, now: BootTime, migration: &Key, epoch: u64, disks: &[DiskMove]) -> Vec<Effect> {
+    pub fn cancel(
+        &mut self,
+        now: BootTime,
+        migration: &Key,
+        epoch: u64,
+        disks: &[DiskMove],
+        target: impl Fn(&DiskMove) -> Option<String>,
+    ) -> Vec<Effect> {
         if self.dropping_since.is_some() {
             return Vec::new();
         }
@@ -159,7 +166,11 @@ impl Copies {
         let cancel = |disk: &DiskMove| {
             let id = OrderId(format!("{migration}:{}:drop:{epoch}.{serial}.{round}", disk.claim.name));
             self.drops.insert(id.clone(), false);
-            let order = Order::CancelPull { transfer: disk.new.name.0.clone(), drop_partial: true };
+            let order = Order::CancelPull {
+                transfer: disk.new.name.0.clone(),
+                drop_partial: true,
+                target_path: target(disk),
+            };
             Effect::Order { node: disk.target_node.clone(), id, order }
         };
         disks.iter().map(cancel).collect()

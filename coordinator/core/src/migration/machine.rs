@@ -404,7 +404,10 @@ impl Migration {
                 effects
             }
             Next::AskGuest(question) => self.asking.ask(now, question).into_iter().collect(),
-            Next::DropCopies => self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks),
+            Next::DropCopies => {
+                let target = |disk: &DiskMove| staging::reach(disk, ctx.fleet);
+                self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks, target)
+            }
             Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
             Next::Undo(why) => self.undo(ctx, &why),
             Next::Fail(why) => self.commit(ctx, |record| {
