@@ -115,7 +115,22 @@ pub enum FenceConfigError {
         /// What is wrong, and what to do.
         why: String,
     },
+    /// One of the two is a mistake, and nobody can tell which.
+    #[error(
+        "nodes {one} and {other} have the same fence agent with the same options: it would switch one machine for both, and \
+         take its state for that of both. Give each node its own machine (ip, plug, systems_uri, ...)"
+    )]
+    SameMachine {
+        /// One node.
+        one: NodeName,
+        /// The other.
+        other: NodeName,
+    },
 }
+
+/// How the names of the agents begin that know a machine by their options alone. A program of one's own may go by the name
+/// of the node, which it is told as well.
+const BY_OPTIONS: &str = "fence_";
 
 impl FenceAgents {
     /// Reads and checks the file. No agent may take longer than `timeout`, for which whoever asked waits.
@@ -144,8 +159,23 @@ impl FenceAgents {
             let agent = checked(spec, folder, timeout).map_err(wrong)?;
             agents.insert(NodeName(name.into()), agent);
         }
+        refuse_same_machine(&agents)?;
         Ok(Self { agents })
     }
+}
+
+fn refuse_same_machine(agents: &BTreeMap<NodeName, FenceAgent>) -> Result<(), FenceConfigError> {
+    let by_options = |agent: &FenceAgent| {
+        let name = agent.program.file_name().and_then(OsStr::to_str);
+        name.is_some_and(|name| name.starts_with(BY_OPTIONS))
+    };
+    let mut seen: BTreeMap<&str, &NodeName> = BTreeMap::new();
+    for (node, agent) in agents.iter().filter(|(_, agent)| by_options(agent)) {
+        if let Some(one) = seen.insert(&agent.revision.0, node) {
+            return Err(FenceConfigError::SameMachine { one: one.clone(), other: node.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// The first line only: what follows quotes the file, and the file holds passwords.

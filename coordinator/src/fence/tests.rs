@@ -1,6 +1,7 @@
 //! Real programs as fence agents, well-behaved and not: only an `off` that `status` confirms is a proof.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -281,6 +282,32 @@ fn the_revision_tells_another_machine_and_not_another_password() {
     let one = revision(&[("ip", "10.0.9.1"), ("passwd", "a")]);
     assert_eq!(one, revision(&[("ip", "10.0.9.1"), ("passwd", "b")]));
     assert_ne!(one, revision(&[("ip", "10.0.9.2"), ("passwd", "a")]));
+}
+
+/// One machine would be switched for both nodes, and a living one taken for dead.
+#[test]
+fn two_nodes_with_the_same_machine_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let agent = folder.path().join("fence_any");
+    fs::write(&agent, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&agent, PermissionsExt::from_mode(0o755)).unwrap();
+    let read = |program: &str, machines: [&str; 2]| {
+        let file = folder.path().join("fence.yaml");
+        let line = |(node, machine)| {
+            format!(
+                "  {node}: {{agent: {program}, options: {{ip: 10.0.9.1, plug: {machine}, passwd: {node}}}}}\n"
+            )
+        };
+        let lines: String = ["n1", "n2"].into_iter().zip(machines).map(line).collect();
+        fs::write(&file, format!("nodes:\n{lines}")).unwrap();
+        FenceAgents::read(&file, Duration::from_mins(1)).map(drop).map_err(|error| error.to_string())
+    };
+    let agent = agent.display().to_string();
+    let why = read(&agent, ["3", "3"]).unwrap_err();
+    assert!(why.contains("n1 and n2 have the same fence agent with the same options"), "{why}");
+    assert_eq!(read(&agent, ["3", "4"]), Ok(()));
+    // One's own program may go by the node's name.
+    assert_eq!(read("sh", ["3", "3"]), Ok(()));
 }
 
 #[test]

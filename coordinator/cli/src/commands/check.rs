@@ -20,6 +20,7 @@ use crate::source::{ApiServer, Source};
 mod facts;
 mod finding;
 mod gather;
+mod guard;
 mod needs;
 mod rights;
 mod rules;

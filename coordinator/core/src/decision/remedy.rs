@@ -60,13 +60,17 @@ impl Decision {
             Reason::LauncherElsewhere => {
                 "see which of its launchers is alive: kubectl get pods -o wide".to_owned()
             }
-            Reason::InstancePaused => "unpause it, or stop it, once it is known why it was paused".to_owned(),
+            Reason::InstancePaused => format!(
+                "unpause it, or stop it, once it is known why it was paused; on a node that is proven dead, and only then: stop it, \
+                 kubectl delete pod -n {namespace} -l vm.kubevirt.io/name={vm} --force --grace-period=0, and start it"
+            ),
             Reason::InstanceNeverRan => {
                 "see why its first start does not succeed: kubectl describe vmi".to_owned()
             }
-            Reason::RunStrategyManual | Reason::RunStrategyOnce => {
-                "set runStrategy Always or RerunOnFailure, if it should be restarted".to_owned()
-            }
+            Reason::RunStrategyManual | Reason::RunStrategyOnce => format!(
+                "set runStrategy Always or RerunOnFailure, if it should be restarted, and back afterwards; of a VM that nobody owns: kubectl patch vm {vm} \
+                 -n {namespace} --type=merge -p '{{\"spec\":{{\"runStrategy\":\"Always\"}}}}'"
+            ),
             Reason::RebuildNotAllowed => {
                 "allow the rebuild of its system disk, or move it to network storage".to_owned()
             }

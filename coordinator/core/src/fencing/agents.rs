@@ -247,6 +247,10 @@ pub(crate) struct Rounds {
 
 #[derive(Clone, Debug, Default)]
 struct Check {
+    /// Which entry of the configuration this is about.
+    revision: Option<AgentRevision>,
+    /// What is asked now was asked by an entry of before: its answer says nothing.
+    stale: bool,
     due: BootTime,
     round: u32,
     asked: Option<Asked>,
@@ -298,6 +302,7 @@ impl Rounds {
                 continue;
             }
             let check = self.checks.entry(node.clone()).or_default();
+            check.follow(power.revision(node), scene.now);
             // The policy may have changed since.
             check.due = check.due.min(scene.now + scene.facts.policy.fencing.status);
             if check.asked.is_some() || scene.now < check.due || asked >= ASKED_MAX {
@@ -338,6 +343,11 @@ impl Rounds {
     ) -> bool {
         let Some(check) = self.checks.get_mut(node) else { return false };
         let Some(Asked { boot, .. }) = check.asked.clone() else { return false };
+        if std::mem::take(&mut check.stale) {
+            check.asked = None;
+            self.look_now();
+            return false;
+        }
         match answer {
             FenceAnswer::Failed(why) => self.failed(scene, node, why, fx),
             FenceAnswer::On => {
@@ -432,12 +442,22 @@ impl Rounds {
 }
 
 impl Check {
+    /// Another entry names another machine, or the same one otherwise: what the one before said counts no more, and the new
+    /// one is asked at once.
+    fn follow(&mut self, revision: Option<&AgentRevision>, now: BootTime) {
+        if self.revision.as_ref() != revision {
+            let (asked, round) = (self.asked.take(), self.round);
+            let stale = asked.is_some();
+            *self = Self { revision: revision.cloned(), due: now, asked, stale, round, ..Self::default() };
+        }
+    }
+
     fn is_late(&self, now: BootTime) -> bool {
         self.asked.as_ref().is_some_and(|asked| now >= asked.until)
     }
 
     fn next_round(&mut self, scene: &Scene<'_>, node: &NodeName) {
-        self.asked = None;
+        (self.asked, self.stale) = (None, false);
         self.round = self.round.wrapping_add(1);
         let share = f64::from(hash(node, self.round) % 1_000) / 1_000.0;
         self.due = scene.now + scene.facts.policy.fencing.status.mul_f64(1.0 - JITTER * share);

@@ -28,7 +28,7 @@ pub struct Facts {
     pub own_rights: Seen<Vec<Verdict>>,
     /// Whether the admission policy that locks claims is there, and bound.
     pub claim_lock: Seen<bool>,
-    /// The same of the one that guards our records.
+    /// Whether the one that guards our records is there and bound, as it was installed.
     pub record_guard: Seen<bool>,
     /// The coordinator's Deployment; `None` where there is none.
     pub coordinator: Seen<Option<Workload>>,

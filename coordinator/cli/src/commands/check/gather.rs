@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{GetParams, ListParams};
+use kube::api::ListParams;
 use kube::core::Request;
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
@@ -20,8 +20,8 @@ use super::facts::{
     Cluster, Definition, DefinitionState, Facts, FenceRunner, KubeVirt, NodeSeen, PodSeen, PolicySeen, Seen,
     Server, Unplaced, Workload,
 };
-use super::rights;
 use super::rules::number;
+use super::{guard, rights};
 use crate::commands::status::volumes::{self, VolumeRow};
 use crate::exit::Failure;
 use crate::output;
@@ -32,8 +32,6 @@ use crate::world::{self, World};
 
 /// Pods of one part: one on each node.
 const PODS_MAX: u32 = 10_000;
-/// Where admission policies are.
-const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
 /// Where `KubeVirt` says what it is.
 const KUBEVIRTS: &str = "/apis/kubevirt.io/v1/kubevirts";
 
@@ -54,9 +52,8 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         not_seen(&trouble.failure(server.address(), "this"));
         trouble.words()
     };
-    let (claim_lock, record_guard) = server.wait(async {
-        futures::join!(is_bound(client, install::CLAIM_LOCK), is_bound(client, install::RECORDS))
-    });
+    let (claim_lock, record_guard) = server
+        .wait(async { futures::join!(is_bound(client, install::CLAIM_LOCK), guard::is_intact(client)) });
     let (definitions, namespace, coordinator, agents, fence_runner, authority_until, kubevirt) =
         server.wait(async {
             futures::join!(
@@ -146,16 +143,7 @@ async fn namespace(client: &Client) -> Result<bool, Trouble> {
 /// Whether an admission policy and its binding, of the same name, are there: both are needed. An API server that does not
 /// know them has neither.
 async fn is_bound(client: &Client, policy: &str) -> Result<bool, Trouble> {
-    for kinds in ["validatingadmissionpolicies", "validatingadmissionpolicybindings"] {
-        let call = Request::new(format!("{ADMISSION}/{kinds}"))
-            .get(policy, &GetParams::default())
-            .map_err(|error| Trouble::Kube(kube::Error::BuildRequest(error)))?;
-        match limited(client.request::<Value>(call)).await {
-            Err(trouble) if trouble.is_not_found() => return Ok(false),
-            answer => drop(answer?),
-        }
-    }
-    Ok(true)
+    Ok(guard::policy_and_binding(client, policy).await?.is_some())
 }
 
 async fn deployment(client: &Client, name: &str, component: &str) -> Result<Option<Workload>, Trouble> {

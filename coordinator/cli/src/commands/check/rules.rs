@@ -103,11 +103,11 @@ fn record_guard(seen: &Seen<bool>) -> Finding {
         Ok(false) => Finding::warning(
             what,
             vec![format!(
-                "the ValidatingAdmissionPolicy {} or its binding is missing: whoever has the right to write the status of \
+                "the ValidatingAdmissionPolicy {} or its binding is missing, or was changed since it was installed: whoever has the right to write the status of \
                  our objects can forge the proof that a node is dead, and have volumes removed",
                 install::RECORDS
             )],
-            format!("it comes with the installation: {}", install::HOW),
+            format!("delete what is left of both, and apply the installation again: {}", install::HOW),
         ),
         Err(why) => Finding::unseen(what, why),
     }
@@ -199,8 +199,11 @@ fn coordinator(facts: &Facts) -> Vec<Finding> {
         )),
         Ok(Some(workload)) => {
             let alone = facts.cluster.as_ref().is_ok_and(|cluster| cluster.nodes.len() == 1);
+            let several = facts.cluster.as_ref().is_ok_and(|cluster| cluster.nodes.len() > 1);
             findings.push(if alone && workload.wanted > 1 {
                 too_many_for_one_node(workload)
+            } else if several && workload.wanted == 1 && workload.ready == 1 {
+                nobody_to_take_over(workload)
             } else {
                 replicas("the coordinator runs", workload, "coordinator")
             });
@@ -261,6 +264,23 @@ fn too_many_for_one_node(workload: &Workload) -> Finding {
                 .to_owned(),
         ],
         "install the overlay for one node (deploy/overlays/k3s-one-node, or component one-node in yours)",
+    )
+}
+
+/// Whose node dies with it decides nothing.
+fn nobody_to_take_over(workload: &Workload) -> Finding {
+    Finding::warning(
+        format!("the coordinator runs ({} of {} ready)", workload.ready, workload.wanted),
+        vec![
+            "there is one replica: where its node dies, nobody decides anything before Kubernetes has started it elsewhere, a \
+             minute later or more"
+                .to_owned(),
+        ],
+        format!(
+            "kubectl scale deployment -n {} {} --replicas=2",
+            install::NAMESPACE,
+            install::COORDINATOR
+        ),
     )
 }
 

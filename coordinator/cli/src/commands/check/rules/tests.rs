@@ -149,7 +149,7 @@ fn each_trouble_is_one_finding_with_what_to_do() {
             |f| f.record_guard = Ok(false),
             "kubernetes",
             Grade::Warning,
-            "somersault-records or its binding is missing",
+            "somersault-records or its binding is missing, or was changed",
         ),
         (|f| f.server.number = None, "kubernetes", Grade::Warning, "no number"),
         (
@@ -470,6 +470,17 @@ fn volumes_that_no_agent_looks_at_are_named_by_their_folder() {
     });
     assert_eq!((section, finding.grade), ("storage", Grade::Warning));
     assert!(finding.what_to_do.is_some_and(|what| what.contains("--root=local-path=/opt/other")));
+}
+
+#[test]
+fn one_replica_on_a_cluster_of_several_nodes_is_one_too_few() {
+    let (section, finding) = one_finding(|facts| {
+        let Ok(Some(coordinator)) = &mut facts.coordinator else { panic!("it is there") };
+        (coordinator.wanted, coordinator.ready) = (1, 1);
+        coordinator.pods.truncate(1);
+    });
+    assert_eq!((section, finding.grade), ("coordinator", Grade::Warning));
+    assert!(finding.what_to_do.is_some_and(|what| what.contains("--replicas=2")));
 }
 
 #[test]
