@@ -64,10 +64,10 @@ const SCENARIOS: &[Scenario] = &[
     ("migration_whose_leader_is_killed_while_swapping", Short, |bed| {
         interrupted::at(bed, "Swapping", Failure::LeaderKilled)
     }),
-    ("migration_whose_apiserver_restarts_while_swapping", Short, |bed| {
+    ("migration_whose_apiserver_restarts_while_swapping", Long, |bed| {
         interrupted::at(bed, "Swapping", Failure::ApiServerRestarted)
     }),
-    ("migration_whose_target_agent_is_killed_while_copying", Short, |bed| {
+    ("migration_whose_target_agent_is_killed_while_copying", Long, |bed| {
         interrupted::at(bed, "PreCopying", Failure::TargetAgentKilled)
     }),
     ("migration_whose_source_agent_is_killed_in_the_final_copy", Long, |bed| {
@@ -83,7 +83,7 @@ const SCENARIOS: &[Scenario] = &[
         interrupted::at(bed, "PreCopying", Failure::TargetFull)
     }),
     ("migration_cancelled_while_swapping", Short, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
-    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Short, |bed| {
+    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Long, |bed| {
         interrupted::at(bed, "FinalCopying", Failure::Deleted)
     }),
     ("migration_whose_vm_is_started_in_the_final_copy", Short, |bed| {
