@@ -42,6 +42,11 @@ impl Mounted {
         self.mount.path().join(format!(".somersault-{transfer}.partial"))
     }
 
+    async fn drop_partial(&self, transfer: &str) {
+        let path = text(self.mount.path());
+        self.world.target.transfers.cancel(transfer, true, Some(&path)).await.expect("removed");
+    }
+
     /// Names at the top of the mount.
     fn names(&self) -> Vec<String> {
         names(self.mount.path())
@@ -102,13 +107,7 @@ async fn a_folder_arrives_in_a_mount_exactly_and_leaves_little_there() {
     assert_eq!(error.reason(), "TargetExists", "{error}");
 
     for transfer in ["t1", "t3"] {
-        mounted
-            .world
-            .target
-            .transfers
-            .cancel(transfer, true, Some(&text(mounted.mount.path())))
-            .await
-            .expect("removed");
+        mounted.drop_partial(transfer).await;
     }
     assert_eq!(mounted.names(), ["disk.img", "empty", "lost+found", "sub", "zero"]);
     assert_same_mounted(&mounted.source(), mounted.mount.path());
@@ -281,13 +280,7 @@ async fn what_has_got_into_the_volume_stays_when_its_partial_folder_goes() {
         mounted.world.pull(mounted.order("t1")).await.expect("copied");
         move_back(&mounted, missing);
         let before: Vec<_> = mounted.names().into_iter().filter(|name| !name.contains("partial")).collect();
-        mounted
-            .world
-            .target
-            .transfers
-            .cancel("t1", true, Some(&text(mounted.mount.path())))
-            .await
-            .expect("removed");
+        mounted.drop_partial("t1").await;
         assert_eq!(mounted.names(), before, "{missing:?}");
     }
 }
@@ -347,13 +340,7 @@ async fn nothing_in_a_mount_is_ever_overwritten() {
     for transfer in ["t1", "t2"] {
         let error = mounted.world.pull(mounted.order(transfer)).await.expect_err("refused");
         assert_eq!(error.reason(), "TargetExists", "{error}");
-        mounted
-            .world
-            .target
-            .transfers
-            .cancel(transfer, true, Some(&text(mounted.mount.path())))
-            .await
-            .expect("removed");
+        mounted.drop_partial(transfer).await;
     }
     assert!(std::fs::read(&image).expect("read") == before);
     assert_eq!(mounted.names(), ["disk.img", "lost+found"]);
@@ -492,13 +479,7 @@ async fn a_copy_that_is_cancelled_leaves_the_mount_as_it_was() {
         assert_eq!(copy.await.expect("ended").expect_err("cancelled").reason(), "Cancelled");
         if !running {
             assert!(mounted.partial("t1").exists());
-            mounted
-                .world
-                .target
-                .transfers
-                .cancel("t1", true, Some(&text(mounted.mount.path())))
-                .await
-                .expect("removed");
+            mounted.drop_partial("t1").await;
         }
         assert_eq!(mounted.names(), ["lost+found"]);
         let now = std::fs::metadata(mounted.mount.path()).expect("there").modified().expect("known");

@@ -327,7 +327,7 @@ pub struct DiskMove {
     pub source_path: String,
     /// The PersistentVolume that will hold the data.
     pub new_volume: NewVolume,
-    /// Where the class's own provisioner makes the new volume: our claim and our pod in the coordinator's namespace.
+    /// Where the class's own provisioner makes the new volume: our claim and our pod in the namespace for such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staging: Option<String>,
     /// The node whose agent fetches the data.

@@ -393,10 +393,10 @@ impl Migration {
             refused: self.failures > ACTION_FAILURES_MAX,
             ctx,
         };
+        let target = |disk: &DiskMove| staging::reach(disk, ctx.fleet);
         match moment.next() {
             Next::Need(actions) => self.ask(now, actions),
             Next::Copy { final_, hold } => {
-                let target = |disk: &DiskMove| staging::reach(disk, ctx.fleet);
                 let record = &self.record;
                 let orders = self.copies.order(now, &record.key, ctx.epoch, &record.disks, final_, target);
                 let mut effects = self.ask(now, hold);
@@ -405,7 +405,6 @@ impl Migration {
             }
             Next::AskGuest(question) => self.asking.ask(now, question).into_iter().collect(),
             Next::DropCopies => {
-                let target = |disk: &DiskMove| staging::reach(disk, ctx.fleet);
                 self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks, target)
             }
             Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),

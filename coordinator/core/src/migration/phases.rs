@@ -472,16 +472,14 @@ impl Moment<'_> {
         if claims::any_going(disks, self.ctx) && !self.is_halted() {
             return self.stop_again();
         }
-        let clearing = match staging::clear(disks, self.unstaged, self.ctx.fleet) {
+        let (clearing, cleared) = match staging::clear(disks, self.unstaged, self.ctx.fleet) {
             Clearing::Learn(made) => {
                 let made = made.into_iter().map(|(place, name)| (place, name, None));
                 return Next::Enter(Phase::RollingBack, vec![Learnt::Made(made.collect())]);
             }
-            Clearing::Need(needs) => Some(needs),
-            Clearing::Done => None,
+            Clearing::Need(needs) => (needs, false),
+            Clearing::Done => (Vec::new(), true),
         };
-        let cleared = clearing.is_none();
-        let clearing = clearing.unwrap_or_default();
         if self.is_given_up() {
             let mut needs = claims::leftovers(disks, self.ctx);
             needs.extend(clearing);

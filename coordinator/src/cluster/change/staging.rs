@@ -1,5 +1,5 @@
 //! Claims of ours for which a class's own provisioner makes a volume, and the pods that hold those mounted while an agent
-//! writes to them. Both have one name, lie in our own namespace, and bear a label by which they are known again.
+//! writes to them. Both have one name, lie in a namespace for them, and bear a label by which they are known again.
 
 use serde_json::{Value, json};
 use somersault_coordinator_core::io::Staging;

@@ -5,11 +5,11 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
-use somersault_test_e2e::stage::{DB, Stage, Storage, Vm};
+use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm};
 
 use super::migration::succeeded;
 
@@ -48,7 +48,7 @@ pub fn by_provisioners(bed: &Bed) -> Result<()> {
                 bed.api().get(Kind::VOLUME, "", name)?["spec"]["persistentVolumeReclaimPolicy"].clone();
             ensure!(policy == "Retain", "volume {name} is on {policy}");
         }
-        nothing_is_left(bed, &volume, &target)?;
+        nothing_is_left(bed, &new, &target)?;
         ensure!(stage.node_of(vm.name)?.as_deref() == Some(&target), "{} does not run on {target}", vm.name);
         stage.moved(&vm, &target)?;
         stage.wait_writes(&vm, WRITE_DEADLINE)?;
@@ -62,7 +62,7 @@ fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
 }
 
 /// No claim, no pod of ours, and nothing of the copy in the volume.
-fn nothing_is_left(bed: &Bed, volume: &Value, node: &str) -> Result<()> {
+fn nothing_is_left(bed: &Bed, volume: &str, node: &str) -> Result<()> {
     let label = "somersault.novasphere.dev/staging";
     for kind in ["pods", "persistentvolumeclaims"] {
         until("our claim and our pod are gone", WRITE_DEADLINE, &[], || {
@@ -71,9 +71,9 @@ fn nothing_is_left(bed: &Bed, volume: &Value, node: &str) -> Result<()> {
             Ok(Some(()))
         })?;
     }
-    let path = volume["spec"]["local"]["path"].as_str().or(volume["spec"]["hostPath"]["path"].as_str());
-    let folder = bed.cluster().path_on(node, path.context("the new volume has no path")?)?;
-    let names = fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let image = bed.cluster().path_on(node, &stage::image_of(bed, volume)?)?;
+    let names = fs::read_dir(image.parent().context("an image without a folder")?)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let names = names.collect::<Result<Vec<_>>>()?;
     ensure!(names.iter().any(|name| name == "disk.img"), "no disk.img in {names:?}");
     ensure!(!names.iter().any(|name| name.starts_with(PARTIAL)), "something of the copy is left: {names:?}");

@@ -52,11 +52,10 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
         not_seen(&trouble.failure(server.address(), "this"));
         trouble.words()
     };
-    let (claim_lock, record_guard) = server
-        .wait(async { futures::join!(is_bound(client, install::CLAIM_LOCK), guard::is_intact(client)) });
-    let (definitions, namespace, coordinator, agents, fence_runner, authority_until, kubevirt) =
+    let (admission, definitions, namespace, coordinator, agents, fence_runner, authority_until, kubevirt) =
         server.wait(async {
             futures::join!(
+                admission(client),
                 definitions(client),
                 namespace(client),
                 deployment(client, install::COORDINATOR, "coordinator"),
@@ -66,6 +65,7 @@ pub fn gather(server: &ApiServer) -> Result<(Facts, bool), Failure> {
                 kubevirt(client),
             )
         });
+    let (claim_lock, record_guard) = admission;
     let (coordinator_rights, own_rights) = server.wait(async {
         let needed = super::needs::of_coordinator();
         futures::join!(
@@ -140,10 +140,10 @@ async fn namespace(client: &Client) -> Result<bool, Trouble> {
     Ok(limited(api.get_opt(install::NAMESPACE)).await?.is_some())
 }
 
-/// Whether an admission policy and its binding, of the same name, are there: both are needed. An API server that does not
-/// know them has neither.
-async fn is_bound(client: &Client, policy: &str) -> Result<bool, Trouble> {
-    Ok(guard::policy_and_binding(client, policy).await?.is_some())
+/// Whether the policy that locks claims is there and bound, and whether the one that guards our records is what it was.
+async fn admission(client: &Client) -> (Result<bool, Trouble>, Result<bool, Trouble>) {
+    let claim_lock = async { Ok(guard::policy_and_binding(client, install::CLAIM_LOCK).await?.is_some()) };
+    futures::join!(claim_lock, guard::is_intact(client))
 }
 
 async fn deployment(client: &Client, name: &str, component: &str) -> Result<Option<Workload>, Trouble> {

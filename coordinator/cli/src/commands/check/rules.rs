@@ -79,36 +79,37 @@ fn kubernetes(facts: &Facts) -> Vec<Finding> {
 
 /// Nothing depends on it: a locked claim is on a volume that no node reaches.
 fn claim_lock(seen: &Seen<bool>) -> Finding {
-    let what = "who starts a VM while its disks move is told why it waits";
-    match seen {
-        Ok(true) => Finding::ok(what),
-        Ok(false) => Finding::warning(
-            what,
-            vec![format!(
-                "the ValidatingAdmissionPolicy {} or its binding is missing: such a VM waits, unscheduled, until its disks are \
-                 whole, and nobody tells why",
-                install::CLAIM_LOCK
-            )],
-            format!("nothing is unsafe; it comes with the installation: {}", install::HOW),
+    admission(
+        seen,
+        "who starts a VM while its disks move is told why it waits",
+        format!(
+            "the ValidatingAdmissionPolicy {} or its binding is missing: such a VM waits, unscheduled, until its disks are \
+             whole, and nobody tells why",
+            install::CLAIM_LOCK
         ),
-        Err(why) => Finding::unseen(what, why),
-    }
+        format!("nothing is unsafe; it comes with the installation: {}", install::HOW),
+    )
 }
 
 /// The rights that we install give it to nobody else either.
 fn record_guard(seen: &Seen<bool>) -> Finding {
-    let what = "nobody but the coordinator writes its records";
+    admission(
+        seen,
+        "nobody but the coordinator writes its records",
+        format!(
+            "the ValidatingAdmissionPolicy {} or its binding is missing, or was changed since it was installed: whoever has \
+             the right to write the status of our objects can forge the proof that a node is dead, and have volumes removed",
+            install::RECORDS
+        ),
+        format!("delete what is left of both, and apply the installation again: {}", install::HOW),
+    )
+}
+
+/// An admission policy, which is there as it should be or not.
+fn admission(seen: &Seen<bool>, what: &str, why: String, what_to_do: String) -> Finding {
     match seen {
         Ok(true) => Finding::ok(what),
-        Ok(false) => Finding::warning(
-            what,
-            vec![format!(
-                "the ValidatingAdmissionPolicy {} or its binding is missing, or was changed since it was installed: whoever has the right to write the status of \
-                 our objects can forge the proof that a node is dead, and have volumes removed",
-                install::RECORDS
-            )],
-            format!("delete what is left of both, and apply the installation again: {}", install::HOW),
-        ),
+        Ok(false) => Finding::warning(what, vec![why], what_to_do),
         Err(why) => Finding::unseen(what, why),
     }
 }
@@ -198,14 +199,11 @@ fn coordinator(facts: &Facts) -> Vec<Finding> {
             install::HOW,
         )),
         Ok(Some(workload)) => {
-            let alone = facts.cluster.as_ref().is_ok_and(|cluster| cluster.nodes.len() == 1);
-            let several = facts.cluster.as_ref().is_ok_and(|cluster| cluster.nodes.len() > 1);
-            findings.push(if alone && workload.wanted > 1 {
-                too_many_for_one_node(workload)
-            } else if several && workload.wanted == 1 && workload.ready == 1 {
-                nobody_to_take_over(workload)
-            } else {
-                replicas("the coordinator runs", workload, "coordinator")
+            let nodes = facts.cluster.as_ref().map_or(0, |cluster| cluster.nodes.len());
+            findings.push(match (nodes, workload.wanted, workload.ready) {
+                (1, 2.., _) => too_many_for_one_node(workload),
+                (2.., 1, 1) => nobody_to_take_over(workload),
+                _ => replicas("the coordinator runs", workload, "coordinator"),
             });
             findings.push(versions("coordinator", facts.version, workload));
         }
@@ -225,7 +223,7 @@ fn coordinator(facts: &Facts) -> Vec<Finding> {
 
 /// As many pods are ready as there should be.
 fn replicas(what: &str, workload: &Workload, component: &str) -> Finding {
-    let what = format!("{what} ({} of {} ready)", workload.ready, workload.wanted);
+    let what = of_ready(what, workload);
     if !workload.observed {
         let why = vec!["it has just changed, and Kubernetes has not taken it up yet".to_owned()];
         return Finding::failed(what, why, "wait a moment (--wait)");
@@ -255,10 +253,14 @@ fn replicas(what: &str, workload: &Workload, component: &str) -> Finding {
     }
 }
 
+fn of_ready(what: &str, workload: &Workload) -> String {
+    format!("{what} ({} of {} ready)", workload.ready, workload.wanted)
+}
+
 /// Two are never on one node, so that the second waits for ever, and with it every upgrade.
 fn too_many_for_one_node(workload: &Workload) -> Finding {
     Finding::warning(
-        format!("the coordinator runs ({} of {} ready)", workload.ready, workload.wanted),
+        of_ready("the coordinator runs", workload),
         vec![
             "the cluster has one node, and two replicas are never on one: an upgrade would wait for ever"
                 .to_owned(),
@@ -270,7 +272,7 @@ fn too_many_for_one_node(workload: &Workload) -> Finding {
 /// Whose node dies with it decides nothing.
 fn nobody_to_take_over(workload: &Workload) -> Finding {
     Finding::warning(
-        format!("the coordinator runs ({} of {} ready)", workload.ready, workload.wanted),
+        of_ready("the coordinator runs", workload),
         vec![
             "there is one replica: where its node dies, nobody decides anything before Kubernetes has started it elsewhere, a \
              minute later or more"
