@@ -238,7 +238,7 @@ impl Liveness {
             let Some(pulse) = self.nodes.get_mut(node) else { continue };
             let before = pulse.phase;
             match pulse.phase {
-                Phase::Suspect => pulse.judge_suspect(scene, node, fx),
+                Phase::Suspect => pulse.judge_suspect(scene),
                 Phase::AgentSilent | Phase::Partitioned => pulse.judge_alive(scene, node, &healthy, fx),
                 Phase::StormHold if proven(node, pulse) => {
                     pulse.enter(Phase::Declared, scene.now, "silent, and proven by others".to_owned());

@@ -72,11 +72,10 @@ impl Row {
             DecisionKind::Recreate | DecisionKind::Rebuild => Survives::Yes,
         };
         let verdict = Verdict::of_report(world, row);
-        let missing = match survives {
-            Survives::Yes | Survives::NotConcerned => Vec::new(),
-            Survives::AfterAttest => vec!["a proof that needs no person".to_owned()],
-            Survives::ByHand => verdict.reasons.iter().map(|reason| reason.summary().to_owned()).collect(),
-        };
+        let by_hand =
+            verdict.reasons.iter().filter(|_| survives == Survives::ByHand).map(|reason| reason.summary());
+        let proof = row.proof_missing.then_some("a proof that needs no person");
+        let missing = by_hand.chain(proof).map(str::to_owned).collect();
         Self {
             verdict,
             survives,

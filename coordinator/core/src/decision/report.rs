@@ -44,7 +44,8 @@ pub struct ReportRow {
     pub decision: Decision,
     /// Proofs that the node could offer.
     pub proofs: Vec<ProofKind>,
-    /// It would be acted upon, but no proof would come by itself: a person would have to attest.
+    /// Something of it is concerned, but no proof would come by itself: a person would have to attest, beside whatever
+    /// else the decision asks of one.
     pub proof_missing: bool,
     /// From the death of the node to the VM running elsewhere, without a person, in milliseconds; `None` where
     /// a person is needed, where there is nothing to do, and where an import of unknown length comes in between.
@@ -91,7 +92,7 @@ fn row(
 ) -> ReportRow {
     let acted_upon = matches!(decision.kind, DecisionKind::Recreate | DecisionKind::Rebuild);
     let prove = proofs.iter().filter_map(|kind| expected.prove.get(kind)).min();
-    let proof_missing = acted_upon && prove.is_none();
+    let proof_missing = node.is_some() && decision.kind != DecisionKind::NothingToDo && prove.is_none();
     let expected_ms = match (decision.kind, prove) {
         (DecisionKind::Recreate, Some(prove)) => {
             u64::try_from((expected.declare + *prove + expected.restart).as_millis()).ok()
@@ -99,7 +100,7 @@ fn row(
         _ => None,
     };
     let remedy = match &node {
-        Some(node) if proof_missing => format!(
+        Some(node) if acted_upon && proof_missing => format!(
             "configure a fence agent for node {node}; without one somebody must run: kubectl somersault attest {}",
             shell_word(node.as_str())
         ),
@@ -163,7 +164,8 @@ mod tests {
                 ("web", Some(NodeName::from("n1")), DecisionKind::Recreate),
             ]
         );
-        assert_eq!((rows[0].proof_missing, rows[0].expected_ms), (false, None), "a person is needed anyway");
+        assert_eq!((rows[0].proof_missing, rows[0].expected_ms), (true, None), "beside the data");
+        assert_eq!(rows[0].remedy, rows[0].decision.remedy, "the data comes first");
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub(crate) struct Pulse {
     /// Boot that Node.status named when the last beat arrived.
     pub status_at_beat: Option<BootId>,
     pub(super) round: Round,
+    /// Since when it had been alive without beats when that was last told.
+    told_alive: Option<BootTime>,
 }
 
 /// One round of probes.
@@ -107,6 +109,7 @@ impl Pulse {
             status_boot: None,
             status_at_beat: None,
             round: Round::default(),
+            told_alive: None,
         }
     }
 
@@ -216,13 +219,12 @@ impl Pulse {
         self.kubelet_seen.is_some_and(fresh).then_some((Phase::AgentSilent, "its kubelet renews its lease"))
     }
 
-    pub(super) fn judge_suspect(&mut self, scene: &Scene<'_>, node: &NodeName, fx: &mut Vec<Effect>) {
+    pub(super) fn judge_suspect(&mut self, scene: &Scene<'_>) {
         if !self.round.is_over(scene.now) {
             return;
         }
         if let Some((phase, how)) = self.sign_of_life(scene) {
             self.enter(phase, scene.now, format!("no beats, but {how}"));
-            self.tell_alive(node, how, fx);
         } else if scene.now >= self.quiet_since + scene.facts.policy.detection.declare {
             let why = match self.last_beat {
                 Some(at) => {
@@ -252,14 +254,20 @@ impl Pulse {
         };
         if phase != self.phase {
             self.enter(phase, scene.now, format!("no beats, but {how}"));
-            self.tell_alive(node, how, fx);
         }
         if scene.now >= self.round.started + scene.facts.policy.detection.declare {
+            self.tell_alive(node, how, fx);
             self.ask(scene, node, healthy, fx);
         }
     }
 
-    fn tell_alive(&self, node: &NodeName, how: &str, fx: &mut Vec<Effect>) {
+    /// Once for each time, and only when it has lasted for a round: an agent that answers may be about to beat again, as
+    /// one does whose node was frozen for a moment.
+    fn tell_alive(&mut self, node: &NodeName, how: &str, fx: &mut Vec<Effect>) {
+        if self.told_alive == Some(self.since) {
+            return;
+        }
+        self.told_alive = Some(self.since);
         let (reason, todo) = match self.phase {
             Phase::Partitioned => {
                 ("NodePartitioned", "look at the network between the coordinator and the node")

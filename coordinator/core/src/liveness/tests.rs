@@ -85,6 +85,20 @@ fn a_living_kernel_is_no_node_death_until_it_falls_silent_too() {
 }
 
 #[test]
+fn an_agent_that_answers_and_then_beats_again_is_no_silent_agent_worth_an_event() {
+    let mut bench = fleet();
+    bench.reach.insert("n1".into(), (Reachability::Agent, Reachability::Agent));
+    bench.silence(&["n1"]);
+    while bench.state("n1") != NodeState::AgentSilent {
+        bench.run_ms(50);
+    }
+    bench.beat("n1", 1);
+    bench.run_ms(300);
+    assert_eq!(bench.state("n1"), NodeState::Healthy);
+    assert_eq!((bench.notices("AgentSilent"), bench.notices("SuspicionEnded")), (0, 1));
+}
+
+#[test]
 fn a_node_that_its_peers_reach_is_partitioned_until_they_lose_it() {
     let mut bench = fleet();
     bench.reach.insert("n1".into(), (Reachability::Silent, Reachability::Agent));
