@@ -8,11 +8,11 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Metadata, Published, Record, Session, chunk_count,
-    chunk_len, span_bytes,
+    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Metadata, Published, Record, Session, Stamp,
+    chunk_count, chunk_len, span_bytes,
 };
 use somersault_proto::model::Pull;
 
@@ -168,6 +168,23 @@ impl Copying {
         journal.append(records).map_err(|error| self.partial.failed("cannot append to the journal in", error))
     }
 
+    /// Notes that all which the files hold was read back from the device.
+    pub(super) fn note_read_back(&self, manifest: &Manifest) -> Result<(), TransferError> {
+        let mut records = Vec::new();
+        for (file, entry) in manifest.entries().iter().enumerate() {
+            if entry.kind != Kind::Regular {
+                continue;
+            }
+            let opened = self.open(entry)?;
+            let stamp =
+                rustix::fs::fsync(&opened).and_then(|()| rustix::fs::fstat(&opened)).map(|stat| stamp(&stat));
+            let stamp =
+                stamp.map_err(|error| TransferError::target("cannot sync", shown(&entry.path), error))?;
+            records.push(Record::ReadBack { file: u32::try_from(file).unwrap_or(u32::MAX), stamp });
+        }
+        self.note(records)
+    }
+
     /// Sets owner, permissions and times, and syncs everything: files first, each folder after what is in it.
     pub(super) fn seal(&self, manifest: &Manifest) -> Result<(), TransferError> {
         for entry in manifest.entries().iter().rev() {
@@ -227,6 +244,14 @@ fn records(run: &[Written]) -> impl Iterator<Item = Record> + '_ {
         settled: true,
         leaves: part.iter().map(|written| written.leaf).collect(),
     })
+}
+
+fn stamp(stat: &Stat) -> Stamp {
+    Stamp {
+        inode: stat.st_ino,
+        modified: (stat.st_mtime, stat.st_mtime_nsec),
+        changed: (stat.st_ctime, stat.st_ctime_nsec),
+    }
 }
 
 /// Removes what is not in the manifest, or not of its kind there.
@@ -304,12 +329,14 @@ fn make_file(data: &OwnedFd, entry: &Entry, noted: Option<Held>) -> Result<(Owne
     let failed = |error: Errno| TransferError::target("cannot make", shown(&entry.path), error);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
     let file = open_beneath(data, entry.path.as_slice(), flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
-    let size_bytes = u64::try_from(rustix::fs::fstat(&file).map_err(failed)?.st_size).unwrap_or(0);
+    let stat = rustix::fs::fstat(&file).map_err(failed)?;
+    let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
     if size_bytes == 0 {
         return Ok((file, Held::fresh(0)));
     }
     let noted = noted.filter(|held| held.size_bytes == size_bytes);
     let mut held = noted.unwrap_or_else(|| Held::unknown(size_bytes));
+    held.found(stamp(&stat));
     if holes_are_trusted(&file) {
         rustix::fs::fsync(&file).map_err(failed)?;
         let ranges = data_chunks(&file, size_bytes, usize::MAX)

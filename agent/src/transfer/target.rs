@@ -4,12 +4,16 @@
 //!   listed -> locked -> (published and equal?) --yes--> Done
 //!                |no                    (halfway into a mounted volume, and equal? --yes--> finished -> Done)
 //!                v
-//!   ready --compare, punch, fetch--> complete --pre-copy--> Done, kept as a partial copy
-//!                ^                      |final
-//!                |                      v
+//!   ready --compare, punch, fetch--> complete --pre-copy--------------------+
+//!                ^                      |final                                |
+//!                |                      v                                     |
 //!                |                 listed again --source changed (bounded)--> listed
-//!                |                      v
-//!                +--differs (bounded)-- sealed, synced, read back --equal--> published -> Done
+//!                |                      v                                     v
+//!                +--differs (bounded)-- sealed, synced ----------------> read back
+//!                                                   equal, final: published -> Done
+//!                                                   equal, pre-copy: noted, kept as a partial copy -> Done
+//!
+//!   What a pre-copy has read back is not read back again by the final copy, as long as nobody has written to it.
 //!
 //!   A break of the connection leads back to `listed`, a few times in a row without progress.
 //! ```
@@ -242,19 +246,26 @@ impl Target<'_> {
         for _ in 0..READ_BACKS_MAX {
             punch(copying, session).await?;
             fetch.run(session).await?;
-            if !pull.final_copy {
-                return Ok(session.root());
+            if pull.final_copy {
+                let again = peer.manifest(self.limits.listing).await?;
+                if again.identity() != session.manifest().identity() {
+                    let why = "it is not as it was when the copy began";
+                    return Err(TransferError::SourceChanged(why.into()));
+                }
+                seal(copying, session.manifest()).await?;
             }
-            let again = peer.manifest(self.limits.listing).await?;
-            if again.identity() != session.manifest().identity() {
-                return Err(TransferError::SourceChanged("it is not as it was when the copy began".into()));
-            }
-            seal(copying, session.manifest()).await?;
             wrong = verify::read_back(&copying.files, session, meter).await?;
             if wrong.is_empty() && session.is_complete() {
-                let (root, folder, copying) =
-                    (session.root(), of_folder(session.manifest()), copying.clone());
-                join(tokio::task::spawn_blocking(move || copying.publish(root, folder)).await)?;
+                let (root, manifest, copying) = (session.root(), session.manifest().clone(), copying.clone());
+                let is_final = pull.final_copy;
+                let keep = move || {
+                    if is_final {
+                        copying.publish(root, of_folder(&manifest))
+                    } else {
+                        copying.note_read_back(&manifest)
+                    }
+                };
+                join(tokio::task::spawn_blocking(keep).await)?;
                 return Ok(root);
             }
             tracing::warn!(

@@ -21,8 +21,8 @@ const BATCHES: usize = 4;
 /// A chunk of a file.
 pub(super) type Place = (usize, u64);
 
-/// Reads back from the device everything that should hold data, and everything that does. Returns the chunks that are
-/// not what was accepted.
+/// Reads back from the device everything that should hold data, and everything that does, but for what was read back
+/// since it was written. Returns the chunks that are not what was accepted.
 pub(super) async fn read_back(
     files: &Arc<Files>,
     session: &Session,
@@ -40,8 +40,11 @@ pub(super) async fn read_back(
             found.get(behind).is_some_and(|range| range.start <= chunk)
         };
         // A chunk that should hold data and is a hole is read too, and found to be wrong.
-        let chunks =
-            (0..held.have.len()).filter(|chunk| held.have.get(*chunk) != Leaf::ZERO || in_found(*chunk));
+        let is_data = |chunk| match held.have.get(chunk) {
+            Leaf::ZERO => in_found(chunk),
+            _ => session.must_read_back(file, chunk),
+        };
+        let chunks = (0..held.have.len()).filter(|chunk| is_data(*chunk));
         hash(&reader, entry, ranges(chunks), |chunk, leaf| {
             meter.worked(CHUNK_BYTES);
             if leaf != held.have.get(chunk) {

@@ -13,14 +13,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Held, Leaf, MAX_FILE_BYTES, chunk_count};
+use super::{Held, Leaf, MAX_FILE_BYTES, Stamp, chunk_count};
 
 /// Longest record. The head names every file; everything else is shorter.
 pub const MAX_RECORD_BYTES: usize = 64 << 20;
 
 const TAG_BYTES: usize = 16;
 
-/// One thing that is true.
+/// One thing that is true. New ones go last: journals outlive the agent that began them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
     /// What is being copied; first, and once.
@@ -38,6 +38,13 @@ pub enum Record {
     },
     /// Everything is verified; the next step is the rename to the final name.
     Publishing(Published),
+    /// All that was noted of a file so far was read back from the device.
+    ReadBack {
+        /// Index into the head's files.
+        file: u32,
+        /// How the file was then.
+        stamp: Stamp,
+    },
 }
 
 /// What is being copied.
@@ -142,6 +149,9 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, JournalError> {
             Record::Leaves { file, first, settled, leaves } => {
                 apply(&mut files, file, first, settled, &leaves)
             }
+            Record::ReadBack { file, stamp } => {
+                file_of(&mut files, file).map(|file| file.was_read_back(stamp)).is_some()
+            }
             Record::Publishing(this) => {
                 published = Some(this);
                 true
@@ -170,13 +180,13 @@ fn decode(bytes: &[u8], encoder: &Encoder) -> Option<(Record, usize)> {
 }
 
 fn apply(held: &mut [Held], file: u32, first: u64, settled: bool, leaves: &[Leaf]) -> bool {
-    let Some(held) = usize::try_from(file).ok().and_then(|file| held.get_mut(file)) else { return false };
+    let Some(held) = file_of(held, file) else { return false };
     let Some(end) = first.checked_add(leaves.len() as u64) else { return false };
     if end > chunk_count(held.size_bytes) {
         return false;
     }
     for (chunk, leaf) in (first..end).zip(leaves) {
-        held.have.set(chunk, *leaf);
+        held.put(chunk, *leaf);
         if settled {
             held.settled.set(chunk);
         } else {
@@ -184,6 +194,10 @@ fn apply(held: &mut [Held], file: u32, first: u64, settled: bool, leaves: &[Leaf
         }
     }
     true
+}
+
+fn file_of(held: &mut [Held], file: u32) -> Option<&mut Held> {
+    usize::try_from(file).ok().and_then(|file| held.get_mut(file))
 }
 
 #[cfg(test)]
@@ -223,6 +237,26 @@ mod tests {
         assert_eq!(held.have.get(11), Leaf::of(&[1, 1]));
         assert_eq!(held.have.get(5), Leaf::UNKNOWN);
         assert!(held.settled.get(10) && !held.settled.get(9));
+    }
+
+    #[test]
+    fn what_was_read_back_counts_until_it_is_written_to_again() {
+        let stamp = |inode| Stamp { inode, modified: (5, 6), changed: (5, 7) };
+        let records = [
+            head("t"),
+            leaves(0, 3),
+            Record::ReadBack { file: 1, stamp: stamp(9) },
+            leaves(2, 1),
+            leaves(7, 1),
+        ];
+        let replay = replay(&journal(&records)).expect("valid");
+        let mut held = replay.held[b"disk.img".as_slice()].clone();
+        let read_back = |held: &Held| (0..10).filter(|chunk| held.read_back.get(*chunk)).collect::<Vec<_>>();
+        assert_eq!(read_back(&held), [0, 1]);
+        held.found(stamp(9));
+        assert_eq!(read_back(&held), [0, 1]);
+        held.found(stamp(8));
+        assert!(read_back(&held).is_empty(), "somebody has written to it");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use journal::{Encoder, Head, JournalError, MAX_RECORD_BYTES, Published, Reco
 pub use leaf::{Leaf, LeafTable};
 pub use manifest::{Entry, Kind, Manifest, ManifestError, Metadata, check_path};
 pub use rate::{RateLimit, RateMeter};
-pub use session::{AcceptError, Held, Session, Unit};
+pub use session::{AcceptError, Held, Session, Stamp, Unit};
 
 /// What is read, hashed, sent and written as one. Large enough that a hash per chunk costs nothing on the
 /// wire (32 bytes in a MiB), small enough that a guest's scattered writes do not resend the whole disk.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     CHUNK_BYTES, Entry, Kind, Leaf, LeafTable, MAX_CHUNKS_PER_READ, Manifest, Record, chunk_len, span_bytes,
 };
@@ -16,6 +18,10 @@ pub struct Held {
     pub have: LeafTable,
     /// Chunks that hold what the source had in the pass that the journal is of.
     pub settled: Bits,
+    /// Chunks that were read back from the device, and not written to since.
+    pub read_back: Bits,
+    /// How the file was when the last of them was read back.
+    pub stamp: Option<Stamp>,
 }
 
 impl Held {
@@ -31,7 +37,34 @@ impl Held {
 
     fn with(size_bytes: u64, leaf: Leaf) -> Self {
         let chunks = super::chunk_count(size_bytes);
-        Self { size_bytes, have: LeafTable::new(chunks, leaf), settled: Bits::new(chunks) }
+        Self {
+            size_bytes,
+            have: LeafTable::new(chunks, leaf),
+            settled: Bits::new(chunks),
+            read_back: Bits::new(chunks),
+            stamp: None,
+        }
+    }
+
+    /// This is in the chunk now.
+    pub(super) fn put(&mut self, chunk: u64, leaf: Leaf) {
+        self.have.set(chunk, leaf);
+        self.read_back.clear(chunk);
+    }
+
+    /// The file is so now. What was read back from it counts only if that is how it was then.
+    pub fn found(&mut self, stamp: Stamp) {
+        if self.stamp != Some(stamp) {
+            self.read_back = Bits::new(self.have.len());
+        }
+    }
+
+    /// All that is known to be in the file was read back, and the file is so now.
+    pub(super) fn was_read_back(&mut self, stamp: Stamp) {
+        for chunk in (0..self.have.len()).filter(|chunk| self.have.get(*chunk) != Leaf::UNKNOWN) {
+            self.read_back.set(chunk);
+        }
+        self.stamp = Some(stamp);
     }
 
     /// The filesystem says that these chunks are holes: they are zero, whatever was noted.
@@ -40,6 +73,7 @@ impl Held {
             if self.have.get(chunk) != Leaf::ZERO {
                 self.settled.clear(chunk);
             }
+            self.read_back.clear(chunk);
         }
         self.have.fill(chunks, Leaf::ZERO);
     }
@@ -53,12 +87,24 @@ impl Held {
         let edge = self.size_bytes.min(size_bytes) / CHUNK_BYTES;
         self.have.resize(chunks, Leaf::ZERO);
         self.settled.resize(chunks);
+        self.read_back.resize(chunks);
         if self.have.get(edge) != Leaf::ZERO {
-            self.have.set(edge, Leaf::UNKNOWN);
+            self.put(edge, Leaf::UNKNOWN);
             self.settled.clear(edge);
         }
         self.size_bytes = size_bytes;
     }
+}
+
+/// How a file was: differs as soon as somebody has written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Which file.
+    pub inode: u64,
+    /// Last change of the content, in seconds and nanoseconds.
+    pub modified: (i64, u64),
+    /// Last change of content or metadata.
+    pub changed: (i64, u64),
 }
 
 /// A set of chunk numbers.
@@ -218,6 +264,11 @@ impl Session {
         self.held.get(file)
     }
 
+    /// Whether the chunk must be read back from the device before the copy is believed.
+    pub fn must_read_back(&self, file: usize, chunk: u64) -> bool {
+        self.held.get(file).is_none_or(|held| !held.read_back.get(chunk))
+    }
+
     /// Data bytes of the source that the target is known to hold.
     pub fn settled_bytes(&self) -> u64 {
         self.settled_bytes
@@ -242,7 +293,7 @@ impl Session {
     /// What the target was found to hold, from reading it. Settles nothing.
     pub fn learn(&mut self, file: usize, chunk: u64, leaf: Leaf) {
         if let Some(held) = self.held.get_mut(file) {
-            held.have.set(chunk, leaf);
+            held.put(chunk, leaf);
         }
     }
 
@@ -263,7 +314,7 @@ impl Session {
                 held.settled.set(chunk);
                 self.settled_bytes += chunk_len(entry.size_bytes, chunk);
             } else if held.have.get(chunk) != Leaf::ZERO {
-                held.have.set(chunk, Leaf::UNKNOWN);
+                held.put(chunk, Leaf::UNKNOWN);
             }
         }
         Ok(())
@@ -310,7 +361,7 @@ impl Session {
     pub fn accept(&mut self, file: usize, chunk: u64, leaf: Leaf) {
         let Some(entry) = self.manifest.entries().get(file) else { return };
         let held = &mut self.held[file];
-        held.have.set(chunk, leaf);
+        held.put(chunk, leaf);
         if entry.may_hold_data(chunk) && !held.settled.get(chunk) {
             held.settled.set(chunk);
             self.settled_bytes += chunk_len(entry.size_bytes, chunk);
@@ -330,7 +381,7 @@ impl Session {
     /// What [`punches`](Self::punches) asked for is done.
     pub fn punched(&mut self, file: usize, chunks: Range<u64>) {
         for chunk in chunks {
-            self.held[file].have.set(chunk, Leaf::ZERO);
+            self.held[file].put(chunk, Leaf::ZERO);
         }
     }
 
@@ -338,7 +389,7 @@ impl Session {
     pub fn reject(&mut self, file: usize, chunk: u64) {
         let Some(entry) = self.manifest.entries().get(file) else { return };
         let held = &mut self.held[file];
-        held.have.set(chunk, Leaf::UNKNOWN);
+        held.put(chunk, Leaf::UNKNOWN);
         if entry.may_hold_data(chunk) && held.settled.get(chunk) {
             held.settled.clear(chunk);
             self.settled_bytes -= chunk_len(entry.size_bytes, chunk);

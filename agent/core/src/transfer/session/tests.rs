@@ -76,6 +76,32 @@ fn the_same_pass_resumes_where_it_was() {
 }
 
 #[test]
+fn a_chunk_that_is_written_to_must_be_read_back_again() {
+    let stamp = Stamp { inode: 9, modified: (5, 6), changed: (5, 7) };
+    let mut first = Session::begin(manifest(8 << 20, &[0..8]), BTreeMap::new(), false);
+    for chunk in 0..8 {
+        first.accept(1, chunk, leaf(1));
+    }
+    let mut held = held_of(&first);
+    held.get_mut(b"disk.img".as_slice()).expect("there").was_read_back(stamp);
+    let mut second = Session::begin(manifest(8 << 20, &[0..7]), held, false);
+    let must =
+        |session: &Session| (0..8).filter(|chunk| session.must_read_back(1, *chunk)).collect::<Vec<_>>();
+    assert!(must(&second).is_empty());
+    second.compare(1, 0, &[leaf(1), leaf(2), leaf(1)]).expect("within");
+    second.accept(1, 1, leaf(2));
+    second.reject(1, 4);
+    second.punched(1, 7..8);
+    assert_eq!(must(&second), [1, 4, 7]);
+    let shorter = Session::begin(manifest((8 << 20) - 1, &[0..8]), held_of(&second), false);
+    assert_eq!(
+        must(&shorter).len(),
+        8,
+        "a journal without the word that it was read back says nothing of it"
+    );
+}
+
+#[test]
 fn another_pass_compares_and_fetches_what_differs() {
     let mut first = Session::begin(manifest(4 << 20, &[0..4]), BTreeMap::new(), false);
     for chunk in 0..4 {
