@@ -174,12 +174,15 @@ pub struct MigrateArgs {
     /// To this storage class
     #[arg(long, value_name = "CLASS")]
     pub to_class: Option<String>,
+    /// Disks on network storage too, from a storage root that nodes share: the way back to local ones
+    #[arg(long, requires = "to_class")]
+    pub include_network_disks: bool,
     /// Copy while the VM runs and keep the copy fresh; `proceed` then stops the VM and finishes
     #[arg(long)]
     pub pre_copy_only: bool,
     /// Move the VM itself while it runs, by KubeVirt's own migration: for VMs with no disk on their node. Without a node
     /// KubeVirt chooses one
-    #[arg(long, conflicts_with_all = ["claim", "to_class", "pre_copy_only", "probe"])]
+    #[arg(long, conflicts_with_all = ["claim", "to_class", "include_network_disks", "pre_copy_only", "probe"])]
     pub live: bool,
     /// Ask the guest this once it runs on its new disks, at its launcher pod: to accept a connection (`tcp:5432`), or to answer
     /// a GET without an error (`http:8080/healthz`). Unanswered for ten minutes, it is told of, and the old volumes are kept

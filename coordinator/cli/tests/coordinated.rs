@@ -178,7 +178,8 @@ fn migrate_asks_by_an_object() -> Result<()> {
     assert_eq!(
         object["spec"],
         json!({
-            "vm": "db", "destination": {"node": "n3"}, "preCopyOnly": true, "cancelled": false, "removeOldVolumes": false
+            "vm": "db", "destination": {"node": "n3"}, "disks": "Local", "preCopyOnly": true, "cancelled": false,
+            "removeOldVolumes": false
         })
     );
     assert!(object["status"].is_null());

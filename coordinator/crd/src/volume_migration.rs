@@ -48,11 +48,13 @@ pub const HTTP_PATH_LENGTH_MAX: usize = 512;
         "has(self.vm) == has(oldSelf.vm) && (!has(self.vm) || self.vm == oldSelf.vm) && \
          (!has(self.claim) || self.claim == oldSelf.claim)"
     ).message("what is moved cannot change: create another VolumeMigration"),
+    validation = Rule::new("self.disks == 'Local' || has(self.destination.storageClass)")
+        .message("disks on network storage move to another storage class, not to a node"),
     validation = Rule::new("has(self.vm) || !has(self.probe)")
         .message("a probe asks the guest of a VM, and a claim alone has none")
 )]
 pub struct VolumeMigrationSpec {
-    /// The VM, of this namespace, whose local disks move together.
+    /// The VM, of this namespace, whose disks move together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
     pub vm: Option<String>,
@@ -65,6 +67,13 @@ pub struct VolumeMigrationSpec {
         validation = Rule::new("self == oldSelf").message("destination cannot change: create another VolumeMigration")
     )]
     pub destination: Destination,
+    /// Which disks move. Those on network storage only by All, to a storageClass, and where agents reach them: below a
+    /// storage root that nodes share.
+    #[serde(default)]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf").message("what is moved cannot change: create another VolumeMigration")
+    )]
+    pub disks: DisksToMove,
     /// Copy while the VM runs and keep the copy fresh; the VM is not stopped before this turns false.
     #[serde(default)]
     pub pre_copy_only: bool,
@@ -87,6 +96,16 @@ pub struct VolumeMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
     pub evacuation: Option<String>,
+}
+
+/// Which disks move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DisksToMove {
+    /// Local ones: those on network storage are reached from every node as they are.
+    #[default]
+    Local,
+    /// Those on network storage too, as far as they are not of the destination's class already.
+    All,
 }
 
 /// A question to a guest, at the address of its launcher pod: what the pod's network passes on to the guest is reached. The

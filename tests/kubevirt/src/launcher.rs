@@ -93,13 +93,20 @@ pub fn migration_target(vmi: &Value, migration: &Value) -> Value {
     pod
 }
 
+/// What KubeVirt has in the label that is named after the VM: the guest's host name, else the instance's name up to its first
+/// dot (virt-controller's `SanitizeHostname`). It tells nobody which VM it is.
+fn host_name(vmi: &Value) -> &str {
+    let told = vmi["spec"]["hostname"].as_str().filter(|told| !told.is_empty());
+    told.unwrap_or_else(|| name(vmi).split('.').next().unwrap_or_default())
+}
+
 fn frame(vmi: &Value, suffix: &str) -> Value {
     let spec = &vmi["spec"];
     let mut labels = vmi["metadata"]["labels"].clone();
     for (key, value) in [
         (PART_LABEL, LAUNCHER),
         (CREATED_BY_LABEL, uid(vmi)),
-        ("vm.kubevirt.io/name", name(vmi)),
+        ("vm.kubevirt.io/name", host_name(vmi)),
         ("vmi.kubevirt.io/id", name(vmi)),
     ] {
         labels[key] = json!(value);

@@ -5,10 +5,10 @@ use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::manifest::{ObjectId, probe_spec};
 use somersault_coordinator_core::fleet::{Fleet, Vm};
-use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal};
+use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal, WhichDisks};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::common::Destination;
-use somersault_crd::volume_migration::Phase;
+use somersault_crd::volume_migration::{DisksToMove, Phase};
 use somersault_crd::{VolumeMigration, VolumeMigrationSpec};
 
 use super::incident::Told;
@@ -74,6 +74,7 @@ fn ask(
         vm: args.vm.as_ref().map(|vm| vm.name.clone()),
         claim: args.claim.as_ref().map(|claim| claim.name.clone()),
         destination: destination.clone(),
+        disks: if args.include_network_disks { DisksToMove::All } else { DisksToMove::Local },
         pre_copy_only: args.pre_copy_only,
         probe: args.probe.as_ref().map(probe_spec),
         ..VolumeMigrationSpec::default()
@@ -162,6 +163,7 @@ fn preflight(world: &World, subject: &Key, args: &MigrateArgs, destination: &Des
         vm: args.vm.as_ref().map(|_| subject.name.clone()),
         claim: args.claim.as_ref().map(|_| subject.name.clone()),
         destination,
+        disks: if args.include_network_disks { WhichDisks::All } else { WhichDisks::Local },
         pre_copy_only: args.pre_copy_only,
         cancelled: false,
         remove_old: false,

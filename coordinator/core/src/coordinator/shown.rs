@@ -106,7 +106,7 @@ mod tests {
     use crate::coordinator::testkit::{Bench, fast};
     use crate::decision::testkit::key;
     use crate::io::{Record, RecordKey};
-    use crate::migration::{Destination, MigrationRequest, MigrationSpec, Phase};
+    use crate::migration::{Destination, MigrationRequest, MigrationSpec, Phase, WhichDisks};
 
     fn ask(bench: &mut Bench) {
         let spec = MigrationSpec {
@@ -116,6 +116,7 @@ mod tests {
             pre_copy_only: false,
             cancelled: false,
             remove_old: false,
+            disks: WhichDisks::Local,
             probe: None,
             evacuation: None,
         };

@@ -6,7 +6,7 @@ use super::{EvacuationSpec, PlanState, Planned, live};
 use crate::decision::Locality;
 use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot, folder};
 use crate::locality::{self, ClassOverrides};
-use crate::migration::{self, CLASS_NOT_FOUND, Context, Destination, MigrationSpec};
+use crate::migration::{self, CLASS_NOT_FOUND, Context, Destination, MigrationSpec, WhichDisks};
 use crate::names::{Key, NodeName};
 
 /// Why a line has no destination.
@@ -133,6 +133,7 @@ pub(super) fn migration_spec(
         pre_copy_only: spec.disruption != super::Disruption::Now,
         cancelled: false,
         remove_old: false,
+        disks: WhichDisks::Local,
         probe: None,
         evacuation: Some(evacuation.to_owned()),
     }

@@ -80,12 +80,14 @@ pub struct MigrationRequest {
 /// What is to be moved, and whereto (`spec` of a `VolumeMigration`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MigrationSpec {
-    /// All local disks of this VM of the same namespace, or
+    /// The disks of this VM of the same namespace, or
     pub vm: Option<String>,
     /// this one claim, which no VM uses. Exactly one of the two is set.
     pub claim: Option<String>,
     /// Whereto.
     pub destination: Destination,
+    /// Which of its disks.
+    pub disks: WhichDisks,
     /// Copy, keep the copy fresh, but do not stop the VM before `false`.
     pub pre_copy_only: bool,
     /// Somebody wants it to end.
@@ -96,6 +98,16 @@ pub struct MigrationSpec {
     pub probe: Option<GuestProbe>,
     /// The evacuation that made it.
     pub evacuation: Option<String>,
+}
+
+/// Which disks move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum WhichDisks {
+    /// Local ones: those on network storage are reached from every node as they are.
+    #[default]
+    Local,
+    /// Those on network storage too, as far as they are not of the destination's class already. Only to a class.
+    All,
 }
 
 /// Whereto.

@@ -14,7 +14,7 @@ use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
     Context, Destination, GuestQuestion, MigrationRecord, MigrationRequest, MigrationSpec, Migrations,
-    OldVolume, Phase,
+    OldVolume, Phase, WhichDisks,
 };
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
@@ -114,6 +114,11 @@ pub(crate) fn to_class(vm: &str, class: &str) -> MigrationSpec {
     MigrationSpec { destination: Destination::Class(class.to_owned()), ..to_node(vm, "") }
 }
 
+/// Back from network storage, or from one to another.
+pub(crate) fn all_to_class(vm: &str, class: &str) -> MigrationSpec {
+    MigrationSpec { disks: WhichDisks::All, ..to_class(vm, class) }
+}
+
 pub(crate) fn to_node(vm: &str, node: &str) -> MigrationSpec {
     MigrationSpec {
         vm: Some(vm.to_owned()),
@@ -122,6 +127,7 @@ pub(crate) fn to_node(vm: &str, node: &str) -> MigrationSpec {
         pre_copy_only: false,
         cancelled: false,
         remove_old: false,
+        disks: WhichDisks::Local,
         probe: None,
         evacuation: None,
     }
@@ -510,7 +516,8 @@ impl World {
                 Order::Pull { source_node, source_path, target_path, .. }
                     if self.faults.failing_copies == 0 =>
                 {
-                    let generation = self.content.get(&place(&source_node.0, source_path)).copied();
+                    let at = (!source_path.starts_with(SHARED_ROOT)).then_some(source_node.0.as_str());
+                    let generation = self.content.get(&place_of(at, source_path)).copied();
                     let generation = generation.expect("the source is there");
                     self.copied(&node, target_path, generation)
                 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::claims::reserved;
-use super::{CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal, staging};
+use super::{
+    CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal, WhichDisks, staging,
+};
 use crate::decision::Locality;
 use crate::fleet::{
     Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode, folder,
@@ -34,17 +36,17 @@ pub(super) fn disks_to_move(
     ctx: &Context<'_>,
 ) -> Result<Vec<DiskMove>, Refusal> {
     let local = match subject(migration, spec, ctx)? {
-        Subject::Vm(key, vm) => local_disks_of_vm(&key, vm, spec, ctx)?,
-        Subject::Claim(key) => local_claim(&key, spec, ctx)?.into_iter().collect(),
+        Subject::Vm(key, vm) => disks_of_vm(&key, vm, spec, ctx)?,
+        Subject::Claim(key) => claim_alone(&key, spec, ctx)?.into_iter().collect(),
     };
     if local.is_empty() {
         return Err(Refusal::new("NothingToMove", nothing_to_move(spec)));
     }
     // First of all that is asked of nodes: no other answer helps, and no report will come.
-    if let Some(source) = local.iter().find(|source| ctx.dead.contains(&source.node)) {
+    let dead = |source: &Source<'_>| source.node.clone().filter(|node| ctx.dead.contains(node));
+    if let Some((source, node)) = local.iter().find_map(|source| Some((source, dead(source)?))) {
         let message = format!(
-            "node {} holds volume {} and is dead, so nothing can be copied from it: bring the node back first{}",
-            source.node,
+            "node {node} holds volume {} and is dead, so nothing can be copied from it: bring the node back first{}",
             source.volume_name,
             spec.vm.as_ref().map_or_else(String::new, |vm| format!(
                 ", or bring the VM back by hand: kubectl somersault runbook {} -n {}",
@@ -66,9 +68,13 @@ fn nothing_to_move(spec: &MigrationSpec) -> String {
                 "{whose} on node {node} already, or on network storage: choose another node, or a storage class"
             )
         }
-        Destination::Class(_) => {
-            format!("{whose} on network storage already: every node reaches it as it is")
+        Destination::Class(class) if spec.disks == WhichDisks::All => {
+            format!("{whose} of class {class} already")
         }
+        Destination::Class(_) => format!(
+            "{whose} on network storage already: every node reaches it as it is (to move it all the same: \
+             spec.disks: All, or --include-network-disks)"
+        ),
     }
 }
 
@@ -107,17 +113,18 @@ fn subject<'a>(migration: &Key, spec: &MigrationSpec, ctx: &Context<'a>) -> Resu
     }
 }
 
-/// A local disk and where it is.
+/// A disk that moves, and where it is.
 struct Source<'a> {
     claim_key: Key,
     claim: &'a Claim,
     volume_name: VolumeName,
     volume: &'a Volume,
-    node: NodeName,
+    /// The one node that has it; `None` on network storage.
+    node: Option<NodeName>,
     path: String,
 }
 
-fn local_disks_of_vm<'a>(
+fn disks_of_vm<'a>(
     key: &Key,
     vm: &Vm,
     spec: &MigrationSpec,
@@ -134,7 +141,10 @@ fn local_disks_of_vm<'a>(
                     locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, disk);
                 match locality {
                     Locality::Local { node } if spec.destination != Destination::Node(node.clone()) => {
-                        sources.push(source(&key.namespace, disk, node, ctx)?);
+                        sources.push(source(&key.namespace, disk, Some(node), ctx)?);
+                    }
+                    Locality::Network => {
+                        sources.extend(on_network(&key.namespace, disk, spec, ctx)?);
                     }
                     Locality::Unknown => {
                         let message = format!(
@@ -163,7 +173,7 @@ fn local_disks_of_vm<'a>(
     Ok(sources)
 }
 
-fn local_claim<'a>(
+fn claim_alone<'a>(
     key: &Key,
     spec: &MigrationSpec,
     ctx: &Context<'a>,
@@ -176,7 +186,8 @@ fn local_claim<'a>(
     };
     match locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, &disk) {
         (Locality::Local { node }, _) if spec.destination == Destination::Node(node.clone()) => Ok(None),
-        (Locality::Local { node }, _) => source(&key.namespace, &disk, node, ctx).map(Some),
+        (Locality::Local { node }, _) => source(&key.namespace, &disk, Some(node), ctx).map(Some),
+        (Locality::Network, _) => on_network(&key.namespace, &disk, spec, ctx),
         (Locality::Unknown, because) => {
             let message = format!(
                 "claim {key} cannot be placed ({because}), so it cannot be copied: tell by a node affinity which node its \
@@ -188,14 +199,29 @@ fn local_claim<'a>(
     }
 }
 
+/// A disk on network storage, where it is to move.
+fn on_network<'a>(
+    namespace: &str,
+    disk: &Disk,
+    spec: &MigrationSpec,
+    ctx: &Context<'a>,
+) -> Result<Option<Source<'a>>, Refusal> {
+    let Destination::Class(class) = &spec.destination else { return Ok(None) };
+    if spec.disks != WhichDisks::All {
+        return Ok(None);
+    }
+    source(namespace, disk, None, ctx)
+        .map(|source| Some(source).filter(|source| source.volume.class != *class))
+}
+
 fn source<'a>(
     namespace: &str,
     disk: &Disk,
-    node: NodeName,
+    node: Option<NodeName>,
     ctx: &Context<'a>,
 ) -> Result<Source<'a>, Refusal> {
     let DiskSource::Claim { name, .. } = &disk.source else {
-        unreachable!("only claims are located as local")
+        unreachable!("only claims are located as local or on the network")
     };
     let claim_key = Key::new(namespace, name);
     let missing = |what: &str| Refusal::new("ClaimNotBound", format!("claim {claim_key} {what}"));
@@ -210,9 +236,15 @@ fn source<'a>(
     }
     data_volume_is_filled(&claim_key, claim, ctx)?;
     let path = volume.source.path().ok_or_else(|| {
-        let message = format!(
-            "volume {volume_name} has no path on node {node}: its driver hides the folder from the agent"
-        );
+        let message = match &node {
+            Some(node) => format!(
+                "volume {volume_name} has no path on node {node}: its driver hides the folder from the agent"
+            ),
+            None => format!(
+                "volume {volume_name} is on network storage and no folder that nodes share: only what agents reach below a \
+                 storage root can be copied"
+            ),
+        };
         Refusal::new("VolumeNotReachable", message)
     })?;
     let path = path.to_owned();
@@ -282,7 +314,7 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
 /// Away from the source first: its disk may be why we move. A root of the class is written without anybody's help; else its
 /// provisioner is asked.
 fn target_of_class(class: &str, sources: &[Source<'_>], ctx: &Context<'_>) -> Result<Target, Refusal> {
-    let on_source = |node: &NodeName| sources.iter().any(|source| source.node == *node);
+    let on_source = |node: &NodeName| sources.iter().any(|source| source.node.as_ref() == Some(node));
     let below_root = ctx
         .usable
         .iter()
@@ -356,20 +388,14 @@ fn disk_move(
     target: &Target,
     ctx: &Context<'_>,
 ) -> Result<DiskMove, Refusal> {
-    if !ctx.usable.contains(&source.node) {
-        let message = format!(
-            "node {} holds volume {} and is not healthy, so nothing can be read from it: see kubectl somersault status",
-            source.node, source.volume_name
-        );
-        return Err(Refusal::not_yet("SourceNotUsable", message));
-    }
+    let source_node = reader(&source, &target.node, ctx)?;
     let name = volume_name(migration, uid, &source);
     let root = target.root.as_ref();
     let new = NewVolume {
         class: target.class.clone(),
         node: root.filter(|root| !root.shared).map(|_| target.node.clone()),
         path: root.map_or_else(String::new, |root| format!("{}/{name}", root.path.trim_end_matches('/'))),
-        capacity_bytes: capacity(&source, root.is_none(), ctx),
+        capacity_bytes: capacity(&source, &source_node, root.is_none(), ctx),
         access_modes: source.volume.access_modes.clone(),
         mode: source.volume.mode,
         claim: reserved(&source.claim_key, &name),
@@ -380,7 +406,7 @@ fn disk_move(
         claim: source.claim_key,
         claim_uid: source.claim.uid.clone(),
         old: source.volume_name,
-        source_node: source.node,
+        source_node,
         source_path: source.path,
         target_node: target.node.clone(),
         staging: root.is_none().then(|| new.name.0.clone()),
@@ -390,12 +416,39 @@ fn disk_move(
     })
 }
 
+/// The node whose agent reads a disk: the one that has it; of a folder that nodes share, the target itself, or else any.
+fn reader(source: &Source<'_>, target: &NodeName, ctx: &Context<'_>) -> Result<NodeName, Refusal> {
+    if let Some(node) = &source.node {
+        if ctx.usable.contains(node) {
+            return Ok(node.clone());
+        }
+        let message = format!(
+            "node {node} holds volume {} and is not healthy, so nothing can be read from it: see kubectl somersault status",
+            source.volume_name
+        );
+        return Err(Refusal::not_yet("SourceNotUsable", message));
+    }
+    let shares = |node: &&NodeName| {
+        let root = ctx.fleet.reports.get(*node).and_then(|report| report.root_of(&source.path));
+        root.is_some_and(|root| root.shared && root.lists(&source.path))
+    };
+    let reader = std::iter::once(target).chain(ctx.usable).find(shares);
+    reader.cloned().ok_or_else(|| {
+        let message = format!(
+            "volume {} is at {} and on network storage, and no healthy node's agent has a storage root there that is told to be \
+             shared: --shared-root of the agents",
+            source.volume_name, source.path
+        );
+        Refusal::not_yet("VolumeNotReachable", message)
+    })
+}
+
 /// A folder below a root is as large as its filesystem, whatever its volume says. A volume that a provisioner makes has its
 /// own filesystem, which takes a part of it, ext4 with its reserve some 7 %: the disk image must fit when the guest has
 /// filled it.
-fn capacity(source: &Source<'_>, made: bool, ctx: &Context<'_>) -> u64 {
+fn capacity(source: &Source<'_>, reader: &NodeName, made: bool, ctx: &Context<'_>) -> u64 {
     let asked = source.volume.capacity_bytes.max(source.claim.requested_bytes);
-    let report = ctx.fleet.reports.get(&source.node).filter(|_| made);
+    let report = ctx.fleet.reports.get(reader).filter(|_| made);
     let usage = report.and_then(|report| report.usage.get(folder(&source.path)));
     usage.map_or(asked, |usage| asked.max(usage.apparent_bytes.div_ceil(9).saturating_mul(10)))
 }

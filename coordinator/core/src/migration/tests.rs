@@ -1,5 +1,6 @@
 //! Migrations against the model: every crash point, every cancel point, every kind of interference.
 
+mod back;
 mod probed;
 mod refused;
 mod removed;
@@ -12,7 +13,7 @@ use proptest::prelude::*;
 
 use self::started::Start;
 use super::model::{World, key, to_node};
-use super::{Destination, Phase};
+use super::{Destination, Phase, WhichDisks};
 use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, SavedStart, Snapshot};
 use crate::io::{Action, Effect, Order};
 
@@ -29,11 +30,14 @@ fn asked() -> World {
 fn assert_whole(world: &World, phase: Phase, what: &str) {
     let vm = &world.fleet.vms[&key("vm")];
     let node = vm.node().map(|node| node.0.as_str());
-    match (phase, &world.requests.migrations.get(&key("m")).map(|request| request.spec.destination.clone())) {
-        (Phase::Succeeded, Some(Destination::Class(_))) => {
-            assert!(node.is_some(), "{what}: the VM does not run");
-        }
-        (Phase::Succeeded, _) => assert_eq!(node, Some("n3"), "{what}: ended as {phase:?}"),
+    let spec = world.requests.migrations.get(&key("m")).map(|request| request.spec.clone());
+    let (to_class, from_network) = spec
+        .map(|spec| (matches!(spec.destination, Destination::Class(_)), spec.disks == WhichDisks::All))
+        .unwrap_or_default();
+    match phase {
+        Phase::Succeeded if to_class => assert!(node.is_some(), "{what}: the VM does not run"),
+        Phase::Succeeded => assert_eq!(node, Some("n3"), "{what}: ended as {phase:?}"),
+        _ if from_network => assert!(node.is_some(), "{what}: the VM does not run"),
         _ => assert_eq!(node, Some("n2"), "{what}: ended as {phase:?}"),
     }
     assert_eq!(vm.start, SavedStart::WukongStartStrategy(None), "{what}: the start field was not given back");
@@ -453,10 +457,15 @@ proptest! {
     fn ends_whole_whatever_happens(
         events in prop::collection::vec((0usize..12, 0u8..9), 0..12),
         to_class in prop::option::of(prop::sample::select(vec!["nfs", "ceph"])),
+        back: bool,
         recreates: bool,
     ) {
         let mut world = asked();
-        if let Some(class) = to_class {
+        if back {
+            world.put_on_network("vm");
+            let class = to_class.filter(|class| *class != "nfs").unwrap_or("local-path");
+            world.ask("m", super::model::all_to_class("vm", class));
+        } else if let Some(class) = to_class {
             world.ask("m", super::model::to_class("vm", class));
         }
         world.faults.wukong_recreates = recreates;

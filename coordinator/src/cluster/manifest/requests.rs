@@ -6,11 +6,11 @@ use std::num::NonZeroU16;
 use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
 use somersault_coordinator_core::io::{Attestation, Requests};
 use somersault_coordinator_core::migration::{
-    BadProbe, Destination, GuestProbe, MigrationRequest, MigrationSpec,
+    BadProbe, Destination, GuestProbe, MigrationRequest, MigrationSpec, WhichDisks,
 };
 use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 use somersault_crd as crd;
-use somersault_crd::volume_migration::{HttpProbe, Probe, TcpProbe};
+use somersault_crd::volume_migration::{DisksToMove, HttpProbe, Probe, TcpProbe};
 
 use super::convert::FieldError;
 use super::inventory::{Inventory, insert};
@@ -65,6 +65,10 @@ pub fn migration(spec: &crd::VolumeMigrationSpec) -> Result<MigrationSpec, Field
         vm: spec.vm.clone(),
         claim: spec.claim.clone(),
         destination: destination(&spec.destination)?,
+        disks: match spec.disks {
+            DisksToMove::Local => WhichDisks::Local,
+            DisksToMove::All => WhichDisks::All,
+        },
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
         remove_old: spec.remove_old_volumes,
@@ -79,6 +83,10 @@ pub fn migration_spec(spec: &MigrationSpec) -> crd::VolumeMigrationSpec {
         vm: spec.vm.clone(),
         claim: spec.claim.clone(),
         destination: destination_spec(&spec.destination),
+        disks: match spec.disks {
+            WhichDisks::Local => DisksToMove::Local,
+            WhichDisks::All => DisksToMove::All,
+        },
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
         remove_old_volumes: spec.remove_old,

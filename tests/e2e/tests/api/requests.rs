@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
 use somersault_coordinator_core::io::Action;
-use somersault_coordinator_core::migration::{Destination, MigrationSpec};
+use somersault_coordinator_core::migration::{Destination, MigrationSpec, WhichDisks};
 use somersault_coordinator_core::names::Key;
 
 use crate::bed::{Bed, NODE, SHOP};
@@ -33,6 +33,7 @@ pub async fn made_once(bed: &Bed) -> Result<()> {
         vm: Some("web".into()),
         claim: None,
         destination: Destination::Class("nfs".into()),
+        disks: WhichDisks::All,
         pre_copy_only: true,
         cancelled: false,
         remove_old: false,

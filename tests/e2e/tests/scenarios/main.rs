@@ -55,6 +55,7 @@ const SCENARIOS: &[Scenario] = &[
     ("system_disk_is_rebuilt_from_its_image", Short, rebuild::from_image),
     ("local_disks_move_to_another_node", Short, migration::to_another_node),
     ("disks_of_a_wukong_move_to_another_node", Short, migration::of_a_wukong),
+    ("a_disk_comes_back_from_network_storage", Short, migration::back_from_network),
     ("disks_move_to_volumes_that_provisioners_make", Short, made::by_provisioners),
     ("a_node_is_emptied_while_the_leader_changes", Short, migration::of_a_node),
     ("a_node_is_emptied_before_it_is_drained", Long, migration::of_a_cordoned_node),

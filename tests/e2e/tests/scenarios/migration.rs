@@ -1,5 +1,6 @@
 //! Local disks that move from one living node to another: nothing written is lost, and the claim keeps its name.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
-use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm};
+use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm, WEB};
 use somersault_test_kubevirt::GUEST_PORT;
 
 use super::wukong::{self, WUKONG, disks};
@@ -56,6 +57,7 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         let old = before["spec"]["volumeName"].as_str().context("it was not bound")?;
         let policy = bed.api().get(Kind::VOLUME, "", old)?["spec"]["persistentVolumeReclaimPolicy"].clone();
         ensure!(policy == "Retain", "the old volume of {} is on {policy}", vm.name);
+        let image = bed.cluster().path_on(&node, &stage::image_of(bed, old)?)?;
         let now = bed.api().get(Kind::VM, VMS, vm.name)?["spec"]["runStrategy"].clone();
         ensure!(now == start, "{} has run strategy {now}, and had {start}", vm.name);
         ensure!(stage.node_of(vm.name)?.as_deref() == Some(&target), "{} does not run on {target}", vm.name);
@@ -63,18 +65,47 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         stage.moved(&vm, &target)?;
         stage.wait_writes(&vm, WRITE_DEADLINE)?;
         ensure!(stage.instances(&vm)? == 2, "{} instances have written", stage.instances(&vm)?);
-        removed(bed, &migration, &node, old)?;
+        removed(bed, &migration, &image, old)?;
         stage.wait_writes(&vm, WRITE_DEADLINE)?;
     }
     stage.judge()
 }
 
+/// A disk on network storage becomes a local one when somebody asks for that, and not before.
+pub fn back_from_network(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let mut stage = Stage::set(bed, &node, &[WEB])?;
+    let claim = format!("{}-disk", WEB.name);
+    let volume_of = || {
+        let claim = bed.api().get(Kind::CLAIM, VMS, &claim)?;
+        claim["spec"]["volumeName"].as_str().map(str::to_owned).context("it is not bound")
+    };
+    let (old, image) = (volume_of()?, stage.image(&WEB)?);
+    let ask = ["migrate", WEB.name, "-n", VMS, "--to-class", "local-path"];
+    let refused = bed.plugin(&ask).err().context("taken, though nothing is local")?.to_string();
+    ensure!(refused.contains("--include-network-disks"), "{refused}");
+    bed.plugin(&[&ask[..], &["--include-network-disks"]].concat())?;
+    let migration = succeeded(bed, WEB.name)?;
+    let target = migration["status"]["disks"][0]["targetNode"].as_str().context("no target")?;
+    eprintln!("   {} is on {target}, down for {} ms", WEB.name, migration["status"]["downtimeMs"]);
+    let volume = bed.api().get(Kind::VOLUME, "", &volume_of()?)?;
+    ensure!(
+        volume["spec"]["storageClassName"] == "local-path" && volume["spec"]["nodeAffinity"].is_object(),
+        "{volume}"
+    );
+    ensure!(stage.node_of(WEB.name)?.as_deref() == Some(target), "it does not run on {target}");
+    stage.moved(&WEB, target)?;
+    stage.wait_writes(&WEB, WRITE_DEADLINE)?;
+    stage.judge()?;
+    removed(bed, &migration, &image, &old)?;
+    stage.wait_writes(&WEB, WRITE_DEADLINE)?;
+    stage.judge()
+}
+
 /// The old volume of a migration goes when a person says so, and not before a day is over unless they say that too.
-fn removed(bed: &Bed, migration: &Value, node: &str, old: &str) -> Result<()> {
+fn removed(bed: &Bed, migration: &Value, image: &Path, old: &str) -> Result<()> {
     let name = migration["metadata"]["name"].as_str().context("a migration without a name")?;
-    let spec = bed.api().get(Kind::VOLUME, "", old)?["spec"].clone();
-    let path = spec["hostPath"]["path"].as_str().or(spec["local"]["path"].as_str());
-    let path = path.context("the old volume has no path")?;
+    let folder = image.parent().context("an image without a folder")?;
     let ask = ["cleanup", name, "-n", VMS];
     let kept = bed.plugin(&[&ask[..], &["--yes"]].concat())?;
     ensure!(kept.contains("--older-than"), "it just moved, and would be removed:\n{kept}");
@@ -85,10 +116,9 @@ fn removed(bed: &Bed, migration: &Value, node: &str, old: &str) -> Result<()> {
         ensure!(shown.contains("would be removed for good"), "{shown}");
         Ok(Some(()))
     })?;
-    let folder = bed.cluster().path_on(node, path)?;
-    ensure!(folder.join("disk.img").exists(), "{path} is gone before anybody asked");
+    ensure!(image.exists(), "{} is gone before anybody asked", image.display());
     bed.plugin(&[&now[..], &["--yes", "--wait"]].concat())?;
-    ensure!(!folder.exists(), "{path} is still there");
+    ensure!(!folder.exists(), "{} is still there", folder.display());
     ensure!(bed.api().find(Kind::VOLUME, "", old)?.is_none(), "the object of volume {old} is still there");
     Ok(())
 }

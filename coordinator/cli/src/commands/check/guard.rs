@@ -56,9 +56,12 @@ fn is_default(field: &str, value: &Value) -> bool {
 
 /// Whether the stored object says what ours says, and nothing more but defaults.
 fn is_same(own: &Value, stored: &Value) -> bool {
-    let mut stored = stored["spec"].clone();
-    without_defaults(&mut stored);
-    own["spec"] == stored
+    let [own, stored] = [own, stored].map(|object| {
+        let mut spec = object["spec"].clone();
+        without_defaults(&mut spec);
+        spec
+    });
+    own == stored
 }
 
 fn without_defaults(value: &mut Value) {

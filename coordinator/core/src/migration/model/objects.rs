@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::staged::PODS;
-use super::{HOSTNAME, ROOT, SHARED_ROOT, World, key, place};
+use super::{HOSTNAME, ROOT, SHARED_ROOT, World, key, place, place_of, place_of_volume};
 use crate::fleet::{
     Claim, ClaimRef, ClaimUse, Disk, DiskImage, DiskSource, Node, NodeReport, NodeSelector, Owner,
     Requirement, Resources, RunStrategy, SavedStart, StorageRoot, Usage, Vm, Volume, VolumeMode,
     VolumeSource,
 };
 use crate::io::NewVolume;
+use crate::locality::{ClassOverride, ClassOverrides};
 use crate::names::{Key, NodeName, Uid, VolumeName};
+use crate::policy::PolicySpec;
 
 impl World {
     pub(super) fn add_node(&mut self, name: &str) {
@@ -91,6 +93,29 @@ impl World {
         self.create_volume(&volume);
         self.fleet.volumes.get_mut(&volume.name).expect("just made").retained = false;
         self.create_claim(&key(name), Some(volume.name));
+    }
+
+    /// The disks of a VM were on network storage all along: in a folder that every node mounts.
+    pub fn put_on_network(&mut self, vm: &str) {
+        let classes = ["nfs", "gold"].map(|class| (class.to_owned(), ClassOverride::Network));
+        let storage_classes = ClassOverrides(classes.into());
+        self.policy = PolicySpec { storage_classes, ..PolicySpec::default() }.try_into().expect("it holds");
+        let claims: Vec<Key> = self.fleet.vms[&key(vm)].claims("default").collect();
+        for claim in claims {
+            let claim = self.fleet.claims.get_mut(&claim).expect("there");
+            claim.class = "nfs".into();
+            let name = claim.volume.clone().expect("bound");
+            let volume = self.fleet.volumes.get_mut(&name).expect("there");
+            let (path, from) = (format!("{SHARED_ROOT}/{name}"), place_of_volume(volume).expect("on a node"));
+            volume.class = "nfs".into();
+            volume.node_affinity = None;
+            volume.source = VolumeSource::Local { path: path.clone() };
+            let generation = self.content.remove(&place_of(from.0.as_deref(), &from.1)).expect("there");
+            self.content.insert(place_of(None, &path), generation);
+            for node in ["n1", "n2", "n3"] {
+                self.report_usage(&node.into(), &path);
+            }
+        }
     }
 
     pub(super) fn report_usage(&mut self, node: &NodeName, path: &str) {

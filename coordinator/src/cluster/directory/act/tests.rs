@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 use somersault_coordinator_core::fleet::{OUT_OF_SERVICE_TAINT, Owner, SavedStart, VolumeMode};
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
-use somersault_coordinator_core::migration::{Destination, MigrationSpec};
+use somersault_coordinator_core::migration::{Destination, MigrationSpec, WhichDisks};
 use somersault_coordinator_core::names::VolumeName;
 use tempfile::TempDir;
 
@@ -542,6 +542,7 @@ fn migrations_and_evacuations_are_created_once() {
         vm: Some("web".into()),
         claim: None,
         destination: Destination::Class("nfs".into()),
+        disks: WhichDisks::All,
         pre_copy_only: true,
         cancelled: false,
         remove_old: false,
