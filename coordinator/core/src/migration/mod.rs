@@ -20,7 +20,7 @@
 //! scheduled on the new volumes. The old volumes are kept until somebody asks for their removal (see `cleanup`).
 //!
 //! `plan` says which disks go where, `staging` how a class's own provisioner makes the new volumes, `checks` whether that is allowed, `claims` how they are locked and change volumes,
-//! `phases` what each phase still needs, `guest` what a user asks of the guest at last, `machine` drives them.
+//! `phases` what each phase still needs, `guest` what a user asks of the guest at last, `one` drives a migration, `machine` all.
 
 mod checks;
 mod claims;
@@ -30,6 +30,7 @@ mod guest;
 mod machine;
 #[cfg(test)]
 pub(crate) mod model;
+mod one;
 mod phases;
 mod plan;
 mod staging;

@@ -21,7 +21,7 @@ const ANSWERS: &str = "every fence agent that is configured answers";
 /// Each node can be proven dead without a person, and its fence agent answers.
 pub fn fencing(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = runner(&facts.fence_runner).into_iter().collect();
-    let what = "every node can be proven dead without a person";
+    let what = "every node has a proof that needs no person";
     let runs = findings.iter().all(|finding| matches!(finding.grade, Grade::Ok | Grade::Warning));
     let Some(cluster) = cluster(facts, what, &mut findings) else { return findings };
     let known: Vec<_> = cluster.nodes.iter().filter_map(|node| Some((node, node.health.as_ref()?))).collect();

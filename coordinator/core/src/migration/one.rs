@@ -1,0 +1,389 @@
+//! Drives one migration from phase to phase: commits first, then acts, and repeats what got lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::cleanup::{Cleanup, Moves, OldVolume};
+use super::copies::Copies;
+use super::guest::Asking;
+use super::phases::{Learnt, Moment, Next};
+use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, staging};
+use crate::BootTime;
+use crate::io::{Action, Effect, Notice, Record, Severity, Subject};
+use crate::names::{Key, VolumeName};
+use crate::view::{MigrationView, RemovalView};
+
+/// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
+const ACTION_RETRY: Duration = Duration::from_secs(10);
+/// The shell has retried what can be retried; this often we try the whole action anew before we put things back.
+const ACTION_FAILURES_MAX: u32 = 5;
+/// How long a missing report is waited for before a migration is refused.
+const REPORT_WAIT_MAX: Duration = Duration::from_mins(1);
+/// Reason of an old volume whose object could not be deleted.
+const NOT_DELETED: &str = "ObjectNotDeleted";
+
+#[derive(Clone, Debug)]
+pub(super) struct Migration {
+    pub(super) record: MigrationRecord,
+    pub(super) spec: MigrationSpec,
+    /// What the store was asked to keep; nothing else happens until it answers.
+    pub(super) committing: Option<MigrationRecord>,
+    pub(super) commit_at: Option<BootTime>,
+    entered: BootTime,
+    pub(super) copies: Copies,
+    pub(super) asking: Asking,
+    pub(super) cleanup: Cleanup,
+    /// Why an old volume whose removal was asked for is still there.
+    kept: Option<Refusal>,
+    pub(super) asked: BTreeMap<Action, BootTime>,
+    failures: u32,
+    /// How often a claim's lock was taken away during the last copy.
+    broken: u32,
+    /// We have led since before the claims were swapped: no start on the new volumes was missed.
+    watched: bool,
+    /// The start field was given back in this phase.
+    pub(super) restored: bool,
+    /// Claims and holders of ours that were deleted in this phase.
+    pub(super) unstaged: BTreeSet<String>,
+    stopped_at: Option<BootTime>,
+    /// It runs on its new volumes since then.
+    running_at: Option<BootTime>,
+    downtime: Option<Duration>,
+    /// Its object is gone, whether another one has its name or not, and with it the place to store anything: it is ended
+    /// from memory, as by somebody's word to cancel.
+    pub(super) orphan: bool,
+}
+
+impl Migration {
+    pub(super) fn new(now: BootTime, serial: u64, record: MigrationRecord, spec: MigrationSpec) -> Self {
+        Self {
+            watched: record.phase < Phase::Swapping,
+            record,
+            spec,
+            committing: None,
+            commit_at: None,
+            entered: now,
+            copies: Copies::new(serial),
+            asking: Asking::default(),
+            cleanup: Cleanup::new(serial),
+            kept: None,
+            asked: BTreeMap::new(),
+            failures: 0,
+            broken: 0,
+            restored: false,
+            unstaged: BTreeSet::new(),
+            stopped_at: None,
+            running_at: None,
+            downtime: None,
+            orphan: false,
+        }
+    }
+
+    pub(super) fn newest(&self) -> &MigrationRecord {
+        self.committing.as_ref().unwrap_or(&self.record)
+    }
+
+    pub(super) fn is_waiting_to_begin(&self) -> bool {
+        self.committing.is_none() && matches!(self.record.phase, Phase::Pending | Phase::Checking)
+    }
+
+    pub(super) fn view(&self) -> MigrationView {
+        MigrationView {
+            record: self.record.clone(),
+            copies: self.copies.each(),
+            downtime: self.downtime,
+            removal: self.spec.remove_old.then(|| self.removal()),
+        }
+    }
+
+    fn removal(&self) -> RemovalView {
+        match (self.record.phase, &self.kept) {
+            (Phase::Succeeded, _) if !self.wants_cleanup() => RemovalView::Removed,
+            (Phase::Succeeded, Some(why)) => RemovalView::Kept(why.clone()),
+            (phase, _) if phase.is_final() && phase != Phase::Succeeded => {
+                let message =
+                    format!("it has ended as {phase:?}: the old volumes are in use, or a person must decide");
+                RemovalView::Kept(Refusal::new("NotSucceeded", message))
+            }
+            _ => RemovalView::UnderWay,
+        }
+    }
+
+    /// Somebody asked for the old volumes to be removed, and not all are.
+    pub(super) fn wants_cleanup(&self) -> bool {
+        let there = |disk: &DiskMove| disk.old_volume != OldVolume::Removed;
+        let asked = self.spec.remove_old && !self.orphan && self.record.phase == Phase::Succeeded;
+        asked && self.record.disks.iter().any(there)
+    }
+
+    pub(super) fn drive(
+        &mut self,
+        now: BootTime,
+        ctx: &Context<'_>,
+        others: &[MigrationRecord],
+        moves: &Moves,
+    ) -> Vec<Effect> {
+        if self.committing.is_some() || self.commit_at.is_some_and(|at| now < at) {
+            return Vec::new();
+        }
+        if self.wants_cleanup() {
+            return self.clean_up(now, ctx, others, moves);
+        }
+        if self.record.phase.is_final() {
+            return Vec::new();
+        }
+        if matches!(self.record.phase, Phase::Pending | Phase::Checking) {
+            return self.check(now, ctx, others);
+        }
+        if self.failures > ACTION_FAILURES_MAX && self.record.phase < Phase::Starting {
+            let why = Refusal::new("ActionFailed", std::mem::take(&mut self.record.message));
+            return self.undo(ctx, &why);
+        }
+        if self.record.phase == Phase::Confirming && self.is_running(ctx) {
+            self.running_at.get_or_insert(now);
+        }
+        let mut moment = Moment {
+            now,
+            entered: self.entered,
+            record: &self.record,
+            spec: &self.spec,
+            copies: &mut self.copies,
+            asking: &self.asking,
+            broken: self.broken,
+            watched: self.watched,
+            restored: self.restored,
+            unstaged: &self.unstaged,
+            refused: self.failures > ACTION_FAILURES_MAX,
+            ctx,
+        };
+        let target = |disk: &DiskMove| staging::reach(disk, ctx.fleet);
+        match moment.next() {
+            Next::Need(actions) => self.ask(now, actions),
+            Next::Copy { final_, hold } => {
+                let record = &self.record;
+                let orders = self.copies.order(now, &record.key, ctx.epoch, &record.disks, final_, target);
+                let mut effects = self.ask(now, hold);
+                effects.extend(orders);
+                effects
+            }
+            Next::AskGuest(question) => self.asking.ask(now, question).into_iter().collect(),
+            Next::DropCopies => {
+                self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks, target)
+            }
+            Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
+            Next::Undo(why) => self.undo(ctx, &why),
+            Next::Fail(why) => self.commit(ctx, |record| {
+                record.phase = Phase::Failed;
+                record.reason = Some(why.reason.to_owned());
+                record.message.clone_from(&why.message);
+            }),
+        }
+    }
+
+    fn clean_up(
+        &mut self,
+        now: BootTime,
+        ctx: &Context<'_>,
+        others: &[MigrationRecord],
+        moves: &Moves,
+    ) -> Vec<Effect> {
+        let step = self.cleanup.step(now, &self.record, others, moves, ctx);
+        let refused = self.kept.take().filter(|why| why.reason == NOT_DELETED && !step.actions.is_empty());
+        self.kept = step.why.or(refused);
+        if !step.store.is_empty() {
+            return self.commit(ctx, |record| {
+                for (place, old_volume) in step.store {
+                    record.disks[place].old_volume = old_volume;
+                }
+            });
+        }
+        let mut effects = self.ask(now, step.actions);
+        effects.extend(step.orders);
+        effects
+    }
+
+    fn is_running(&self, ctx: &Context<'_>) -> bool {
+        let vm = self.spec.vm.as_ref().map(|name| Key::new(self.record.key.namespace.clone(), name));
+        let instance = vm.and_then(|key| ctx.fleet.vms.get(&key)?.instance.as_ref());
+        instance.is_some_and(|instance| instance.phase == "Running")
+    }
+
+    fn check(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {
+        if self.spec.cancelled {
+            return self.commit(ctx, |record| {
+                record.phase = Phase::Cancelled;
+                record.reason = Some("Cancelled".to_owned());
+                "cancelled before anything was done".clone_into(&mut record.message);
+            });
+        }
+        let others: Vec<&MigrationRecord> = others.iter().collect();
+        let found = checks::preflight(&self.record.key, &self.record.uid, &self.spec, &others, ctx);
+        match found.disks {
+            Ok(disks) => self.commit(ctx, |record| {
+                record.phase = Phase::Provisioning;
+                record.disks = disks;
+                record.checks = found.checks;
+                record.message.clear();
+            }),
+            Err(why) if why.transient && now.saturating_sub(self.entered) < REPORT_WAIT_MAX => Vec::new(),
+            Err(why) => self.commit(ctx, |record| {
+                record.phase = Phase::Failed;
+                record.reason = Some(why.reason.to_owned());
+                record.message = why.message;
+                record.checks = found.checks;
+            }),
+        }
+    }
+
+    fn enter(&mut self, ctx: &Context<'_>, phase: Phase, learnt: Vec<Learnt>) -> Vec<Effect> {
+        self.commit(ctx, |record| {
+            // What was to be put back goes on instead.
+            if record.phase == Phase::RollingBack && phase == Phase::Starting {
+                record.reason = None;
+                record.message.clear();
+            }
+            record.phase = phase;
+            for fact in learnt {
+                match fact {
+                    Learnt::Stopped(owner, start) => record.stopped = Some((owner, start)),
+                    // One that was started in the middle has not told everything yet.
+                    Learnt::Ran(guest) => _ = record.guest.get_or_insert(guest),
+                    Learnt::Made(volumes) => {
+                        for (place, name, node) in volumes {
+                            let new = &mut record.disks[place].new;
+                            (new.name, new.node) = (name, node);
+                        }
+                    }
+                    Learnt::LeftOver(volumes) => {
+                        let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();
+                        let left =
+                            format!("; left over, on Retain, to be deleted by hand: {}", names.join(", "));
+                        record.message.push_str(&left);
+                    }
+                    Learnt::Copied(results) => {
+                        for (disk, copied) in record.disks.iter_mut().zip(results) {
+                            disk.copied = Some(copied);
+                        }
+                    }
+                    Learnt::Checked(checks) => record.checks.extend(checks),
+                    Learnt::NotSeenAgain(why) => {
+                        record.reason = Some(why.reason.to_owned());
+                        record.message = why.message;
+                    }
+                }
+            }
+        })
+    }
+
+    fn undo(&mut self, ctx: &Context<'_>, why: &Refusal) -> Vec<Effect> {
+        self.commit(ctx, |record| {
+            record.phase = Phase::RollingBack;
+            record.reason = Some(why.reason.to_owned());
+            record.message.clone_from(&why.message);
+        })
+    }
+
+    fn commit(&mut self, ctx: &Context<'_>, change: impl FnOnce(&mut MigrationRecord)) -> Vec<Effect> {
+        let mut record = self.record.clone();
+        record.epoch = ctx.epoch;
+        change(&mut record);
+        self.committing = Some(record.clone());
+        vec![Effect::Commit(Record::Migration(Box::new(record)))]
+    }
+
+    pub(super) fn committed(&mut self, now: BootTime) -> Vec<Effect> {
+        let Some(record) = self.committing.take() else { return Vec::new() };
+        let from = std::mem::replace(&mut self.record, record).phase;
+        let to = self.record.phase;
+        if from > Phase::Stopping && to == Phase::Stopping {
+            self.broken += 1;
+        }
+        if to == Phase::Stopping && self.record.stopped.is_some() {
+            self.stopped_at.get_or_insert(now);
+        }
+        if from != to && matches!(to, Phase::Succeeded | Phase::RolledBack | Phase::Cancelled) {
+            let until = self.running_at.unwrap_or(now);
+            self.downtime = self.stopped_at.map(|at| until.saturating_sub(at));
+        }
+        self.entered = now;
+        self.commit_at = None;
+        self.failures = 0;
+        self.restored = false;
+        self.unstaged.clear();
+        self.asked.clear();
+        self.copies.reset();
+        if from != to {
+            return vec![Effect::Notify(self.notice())];
+        }
+        let removed = self.record.disks.iter().all(|disk| disk.old_volume == OldVolume::Removed);
+        if removed && to == Phase::Succeeded { vec![Effect::Notify(self.removed())] } else { Vec::new() }
+    }
+
+    fn ask(&mut self, now: BootTime, actions: Vec<Action>) -> Vec<Effect> {
+        let due: Vec<Action> = actions
+            .into_iter()
+            .filter(|action| self.asked.get(action).is_none_or(|at| now.saturating_sub(*at) >= ACTION_RETRY))
+            .collect();
+        for action in &due {
+            self.asked.insert(action.clone(), now);
+        }
+        due.into_iter().map(Effect::Act).collect()
+    }
+
+    pub(super) fn failed(&mut self, why: &str) {
+        if self.record.phase.is_final() {
+            self.kept = Some(Refusal::not_yet(NOT_DELETED, why));
+            return;
+        }
+        self.failures += 1;
+        why.clone_into(&mut self.record.message);
+    }
+
+    fn removed(&self) -> Notice {
+        let old: Vec<&str> = self.record.disks.iter().map(|disk| disk.old.as_str()).collect();
+        let message = format!("the old volumes and their folders are removed, as asked: {}", old.join(", "));
+        let subject = Subject::Migration(self.record.key.clone());
+        Notice { severity: Severity::Info, subject, reason: "OldVolumesRemoved", message }
+    }
+
+    fn notice(&self) -> Notice {
+        let record = &self.record;
+        let moves_vm = self.spec.vm.is_some();
+        let (severity, reason, what) = match record.phase {
+            Phase::Provisioning => {
+                (Severity::Info, "MigrationStarted", "checks passed, target volumes are being made")
+            }
+            Phase::PreCopying => (Severity::Info, "PreCopying", "copying while the VM runs"),
+            Phase::Stopping if !moves_vm => {
+                (Severity::Info, "Halted", "no VM uses the claim: nothing is to be stopped")
+            }
+            Phase::Stopping => (Severity::Info, "StoppingVm", "stopping the VM through its owner"),
+            Phase::FinalCopying => (
+                Severity::Info,
+                "FinalCopying",
+                "the claims are locked and nobody writes any more: copying what differs",
+            ),
+            Phase::Verifying => (Severity::Info, "Verifying", "comparing the copy with its source"),
+            Phase::Swapping => (Severity::Info, "Swapping", "the claims change volumes"),
+            Phase::Starting | Phase::Confirming if !moves_vm => {
+                (Severity::Info, "Swapped", "the claim has its new volume")
+            }
+            Phase::Starting => (Severity::Info, "StartingVm", "giving the owner's start field back"),
+            Phase::Confirming => {
+                (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes")
+            }
+            Phase::Succeeded if record.reason.is_some() => (Severity::Warning, "GuestNotConfirmed", ""),
+            Phase::Succeeded => (Severity::Info, "MigrationSucceeded", "done; the old volumes are kept"),
+            Phase::Failed => (Severity::Warning, "MigrationFailed", ""),
+            Phase::RollingBack => (Severity::Warning, "RollingBack", ""),
+            Phase::RolledBack => (Severity::Warning, "MigrationRolledBack", ""),
+            Phase::Cancelled => (Severity::Info, "MigrationCancelled", ""),
+            Phase::Pending | Phase::Checking => (Severity::Info, "MigrationSeen", "to be checked"),
+        };
+        let message = match &record.reason {
+            Some(why) if what.is_empty() => format!("{why}: {}", record.message),
+            _ => what.to_owned(),
+        };
+        Notice { severity, subject: Subject::Migration(record.key.clone()), reason, message }
+    }
+}
