@@ -415,9 +415,13 @@ impl Coordinator {
             self.recovery.begin(node, None);
             self.cases.insert(node.clone(), case);
         }
+        let proven = |(node, case): (&NodeName, &Case)| case.proof_kind().is_some().then(|| node.clone());
+        let proven: BTreeSet<NodeName> = self.cases.iter().filter_map(proven).collect();
         for (node, case) in &mut self.cases {
             let around = Around {
                 pulse: self.liveness.pulse(node),
+                liveness: &self.liveness,
+                proven: &proven,
                 leases: &self.leases,
                 taints: &self.power_taints,
                 attested: &self.attested,

@@ -22,7 +22,8 @@
 //! nobody knows what it switches, and a person must reboot the node.
 //!
 //! The rules of each proof:
-//! - `PowerOffConfirmed`: the run that we ordered in this epoch ended with off, read back.
+//! - `PowerOffConfirmed`: the run that we ordered in this epoch ended with off, read back, and every other node that beat when
+//!   it was ordered has beaten since: see `bystanders`.
 //! - `CloudShutdown`, `OutOfServiceByOthers`: the taint, if we saw it appear while the node was silent: one that was
 //!   there before is left over from another time.
 //! - `HumanAttested`: a person's word about this very boot, if we saw it given while the node was silent, and no beat
@@ -36,6 +37,7 @@
 
 pub mod agents;
 mod attested;
+mod bystanders;
 mod case;
 pub mod lease;
 #[cfg(test)]
@@ -110,7 +112,8 @@ pub struct FenceRecord {
     pub epoch: u64,
     /// How far.
     pub stage: FenceStage,
-    /// The node's fence agent looks at another machine: in this incident its word proves nothing, whoever leads.
+    /// The node's fence agent looks at another machine, or may have switched another one off: in this incident its word
+    /// proves nothing, whoever leads.
     #[serde(default)]
     pub agent_distrusted: bool,
 }

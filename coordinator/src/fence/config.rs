@@ -24,6 +24,7 @@ use somersault_coordinator_core::fencing::agents::AgentRevision;
 use somersault_coordinator_core::names::NodeName;
 use somersault_proto::model::Malformed;
 
+use super::machine::{self, Machine};
 use super::run::is_secret;
 use super::{FenceAgent, FenceAgents};
 
@@ -117,8 +118,8 @@ pub enum FenceConfigError {
     },
     /// One of the two is a mistake, and nobody can tell which.
     #[error(
-        "nodes {one} and {other} have the same fence agent with the same options: it would switch one machine for both, and \
-         take its state for that of both. Give each node its own machine (ip, plug, systems_uri, ...)"
+        "nodes {one} and {other} have the same fence agent for the same machine: it would switch one for both, and take its \
+         state for that of both. Give each node its own machine (ip, plug, systems_uri, ...)"
     )]
     SameMachine {
         /// One node.
@@ -127,10 +128,6 @@ pub enum FenceConfigError {
         other: NodeName,
     },
 }
-
-/// How the names of the agents begin that know a machine by their options alone. A program of one's own may go by the name
-/// of the node, which it is told as well.
-const BY_OPTIONS: &str = "fence_";
 
 impl FenceAgents {
     /// Reads and checks the file. No agent may take longer than `timeout`, for which whoever asked waits.
@@ -165,13 +162,10 @@ impl FenceAgents {
 }
 
 fn refuse_same_machine(agents: &BTreeMap<NodeName, FenceAgent>) -> Result<(), FenceConfigError> {
-    let by_options = |agent: &FenceAgent| {
-        let name = agent.program.file_name().and_then(OsStr::to_str);
-        name.is_some_and(|name| name.starts_with(BY_OPTIONS))
-    };
-    let mut seen: BTreeMap<&str, &NodeName> = BTreeMap::new();
-    for (node, agent) in agents.iter().filter(|(_, agent)| by_options(agent)) {
-        if let Some(one) = seen.insert(&agent.revision.0, node) {
+    let mut seen: BTreeMap<Machine, &NodeName> = BTreeMap::new();
+    for (node, agent) in agents {
+        let Some(machine) = machine::of(&agent.program, &agent.options) else { continue };
+        if let Some(one) = seen.insert(machine, node) {
             return Err(FenceConfigError::SameMachine { one: one.clone(), other: node.clone() });
         }
     }
@@ -232,7 +226,8 @@ fn checked_option(name: &str, value: OptionValue) -> Result<String, String> {
     let value = match value {
         OptionValue::Bool(on) => if on { "1" } else { "0" }.to_owned(),
         OptionValue::Integer(number) => number.to_string(),
-        OptionValue::Text(text) => text,
+        // As the agents' own library reads it: without blanks around it.
+        OptionValue::Text(text) => text.trim().to_owned(),
     };
     if value.chars().any(char::is_control) {
         return Err(format!("the value of `{name}` holds a line break or another control character"));

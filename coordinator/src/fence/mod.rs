@@ -11,6 +11,7 @@
 
 mod config;
 mod live;
+mod machine;
 mod process;
 mod remote;
 mod run;

@@ -304,7 +304,7 @@ fn two_nodes_with_the_same_machine_are_refused() {
     };
     let agent = agent.display().to_string();
     let why = read(&agent, ["3", "3"]).unwrap_err();
-    assert!(why.contains("n1 and n2 have the same fence agent with the same options"), "{why}");
+    assert!(why.contains("n1 and n2 have the same fence agent for the same machine"), "{why}");
     assert_eq!(read(&agent, ["3", "4"]), Ok(()));
     // One's own program may go by the node's name.
     assert_eq!(read("sh", ["3", "3"]), Ok(()));

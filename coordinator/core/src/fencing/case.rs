@@ -6,11 +6,14 @@
 
 mod next;
 
+use std::collections::BTreeSet;
+
+use super::bystanders::Bystanders;
 use super::lease::LeaseWatch;
 use super::{Attested, FenceProof, FenceRecord, FenceStage, PowerTaints, ProofKind, run_max, words};
 use crate::BootTime;
 use crate::io::{Effect, FenceResult, Record};
-use crate::liveness::{BeatOf, EXPECTED_WITHIN, Phase, Pulse};
+use crate::liveness::{BeatOf, EXPECTED_WITHIN, Liveness, Phase, Pulse};
 use crate::names::{BootId, NodeName};
 use crate::scene::Scene;
 use crate::view::{Milestone, NodeState};
@@ -73,6 +76,9 @@ struct Power {
     /// A run that an earlier leader began may still be under way.
     foreign_until: Option<BootTime>,
     confirmed_at: Option<BootTime>,
+    /// When the last run ended, however it did.
+    ended_at: Option<BootTime>,
+    bystanders: Bystanders,
     attempts: u32,
     next_at: BootTime,
 }
@@ -91,6 +97,10 @@ pub(crate) struct Settled {
 /// What a case may look at besides the scene.
 pub(crate) struct Around<'a> {
     pub pulse: Option<&'a Pulse>,
+    /// Of every node.
+    pub liveness: &'a Liveness,
+    /// Nodes whose death is proven.
+    pub proven: &'a BTreeSet<NodeName>,
     pub leases: &'a LeaseWatch,
     pub taints: &'a PowerTaints,
     pub attested: &'a Attested,
@@ -126,6 +136,7 @@ impl Case {
         }
         if record.stage == FenceStage::PowerOrdered {
             case.power.ordered = true;
+            case.power.bystanders = Bystanders::unknown();
             case.power.foreign_until = Some(scene.now + run_max(scene));
         }
         // A process that has just started has heard nobody yet: the node may beat in a moment.
@@ -244,6 +255,15 @@ impl Case {
         if self.contradicted && !self.declare {
             return words::stands_contradicted(&self.node, self.proof_kind(), self.is_silent(scene));
         }
+        if self.is_at(&FenceStage::PowerOrdered) && self.last_beat.is_none() {
+            let bystanders = &self.power.bystanders;
+            if let Some(other) = bystanders.fell() {
+                return words::stands_with_fallen(&self.node, other);
+            }
+            if let Some(other) = bystanders.waits_for().filter(|_| self.power.confirmed_at.is_some()) {
+                return words::waits_for_bystander(other);
+            }
+        }
         let stage = self.stored.as_ref().filter(|_| !self.declare).map(|record| &record.stage);
         words::stage(&self.node, stage, self.last_beat.is_some(), self.power.failed.as_deref())
     }
@@ -352,6 +372,7 @@ impl Case {
         if Some(epoch) != scene.facts.epoch || self.power.running_until.take().is_none() {
             return;
         }
+        self.power.ended_at = Some(scene.now);
         match result {
             FenceResult::ConfirmedOff => self.power.confirmed_at = Some(scene.now),
             FenceResult::Failed(why) => self.run_failed(scene, why, fx),
@@ -417,8 +438,10 @@ impl Case {
         self.tell_left_over(around, fx);
         if self.power.running_until.is_some_and(|until| scene.now >= until) {
             self.power.running_until = None;
+            self.power.ended_at = Some(scene.now);
             self.run_failed(scene, "it did not end in time", fx);
         }
+        self.watch_bystanders(scene, around, fx);
         self.remind(scene, fx);
         if self.pending.is_some() || scene.now < self.commit_after {
             return;
@@ -432,12 +455,27 @@ impl Case {
             fx.push(Effect::Commit(Record::Fence(record)));
         } else if self.may_order(scene, around) && self.is_at(&FenceStage::PowerOrdered) {
             self.power.ordered = true;
+            self.power.bystanders.ordered(scene, &self.node, around.liveness);
             self.power.attempts += 1;
             let timeout = scene.facts.policy.fencing.timeout;
             self.power.running_until = Some(scene.now + run_max(scene));
             self.mark(Milestone::FencingStarted, scene.now);
             words::fencing_started(fx, &self.node);
             fx.push(Effect::RunFence { node: self.node.clone(), epoch, timeout });
+        }
+    }
+
+    /// As long as a proof may come of the agent.
+    fn watch_bystanders(&mut self, scene: &Scene<'_>, around: &Around<'_>, fx: &mut Vec<Effect>) {
+        if !self.is_at(&FenceStage::PowerOrdered) {
+            return;
+        }
+        let ended = self.power.ended_at.filter(|_| self.power.running_until.is_none());
+        let was_proven = |other: &NodeName| around.proven.contains(other);
+        let bystanders = &mut self.power.bystanders;
+        let news = bystanders.look(scene, &self.node, around.liveness, was_proven, ended);
+        if let Some(other) = bystanders.fell().filter(|_| news) {
+            words::bystander_fell(fx, &self.node, other);
         }
     }
 
@@ -501,6 +539,9 @@ impl Case {
             self.trusted_since.map(|since| since + policy.recovery.quarantine),
             self.last_beat.map(|beat| beat + policy.detection.suspect()),
             self.power.running_until,
+            // Beats alone wake nobody.
+            (self.power.confirmed_at.is_some() && self.proven_by.is_none())
+                .then(|| scene.now + policy.detection.beat),
             self.power.foreign_until,
             pulse.and_then(Pulse::kubelet_speaks_until),
             enrolled.then(|| leases.expires(&self.node, policy)),

@@ -78,6 +78,7 @@ fn nothing_happens_before_the_record_is_stored() {
     assert_eq!(runs(&bench), 0, "the power order is not stored yet");
     bench.give(Input::Committed(RecordKey::Fence("n1".into())));
     assert_eq!(runs(&bench), 1);
+    bench.run_ms(600);
     assert!(bench.deleted().is_empty(), "the proof is not stored yet");
     bench.give(Input::Committed(RecordKey::Fence("n1".into())));
     assert_eq!(bench.deleted(), ["virt-launcher-net".to_owned()].into());
@@ -130,6 +131,8 @@ fn the_end_of_a_run_of_another_epoch_proves_nothing() {
     bench.give(Input::FenceEnded { node: "n1".into(), epoch: 1, result: FenceResult::ConfirmedOff });
     assert_eq!(proof(&bench), None);
     bench.give(Input::FenceEnded { node: "n1".into(), epoch: 2, result: FenceResult::ConfirmedOff });
+    assert_eq!(proof(&bench), None, "nobody else has beaten since");
+    bench.run_ms(600);
     assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
 }
 
@@ -522,7 +525,7 @@ fn a_beat_that_was_under_way_when_the_power_went_is_no_contradiction() {
     let mut bench = Bench::new(fast(&["n1"]));
     off(&mut bench);
     bench.silence(&["n1"]);
-    bench.run_ms(1_300);
+    bench.run_ms(1_600);
     assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
     bench.give(Input::Beat { node: "n1".into(), boot_id: boot("n1", 1), sequence: 7 });
     bench.run_ms(5_000);

@@ -51,6 +51,28 @@ pub(super) fn stands_contradicted(node: &NodeName, proof: Option<ProofKind>, sil
     )
 }
 
+/// While its agent may have switched another machine off.
+pub(super) fn stands_with_fallen(node: &NodeName, other: &NodeName) -> String {
+    format!(
+        "its fence agent was run, and {other} fell, which had been beating: it may have switched that one off instead, so what it \
+         says proves nothing. Make sure that this machine is off, then kubectl somersault attest {node}"
+    )
+}
+
+/// While its agent says off, and is not believed yet.
+pub(super) fn waits_for_bystander(other: &NodeName) -> String {
+    format!("its fence agent says off; believed as soon as {other} beats, which beat when it was run")
+}
+
+pub(super) fn bystander_fell(fx: &mut Vec<Effect>, node: &NodeName, other: &NodeName) {
+    let message = format!(
+        "The fence agent of {node} was run, and {other} fell, which had been beating: it may be set to the machine of {other}. It is \
+         not believed in this incident, and the VMs of {node} wait. Look which machine it switches; make sure that {node} is \
+         off, then run `kubectl somersault attest {node}`."
+    );
+    tell_node(fx, Severity::Critical, node, "FenceHitAnother", message);
+}
+
 pub(super) fn fencing_started(fx: &mut Vec<Effect>, node: &NodeName) {
     let message = format!("Switching {node} off by its fence agent, then reading back that it is off.");
     tell_node(fx, Severity::Info, node, "FencingStarted", message);

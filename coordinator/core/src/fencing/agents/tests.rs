@@ -296,6 +296,7 @@ fn agents_that_cannot_be_run_prove_nothing_and_are_run_as_soon_as_they_can() {
     bench.run_ms(10_000);
     bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
     tell(&mut bench, roster(&[("n1", "a")]));
+    bench.run_ms(600);
     assert_eq!(shown(&bench, "n1").proof, Some(ProofKind::PowerOffConfirmed));
     assert_eq!((bench.notices("FenceRunnerAway"), bench.notices("FenceRunnerBack")), (1, 1));
 }
@@ -308,6 +309,7 @@ fn a_node_that_is_given_an_agent_while_it_is_dead_is_switched_off() {
     assert_eq!((runs(&bench), bench.state("n1")), (0, NodeState::AwaitingProof));
     bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
     tell(&mut bench, roster(&[("n1", "a")]));
+    bench.run_ms(600);
     assert_eq!(shown(&bench, "n1").proof, Some(ProofKind::PowerOffConfirmed));
 }
 

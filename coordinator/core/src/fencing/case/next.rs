@@ -29,10 +29,13 @@ impl Case {
             FenceStage::Declared | FenceStage::PowerOrdered => {
                 let back = self.last_beat.is_some() && !self.may_yet_go_off(scene);
                 let order = self.is_at(&FenceStage::Declared) && self.may_order(scene, around);
+                let distrusts = self.distrusts_agent(scene);
                 self.proof_at_hand(scene, around)
                     .map(|proof| FenceStage::Fenced { proof })
                     .or(back.then_some(FenceStage::Closed))
                     .or(order.then_some(FenceStage::PowerOrdered))
+                    // Whoever leads next must know it too.
+                    .or((distrusts && !record.agent_distrusted).then(|| record.stage.clone()))
             }
             FenceStage::Fenced { .. } => {
                 let boot_id = self.new_boot.clone().filter(|_| around.settled.idle)?;
@@ -74,7 +77,8 @@ impl Case {
         }
         let others = || given_by_others(around.taints, around.attested, &self.node, self.boot.as_ref());
         let lease = || around.leases.expired(&self.node, self.boot.as_ref(), scene.now, &scene.facts.policy);
-        let confirmed = self.power.confirmed_at.is_some() && !self.distrusts_agent(scene);
+        let believed = !self.distrusts_agent(scene) && self.power.bystanders.all_live();
+        let confirmed = self.power.confirmed_at.is_some() && believed;
         let power = confirmed.then_some(ProofKind::PowerOffConfirmed);
         power.or_else(others).or(returned).or_else(|| lease().then_some(ProofKind::LeaseExpired))
     }
@@ -95,6 +99,9 @@ impl Case {
     /// In one incident that does not end: a silent node can show nothing of its agent.
     pub(super) fn distrusts_agent(&self, scene: &Scene<'_>) -> bool {
         let stored = self.stored.as_ref().filter(|_| !self.declare);
-        scene.facts.power_off.is_wrong(&self.node) || stored.is_some_and(|record| record.agent_distrusted)
+        let doubted = self.power.bystanders.fell().is_some();
+        doubted
+            || scene.facts.power_off.is_wrong(&self.node)
+            || stored.is_some_and(|record| record.agent_distrusted)
     }
 }
