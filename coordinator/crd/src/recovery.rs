@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::common::{DiskFinding, NAME_LENGTH_MAX, Proof};
 use crate::volume_migration::Stopped;
 
+/// Finalizer on each one whose rebuild has stopped the VM: deleted then, it stays until the VM has its start field back.
+pub const FINALIZER: &str = "somersault.novasphere.dev/rebuild";
+
 /// One VM of an incident. Named like the VM, in its namespace; made by the coordinator when the node is
 /// declared unreachable, before anything is done, or when its storage is found broken while its node lives.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]

@@ -18,8 +18,7 @@ use somersault_coordinator::cluster::directory::Objects;
 use somersault_coordinator::cluster::directory::files::{Contents, Entry, Fault};
 use somersault_coordinator::cluster::kube::Writer;
 use somersault_coordinator::cluster::manifest::ObjectId;
-use somersault_coordinator_core::io::Action;
-use somersault_coordinator_core::names::Key;
+use somersault_coordinator_core::io::{Action, RecordKey};
 use tokio::runtime::Runtime;
 
 use super::kinds::{Absent, Kind, READ};
@@ -238,9 +237,9 @@ impl ApiServer {
         Ok(self.wait(self.writer().act(action))?)
     }
 
-    /// Takes the coordinator's finalizer off a migration: nobody is left to end it.
-    pub fn let_go(&self, migration: &Key) -> Result<(), Failure> {
-        Ok(self.wait(self.writer().let_go(migration))?)
+    /// Takes the coordinator's finalizer off the object of a record: nobody is left to end what it tells of.
+    pub fn let_go(&self, record: &RecordKey) -> Result<(), Failure> {
+        Ok(self.wait(self.writer().let_go(record))?)
     }
 
     fn writer(&self) -> Writer {

@@ -62,9 +62,9 @@ impl Decision {
             }
             // By the instance's uid: the label with a VM's name has the guest's host name in it, which may be another VM's.
             Reason::InstancePaused => format!(
-                "unpause it, or stop it, once it is known why it was paused; on a node that is proven dead, and only then: stop it, \
+                "unpause it, or stop it, once it is known why it was paused; on a node that is proven dead, and only then: stop it (virtctl stop {vm} -n {namespace}), \
                  kubectl delete pod -n {namespace} -l kubevirt.io/created-by=$(kubectl get vmi {vm} -n {namespace} -o \
-                 jsonpath='{{.metadata.uid}}') --force --grace-period=0, and start it"
+                 jsonpath='{{.metadata.uid}}') --force --grace-period=0, and virtctl start {vm} -n {namespace}"
             ),
             Reason::InstanceNeverRan => {
                 "see why its first start does not succeed: kubectl describe vmi".to_owned()

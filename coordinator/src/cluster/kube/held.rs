@@ -1,6 +1,6 @@
-//! A migration at work holds its object by a finalizer: deleted in the middle, it is a migration that somebody cancels, with
-//! its record, until its VM has its disks and its start field back. Without it a coordinator that dies then would leave a
-//! stopped VM of which nothing tells any more.
+//! A migration at work holds its object by a finalizer, and so does a rebuild that has stopped its VM: deleted in the middle,
+//! the object stays with its record until the VM has its disks and its start field back. Without it a coordinator that dies
+//! then would leave a stopped VM of which nothing tells any more.
 //!
 //! ```text
 //!   record of a phase at work ──► held ──► record of a final phase ──► let go
@@ -11,11 +11,38 @@
 
 use serde_json::Value;
 use somersault_coordinator_core::io::Record;
-use somersault_crd::volume_migration::FINALIZER;
+use somersault_coordinator_core::rebuild::RebuildStage;
+use somersault_crd::{recovery, volume_migration};
 
 use super::api::Api;
 use crate::cluster::manifest::ObjectId;
 use crate::cluster::{ClusterError, change};
+
+/// What a record says of its object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Needed,
+    /// As it is.
+    Either,
+    Over,
+}
+
+fn asked(record: &Record) -> Hold {
+    match record {
+        Record::Migration(record) if record.is_open() => Hold::Needed,
+        Record::Migration(record) if record.phase.is_final() => Hold::Over,
+        Record::Rebuild(record) => match record.stage {
+            RebuildStage::Retaining => Hold::Either,
+            RebuildStage::Stopping
+            | RebuildStage::Replacing
+            | RebuildStage::Starting
+            | RebuildStage::GivingBack => Hold::Needed,
+            // The start field is given back.
+            RebuildStage::Importing | RebuildStage::Rebuilt | RebuildStage::GivenBack => Hold::Over,
+        },
+        _ => Hold::Either,
+    }
+}
 
 /// The object as it may be given this record: held, where that has to be.
 pub(super) async fn hold(
@@ -24,15 +51,14 @@ pub(super) async fn hold(
     object: Value,
     record: &Record,
 ) -> Result<Value, ClusterError> {
-    let at_work = matches!(record, Record::Migration(record) if record.is_open());
     // Of one that is being deleted the API server takes no new finalizer; nothing of it was made yet.
-    if !at_work || is_held(&object) || change::is_going(&object) {
+    if asked(record) != Hold::Needed || is_held(id, &object) || change::is_going(&object) {
         return Ok(object);
     }
     api.modify(id, |object| {
-        if !is_held(object) && !change::is_going(object) {
+        if !is_held(id, object) && !change::is_going(object) {
             let mut finalizers = finalizers(object).to_vec();
-            finalizers.push(FINALIZER.into());
+            finalizers.extend(finalizer(id).map(Value::from));
             object["metadata"]["finalizers"] = finalizers.into();
         }
         Ok(())
@@ -40,19 +66,16 @@ pub(super) async fn hold(
     .await
 }
 
-/// Lets the object of a stored record go, where its migration is over.
+/// Lets the object of a stored record go, where what it tells of is over.
 pub(super) async fn let_go_after(api: &Api, id: &ObjectId, record: &Record) -> Result<(), ClusterError> {
-    match record {
-        Record::Migration(record) if record.phase.is_final() && !record.is_open() => let_go(api, id).await,
-        _ => Ok(()),
-    }
+    if asked(record) == Hold::Over { let_go(api, id).await } else { Ok(()) }
 }
 
 /// Lets it go, whatever its record says. One that is gone already is as it should be.
 pub(super) async fn let_go(api: &Api, id: &ObjectId) -> Result<(), ClusterError> {
     let released = api.modify(id, |object| {
-        if is_held(object) {
-            let others = finalizers(object).iter().filter(|name| *name != FINALIZER).cloned();
+        if is_held(id, object) {
+            let others = finalizers(object).iter().filter(|name| !is_ours(id, name)).cloned();
             object["metadata"]["finalizers"] = others.collect::<Vec<_>>().into();
         }
         Ok(())
@@ -64,8 +87,21 @@ pub(super) async fn let_go(api: &Api, id: &ObjectId) -> Result<(), ClusterError>
 }
 
 /// Whether our finalizer is on it.
-pub(super) fn is_held(object: &Value) -> bool {
-    finalizers(object).iter().any(|name| name == FINALIZER)
+pub(super) fn is_held(id: &ObjectId, object: &Value) -> bool {
+    finalizers(object).iter().any(|name| is_ours(id, name))
+}
+
+fn is_ours(id: &ObjectId, name: &Value) -> bool {
+    finalizer(id).is_some_and(|ours| name == ours)
+}
+
+/// What we put on objects of this kind.
+fn finalizer(id: &ObjectId) -> Option<&'static str> {
+    match id.kind.as_str() {
+        "VolumeMigration" => Some(volume_migration::FINALIZER),
+        "Recovery" => Some(recovery::FINALIZER),
+        _ => None,
+    }
 }
 
 fn finalizers(object: &Value) -> &[Value] {

@@ -84,11 +84,11 @@ pub(super) async fn all(api: &Api, known: &Mutex<Known>) -> Result<Vec<Record>, 
     *lock(known) = found;
     // Whoever stored its last record died before it let the object go. That one of them cannot be let go is no reason to
     // leave the cluster without a leader.
-    for (id, _) in objects.iter().filter(|(_, object)| held::is_held(object)) {
+    for (id, _) in objects.iter().filter(|(id, object)| held::is_held(id, object)) {
         if let Some(record) = records.iter().find(|record| stored::object_of(&record.key()) == *id)
             && let Err(error) = held::let_go_after(api, id, record).await
         {
-            tracing::warn!(object = %id, %error, "its migration is over, and it cannot be let go");
+            tracing::warn!(object = %id, %error, "what it tells of is over, and it cannot be let go");
         }
     }
     Ok(records)

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use kube::Client;
 use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record, RecordKey};
-use somersault_coordinator_core::names::Key;
 use somersault_coordinator_core::view::View;
 
 use super::api::Api;
@@ -43,9 +42,9 @@ impl Writer {
         records::commit(&self.api, &self.known, record, epoch, leading).await
     }
 
-    /// Lets a migration's object go, so that it can be deleted with nobody left to end the migration.
-    pub async fn let_go(&self, migration: &Key) -> Result<(), ClusterError> {
-        held::let_go(&self.api, &stored::object_of(&RecordKey::Migration(migration.clone()))).await
+    /// Lets the object of a record go, so that it can be deleted with nobody left to end what it tells of.
+    pub async fn let_go(&self, record: &RecordKey) -> Result<(), ClusterError> {
+        held::let_go(&self.api, &stored::object_of(record)).await
     }
 
     /// Every stored record, as stored now.

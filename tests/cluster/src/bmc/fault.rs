@@ -15,6 +15,8 @@ pub enum Fault {
     Hangs,
     /// It answers that it cannot.
     Fails,
+    /// Its wires lead to the next node's power cord, the last one's to the first one's: it does what it says, to the wrong one.
+    Miswired,
 }
 
 impl FromStr for Fault {
@@ -25,7 +27,8 @@ impl FromStr for Fault {
             "lies" => Ok(Self::Lies),
             "hangs" => Ok(Self::Hangs),
             "fails" => Ok(Self::Fails),
-            other => bail!("{other:?} is no fault of a controller: lies, hangs, fails"),
+            "miswired" => Ok(Self::Miswired),
+            other => bail!("{other:?} is no fault of a controller: lies, hangs, fails, miswired"),
         }
     }
 }
@@ -36,6 +39,7 @@ impl Fault {
             Self::Lies => "lies",
             Self::Hangs => "hangs",
             Self::Fails => "fails",
+            Self::Miswired => "miswired",
         }
     }
 

@@ -93,8 +93,9 @@ async fn system(State(controller): State<Controller>, Path(node): Path<String>) 
         Ok(fault) => fault,
         Err(response) => return response,
     };
+    let cord = wired(&controller.layout, &node, fault);
     let state =
-        controller.clone().blocking(move |layout| power::is_on(layout, &node).map(|on| (node, on))).await;
+        controller.clone().blocking(move |layout| power::is_on(layout, &cord).map(|on| (node, on))).await;
     let (node, is_on) = match state {
         Ok(found) => found,
         Err(response) => return response,
@@ -132,13 +133,24 @@ async fn reset(State(controller): State<Controller>, Path(node): Path<String>, b
         return StatusCode::NO_CONTENT.into_response();
     }
     let on = kind == "On";
-    eprintln!("{node}: {kind}");
+    let cord = wired(&controller.layout, &node, fault);
+    eprintln!("{node}: {kind}, at the cord of {cord}");
     let switched = controller
         .blocking(
-            move |layout| if on { power::on_from_inside(layout, &node) } else { power::off(layout, &node) },
+            move |layout| if on { power::on_from_inside(layout, &cord) } else { power::off(layout, &cord) },
         )
         .await;
     switched.map_or_else(|response| response, |()| StatusCode::NO_CONTENT.into_response())
+}
+
+/// Whose power cord the controller of a node switches.
+fn wired(layout: &Layout, node: &str, fault: Option<Fault>) -> String {
+    if fault != Some(Fault::Miswired) {
+        return node.to_owned();
+    }
+    let nodes = layout.nodes();
+    let own = nodes.iter().position(|name| name == node).unwrap_or_default();
+    nodes[(own + 1) % nodes.len()].clone()
 }
 
 impl Controller {

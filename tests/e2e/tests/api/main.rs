@@ -48,6 +48,7 @@ fn an_api_server_holds_what_we_write_and_refuses_what_it_must() -> Result<()> {
         failed += step("Wukongs", Box::pin(vms::wukongs_to_the_byte(bed))).await;
         failed += step("records", Box::pin(records::come_back_as_stored(bed))).await;
         failed += step("records of others", Box::pin(records::are_not_overwritten(bed))).await;
+        failed += step("records of a rebuild", Box::pin(records::of_a_rebuild(bed))).await;
         failed += step("two writers", Box::pin(records::of_two_writers(bed))).await;
         failed += step("records that make no sense", Box::pin(records::that_make_no_sense(bed))).await;
         failed += step("statuses", Box::pin(shown::beside_records(bed))).await;

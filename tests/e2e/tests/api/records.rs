@@ -12,6 +12,7 @@ use somersault_coordinator_core::io::Record;
 use somersault_coordinator_core::migration::{
     Check, Copied, DiskMove, Guest, MigrationRecord, OldVolume, Phase,
 };
+use somersault_coordinator_core::rebuild::{RebuildRecord, RebuildStage};
 
 use crate::bed::{Bed, NODE};
 use crate::claims::{new_volume, shop, template};
@@ -211,6 +212,38 @@ pub async fn are_not_overwritten(bed: &Bed) -> Result<()> {
     let uid = &uid_of_the_move(bed).await?;
     commit(bed, &moved(uid, Phase::Checking)).await?;
     while_the_spec_is_edited(bed).await
+}
+
+/// Of a rebuild that has stopped its VM: removed, it stays until the VM has its start field back.
+pub async fn of_a_rebuild(bed: &Bed) -> Result<()> {
+    const VM: &str = "rebuilt";
+    bed.writer.records().await?;
+    let record = |stage| {
+        Record::Rebuild(Box::new(RebuildRecord {
+            vm: shop(VM),
+            vm_uid: "vm-uid".into(),
+            node: "n1".into(),
+            epoch: EPOCH,
+            proof: Some(ProofKind::HumanAttested),
+            stage,
+            stopped: Some((Owner::Itself, SavedStart::RunStrategy("Always".into()))),
+            pods: Vec::new(),
+            disks: Vec::new(),
+        }))
+    };
+    for stage in [RebuildStage::Retaining, RebuildStage::Stopping] {
+        commit(bed, &record(stage)).await?;
+    }
+    bed.cluster.ask(&["delete", "recovery", "-n", "shop", VM, "--wait=false"])?;
+    let held = bed.get("Recovery", VM).await?;
+    ensure!(held["metadata"]["deletionTimestamp"].is_string(), "deleted in the middle, it is gone: {held}");
+    let known = bed.another_writer().records().await?;
+    ensure!(known.contains(&record(RebuildStage::Stopping)), "{known:?}");
+    commit(bed, &record(RebuildStage::Starting)).await?;
+    ensure!(!bed.get("Recovery", VM).await?.is_null(), "gone before the start field was given back");
+    commit(bed, &record(RebuildStage::Importing)).await?;
+    ensure!(bed.get("Recovery", VM).await?.is_null(), "over, it is still there");
+    Ok(())
 }
 
 /// A conflict that does not touch the record is none.

@@ -102,6 +102,52 @@ pub fn short_cut(bed: &Bed) -> Result<()> {
     stage.undisturbed(LONG_ENOUGH)
 }
 
+/// The controller of a node that is cut off switches another one off, and says off with every right: the VMs of the first go
+/// on, and nothing of it is started elsewhere.
+pub fn miswired(bed: &Bed) -> Result<()> {
+    bed.wait_whole(NEW_LEADER_DEADLINE)?;
+    let leader = bed.leaders_node()?;
+    let nodes = bed.nodes();
+    let after = |node: &str| {
+        let at = nodes.iter().position(|name| name == node).context("no such node")?;
+        Ok::<_, anyhow::Error>(nodes[(at + 1) % nodes.len()].clone())
+    };
+    // So that the leader goes on.
+    let node = after(&leader)?;
+    wrong_one_is_hit(bed, &node, &after(&node)?)
+}
+
+/// The same, and the one that is switched off is the leader's: the next leader finds an order of which it knows nothing.
+pub fn miswired_to_the_leader(bed: &Bed) -> Result<()> {
+    bed.wait_whole(NEW_LEADER_DEADLINE)?;
+    let leader = bed.leaders_node()?;
+    let nodes = bed.nodes();
+    let at = nodes.iter().position(|name| *name == leader).context("no such node")?;
+    wrong_one_is_hit(bed, &nodes[(at + nodes.len() - 1) % nodes.len()], &leader)
+}
+
+fn wrong_one_is_hit(bed: &Bed, node: &str, other: &str) -> Result<()> {
+    let stage = Stage::set(bed, node, &[WEB, DB])?;
+    bed.cluster().bmc_fault(node, Some(BmcFault::Miswired))?;
+    bed.cluster().cut(node)?;
+    until("the other one is switched off", DECIDE_DEADLINE, &[], || {
+        Ok((!bed.cluster().is_on(other)?).then_some(()))
+    })?;
+    // A new leader is found, and tries again; then a storm hold is over.
+    std::thread::sleep(LONG_ENOUGH * 6);
+    ensure!(bed.cluster().is_on(node)?, "{node} was switched off too");
+    for vm in [WEB, DB] {
+        ensure!(stage.instances(&vm)? == 1, "{} was started elsewhere, and runs on {node}", vm.name);
+        stage.wait_writes(&vm, DECIDE_DEADLINE)?;
+    }
+    stage.judge()?;
+    bed.cluster().bmc_fault(node, None)?;
+    bed.cluster().power_on(other)?;
+    bed.cluster().wait_ready(other)?;
+    comes_back(bed, &stage, node)?;
+    bed.wait_state(other, "Healthy", RETURN_DEADLINE)
+}
+
 /// Without a fence agent's proof a dead node waits for a person.
 pub fn attested(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;

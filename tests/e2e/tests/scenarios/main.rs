@@ -49,6 +49,8 @@ type Scenario = (&'static str, Length, fn(&Bed) -> Result<()>);
 const SCENARIOS: &[Scenario] = &[
     ("power_off_recreates_network_and_leaves_local_and_unknown_alone", Short, death::power_off),
     ("network_cut_with_vms_running", Short, death::network_cut),
+    ("a_fence_agent_that_hits_another_node_proves_nothing", Long, death::miswired),
+    ("a_fence_agent_that_hits_the_leaders_node_proves_nothing", Long, death::miswired_to_the_leader),
     ("side_by_side_with_kubernetes", Long, death::side_by_side),
     ("without_a_fence_agent_nothing_is_touched_until_a_person_attests", Short, death::attested),
     ("a_node_that_is_back_is_neither_switched_off_nor_proven_dead", Short, death::short_cut),

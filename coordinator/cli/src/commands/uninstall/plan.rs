@@ -13,15 +13,17 @@
 
 use std::collections::BTreeMap;
 
-use somersault_coordinator::cluster::manifest::records::migration_record;
+use kube::core::ObjectMeta;
+use somersault_coordinator::cluster::manifest::records::{migration_record, rebuild_record};
 use somersault_coordinator_core::fleet::FENCING_TAINT;
-use somersault_coordinator_core::io::Action;
+use somersault_coordinator_core::io::{Action, RecordKey};
 use somersault_coordinator_core::migration::{DiskMove, MigrationRecord};
 use somersault_coordinator_core::names::{Key, VolumeName};
 use somersault_coordinator_core::policy::LEADER_LEASE_MAX;
-use somersault_crd::VolumeMigration;
+use somersault_coordinator_core::rebuild::{RebuildRecord, RebuildStage};
 use somersault_crd::node_health::{FenceStage, NodeState};
-use somersault_crd::volume_migration::FINALIZER;
+use somersault_crd::recovery::{self, RebuildStage as Stage};
+use somersault_crd::{Recovery, VolumeMigration, volume_migration};
 
 use super::owned::Owned;
 use crate::commands::migrate::has_ended;
@@ -46,8 +48,8 @@ pub enum Step {
     StopCoordinator,
     /// What the coordinator itself would do to a node or a VM.
     GiveBack(Action),
-    /// Take the coordinator's finalizer off a migration, which nobody could delete otherwise.
-    LetGo(Key),
+    /// Take the coordinator's finalizer off the object of a record, which nobody could delete otherwise.
+    LetGo(RecordKey),
     /// Delete an object.
     Delete(Owned),
 }
@@ -65,7 +67,7 @@ impl Step {
                 format!("give VM {vm} its start field back: it may start")
             }
             Self::GiveBack(action) => format!("{action:?}"),
-            Self::LetGo(migration) => format!("let VolumeMigration {migration} be deleted"),
+            Self::LetGo(record) => format!("let {} be deleted", named(record)),
             Self::Delete(owned) => format!("delete {}", owned.words()),
         }
     }
@@ -80,9 +82,14 @@ pub fn plan(world: &World, coordinator: bool, owned: Vec<Owned>, definitions: Op
     }
     for (key, migration) in &world.migrations {
         give_back_start(key, migration, world, &mut plan);
-        let mut finalizers = migration.metadata.finalizers.iter().flatten();
-        if finalizers.any(|name| name == FINALIZER) {
-            plan.steps.push(Step::LetGo(key.clone()));
+        if is_held(&migration.metadata, volume_migration::FINALIZER) {
+            plan.steps.push(Step::LetGo(RecordKey::Migration(key.clone())));
+        }
+    }
+    for (vm, recovery) in &world.recoveries {
+        give_back_rebuilt(vm, recovery, &mut plan);
+        if is_held(&recovery.metadata, recovery::FINALIZER) {
+            plan.steps.push(Step::LetGo(RecordKey::Rebuild(vm.clone())));
         }
     }
     for (name, node) in &world.fleet.nodes {
@@ -163,7 +170,12 @@ fn under_way(world: &World) -> Vec<String> {
         (!complete && !evacuation.spec.dry_run)
             .then(|| format!("Evacuation {name}: kubectl somersault cancel evacuation/{name}, or wait"))
     });
-    held.chain(incidents).chain(migrations).chain(evacuations).collect()
+    let rebuilds = world.recoveries.iter().filter_map(|(vm, recovery)| {
+        let stage = recovery.status.as_ref()?.rebuild.as_ref()?.stage;
+        (!matches!(stage, Stage::Rebuilt | Stage::GivenBack))
+            .then(|| format!("the rebuild of VM {vm} ({stage:?}): kubectl somersault recoveries, and wait"))
+    });
+    held.chain(incidents).chain(rebuilds).chain(migrations).chain(evacuations).collect()
 }
 
 /// A VM that a migration has stopped gets its start field back, where its disks are whole.
@@ -201,6 +213,40 @@ fn give_back_start(key: &Key, migration: &VolumeMigration, world: &World, plan: 
          and it is brought to an end; or, by hand, {}, then give back its start field",
         disks.iter().map(by_hand).collect::<Vec<_>>().join(", ")
     ));
+}
+
+/// A VM that a rebuild has stopped gets its start field back: what its `DataVolumes` have not made anew yet, they make.
+fn give_back_rebuilt(vm: &Key, recovery: &Recovery, plan: &mut Plan) {
+    let Some(stored) = recovery.status.as_ref().and_then(|status| status.rebuild.as_ref()) else { return };
+    match rebuild_record(vm, stored) {
+        Ok(RebuildRecord { stage, stopped: Some((owner, start)), .. }) if is_stopped(stage) => {
+            plan.steps.push(Step::GiveBack(Action::RestoreStart { vm: vm.clone(), owner, start }));
+        }
+        Ok(_) => {}
+        Err(error) => {
+            plan.stays.push(format!("Recovery {vm} cannot be read ({error}): see whether its VM is stopped"));
+        }
+    }
+}
+
+/// Whether a rebuild has the VM stopped at this stage.
+fn is_stopped(stage: RebuildStage) -> bool {
+    use RebuildStage::{GivingBack, Replacing, Starting, Stopping};
+    matches!(stage, Stopping | Replacing | Starting | GivingBack)
+}
+
+fn is_held(object: &ObjectMeta, finalizer: &str) -> bool {
+    object.finalizers.iter().flatten().any(|name| name == finalizer)
+}
+
+/// The object of a record, in words.
+fn named(record: &RecordKey) -> String {
+    match record {
+        RecordKey::Migration(key) => format!("VolumeMigration {key}"),
+        RecordKey::Rebuild(vm) => format!("Recovery {vm}"),
+        RecordKey::Evacuation(name) => format!("Evacuation {name}"),
+        RecordKey::Fence(node) => format!("NodeHealth {node}"),
+    }
 }
 
 /// What binds a claim to its old volume again.
@@ -355,7 +401,7 @@ mod tests {
         let ended = plan(&world(&[migration("Succeeded")]), false, Vec::new(), None);
         assert!(ended.steps.is_empty() && ended.under_way.is_empty(), "{ended:?}");
         let mut held = migration("FinalCopying");
-        held["metadata"]["finalizers"] = json!(["other.example/x", FINALIZER]);
+        held["metadata"]["finalizers"] = json!(["other.example/x", volume_migration::FINALIZER]);
         let released = plan(&world(&[held]), false, Vec::new(), None);
         assert_eq!(
             words(&released).last().map(String::as_str),
@@ -455,6 +501,37 @@ mod tests {
         assert!(plan(&world(&objects), true, Vec::new(), None).stays.contains(&kept[0]));
         let given_back = [rebuilt("pv-image", "root"), volume("pv-image", "root"), claim("root", "pv-image")];
         assert_eq!(old_volumes(&world(&given_back)), [""; 0], "it is in use");
+    }
+
+    #[test]
+    fn a_vm_that_a_rebuild_has_stopped_is_started_and_its_recovery_let_go() {
+        let rebuild = |stage: &str| {
+            world(&[json!({
+                "apiVersion": somersault_crd::API_VERSION, "kind": "Recovery",
+                "metadata": { "name": "web", "namespace": "shop", "finalizers": [recovery::FINALIZER] },
+                "spec": { "vm": "web" },
+                "status": { "rebuild": {
+                    "vmUID": "u", "node": "n1", "epoch": 3, "stage": stage,
+                    "stopped": { "owner": { "kind": "VirtualMachine", "name": "web" }, "start": { "runStrategy": "Always" } },
+                } },
+            })])
+        };
+        for (stage, begins, starts) in [
+            ("Stopping", false, true),
+            ("Replacing", false, true),
+            ("Importing", false, false),
+            ("Rebuilt", true, false),
+        ] {
+            let plan = plan(&rebuild(stage), true, Vec::new(), None);
+            assert_eq!(plan.under_way.is_empty(), begins, "{stage}: {:?}", plan.under_way);
+            let words = words(&plan);
+            assert_eq!(
+                words.iter().any(|step| step.starts_with("give VM shop/web its start field back")),
+                starts,
+                "{stage}: {words:?}"
+            );
+            assert!(words.contains(&"let Recovery shop/web be deleted".to_owned()), "{stage}: {words:?}");
+        }
     }
 
     #[test]
