@@ -9,10 +9,11 @@ use serde_json::Value;
 use somersault_coordinator::cluster::Problem;
 use somersault_coordinator::cluster::directory::{self, Objects};
 use somersault_coordinator::cluster::kube::policy;
+use somersault_coordinator::cluster::manifest::RETAINED_ANNOTATION;
 use somersault_coordinator_core::decision::ExpectedTimes;
 use somersault_coordinator_core::fencing::ProofKind;
 use somersault_coordinator_core::fleet::Fleet;
-use somersault_coordinator_core::names::{Key, NodeName};
+use somersault_coordinator_core::names::{Key, NodeName, VolumeName};
 use somersault_coordinator_core::policy::{Policy, PolicySpec};
 use somersault_crd::recovery_policy::POLICY_NAME;
 use somersault_crd::{Evacuation, NodeHealth, Recovery, VolumeMigration};
@@ -42,6 +43,8 @@ pub struct World {
     pub migrations: BTreeMap<Key, VolumeMigration>,
     /// Evacuations.
     pub evacuations: BTreeMap<String, Evacuation>,
+    /// Volumes that the coordinator has put on reclaim policy Retain.
+    pub retained: BTreeSet<VolumeName>,
     /// What the coordinator may do.
     pub policy: Policy,
     /// Whether a coordinator leads now; unknown of a dump.
@@ -83,6 +86,11 @@ impl World {
         let migrations = typed(objects, "VolumeMigration", problems).collect();
         let evacuations =
             typed(objects, "Evacuation", problems).map(|(key, object)| (key.name, object)).collect();
+        let retained = objects.iter().filter(|(_, entry)| {
+            let noted = &entry.value["metadata"]["annotations"][RETAINED_ANNOTATION];
+            entry.id.kind == "PersistentVolume" && noted.is_string()
+        });
+        let retained = retained.map(|(_, entry)| VolumeName(entry.id.name.clone())).collect();
         let policy = match policy_file {
             Some(file) => policy_of_file(file)?,
             None => policy_of_cluster(objects, problems),
@@ -96,7 +104,18 @@ impl World {
             .collect();
         let problems = snapshot.problems;
         let (led, read_in) = (None, Duration::ZERO);
-        Ok(Self { fleet, healths, recoveries, migrations, evacuations, policy, led, problems, read_in })
+        Ok(Self {
+            fleet,
+            healths,
+            recoveries,
+            migrations,
+            evacuations,
+            retained,
+            policy,
+            led,
+            problems,
+            read_in,
+        })
     }
 
     /// The proofs that each node could offer: as the coordinator says, else what can be told from outside. A

@@ -9,7 +9,7 @@ use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 use super::{MANAGED_BY, MANAGER, is_ours, uid};
 use crate::cluster::ClusterError;
 use crate::cluster::error::refused;
-use crate::cluster::manifest::ObjectId;
+use crate::cluster::manifest::{ObjectId, RETAINED_ANNOTATION};
 
 /// Label that local volumes are pinned by.
 pub(super) const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
@@ -37,8 +37,13 @@ pub(in crate::cluster) fn id(volume: &VolumeName) -> ObjectId {
     ObjectId::cluster("PersistentVolume", volume.as_str())
 }
 
-/// Sets reclaim policy Retain.
+/// Sets reclaim policy Retain, and notes which one it had: nothing else may tell of the volume one day.
 pub(in crate::cluster) fn retain(volume: &mut Value) {
+    if is_retained(volume) {
+        return;
+    }
+    let before = volume["spec"]["persistentVolumeReclaimPolicy"].clone();
+    volume["metadata"]["annotations"][RETAINED_ANNOTATION] = before;
     volume["spec"]["persistentVolumeReclaimPolicy"] = json!(RETAIN);
 }
 

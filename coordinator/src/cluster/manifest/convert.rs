@@ -15,6 +15,8 @@ use somersault_coordinator_core::names::{BootId, Key, NodeName, Uid, VolumeName}
 
 use super::quantity;
 
+/// Annotation on a volume that the coordinator has put on reclaim policy Retain: which one it had.
+pub const RETAINED_ANNOTATION: &str = "somersault.novasphere.dev/reclaim-policy-before";
 /// Annotation of the provisioner on a volume that it made.
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 

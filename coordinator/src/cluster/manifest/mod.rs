@@ -14,7 +14,7 @@ pub mod records;
 mod requests;
 mod vm;
 
-pub use convert::{FieldError, PROVISIONED_BY};
+pub use convert::{FieldError, PROVISIONED_BY, RETAINED_ANNOTATION};
 pub use id::ObjectId;
 pub use inventory::Inventory;
 pub use pod::{NOT_OF_VMS, OF_VMS, STAGING_LABEL, claims_alone, staging_namespace};

@@ -278,7 +278,16 @@ fn old_volumes(world: &World) -> Vec<String> {
         })
     });
     let mut kept = BTreeMap::new();
-    for (name, claim, why) in migrated.chain(rebuilt) {
+    // What was kept longer ago than anything of ours tells.
+    let noted = world.retained.iter().filter_map(|name| {
+        let claim = world.fleet.volumes.get(name).filter(|volume| volume.retained)?.claim.as_ref()?;
+        Some((
+            name.as_str(),
+            claim.key.clone(),
+            format!("put on Retain when it was the one of claim {}", claim.key),
+        ))
+    });
+    for (name, claim, why) in migrated.chain(rebuilt).chain(noted) {
         let Some(volume) = world.fleet.volumes.get(&VolumeName::from(name)) else { continue };
         let has = world.fleet.claims.get(&claim).and_then(|claim| claim.volume.as_ref());
         if has.is_none_or(|volume| volume.as_str() != name) {
@@ -299,6 +308,7 @@ mod tests {
     use serde_json::{Value, json};
     use somersault_coordinator::cluster::directory::Objects;
     use somersault_coordinator::cluster::directory::files;
+    use somersault_coordinator::cluster::manifest::RETAINED_ANNOTATION;
 
     use super::*;
 
@@ -499,6 +509,14 @@ mod tests {
         let of_move = "volume pv-old (Released), kept when VolumeMigration shop/db-to-n2 moved claim shop/data off it: ";
         assert!(kept[1].starts_with(of_move), "{kept:#?}");
         assert!(plan(&world(&objects), true, Vec::new(), None).stays.contains(&kept[0]));
+        // The Recovery was of an incident that is over, and went with it.
+        let mut noted = volume("pv-image", "root");
+        noted["metadata"]["annotations"] = json!({ RETAINED_ANNOTATION: "Delete" });
+        let kept = old_volumes(&world(&[noted, volume("pv-image-2", "root"), claim("root", "pv-image-2")]));
+        assert_eq!(kept.len(), 1, "{kept:#?}");
+        assert!(kept[0].starts_with(
+            "volume pv-image (Released), put on Retain when it was the one of claim shop/root: "
+        ));
         let given_back = [rebuilt("pv-image", "root"), volume("pv-image", "root"), claim("root", "pv-image")];
         assert_eq!(old_volumes(&world(&given_back)), [""; 0], "it is in use");
     }

@@ -387,8 +387,7 @@ fn a_fence_runner_that_does_not_run_is_told_apart_from_one_that_is_not_there() {
             health.conditions.clear();
         });
         let findings = sections(&facts).into_iter().flat_map(|section| section.findings);
-        let finding =
-            findings.into_iter().find(|finding| finding.what.starts_with("every node can be proven"));
+        let finding = findings.into_iter().find(|finding| finding.what.starts_with("every node has a proof"));
         finding.and_then(|finding| finding.what_to_do).expect("it is told")
     };
     assert!(by_hand(None).contains("the component fence-runner in your overlay"));
