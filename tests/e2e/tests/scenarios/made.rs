@@ -56,13 +56,50 @@ pub fn by_provisioners(bed: &Bed) -> Result<()> {
     stage.judge()
 }
 
+/// Cancelled when its new volume was made and filled: the VM was never stopped, and the volume is gone with all that had it
+/// made.
+pub fn cancelled(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let stage = Stage::set(bed, &node, &[DB])?;
+    classes(bed, &node)?;
+    let claim = format!("{}-disk", DB.name);
+    let old = bound_volume(bed, &claim)?;
+    bed.plugin(&["migrate", DB.name, "-n", VMS, "--to-class", AGAIN, "--pre-copy-only"])?;
+    let migration = until("the copy waits for a word", WRITE_DEADLINE * 2, &[], || {
+        let migrations = bed.api().list(Kind::MIGRATION, VMS, "")?;
+        let migration = migrations.into_iter().next().context("no migration")?;
+        let progress = &migration["status"]["progress"];
+        let copied = progress["totalBytes"].as_u64().is_some_and(|total| progress["doneBytes"] == total);
+        let waits = migration["status"]["phase"] == "PreCopying" && copied;
+        Ok(waits.then_some(migration))
+    })?;
+    let disk = &migration["status"]["disks"][0];
+    let new = disk["newVolume"]["name"].as_str().context("no new volume")?;
+    let target = disk["targetNode"].as_str().context("no target")?;
+    let folder = bed.cluster().path_on(target, &stage::image_of(bed, new)?)?;
+    let folder = folder.parent().context("an image without a folder")?.to_owned();
+    ensure!(folder.exists(), "{} is not there, though it was copied to", folder.display());
+    let name = migration["metadata"]["name"].as_str().context("a migration without a name")?;
+    bed.plugin(&["cancel", &format!("migration/{name}"), "-n", VMS])?;
+    until("the new volume is gone, and its folder", WRITE_DEADLINE * 2, &[], || {
+        let ended = bed.api().get(Kind::MIGRATION, VMS, name)?["status"]["phase"] == "Cancelled";
+        ensure!(ended, "it has not ended");
+        let volume = bed.api().find(Kind::VOLUME, "", new)?;
+        ensure!(volume.is_none() && !folder.exists(), "volume {volume:?}, folder {}", folder.display());
+        Ok(Some(()))
+    })?;
+    nothing_of_ours(bed)?;
+    ensure!(bound_volume(bed, &claim)? == old, "the claim has another volume");
+    stage.undisturbed(WRITE_DEADLINE)
+}
+
 fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
     let claim = bed.api().get(Kind::CLAIM, VMS, claim)?;
     Ok(claim["spec"]["volumeName"].as_str().context("it is not bound")?.to_owned())
 }
 
-/// No claim, no pod of ours, and nothing of the copy in the volume.
-fn nothing_is_left(bed: &Bed, volume: &str, node: &str) -> Result<()> {
+/// No claim, no pod of ours.
+fn nothing_of_ours(bed: &Bed) -> Result<()> {
     let label = "somersault.novasphere.dev/staging";
     for kind in ["pods", "persistentvolumeclaims"] {
         until("our claim and our pod are gone", WRITE_DEADLINE, &[], || {
@@ -71,6 +108,12 @@ fn nothing_is_left(bed: &Bed, volume: &str, node: &str) -> Result<()> {
             Ok(Some(()))
         })?;
     }
+    Ok(())
+}
+
+/// Nor anything of the copy in the volume.
+fn nothing_is_left(bed: &Bed, volume: &str, node: &str) -> Result<()> {
+    nothing_of_ours(bed)?;
     let image = bed.cluster().path_on(node, &stage::image_of(bed, volume)?)?;
     let names = fs::read_dir(image.parent().context("an image without a folder")?)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
