@@ -106,6 +106,7 @@ impl Copying {
                 continue;
             }
             let (file, found) = make_file(&data, entry, noted.remove(&entry.path))?;
+            metadata::own(&file, entry.metadata, &entry.path)?;
             held.insert(entry.path.clone(), found);
             made.push((file, entry.size_bytes));
         }

@@ -10,16 +10,25 @@ use somersault_agent_core::transfer::Metadata;
 use super::TransferError;
 use super::scan::{self, shown};
 
-/// Sets them, and syncs the file. Returns what it has then, which is what was wanted.
-pub(super) fn set(file: impl AsFd, wanted: Metadata, path: &[u8]) -> Result<Stat, TransferError> {
+/// Gives it its owner. Done as soon as the file is there: a filesystem that takes none (an NFS export that squashes root) is
+/// found out while the VM still runs.
+pub(super) fn own(file: impl AsFd, wanted: Metadata, path: &[u8]) -> Result<(), TransferError> {
     let failed = |error: Errno| {
-        TransferError::target("cannot set owner, mode or time (agents run as root) of", shown(path), error)
+        let action = "cannot set the owner (agents run as root; NFS exports need no_root_squash) of";
+        TransferError::target(action, shown(path), error)
     };
     let now = rustix::fs::fstat(&file).map_err(failed)?;
     if (now.st_uid, now.st_gid) != (wanted.uid, wanted.gid) {
         let owner = (Some(Uid::from_raw(wanted.uid)), Some(Gid::from_raw(wanted.gid)));
         rustix::fs::fchown(&file, owner.0, owner.1).map_err(failed)?;
     }
+    Ok(())
+}
+
+/// Sets them, and syncs the file. Returns what it has then, which is what was wanted.
+pub(super) fn set(file: impl AsFd, wanted: Metadata, path: &[u8]) -> Result<Stat, TransferError> {
+    let failed = |error: Errno| TransferError::target("cannot set mode or time of", shown(path), error);
+    own(&file, wanted, path)?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(wanted.mode)).map_err(failed)?;
     set_time(&file, wanted.mtime_s, wanted.mtime_ns.into()).map_err(failed)?;
     rustix::fs::fsync(&file).map_err(failed)?;

@@ -59,6 +59,7 @@ struct Pull {
     source_path: String,
     target_path: String,
     token: String,
+    final_copy: bool,
 }
 
 const CHILD: &str = "SOMERSAULT_TRANSFER_TEST_CHILD";
@@ -92,7 +93,7 @@ fn child() {
             source_path: pull.source_path.parse().expect("a path"),
             target_path: pull.target_path.parse().expect("a path"),
             token: pull.token,
-            final_copy: true,
+            final_copy: pull.final_copy,
             rate_limit_bytes_per_s: None,
         });
         let (told, mut progress) = watch::channel(PullProgress::default());
@@ -100,13 +101,20 @@ fn child() {
         while progress.changed().await.is_ok() {
             println!("done {}", progress.borrow().done_bytes);
         }
-        copy.await.expect("ran").expect("copied");
+        match copy.await.expect("ran") {
+            Ok(_) => println!("copied"),
+            Err(error) => println!("failed {}: {}", error.reason(), error.message()),
+        }
     });
 }
 
 /// Starts a child and reads its lines.
 fn spawn(task: &Task) -> (Child, impl Iterator<Item = String>) {
-    let mut child = Command::new(std::env::current_exe().expect("this test"))
+    spawn_by(Command::new(std::env::current_exe().expect("this test")), task)
+}
+
+fn spawn_by(mut command: Command, task: &Task) -> (Child, impl Iterator<Item = String>) {
+    let mut child = command
         .args(["--exact", "resume::child", "--ignored", "--nocapture"])
         .env(CHILD, serde_json::to_string(task).expect("text"))
         .stdout(Stdio::piped())
@@ -125,12 +133,9 @@ fn number(line: &str) -> Option<u64> {
     line.strip_prefix("done ")?.parse().ok()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_target_goes_on() {
-    let world = World::new();
-    make_volume(&world.source.path("pvc-1"), SIZE, &[(0, SIZE)], 3);
-    let order = world.order("t1", "pvc-1");
-    let task = Task {
+/// The target of this order as a child.
+fn pulling(world: &World, order: &PullRequest) -> Task {
+    Task {
         node: "n2".into(),
         certs: world.certs.path().join("n2"),
         root: world.target.root.path().to_owned(),
@@ -141,8 +146,37 @@ async fn a_killed_target_goes_on() {
             source_path: order.source_path.to_string(),
             target_path: order.target_path.to_string(),
             token: order.token.clone(),
+            final_copy: order.final_copy,
         }),
-    };
+    }
+}
+
+/// As on an NFS export that squashes root: found out before anybody stops a VM for the final copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_takes_no_owner_fails_the_pre_copy_already() {
+    let world = World::new();
+    let volume = world.source.path("pvc-1");
+    make_volume(&volume, 4 * MIB, &[(0, 4 * MIB)], 1);
+    std::os::unix::fs::chown(volume.join("disk.img"), Some(107), Some(107)).expect("changed");
+    let task = pulling(&world, &world.pre_copy("t1", "pvc-1"));
+    let failed = tokio::task::block_in_place(|| {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-chown", "--inh-caps=-chown", "--"]);
+        command.arg(std::env::current_exe().expect("this test"));
+        let (child, mut lines) = spawn_by(command, &task);
+        let end = lines.find(|line| line.starts_with("failed") || line.starts_with("copied")).expect("ends");
+        kill(child);
+        end
+    });
+    assert!(failed.contains("cannot set the owner") && failed.contains("no_root_squash"), "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_target_goes_on() {
+    let world = World::new();
+    make_volume(&world.source.path("pvc-1"), SIZE, &[(0, SIZE)], 3);
+    let order = world.order("t1", "pvc-1");
+    let task = pulling(&world, &order);
     let done = tokio::task::block_in_place(|| {
         let (child, mut lines) = spawn(&task);
         let done = lines.find_map(|line| number(&line).filter(|done| *done > SIZE / 4)).expect("goes on");
