@@ -1,0 +1,143 @@
+//! What the API server, its binder and CDI make of the core's actions.
+
+use super::*;
+
+impl World {
+    pub(super) fn act(&mut self, action: &Action) -> Result<(), String> {
+        match action {
+            Action::CreateVolume(new) => self.create_volume(new),
+            Action::RetainVolume { volume } => {
+                self.fleet.volumes.get_mut(volume).ok_or("no volume")?.retained = true;
+            }
+            Action::Stage(_) | Action::Unstage { .. } | Action::DiscardVolume { .. } => {
+                return self.act_on_staged(action);
+            }
+            Action::CreateLock { volume, claim, template } => {
+                self.create_volume(&NewVolume {
+                    name: volume.clone(),
+                    class: template.class.clone(),
+                    node: Some(NOWHERE.into()),
+                    path: String::new(),
+                    capacity_bytes: template.requested_bytes,
+                    access_modes: template.access_modes.clone(),
+                    mode: template.mode,
+                    claim: claim.clone(),
+                });
+            }
+            Action::ForgetVolume { volume } => {
+                let bound = self.fleet.claims.values().find(|claim| claim.volume.as_ref() == Some(volume));
+                if bound.is_some() {
+                    return Err("a claim is bound to it".into());
+                }
+                let gone = self.fleet.volumes.remove(volume).ok_or("no volume")?;
+                assert!(
+                    gone.node_affinity == Some(hostname(NOWHERE))
+                        || gone.phase == "Available"
+                        || self.has_newer(&gone),
+                    "a volume that held data is forgotten: {volume}"
+                );
+            }
+            Action::DeleteReleased { volume, claim_uid } => {
+                let Some(found) = self.fleet.volumes.get(volume) else { return Ok(()) };
+                let of = found.claim.as_ref().and_then(|claim| claim.uid.as_ref());
+                if found.phase != "Released" || of != Some(claim_uid) {
+                    return Err("not Released by it".into());
+                }
+                assert!(self.has_newer(found), "the last good disk is given up: {volume}");
+                self.fleet.volumes.remove(volume);
+            }
+            Action::StopVm { vm, .. } => {
+                let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
+                vm.run = RunStrategy::Halted;
+                // What a stop changes is the field that a start gives back.
+                vm.start = SavedStart::WukongStartStrategy(Some(r#"{"autoStart":false}"#.into()));
+            }
+            Action::RestoreStart { vm, start, .. } => {
+                let vm = self.fleet.vms.get_mut(vm).ok_or("no VM")?;
+                vm.run = RunStrategy::Always;
+                vm.start = start.clone();
+            }
+            Action::DeleteClaim { claim, uid } => return self.delete_claim(claim, uid),
+            Action::PrebindVolume { volume, claim } => {
+                if self.is_staged(&place(EVERYWHERE, &format!("{CSI}{volume}"))) {
+                    return Err("a claim of ours is bound to it".into());
+                }
+                let volume = self.fleet.volumes.get_mut(volume).ok_or("no volume")?;
+                volume.claim = Some(ClaimRef { key: claim.clone(), uid: None });
+                volume.phase = "Available".into();
+            }
+            Action::CreateClaim { claim, template, volume } => {
+                return self.create_on(claim, template, volume);
+            }
+            Action::CreateMigration { key, spec } => {
+                if !self.requests.migrations.contains_key(key) {
+                    self.ask(&key.name, spec.clone());
+                }
+            }
+            Action::LiveMigrate { .. } if self.faults.live_refused => return Err("as the test asked".into()),
+            Action::LiveMigrate { key, vm, .. } => {
+                let migration = LiveMigration { vm: vm.clone(), state: LiveMigrationState::UnderWay };
+                self.fleet.live_migrations.entry(key.clone()).or_insert(migration);
+            }
+            Action::CancelMigration { key } => {
+                self.requests.migrations.get_mut(key).ok_or("no migration")?.spec.cancelled = true;
+            }
+            Action::ProceedMigration { key } => {
+                self.requests.migrations.get_mut(key).ok_or("no migration")?.spec.pre_copy_only = false;
+            }
+            Action::CreateEvacuation { name, spec } => {
+                self.requests.evacuations.entry(name.clone()).or_insert_with(|| spec.clone());
+            }
+            other => return Err(format!("neither of a migration nor of an evacuation: {other:?}")),
+        }
+        Ok(())
+    }
+
+    /// A claim on the volume that is pre-bound to it.
+    pub(super) fn create_on(
+        &mut self,
+        claim: &Key,
+        template: &ClaimTemplate,
+        volume: &VolumeName,
+    ) -> Result<(), String> {
+        if self.faults.claims_refused {
+            return Err("the namespace is being terminated".into());
+        }
+        if self.fleet.claims.contains_key(claim) {
+            return Err("exists".into());
+        }
+        let to_new = volume.0.starts_with("smst-") && !volume.0.ends_with("-lock");
+        if to_new && self.faults.swap_refused == Some(claim.name.as_str()) {
+            return Err("as the test asked".into());
+        }
+        if !self.is_prebound(volume, claim) {
+            return Err("not pre-bound".into());
+        }
+        self.create_claim(claim, Some(volume.clone()));
+        let made = self.fleet.claims.get_mut(claim).expect("just made");
+        made.labels.clone_from(&template.labels);
+        made.annotations.extend(template.annotations.clone());
+        Ok(())
+    }
+
+    pub(super) fn delete_claim(&mut self, claim: &Key, uid: &Uid) -> Result<(), String> {
+        let Some(found) = self.fleet.claims.get(claim) else { return Ok(()) };
+        if found.uid != *uid {
+            return Err("another uid".into());
+        }
+        for (key, vm) in &self.fleet.vms {
+            if vm.instance.is_some() && vm.claims(&key.namespace).any(|used| used == *claim) {
+                return Err("a pod uses it".into());
+            }
+        }
+        let volume = found.volume.clone().expect("bound");
+        let volume = self.fleet.volumes.get_mut(&volume).expect("exists");
+        assert!(volume.retained, "claim {claim} is deleted while its volume is on reclaim policy Delete");
+        volume.phase = "Released".into();
+        self.fleet.claims.remove(claim);
+        if self.faults.wukong_recreates {
+            self.create_claim(claim, None);
+        }
+        Ok(())
+    }
+}
