@@ -140,14 +140,22 @@ impl Copying {
         .map_err(|error| TransferError::target("cannot open", shown(&entry.path), error))
     }
 
-    /// Makes chunks holes.
-    pub(super) fn punch(&self, entry: &Entry, chunks: &[Range<u64>]) -> Result<(), TransferError> {
+    /// Makes chunks holes, and notes it: where a filesystem's holes are not trusted, nothing else tells that what was there
+    /// is gone.
+    pub(super) fn punch(
+        &self,
+        index: usize,
+        entry: &Entry,
+        chunks: &[Range<u64>],
+    ) -> Result<(), TransferError> {
+        let failed = |error: Errno| TransferError::target("cannot clear", shown(&entry.path), error);
         let file = self.open(entry)?;
         for range in chunks {
             punch(&file, range.start * CHUNK_BYTES, span_bytes(entry.size_bytes, range))
                 .map_err(|error| TransferError::target("cannot clear", shown(&entry.path), error))?;
         }
-        Ok(())
+        rustix::fs::fdatasync(&file).map_err(failed)?;
+        self.note(chunks.iter().flat_map(|range| zeroes(index, range)))
     }
 
     /// Makes chunks durable, then notes them.
@@ -169,9 +177,19 @@ impl Copying {
         journal.append(records).map_err(|error| self.partial.failed("cannot append to the journal in", error))
     }
 
-    /// Notes that all which the files hold was read back from the device.
-    pub(super) fn note_read_back(&self, manifest: &Manifest) -> Result<(), TransferError> {
-        let mut records = Vec::new();
+    /// Notes that all which the files hold was read back from the device, of those that are still as they were before.
+    pub(super) fn note_read_back(
+        &self,
+        manifest: &Manifest,
+        before: &BTreeMap<u32, Stamp>,
+    ) -> Result<(), TransferError> {
+        let same = self.stamps(manifest)?.into_iter().filter(|(file, stamp)| before.get(file) == Some(stamp));
+        self.note(same.map(|(file, stamp)| Record::ReadBack { file, stamp }))
+    }
+
+    /// How each file is, once it is on the disk.
+    pub(super) fn stamps(&self, manifest: &Manifest) -> Result<BTreeMap<u32, Stamp>, TransferError> {
+        let mut stamps = BTreeMap::new();
         for (file, entry) in manifest.entries().iter().enumerate() {
             if entry.kind != Kind::Regular {
                 continue;
@@ -181,9 +199,9 @@ impl Copying {
                 rustix::fs::fsync(&opened).and_then(|()| rustix::fs::fstat(&opened)).map(|stat| stamp(&stat));
             let stamp =
                 stamp.map_err(|error| TransferError::target("cannot sync", shown(&entry.path), error))?;
-            records.push(Record::ReadBack { file: u32::try_from(file).unwrap_or(u32::MAX), stamp });
+            stamps.insert(u32::try_from(file).unwrap_or(u32::MAX), stamp);
         }
-        self.note(records)
+        Ok(stamps)
     }
 
     /// Sets owner, permissions and times, and syncs everything: files first, each folder after what is in it.
@@ -235,6 +253,18 @@ pub(super) fn write(
         None => Ok(()),
     }
     .map_err(|error| TransferError::target("cannot write", shown(&entry.path), error))
+}
+
+/// Chunks that are holes now, as records.
+fn zeroes(file: usize, chunks: &Range<u64>) -> impl Iterator<Item = Record> + use<> {
+    let (start, end) = (chunks.start, chunks.end);
+    let file = u32::try_from(file).unwrap_or(u32::MAX);
+    (start..end).step_by(RECORD_LEAVES).map(move |first| Record::Leaves {
+        file,
+        first,
+        settled: false,
+        leaves: (first..end).take(RECORD_LEAVES).map(|_| Leaf::ZERO).collect(),
+    })
 }
 
 /// One run of chunks as records.

@@ -18,13 +18,14 @@
 //!   A break of the connection leads back to `listed`, a few times in a row without progress.
 //! ```
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use somersault_agent_core::transfer::{
-    AcceptError, CHUNK_BYTES, Entry, Kind, Manifest, Metadata, Replay, Session,
+    AcceptError, CHUNK_BYTES, Entry, Kind, Manifest, Metadata, Replay, Session, Stamp,
 };
 use somersault_proto::model::{NodeName, Pull};
 use somersault_proto::tls::TlsSource;
@@ -254,6 +255,7 @@ impl Target<'_> {
                 }
                 seal(copying, session.manifest()).await?;
             }
+            let before = if pull.final_copy { BTreeMap::new() } else { stamps(copying, session).await? };
             wrong = verify::read_back(&copying.files, session, meter).await?;
             if wrong.is_empty() && session.is_complete() {
                 let (root, manifest, copying) = (session.root(), session.manifest().clone(), copying.clone());
@@ -262,7 +264,7 @@ impl Target<'_> {
                     if is_final {
                         copying.publish(root, of_folder(&manifest))
                     } else {
-                        copying.note_read_back(&manifest)
+                        copying.note_read_back(&manifest, &before)
                     }
                 };
                 join(tokio::task::spawn_blocking(keep).await)?;
@@ -335,8 +337,9 @@ async fn punch(copying: &Arc<Copying>, session: &mut Session) -> Result<(), Tran
             continue;
         }
         let (copying, entry) = (copying.clone(), session.manifest().entries()[file].clone());
-        let chunks =
-            join(tokio::task::spawn_blocking(move || copying.punch(&entry, &chunks).map(|()| chunks)).await)?;
+        let chunks = join(
+            tokio::task::spawn_blocking(move || copying.punch(file, &entry, &chunks).map(|()| chunks)).await,
+        )?;
         for range in chunks {
             session.punched(file, range);
         }
@@ -374,6 +377,12 @@ pub(super) fn is_blank(entry: &Entry, manifest: &Manifest) -> bool {
     let is_in_it =
         |other: &Entry| other.path.strip_prefix(LOST_AND_FOUND).is_some_and(|rest| rest.starts_with(b"/"));
     entry.path == LOST_AND_FOUND && entry.kind == Kind::Folder && !manifest.entries().iter().any(is_in_it)
+}
+
+/// How the files of the copy are, before they are read back.
+async fn stamps(copying: &Arc<Copying>, session: &Session) -> Result<BTreeMap<u32, Stamp>, TransferError> {
+    let (copying, manifest) = (copying.clone(), session.manifest().clone());
+    join(tokio::task::spawn_blocking(move || copying.stamps(&manifest)).await)
 }
 
 async fn seal(copying: &Arc<Copying>, manifest: &Manifest) -> Result<(), TransferError> {

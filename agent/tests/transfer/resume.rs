@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use somersault_agent::transfer::{PullProgress, PullRequest, TransferConfig, Transfers};
+use somersault_agent_core::transfer::{Leaf, replay};
 use somersault_proto::tls::TlsSource;
 use tokio::sync::watch;
 
@@ -243,6 +244,24 @@ async fn a_disk_that_lost_what_was_written_is_found_out() {
     let done = world.pull(world.order("t1", "pvc-1")).await.expect("copied");
     assert!(done.sent_bytes > 0 && done.sent_bytes <= 6 * MIB, "{done:?}");
     assert_same(&world.source.path("pvc-1"), &world.target.path("pvc-1"));
+}
+
+/// Where a filesystem's holes are not trusted, only the journal tells that what was in a chunk is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_became_a_hole_is_one_in_the_journal_too() {
+    let world = World::new();
+    let volume = world.source.path("pvc-1");
+    make_volume(&volume, 8 * MIB, &[(0, 8 * MIB)], 1);
+    world.pull(world.pre_copy("t1", "pvc-1")).await.expect("copied");
+    std::fs::remove_dir_all(&volume).expect("removed");
+    make_volume(&volume, 8 * MIB, &[(0, 2 * MIB), (5 * MIB, 3 * MIB)], 1);
+    world.pull(world.pre_copy("t1", "pvc-1")).await.expect("copied");
+    let journal = std::fs::read(world.target.path(".somersault-t1.partial/journal")).expect("there");
+    let held = replay(&journal).expect("valid").held;
+    let image = &held[b"disk.img".as_slice()];
+    let holes: Vec<u64> = (0..8).filter(|chunk| image.have.get(*chunk) == Leaf::ZERO).collect();
+    assert_eq!(holes, [2, 3, 4]);
+    assert!((0..8).all(|chunk| image.read_back.get(chunk)), "all of it was read back");
 }
 
 /// What happens to a partial copy while nobody looks.

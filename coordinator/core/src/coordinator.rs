@@ -24,7 +24,7 @@ use crate::BootTime;
 use crate::evacuation::Evacuations;
 use crate::fencing::agents::{PowerOff, Rounds};
 use crate::fencing::lease::LeaseWatch;
-use crate::fencing::{Around, Attested, Case, FenceStage, PowerTaints, given_by_others, words};
+use crate::fencing::{Around, Attested, Case, FenceRecord, FenceStage, PowerTaints, given_by_others, words};
 use crate::fleet::{DiskImage, Fleet, NodeReport};
 use crate::io::{
     Action, Effect, FenceResult, Input, Notice, OpenRecovery, Order, Record, RecordKey, Requests, Severity,
@@ -321,6 +321,11 @@ impl Coordinator {
         self.facts.epoch = Some(epoch);
         self.facts.power_off.begin_leading();
         self.storage.begin_leading(self.now);
+        for record in records {
+            if let Record::Fence(FenceRecord { node, agent_distrusted: true, .. }) = record {
+                self.facts.power_off.doubt(node);
+            }
+        }
         let scene = Scene { now: self.now, facts: &self.facts };
         self.leases.begin_leading(self.now);
         self.liveness.begin_leading(&scene);
@@ -415,13 +420,12 @@ impl Coordinator {
             self.recovery.begin(node, None);
             self.cases.insert(node.clone(), case);
         }
-        let proven = |(node, case): (&NodeName, &Case)| case.proof_kind().is_some().then(|| node.clone());
-        let proven: BTreeSet<NodeName> = self.cases.iter().filter_map(proven).collect();
+        let fallen: BTreeSet<NodeName> = self.cases.keys().cloned().collect();
         for (node, case) in &mut self.cases {
             let around = Around {
                 pulse: self.liveness.pulse(node),
                 liveness: &self.liveness,
-                proven: &proven,
+                fallen: &fallen,
                 leases: &self.leases,
                 taints: &self.power_taints,
                 attested: &self.attested,
@@ -430,9 +434,21 @@ impl Coordinator {
             };
             case.advance(&scene, &around, fx);
         }
+        self.doubt_agents();
         self.recover(&declared, fx);
         self.taint(fx);
         self.call_out_of_service(fx);
+    }
+
+    /// Fence agents that may have hit another node are asked as soon as their own is back.
+    fn doubt_agents(&mut self) {
+        let hit =
+            self.cases.iter().filter(|(_, case)| case.agent_hit_another()).map(|(node, _)| node.clone());
+        let hit: Vec<NodeName> = hit.filter(|node| !self.facts.power_off.is_doubted(node)).collect();
+        for node in hit {
+            self.facts.power_off.doubt(&node);
+            self.rounds.ask_soon(&Scene { now: self.now, facts: &self.facts }, &node);
+        }
     }
 
     /// Nodes that are gone while nothing was wrong with them are simply forgotten.

@@ -58,6 +58,11 @@ impl Liveness {
         self.nodes.iter()
     }
 
+    /// Beats are missing of some node, and it is not told yet what that means.
+    pub fn any_suspect(&self) -> bool {
+        self.nodes.values().any(|pulse| pulse.phase == Phase::Suspect)
+    }
+
     /// Why nothing is declared, while nothing is.
     pub fn hold(&self) -> Option<&str> {
         self.storm.hold()

@@ -55,8 +55,12 @@ const NO_MACHINE: [&str; 32] = [
 const NO_MACHINE_BEGINS: [&str; 4] = ["ssl", "verbose", "debug", "snmp_"];
 const NO_MACHINE_ENDS: [&str; 5] = ["_timeout", "_wait", "_path", "_sleep", "_script"];
 
-/// An agent without plugs: whatever is given as one changes nothing.
-const WITHOUT_PLUG: &str = "fence_redfish";
+/// Agents without plugs: whatever is given as one changes nothing.
+const WITHOUT_PLUG: [&str; 2] = ["fence_redfish", IPMI];
+/// One program under several names, by the controllers that it switches.
+const IPMI: &str = "fence_ipmilan";
+const IPMI_NAMES: [&str; 7] =
+    [IPMI, "fence_idrac", "fence_ilo3", "fence_ilo4", "fence_ilo5", "fence_imm", "fence_ipmilanplus"];
 
 /// A machine, by what names it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,10 +75,11 @@ pub(super) fn of(program: &Path, options: &[(String, String)]) -> Option<Machine
     if !program.starts_with(BY_OPTIONS) {
         return None;
     }
+    let program = if IPMI_NAMES.contains(&program) { IPMI } else { program };
     let mut named: Vec<(String, String)> = options
         .iter()
         .map(|(name, value)| (canonical(name), value))
-        .filter(|(name, _)| tells(name) && !(program == WITHOUT_PLUG && name == "plug"))
+        .filter(|(name, _)| tells(name) && !(name == "plug" && WITHOUT_PLUG.contains(&program)))
         .map(|(name, value)| {
             let value = place(&name, value);
             (name, value)
@@ -144,6 +149,10 @@ mod tests {
         for spelt in spelt {
             assert_eq!(machine("fence_redfish", &spelt), own, "{spelt:?}");
         }
+        assert_eq!(
+            machine("fence_idrac", &[("ip", "a")]),
+            machine("fence_ipmilan", &[("ip", "a"), ("plug", "1")])
+        );
         let host = |name| machine("fence_ipmilan", &[("ip", name)]);
         assert_eq!(host("BMC-3.Example.com."), host("bmc-3.example.com"));
     }

@@ -8,6 +8,9 @@
 //!                                                                                      and it says on ──► Answers
 //! ```
 //!
+//! One that may have switched another machine off (see `bystanders`) is doubted, and asked again at once: until it says on of
+//! its own node while that beats, it is neither run nor believed.
+//!
 //! An agent that looks at another machine would switch that one off and prove the death of a node that lives. So
 //! once it said off of a node that beats, its word proves nothing and it is not run any more. `on` alone does not
 //! mend that: the other machine may have been switched on.
@@ -70,6 +73,8 @@ pub(crate) struct PowerOff {
     /// `None` until it was told: then the policy's own list counts.
     roster: Option<FenceRoster>,
     wrong: BTreeMap<NodeName, Wrong>,
+    /// Nodes whose agents may have switched another machine off.
+    doubted: BTreeSet<NodeName>,
 }
 
 /// An agent that looks at another machine.
@@ -117,8 +122,19 @@ impl PowerOff {
         self.wrong.entry(node.clone()).or_insert(Wrong { revision, told: false });
     }
 
+    /// It may have switched another machine off: until it says on of a node that beats, its word proves nothing.
+    pub fn doubt(&mut self, node: &NodeName) {
+        self.doubted.insert(node.clone());
+    }
+
+    /// It may have switched another machine off.
+    pub fn is_doubted(&self, node: &NodeName) -> bool {
+        self.doubted.contains(node)
+    }
+
     /// It says on, of a node that beats. Whether it was not trusted before.
     pub fn mended(&mut self, node: &NodeName) -> bool {
+        self.doubted.remove(node);
         let revision = self.revision(node).cloned();
         let mended = self.wrong.get(node).is_some_and(|wrong| wrong.revision != revision);
         mended && self.wrong.remove(node).is_some()
@@ -139,6 +155,7 @@ impl PowerOff {
 
     pub fn forget(&mut self, node: &NodeName) {
         self.wrong.remove(node);
+        self.doubted.remove(node);
     }
 
     /// Whoever runs the agents told which nodes have one. Returns the nodes whose agents can be run only now,
@@ -166,7 +183,8 @@ impl Scene<'_> {
     /// The node's fence agent can be run now, and what it says counts.
     pub fn can_power_off(&self, node: &NodeName) -> bool {
         let power = &self.facts.power_off;
-        self.has_fence_agent(node) && power.away().is_none() && !power.is_wrong(node)
+        let trusted = !power.is_wrong(node) && !power.is_doubted(node);
+        self.has_fence_agent(node) && power.away().is_none() && trusted
     }
 }
 
@@ -380,6 +398,14 @@ impl Rounds {
         }
     }
 
+    /// Something speaks against it: it is asked as soon as its node is healthy.
+    pub fn ask_soon(&mut self, scene: &Scene<'_>, node: &NodeName) {
+        if let Some(check) = self.checks.get_mut(node) {
+            check.due = scene.now;
+            self.look_now();
+        }
+    }
+
     /// A run that was to switch the machine off has failed, and was told of: until it answers again, nobody shall think that
     /// it would.
     pub fn run_failed(&mut self, scene: &Scene<'_>, node: &NodeName, why: &str) {
@@ -414,6 +440,10 @@ impl Rounds {
             FencingState::WrongMachine
         } else if let Some(why) = scene.facts.power_off.away() {
             FencingState::RunnerAway { why: why.to_owned() }
+        } else if scene.facts.power_off.is_doubted(node) {
+            let why =
+                "another node fell when it was run: believed again once it says on while this one beats";
+            FencingState::AnswersNot { why: why.to_owned() }
         } else if let Some(why) = check.and_then(|check| check.failed.clone()) {
             FencingState::AnswersNot { why }
         } else if check.is_some_and(|check| check.answered.is_some()) {

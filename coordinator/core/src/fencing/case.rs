@@ -76,8 +76,6 @@ struct Power {
     /// A run that an earlier leader began may still be under way.
     foreign_until: Option<BootTime>,
     confirmed_at: Option<BootTime>,
-    /// When the last run ended, however it did.
-    ended_at: Option<BootTime>,
     bystanders: Bystanders,
     attempts: u32,
     next_at: BootTime,
@@ -99,8 +97,8 @@ pub(crate) struct Around<'a> {
     pub pulse: Option<&'a Pulse>,
     /// Of every node.
     pub liveness: &'a Liveness,
-    /// Nodes whose death is proven.
-    pub proven: &'a BTreeSet<NodeName>,
+    /// Nodes with an incident of their own.
+    pub fallen: &'a BTreeSet<NodeName>,
     pub leases: &'a LeaseWatch,
     pub taints: &'a PowerTaints,
     pub attested: &'a Attested,
@@ -255,17 +253,32 @@ impl Case {
         if self.contradicted && !self.declare {
             return words::stands_contradicted(&self.node, self.proof_kind(), self.is_silent(scene));
         }
-        if self.is_at(&FenceStage::PowerOrdered) && self.last_beat.is_none() {
-            let bystanders = &self.power.bystanders;
-            if let Some(other) = bystanders.fell() {
-                return words::stands_with_fallen(&self.node, other);
-            }
-            if let Some(other) = bystanders.waits_for().filter(|_| self.power.confirmed_at.is_some()) {
-                return words::waits_for_bystander(other);
-            }
+        if let Some(words) = self.words_of_agent(scene) {
+            return words;
         }
         let stage = self.stored.as_ref().filter(|_| !self.declare).map(|record| &record.stage);
         words::stage(&self.node, stage, self.last_beat.is_some(), self.power.failed.as_deref())
+    }
+
+    /// While the node is silent, and its agent was run and is not believed, or not yet.
+    fn words_of_agent(&self, scene: &Scene<'_>) -> Option<String> {
+        if !self.is_at(&FenceStage::PowerOrdered) || self.last_beat.is_some() {
+            return None;
+        }
+        let bystanders = &self.power.bystanders;
+        if let Some(other) = bystanders.fell() {
+            return Some(words::stands_with_fallen(&self.node, other));
+        }
+        if self.distrusts_agent(scene) {
+            return Some(words::stands_distrusted(&self.node));
+        }
+        let other = bystanders.waits_for().filter(|_| self.power.confirmed_at.is_some())?;
+        Some(words::waits_for_bystander(&self.node, other))
+    }
+
+    /// Its agent was run, and another node fell; it has not come back itself.
+    pub fn agent_hit_another(&self) -> bool {
+        self.power.bystanders.fell().is_some() && self.new_boot.is_none()
     }
 
     /// Whether a beat of this boot may be answered.
@@ -372,7 +385,6 @@ impl Case {
         if Some(epoch) != scene.facts.epoch || self.power.running_until.take().is_none() {
             return;
         }
-        self.power.ended_at = Some(scene.now);
         match result {
             FenceResult::ConfirmedOff => self.power.confirmed_at = Some(scene.now),
             FenceResult::Failed(why) => self.run_failed(scene, why, fx),
@@ -438,7 +450,6 @@ impl Case {
         self.tell_left_over(around, fx);
         if self.power.running_until.is_some_and(|until| scene.now >= until) {
             self.power.running_until = None;
-            self.power.ended_at = Some(scene.now);
             self.run_failed(scene, "it did not end in time", fx);
         }
         self.watch_bystanders(scene, around, fx);
@@ -455,7 +466,7 @@ impl Case {
             fx.push(Effect::Commit(Record::Fence(record)));
         } else if self.may_order(scene, around) && self.is_at(&FenceStage::PowerOrdered) {
             self.power.ordered = true;
-            self.power.bystanders.ordered(scene, &self.node, around.liveness);
+            self.power.bystanders.ordered(&self.node, around.liveness);
             self.power.attempts += 1;
             let timeout = scene.facts.policy.fencing.timeout;
             self.power.running_until = Some(scene.now + run_max(scene));
@@ -470,10 +481,9 @@ impl Case {
         if !self.is_at(&FenceStage::PowerOrdered) {
             return;
         }
-        let ended = self.power.ended_at.filter(|_| self.power.running_until.is_none());
-        let was_proven = |other: &NodeName| around.proven.contains(other);
+        let had_fallen = |other: &NodeName| around.fallen.contains(other);
         let bystanders = &mut self.power.bystanders;
-        let news = bystanders.look(scene, &self.node, around.liveness, was_proven, ended);
+        let news = bystanders.look(scene, &self.node, around.liveness, had_fallen, self.power.confirmed_at);
         if let Some(other) = bystanders.fell().filter(|_| news) {
             words::bystander_fell(fx, &self.node, other);
         }
@@ -518,7 +528,8 @@ impl Case {
         }
         self.remind_at = scene.now + scene.facts.policy.fencing.reminder;
         if self.is_at(&FenceStage::Declared) || self.is_at(&FenceStage::PowerOrdered) {
-            words::waits(fx, scene, &self.node, self.last_beat.is_some());
+            let agent = self.words_of_agent(scene);
+            words::waits(fx, scene, &self.node, self.last_beat.is_some(), agent.as_deref());
         } else if let Some(boot) = self.status_doubt.as_ref().filter(|_| self.proof_kind().is_some()) {
             words::in_doubt(fx, &self.node, boot);
         }
@@ -540,8 +551,9 @@ impl Case {
             self.last_beat.map(|beat| beat + policy.detection.suspect()),
             self.power.running_until,
             // Beats alone wake nobody.
-            (self.power.confirmed_at.is_some() && self.proven_by.is_none())
+            (self.power.confirmed_at.is_some() && self.proven_by.is_none() && !self.distrusts_agent(scene))
                 .then(|| scene.now + policy.detection.beat),
+            Some(self.since + next::SUSPECTS_WAIT_MAX),
             self.power.foreign_until,
             pulse.and_then(Pulse::kubelet_speaks_until),
             enrolled.then(|| leases.expires(&self.node, policy)),

@@ -59,9 +59,20 @@ pub(super) fn stands_with_fallen(node: &NodeName, other: &NodeName) -> String {
     )
 }
 
+/// While its agent is not believed, for a reason that this coordinator does not know any more.
+pub(super) fn stands_distrusted(node: &NodeName) -> String {
+    format!(
+        "its fence agent may switch another machine, and what it says proves nothing in this incident. Make sure that this \
+         machine is off, then kubectl somersault attest {node}"
+    )
+}
+
 /// While its agent says off, and is not believed yet.
-pub(super) fn waits_for_bystander(other: &NodeName) -> String {
-    format!("its fence agent says off; believed as soon as {other} beats, which beat when it was run")
+pub(super) fn waits_for_bystander(node: &NodeName, other: &NodeName) -> String {
+    format!(
+        "its fence agent says off; believed as soon as {other} beats, which lived when it was run. If {other} is gone for good, make \
+         sure that this machine is off, then kubectl somersault attest {node}"
+    )
 }
 
 pub(super) fn bystander_fell(fx: &mut Vec<Effect>, node: &NodeName, other: &NodeName) {
@@ -158,12 +169,21 @@ pub(super) fn left_over(fx: &mut Vec<Effect>, node: &NodeName, by: &str) {
     tell_node(fx, Severity::Warning, node, "AttestationTooOld", message);
 }
 
-pub(super) fn waits(fx: &mut Vec<Effect>, scene: &Scene<'_>, node: &NodeName, beats: bool) {
+/// `agent` is what there is to say of its fence agent.
+pub(super) fn waits(
+    fx: &mut Vec<Effect>,
+    scene: &Scene<'_>,
+    node: &NodeName,
+    beats: bool,
+    agent: Option<&str>,
+) {
     let message = if beats {
         format!(
             "{node} beats again, but its fence agent has said off, or may still switch it off: it is not trusted in this \
              boot. If this does not end by itself, see which machine the fence agent switches, and reboot the node."
         )
+    } else if let Some(agent) = agent {
+        format!("{node} is still unreachable, and its VMs wait: {agent}")
     } else {
         let possible: Vec<String> =
             proofs_possible(scene, node).iter().map(|kind| format!("{kind:?}")).collect();

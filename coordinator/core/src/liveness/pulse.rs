@@ -13,6 +13,8 @@ use crate::scene::{Scene, tell_node};
 const PEERS_ASKED: usize = 3;
 /// How long a renewed kubelet lease speaks for its node: the kubelet renews every 10 s, half again for the way.
 const KUBELET_FRESH: Duration = Duration::from_secs(15);
+/// How late we may see that a kubelet has renewed its lease: watches are late by less, even of a busy API server.
+const LEASE_LATE_MAX: Duration = Duration::from_secs(5);
 /// How long a node without a Node object is remembered after its last beat: its object may just be late.
 const FORGET_AFTER: Duration = Duration::from_mins(10);
 /// How long an agent that beat for an earlier coordinator has to find us. One that lives tries twice a second; one
@@ -78,6 +80,8 @@ pub(crate) struct Pulse {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Round {
     pub(super) started: BootTime,
+    /// Probes are out, or were: it is no mere sign to begin anew.
+    asked: bool,
     deadline: BootTime,
     pub(super) answers: BTreeMap<Prober, Option<Reachability>>,
 }
@@ -121,6 +125,17 @@ impl Pulse {
     /// Its kubelet has renewed its lease after this moment, and not long ago.
     pub fn kubelet_lives(&self, now: BootTime, after: BootTime) -> bool {
         self.kubelet_seen.is_some_and(|seen| seen > after && now.saturating_sub(seen) < KUBELET_FRESH)
+    }
+
+    /// A beat came after this moment; or, of a node whose agent is silent and that is known to live, its kubelet renewed its
+    /// lease, or it answered one of our probes.
+    pub fn shows_life_since(&self, moment: BootTime) -> bool {
+        if self.last_beat.is_some_and(|at| at > moment) {
+            return true;
+        }
+        let kubelet = self.kubelet_seen.is_some_and(|at| at > moment + LEASE_LATE_MAX);
+        let alive = matches!(self.phase, Phase::AgentSilent | Phase::Partitioned);
+        alive && (kubelet || self.round.was_answered_since(moment))
     }
 
     /// When a kubelet that has renewed its lease does not speak for its node any more.
@@ -188,6 +203,7 @@ impl Pulse {
         let probers: Vec<Prober> = std::iter::once(Prober::Coordinator).chain(peers).collect();
         self.round = Round {
             started: scene.now,
+            asked: true,
             deadline: scene.now + detection.probe_deadline(),
             answers: probers.iter().map(|by| (by.clone(), None)).collect(),
         };
@@ -296,7 +312,12 @@ impl Round {
     /// A round that nobody answers any more, so that the next one begins.
     pub(super) fn over(now: BootTime) -> Self {
         let answers = BTreeMap::from([(Prober::Coordinator, Some(Reachability::Kernel))]);
-        Self { started: now, deadline: now, answers }
+        Self { started: now, asked: false, deadline: now, answers }
+    }
+
+    fn was_answered_since(&self, moment: BootTime) -> bool {
+        let answered = || self.answers.values().flatten().any(|answer| *answer > Reachability::Silent);
+        self.asked && self.started > moment && answered()
     }
 
     fn is_over(&self, now: BootTime) -> bool {

@@ -265,7 +265,12 @@ fn target_has_storage(asked: &Asked<'_>) -> Answer {
 }
 
 fn target_fits_vm(asked: &Asked<'_>) -> Answer {
-    let (Some(name), Destination::Node(node)) = (&asked.spec.vm, &asked.spec.destination) else {
+    let node = match &asked.spec.destination {
+        Destination::Node(node) => Some(node),
+        // Its disks tie it to where they are.
+        Destination::Class(_) => asked.disks.iter().find_map(|disk| disk.new.node.as_ref()),
+    };
+    let (Some(name), Some(node)) = (&asked.spec.vm, node) else {
         return Ok("no node is prescribed to the VM".into());
     };
     match placement::node_refusal(asked.ctx.fleet, node, &Key::new(asked.key.namespace.clone(), name)) {

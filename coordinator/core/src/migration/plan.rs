@@ -6,7 +6,7 @@ use super::claims::reserved;
 use super::{
     CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal, WhichDisks, staging,
 };
-use crate::decision::Locality;
+use crate::decision::{Locality, placement};
 use crate::fleet::{
     Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode, folder,
 };
@@ -56,7 +56,8 @@ pub(super) fn disks_to_move(
         );
         return Err(Refusal::new("SourceDead", message));
     }
-    let target = choose_target(spec, &local, ctx)?;
+    let vm = spec.vm.as_ref().map(|vm| Key::new(migration.namespace.clone(), vm));
+    let target = choose_target(spec, vm.as_ref(), &local, ctx)?;
     local.into_iter().map(|source| disk_move(migration, uid, source, &target, ctx)).collect()
 }
 
@@ -210,8 +211,13 @@ fn on_network<'a>(
     if spec.disks != WhichDisks::All {
         return Ok(None);
     }
-    source(namespace, disk, None, ctx)
-        .map(|source| Some(source).filter(|source| source.volume.class != *class))
+    let DiskSource::Claim { name, .. } = &disk.source else { return Ok(None) };
+    let bound = locality::bound_volume(ctx.fleet, &Key::new(namespace, name));
+    // One that is there already is nobody's concern, however it is made.
+    if bound.is_ok_and(|(_, _, volume)| volume.class == *class) {
+        return Ok(None);
+    }
+    source(namespace, disk, None, ctx).map(Some)
 }
 
 fn source<'a>(
@@ -282,7 +288,12 @@ impl Target {
     }
 }
 
-fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>) -> Result<Target, Refusal> {
+fn choose_target(
+    spec: &MigrationSpec,
+    vm: Option<&Key>,
+    sources: &[Source<'_>],
+    ctx: &Context<'_>,
+) -> Result<Target, Refusal> {
     match &spec.destination {
         Destination::Node(node) => {
             let class = one_class(sources)?;
@@ -306,15 +317,22 @@ fn choose_target(spec: &MigrationSpec, sources: &[Source<'_>], ctx: &Context<'_>
             if !ctx.fleet.classes.contains_key(class) {
                 return Err(Refusal::new(CLASS_NOT_FOUND, format!("there is no StorageClass {class}")));
             }
-            target_of_class(class, sources, ctx)
+            target_of_class(class, vm, sources, ctx)
         }
     }
 }
 
-/// Away from the source first: its disk may be why we move. A root of the class is written without anybody's help; else its
+/// Where the VM can run first of all, as far as the disks tie it to their node; then away from the source: its disk may be why
+/// we move. A root of the class is written without anybody's help; else its
 /// provisioner is asked.
-fn target_of_class(class: &str, sources: &[Source<'_>], ctx: &Context<'_>) -> Result<Target, Refusal> {
+fn target_of_class(
+    class: &str,
+    vm: Option<&Key>,
+    sources: &[Source<'_>],
+    ctx: &Context<'_>,
+) -> Result<Target, Refusal> {
     let on_source = |node: &NodeName| sources.iter().any(|source| source.node.as_ref() == Some(node));
+    let takes = |node: &NodeName| vm.is_none_or(|vm| placement::node_refusal(ctx.fleet, node, vm).is_none());
     let below_root = ctx
         .usable
         .iter()
@@ -324,13 +342,14 @@ fn target_of_class(class: &str, sources: &[Source<'_>], ctx: &Context<'_>) -> Re
             root.class == class && !root.read_only && root.takes_copies() && (root.shared || !on_source(node))
         })
         .max_by_key(|(node, root)| {
-            (!on_source(node), root.available_bytes, std::cmp::Reverse((*node).clone()))
+            let order = std::cmp::Reverse((*node).clone());
+            (root.shared || takes(node), !on_source(node), root.available_bytes, order)
         });
     if let Some((node, root)) = below_root {
         return Ok(Target::below(node, root));
     }
     let held = ctx.usable.iter().filter(|node| staging::can_hold(ctx.fleet, node, class));
-    let held = held.max_by_key(|node| (!on_source(node), std::cmp::Reverse((*node).clone())));
+    let held = held.max_by_key(|node| (takes(node), !on_source(node), std::cmp::Reverse((*node).clone())));
     if let Some(node) = held {
         return Ok(Target { node: node.clone(), class: class.to_owned(), root: None });
     }
@@ -432,7 +451,13 @@ fn reader(source: &Source<'_>, target: &NodeName, ctx: &Context<'_>) -> Result<N
         let root = ctx.fleet.reports.get(*node).and_then(|report| report.root_of(&source.path));
         root.is_some_and(|root| root.shared && root.lists(&source.path))
     };
-    let reader = std::iter::once(target).chain(ctx.usable).find(shares);
+    // Where the share is not mounted, the folder is not there.
+    let sees = |node: &&NodeName| {
+        let report = ctx.fleet.reports.get(*node);
+        report.is_some_and(|report| report.usage.contains_key(folder(&source.path)))
+    };
+    let nodes = || std::iter::once(target).chain(ctx.usable).filter(shares);
+    let reader = nodes().find(sees).or_else(|| nodes().next());
     reader.cloned().ok_or_else(|| {
         let message = format!(
             "volume {} is at {} and on network storage, and no healthy node's agent has a storage root there that is told to be \

@@ -215,10 +215,19 @@ fn give_back_start(key: &Key, migration: &VolumeMigration, world: &World, plan: 
     ));
 }
 
-/// A VM that a rebuild has stopped gets its start field back: what its `DataVolumes` have not made anew yet, they make.
+/// A VM that a rebuild has stopped gets its start field back, but while its claims are made anew: started then, it would boot
+/// a disk that is being filled.
 fn give_back_rebuilt(vm: &Key, recovery: &Recovery, plan: &mut Plan) {
     let Some(stored) = recovery.status.as_ref().and_then(|status| status.rebuild.as_ref()) else { return };
     match rebuild_record(vm, stored) {
+        Ok(RebuildRecord { stage: RebuildStage::Replacing, stopped: Some(_), disks, .. }) => {
+            let claims: Vec<&str> = disks.iter().map(|disk| disk.claim.as_str()).collect();
+            plan.stays.push(format!(
+                "VM {vm} stays stopped: its claims ({}) are being made anew from their images. Install Somersault again, and it is \
+                 brought to an end; or start the VM yourself once each DataVolume has imported anew, and not before",
+                claims.join(", ")
+            ));
+        }
         Ok(RebuildRecord { stage, stopped: Some((owner, start)), .. }) if is_stopped(stage) => {
             plan.steps.push(Step::GiveBack(Action::RestoreStart { vm: vm.clone(), owner, start }));
         }
@@ -231,8 +240,7 @@ fn give_back_rebuilt(vm: &Key, recovery: &Recovery, plan: &mut Plan) {
 
 /// Whether a rebuild has the VM stopped at this stage.
 fn is_stopped(stage: RebuildStage) -> bool {
-    use RebuildStage::{GivingBack, Replacing, Starting, Stopping};
-    matches!(stage, Stopping | Replacing | Starting | GivingBack)
+    matches!(stage, RebuildStage::Stopping | RebuildStage::Starting | RebuildStage::GivingBack)
 }
 
 fn is_held(object: &ObjectMeta, finalizer: &str) -> bool {
@@ -536,7 +544,7 @@ mod tests {
         };
         for (stage, begins, starts) in [
             ("Stopping", false, true),
-            ("Replacing", false, true),
+            ("Replacing", false, false),
             ("Importing", false, false),
             ("Rebuilt", true, false),
         ] {
@@ -547,6 +555,10 @@ mod tests {
                 words.iter().any(|step| step.starts_with("give VM shop/web its start field back")),
                 starts,
                 "{stage}: {words:?}"
+            );
+            assert_eq!(
+                plan.stays.iter().any(|stays| stays.contains("web stays stopped")),
+                stage == "Replacing"
             );
             assert!(words.contains(&"let Recovery shop/web be deleted".to_owned()), "{stage}: {words:?}");
         }

@@ -1,8 +1,11 @@
 //! A fence agent of n1 that is set to the machine of n3: whoever falls with n3, n1 is not dead by that.
 
+use std::time::Duration;
+
 use crate::coordinator::testkit::{Bench, boot, fast};
 use crate::fencing::ProofKind;
-use crate::io::{Effect, FenceResult, Input};
+use crate::fencing::agents::FenceAnswer;
+use crate::io::{Effect, FenceResult, Input, Reachability, RecordKey};
 use crate::names::NodeName;
 use crate::policy::PolicySpec;
 use crate::view::NodeState;
@@ -119,8 +122,9 @@ fn one_that_was_only_late_is_waited_for() {
     assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
 }
 
+/// A machine may go off minutes after a run that failed.
 #[test]
-fn one_that_falls_long_after_a_run_has_nothing_to_do_with_it() {
+fn one_that_falls_long_after_a_failed_run_tells_as_much() {
     let mut bench = ordered();
     let failed = FenceResult::Failed("no route to the BMC".to_owned());
     bench.fence.insert("n1".into(), failed.clone());
@@ -130,6 +134,93 @@ fn one_that_falls_long_after_a_run_has_nothing_to_do_with_it() {
     bench.run_ms(5_000);
     bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
     bench.run_ms(400_000);
+    assert_not_believed(bench, "n3 fell between two runs");
+}
+
+/// Nobody was heard for a while, so nobody beats at the moment of the order.
+#[test]
+fn after_a_stall_of_our_own_everybody_counts() {
+    let mut bench = Bench::new(policy(&["n1"]));
+    bench.store_answers = false;
+    bench.silence(&["n1"]);
+    bench.run_ms(2_000);
+    bench.store_answers = true;
+    bench.now += Duration::from_secs(20);
+    bench.give(Input::Stalled(Duration::from_secs(20)));
+    bench.silence(&["n3"]);
+    bench.give(Input::Committed(RecordKey::Fence("n1".into())));
+    bench.run_ms(100);
+    assert_eq!(runs(&bench), 1, "ordered at once");
+    ends(&mut bench, 1, FenceResult::ConfirmedOff);
+    bench.run_ms(10_000);
+    assert_not_believed(bench, "n3 fell in a stall");
+}
+
+#[test]
+fn a_node_object_that_is_gone_clears_nobody() {
+    let mut bench = ordered();
+    bench.silence(&["n3"]);
+    ends(&mut bench, 1, FenceResult::ConfirmedOff);
+    let object = bench.fleet.nodes.remove(&NodeName::from("n3"));
+    bench.show_fleet();
+    bench.run_ms(60_000);
+    assert_eq!(proof(&bench), None);
+    bench.fleet.nodes.insert("n3".into(), object.expect("there"));
+    bench.show_fleet();
+    bench.run_ms(600);
+    assert_not_believed(bench, "n3 was out of sight");
+}
+
+/// A node whose agent has crashed lives all the same.
+#[test]
+fn one_whose_agent_is_silent_is_cleared_by_an_answer() {
+    let mut bench = Bench::new(policy(&["n1"]));
+    bench.reach.insert("n3".into(), (Reachability::Kernel, Reachability::Kernel));
+    bench.silence(&["n3"]);
+    bench.run_ms(5_000);
+    assert_eq!(bench.state("n3"), NodeState::AgentSilent);
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+    bench.silence(&["n1"]);
+    bench.run_ms(15_000);
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
+}
+
+/// Whoever falls together with it has fallen before the order, and an order waits until that is known.
+#[test]
+fn an_order_waits_until_nobody_is_suspect() {
+    let mut bench = Bench::new(policy(&["n1"]));
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+    bench.silence(&["n1"]);
+    bench.run_ms(400);
+    bench.silence(&["n3"]);
+    bench.run_ms(5_000);
+    assert_eq!(bench.state("n3"), NodeState::AwaitingProof);
+    assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
+}
+
+/// What was doubted stays so when the node falls again before its agent was asked.
+#[test]
+fn a_doubt_outlives_the_incident_until_the_agent_says_on() {
+    let mut bench = ordered();
+    bench.silence(&["n3"]);
+    ends(&mut bench, 1, FenceResult::ConfirmedOff);
+    bench.run_ms(5_000);
+    assert_eq!(bench.notices("FenceHitAnother"), 1);
+    bench.beat("n1", 2);
+    bench.run_ms(1_000);
+    bench.silence(&["n1"]);
+    bench.fence.insert("n1".into(), FenceResult::ConfirmedOff);
+    bench.run_ms(30_000);
+    assert_eq!(
+        (bench.state("n1"), runs(&bench)),
+        (NodeState::AwaitingProof, 1),
+        "n3 is off, and n1's agent says so"
+    );
+    bench.beat("n1", 3);
+    bench.status.insert("n1".into(), FenceAnswer::On);
+    bench.run_ms(90_000);
+    bench.silence(&["n1"]);
+    bench.run_ms(5_000);
     assert_eq!(proof(&bench), Some(ProofKind::PowerOffConfirmed));
 }
 

@@ -2,8 +2,12 @@
 //! is changed.
 
 use super::{Around, Case};
+use crate::BootTime;
 use crate::fencing::{FenceStage, ProofKind, given_by_others};
 use crate::scene::Scene;
+
+/// How long an order waits until nobody is suspect: twice what the safe profile takes to call a node dead.
+pub(super) const SUSPECTS_WAIT_MAX: BootTime = BootTime::from_secs(10);
 
 impl Case {
     pub(super) fn next_stage(
@@ -86,11 +90,14 @@ impl Case {
     pub(super) fn may_order(&self, scene: &Scene<'_>, around: &Around<'_>) -> bool {
         let power = &self.power;
         let alive = around.pulse.is_some_and(|pulse| pulse.kubelet_lives(scene.now, self.begun));
+        // Whoever is suspect now has died before the order, or lives: a moment tells. Not for ever: some node may always be.
+        let unclear = around.liveness.any_suspect() && scene.now < self.since + SUSPECTS_WAIT_MAX;
         scene.can_power_off(&self.node)
             && !self.distrusts_agent(scene)
             && self.last_beat.is_none()
             && !alive
             && !around.hold
+            && !unclear
             && power.running_until.is_none()
             && power.confirmed_at.is_none()
             && scene.now >= power.next_at
@@ -99,9 +106,8 @@ impl Case {
     /// In one incident that does not end: a silent node can show nothing of its agent.
     pub(super) fn distrusts_agent(&self, scene: &Scene<'_>) -> bool {
         let stored = self.stored.as_ref().filter(|_| !self.declare);
-        let doubted = self.power.bystanders.fell().is_some();
-        doubted
-            || scene.facts.power_off.is_wrong(&self.node)
-            || stored.is_some_and(|record| record.agent_distrusted)
+        let power = &scene.facts.power_off;
+        let doubted = self.power.bystanders.fell().is_some() || power.is_doubted(&self.node);
+        doubted || power.is_wrong(&self.node) || stored.is_some_and(|record| record.agent_distrusted)
     }
 }

@@ -52,6 +52,27 @@ fn a_new_leader_or_a_word_to_cancel_at_every_round_ends_whole() {
     }
 }
 
+/// A disk on one node ties the VM to it.
+#[test]
+fn the_disks_go_where_the_vm_can_run() {
+    let mut world = asked();
+    for node in ["n1", "n2"] {
+        world.fleet.nodes.get_mut(&node.into()).expect("there").unschedulable = true;
+    }
+    world.fleet.reports.get_mut(&"n1".into()).expect("there").roots[0].available_bytes = 90 << 30;
+    while world.phase("m") < Phase::Provisioning {
+        world.round();
+    }
+    assert!(world.store[&key("m")].disks.iter().all(|disk| disk.target_node.0 == "n3"));
+
+    let mut world = asked();
+    for node in ["n1", "n2", "n3"] {
+        world.fleet.nodes.get_mut(&node.into()).expect("there").unschedulable = true;
+    }
+    assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
+    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("TargetDoesNotFitVm"));
+}
+
 /// Only the disk that is not there yet moves.
 #[test]
 fn a_disk_that_is_of_the_class_already_stays() {
