@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -116,7 +117,7 @@ fn rows(
             continue;
         }
         let succeeded = succeeded(&world.migrations[&record.key]);
-        let young = too_young(succeeded, now, args);
+        let young = too_young(succeeded, now, args.older_than);
         let because = |disk: &DiskMove| {
             migration::kept_because(record, disk, &moves, &told.context()).map(|why| why.message)
         };
@@ -146,12 +147,16 @@ fn rows(
     Ok(all)
 }
 
-fn too_young(succeeded: Option<Timestamp>, now: Timestamp, args: &CleanupArgs) -> Option<String> {
-    let limit = SignedDuration::try_from(args.older_than).unwrap_or(SignedDuration::MAX);
-    let age = succeeded.map(|at| now.duration_since(at));
-    // Of an older coordinator's migration no time is known: it is as old as that.
-    (age? < limit)
-        .then(|| format!("it moved within the last {} (--older-than)", units::age(now - limit, now)))
+fn too_young(succeeded: Option<Timestamp>, now: Timestamp, older_than: Duration) -> Option<String> {
+    let limit = SignedDuration::try_from(older_than).unwrap_or(SignedDuration::MAX);
+    match succeeded {
+        // The condition comes a moment after the record.
+        None => (!limit.is_zero()).then(|| {
+            "nothing tells yet since when it has moved (--older-than 0s asks for no time)".to_owned()
+        }),
+        Some(at) => (now.duration_since(at) < limit)
+            .then(|| format!("it moved within the last {} (--older-than)", units::age(now - limit, now))),
+    }
 }
 
 fn succeeded(object: &VolumeMigration) -> Option<Timestamp> {
@@ -204,4 +209,19 @@ fn listed(rows: &[&Row], now: Timestamp) -> String {
         ]);
     }
     render(&sheet)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moved_a_moment_ago_or_at_nobody_knows_what_time_is_kept() {
+        let now = Timestamp::from_second(1_000_000).expect("in range");
+        let (moment, day) = (now - SignedDuration::from_secs(1), Duration::from_hours(24));
+        let kept = |at, older_than| too_young(at, now, older_than).is_some();
+        assert!(kept(Some(moment), day) && kept(None, day));
+        assert!(!kept(Some(now - SignedDuration::from_hours(25)), day));
+        assert!(!kept(Some(moment), Duration::ZERO) && !kept(None, Duration::ZERO), "asked for by word");
+    }
 }
