@@ -148,13 +148,14 @@ impl Copying {
         entry: &Entry,
         chunks: &[Range<u64>],
     ) -> Result<(), TransferError> {
-        let failed = |error: Errno| TransferError::target("cannot clear", shown(&entry.path), error);
         let file = self.open(entry)?;
-        for range in chunks {
-            punch(&file, range.start * CHUNK_BYTES, span_bytes(entry.size_bytes, range))
-                .map_err(|error| TransferError::target("cannot clear", shown(&entry.path), error))?;
-        }
-        rustix::fs::fdatasync(&file).map_err(failed)?;
+        let clear =
+            |range: &Range<u64>| punch(&file, range.start * CHUNK_BYTES, span_bytes(entry.size_bytes, range));
+        chunks
+            .iter()
+            .try_for_each(clear)
+            .and_then(|()| Ok(rustix::fs::fdatasync(&file)?))
+            .map_err(|error| TransferError::target("cannot clear", shown(&entry.path), error))?;
         self.note(chunks.iter().flat_map(|range| zeroes(index, range)))
     }
 

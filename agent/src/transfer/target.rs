@@ -258,16 +258,15 @@ impl Target<'_> {
             let before = if pull.final_copy { BTreeMap::new() } else { stamps(copying, session).await? };
             wrong = verify::read_back(&copying.files, session, meter).await?;
             if wrong.is_empty() && session.is_complete() {
-                let (root, manifest, copying) = (session.root(), session.manifest().clone(), copying.clone());
-                let is_final = pull.final_copy;
-                let keep = move || {
-                    if is_final {
-                        copying.publish(root, of_folder(&manifest))
-                    } else {
-                        copying.note_read_back(&manifest, &before)
-                    }
+                let (root, copying) = (session.root(), copying.clone());
+                let kept = if pull.final_copy {
+                    let folder = of_folder(session.manifest());
+                    tokio::task::spawn_blocking(move || copying.publish(root, folder)).await
+                } else {
+                    let manifest = session.manifest().clone();
+                    tokio::task::spawn_blocking(move || copying.note_read_back(&manifest, &before)).await
                 };
-                join(tokio::task::spawn_blocking(keep).await)?;
+                join(kept)?;
                 return Ok(root);
             }
             tracing::warn!(

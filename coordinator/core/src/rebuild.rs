@@ -98,4 +98,9 @@ impl RebuildStage {
     pub fn is_final(self) -> bool {
         matches!(self, Self::Rebuilt | Self::GivenBack)
     }
+
+    /// We have stopped the VM, and its start field is not given back yet.
+    pub fn has_vm_stopped(self) -> bool {
+        matches!(self, Self::Stopping | Self::Replacing | Self::Starting | Self::GivingBack)
+    }
 }

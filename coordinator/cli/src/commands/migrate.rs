@@ -3,9 +3,9 @@
 use kube::core::ObjectMeta;
 use serde_json::Value;
 use somersault_coordinator::cluster::directory::Objects;
-use somersault_coordinator::cluster::manifest::{ObjectId, probe_spec};
+use somersault_coordinator::cluster::manifest::{self, ObjectId, probe_spec};
 use somersault_coordinator_core::fleet::{Fleet, Vm};
-use somersault_coordinator_core::migration::{self, MigrationSpec, Refusal, WhichDisks};
+use somersault_coordinator_core::migration::{self, Refusal};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::common::Destination;
 use somersault_crd::volume_migration::{DisksToMove, Phase};
@@ -66,10 +66,6 @@ fn ask(
     destination: &Destination,
 ) -> Result<Value, Failure> {
     let world = World::of(objects, None)?;
-    check(&world, subject, args, destination).inspect_err(|_| {
-        world::end(&world);
-    })?;
-    let name = requests::free_name(objects, KIND, &subject.namespace, &stem(subject, destination))?;
     let spec = VolumeMigrationSpec {
         vm: args.vm.as_ref().map(|vm| vm.name.clone()),
         claim: args.claim.as_ref().map(|claim| claim.name.clone()),
@@ -79,6 +75,10 @@ fn ask(
         probe: args.probe.as_ref().map(probe_spec),
         ..VolumeMigrationSpec::default()
     };
+    check(&world, subject, &spec).inspect_err(|_| {
+        world::end(&world);
+    })?;
+    let name = requests::free_name(objects, KIND, &subject.namespace, &stem(subject, destination))?;
     let metadata =
         ObjectMeta { name: Some(name), namespace: Some(subject.namespace.clone()), ..ObjectMeta::default() };
     Ok(serde_json::to_value(VolumeMigration { metadata, spec, status: None })?)
@@ -112,14 +112,14 @@ pub fn check_destination(fleet: &Fleet, destination: &Destination) -> Result<(),
     Ok(())
 }
 
-fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destination) -> Result<(), Failure> {
-    let is_vm = args.vm.is_some();
+fn check(world: &World, subject: &Key, spec: &VolumeMigrationSpec) -> Result<(), Failure> {
+    let is_vm = spec.vm.is_some();
     if is_vm {
         find_vm(world, subject)?;
     } else {
         check_claim(world, subject)?;
     }
-    check_destination(&world.fleet, destination)?;
+    check_destination(&world.fleet, &spec.destination)?;
     if let Some(key) = under_way(world, subject, is_vm) {
         return Err(Failure::Refused(format!(
             "VolumeMigration {key} already moves it; wait for its end, or: kubectl somersault cancel migration/{} -n {}",
@@ -133,7 +133,7 @@ fn check(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destina
             told.remedy
         )));
     }
-    match preflight(world, subject, args, destination) {
+    match preflight(world, subject, spec) {
         Some(refusal) if refusal.transient => {
             output::note(&format!(
                 "{}: {}. It begins as soon as that is over, and is refused where it is not within a minute",
@@ -154,22 +154,9 @@ pub fn find_vm<'a>(world: &'a World, key: &Key) -> Result<&'a Vm, Failure> {
 }
 
 /// What the coordinator would say to it, from what it last told of the nodes.
-fn preflight(world: &World, subject: &Key, args: &MigrateArgs, destination: &Destination) -> Option<Refusal> {
-    let destination = match (&destination.node, &destination.storage_class) {
-        (Some(node), _) => migration::Destination::Node(NodeName(node.clone())),
-        (None, class) => migration::Destination::Class(class.clone()?),
-    };
-    let spec = MigrationSpec {
-        vm: args.vm.as_ref().map(|_| subject.name.clone()),
-        claim: args.claim.as_ref().map(|_| subject.name.clone()),
-        destination,
-        disks: if args.include_network_disks { WhichDisks::All } else { WhichDisks::Local },
-        pre_copy_only: args.pre_copy_only,
-        cancelled: false,
-        remove_old: false,
-        probe: args.probe.clone(),
-        evacuation: None,
-    };
+fn preflight(world: &World, subject: &Key, spec: &VolumeMigrationSpec) -> Option<Refusal> {
+    // One that cannot be read is for the API server to refuse.
+    let spec = manifest::migration(spec).ok()?;
     let told = Told::of(world);
     migration::refusal(&Key::new(subject.namespace.clone(), "asked"), &spec, &told.context())
 }

@@ -70,8 +70,19 @@ pub(super) fn dead_node_that_takes_it<'a>(
 
 /// Why a node does not take a VM, wherever its disks are; `None` where it does.
 pub(crate) fn node_refusal(fleet: &Fleet, name: &NodeName, key: &Key) -> Option<String> {
-    let (node, vm) = (fleet.nodes.get(name)?, fleet.vms.get(key)?);
-    refusal(name, node, vm, Index::of(fleet).asked_by_others(vm, name))
+    node_refusals(fleet, key)(name)
+}
+
+/// The same for several nodes: the fleet's VMs are counted once.
+pub(crate) fn node_refusals<'a>(
+    fleet: &'a Fleet,
+    key: &'a Key,
+) -> impl Fn(&NodeName) -> Option<String> + use<'a> {
+    let index = Index::of(fleet);
+    move |name| {
+        let (node, vm) = (fleet.nodes.get(name)?, fleet.vms.get(key)?);
+        refusal(name, node, vm, index.asked_by_others(vm, name))
+    }
 }
 
 fn refusal(name: &NodeName, node: &Node, vm: &Vm, others: Resources) -> Option<String> {

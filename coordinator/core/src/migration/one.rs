@@ -172,11 +172,7 @@ impl Migration {
             }
             Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
             Next::Undo(why) => self.undo(ctx, &why),
-            Next::Fail(why) => self.commit(ctx, |record| {
-                record.phase = Phase::Failed;
-                record.reason = Some(why.reason.to_owned());
-                record.message.clone_from(&why.message);
-            }),
+            Next::Fail(why) => self.leave_for(ctx, Phase::Failed, &why),
         }
     }
 
@@ -276,8 +272,13 @@ impl Migration {
     }
 
     fn undo(&mut self, ctx: &Context<'_>, why: &Refusal) -> Vec<Effect> {
+        self.leave_for(ctx, Phase::RollingBack, why)
+    }
+
+    /// Something went wrong.
+    fn leave_for(&mut self, ctx: &Context<'_>, phase: Phase, why: &Refusal) -> Vec<Effect> {
         self.commit(ctx, |record| {
-            record.phase = Phase::RollingBack;
+            record.phase = phase;
             record.reason = Some(why.reason.to_owned());
             record.message.clone_from(&why.message);
         })

@@ -332,7 +332,8 @@ fn target_of_class(
     ctx: &Context<'_>,
 ) -> Result<Target, Refusal> {
     let on_source = |node: &NodeName| sources.iter().any(|source| source.node.as_ref() == Some(node));
-    let takes = |node: &NodeName| vm.is_none_or(|vm| placement::node_refusal(ctx.fleet, node, vm).is_none());
+    let refusals = vm.map(|vm| placement::node_refusals(ctx.fleet, vm));
+    let takes = |node: &NodeName| refusals.as_ref().is_none_or(|refusal| refusal(node).is_none());
     let below_root = ctx
         .usable
         .iter()

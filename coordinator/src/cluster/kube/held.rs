@@ -31,15 +31,8 @@ fn asked(record: &Record) -> Hold {
     match record {
         Record::Migration(record) if record.is_open() => Hold::Needed,
         Record::Migration(record) if record.phase.is_final() => Hold::Over,
-        Record::Rebuild(record) => match record.stage {
-            RebuildStage::Retaining => Hold::Either,
-            RebuildStage::Stopping
-            | RebuildStage::Replacing
-            | RebuildStage::Starting
-            | RebuildStage::GivingBack => Hold::Needed,
-            // The start field is given back.
-            RebuildStage::Importing | RebuildStage::Rebuilt | RebuildStage::GivenBack => Hold::Over,
-        },
+        Record::Rebuild(record) if record.stage.has_vm_stopped() => Hold::Needed,
+        Record::Rebuild(record) if record.stage != RebuildStage::Retaining => Hold::Over,
         _ => Hold::Either,
     }
 }

@@ -107,23 +107,23 @@ pub fn short_cut(bed: &Bed) -> Result<()> {
 pub fn miswired(bed: &Bed) -> Result<()> {
     bed.wait_whole(NEW_LEADER_DEADLINE)?;
     let leader = bed.leaders_node()?;
-    let nodes = bed.nodes();
-    let after = |node: &str| {
-        let at = nodes.iter().position(|name| name == node).context("no such node")?;
-        Ok::<_, anyhow::Error>(nodes[(at + 1) % nodes.len()].clone())
-    };
     // So that the leader goes on.
-    let node = after(&leader)?;
-    wrong_one_is_hit(bed, &node, &after(&node)?)
+    let node = neighbour(bed, &leader, 1)?;
+    wrong_one_is_hit(bed, &node, &neighbour(bed, &node, 1)?)
 }
 
 /// The same, and the one that is switched off is the leader's: the next leader finds an order of which it knows nothing.
 pub fn miswired_to_the_leader(bed: &Bed) -> Result<()> {
     bed.wait_whole(NEW_LEADER_DEADLINE)?;
     let leader = bed.leaders_node()?;
+    wrong_one_is_hit(bed, &neighbour(bed, &leader, bed.nodes().len() - 1)?, &leader)
+}
+
+/// The node so many places after this one; after the last comes the first.
+fn neighbour(bed: &Bed, node: &str, places: usize) -> Result<String> {
     let nodes = bed.nodes();
-    let at = nodes.iter().position(|name| *name == leader).context("no such node")?;
-    wrong_one_is_hit(bed, &nodes[(at + nodes.len() - 1) % nodes.len()], &leader)
+    let at = nodes.iter().position(|name| name == node).context("no such node")?;
+    Ok(nodes[(at + places) % nodes.len()].clone())
 }
 
 fn wrong_one_is_hit(bed: &Bed, node: &str, other: &str) -> Result<()> {

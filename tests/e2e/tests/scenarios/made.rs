@@ -11,7 +11,7 @@ use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm};
 
-use super::migration::succeeded;
+use super::migration::{of_vm, succeeded};
 
 const MAIL: Vm = Vm::always("mail", Storage::Local);
 /// A class of local volumes in folders that no agent knows: they are reached where kubelets mount them.
@@ -66,8 +66,7 @@ pub fn cancelled(bed: &Bed) -> Result<()> {
     let old = bound_volume(bed, &claim)?;
     bed.plugin(&["migrate", DB.name, "-n", VMS, "--to-class", AGAIN, "--pre-copy-only"])?;
     let migration = until("the copy waits for a word", WRITE_DEADLINE * 2, &[], || {
-        let migrations = bed.api().list(Kind::MIGRATION, VMS, "")?;
-        let migration = migrations.into_iter().next().context("no migration")?;
+        let migration = of_vm(bed, DB.name)?;
         let progress = &migration["status"]["progress"];
         let copied = progress["totalBytes"].as_u64().is_some_and(|total| progress["doneBytes"] == total);
         let waits = migration["status"]["phase"] == "PreCopying" && copied;
@@ -93,7 +92,8 @@ pub fn cancelled(bed: &Bed) -> Result<()> {
     stage.undisturbed(WRITE_DEADLINE)
 }
 
-fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
+/// The volume of a claim.
+pub fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
     let claim = bed.api().get(Kind::CLAIM, VMS, claim)?;
     Ok(claim["spec"]["volumeName"].as_str().context("it is not bound")?.to_owned())
 }

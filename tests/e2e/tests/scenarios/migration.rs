@@ -12,6 +12,7 @@ use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm, WEB};
 use somersault_test_kubevirt::GUEST_PORT;
 
+use super::made::bound_volume;
 use super::wukong::{self, WUKONG, disks};
 
 /// Copies of 16 MiB, a stop and a start: about ten seconds on an idle machine.
@@ -76,11 +77,7 @@ pub fn back_from_network(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let mut stage = Stage::set(bed, &node, &[WEB])?;
     let claim = format!("{}-disk", WEB.name);
-    let volume_of = || {
-        let claim = bed.api().get(Kind::CLAIM, VMS, &claim)?;
-        claim["spec"]["volumeName"].as_str().map(str::to_owned).context("it is not bound")
-    };
-    let (old, image) = (volume_of()?, stage.image(&WEB)?);
+    let (old, image) = (bound_volume(bed, &claim)?, stage.image(&WEB)?);
     let ask = ["migrate", WEB.name, "-n", VMS, "--to-class", "local-path"];
     let refused = bed.plugin(&ask).err().context("taken, though nothing is local")?.to_string();
     ensure!(refused.contains("--include-network-disks"), "{refused}");
@@ -88,7 +85,7 @@ pub fn back_from_network(bed: &Bed) -> Result<()> {
     let migration = succeeded(bed, WEB.name)?;
     let target = migration["status"]["disks"][0]["targetNode"].as_str().context("no target")?;
     eprintln!("   {} is on {target}, down for {} ms", WEB.name, migration["status"]["downtimeMs"]);
-    let volume = bed.api().get(Kind::VOLUME, "", &volume_of()?)?;
+    let volume = bed.api().get(Kind::VOLUME, "", &bound_volume(bed, &claim)?)?;
     ensure!(
         volume["spec"]["storageClassName"] == "local-path" && volume["spec"]["nodeAffinity"].is_object(),
         "{volume}"

@@ -228,7 +228,7 @@ fn give_back_rebuilt(vm: &Key, recovery: &Recovery, plan: &mut Plan) {
                 claims.join(", ")
             ));
         }
-        Ok(RebuildRecord { stage, stopped: Some((owner, start)), .. }) if is_stopped(stage) => {
+        Ok(RebuildRecord { stage, stopped: Some((owner, start)), .. }) if stage.has_vm_stopped() => {
             plan.steps.push(Step::GiveBack(Action::RestoreStart { vm: vm.clone(), owner, start }));
         }
         Ok(_) => {}
@@ -236,11 +236,6 @@ fn give_back_rebuilt(vm: &Key, recovery: &Recovery, plan: &mut Plan) {
             plan.stays.push(format!("Recovery {vm} cannot be read ({error}): see whether its VM is stopped"));
         }
     }
-}
-
-/// Whether a rebuild has the VM stopped at this stage.
-fn is_stopped(stage: RebuildStage) -> bool {
-    matches!(stage, RebuildStage::Stopping | RebuildStage::Starting | RebuildStage::GivingBack)
 }
 
 fn is_held(object: &ObjectMeta, finalizer: &str) -> bool {

@@ -91,16 +91,16 @@ impl Case {
         let power = &self.power;
         let alive = around.pulse.is_some_and(|pulse| pulse.kubelet_lives(scene.now, self.begun));
         // Whoever is suspect now has died before the order, or lives: a moment tells. Not for ever: some node may always be.
-        let unclear = around.liveness.any_suspect() && scene.now < self.since + SUSPECTS_WAIT_MAX;
+        let unclear = || scene.now < self.since + SUSPECTS_WAIT_MAX && around.liveness.any_suspect();
         scene.can_power_off(&self.node)
             && !self.distrusts_agent(scene)
             && self.last_beat.is_none()
             && !alive
             && !around.hold
-            && !unclear
             && power.running_until.is_none()
             && power.confirmed_at.is_none()
             && scene.now >= power.next_at
+            && !unclear()
     }
 
     /// In one incident that does not end: a silent node can show nothing of its agent.
