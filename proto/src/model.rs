@@ -20,7 +20,9 @@ pub use fleet::{Beat, FromAgent, FromCoordinator, Grant, Hello, PingReply, Welco
 pub use names::{AbsolutePath, Address, BootId, Malformed, NodeName};
 pub use order::{FailureReason, Order, OrderKind, ProbeAnswer, Progress, ProgressState, Pull, Reachability};
 pub use report::{Disk, Grade, Host, Report, StorageRoot, Volume};
-pub use transfer::{CHUNK_BYTES, Chunk, ChunkContent, File, FileKind, Hashes, Manifest, Range};
+pub use transfer::{
+    BLOCKS_MAX, CHUNK_BYTES, Chunk, ChunkContent, Encoding, File, FileKind, Hashes, Have, Manifest, Range,
+};
 
 /// Largest message of the `Fleet` and `Peer` services. The largest honest one is a report of
 /// [`limits::VOLUMES_MAX`] volumes with paths of 150 bytes, about 0.8 MiB.

@@ -12,16 +12,18 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{
     CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Metadata, Published, Record, Session, Stamp,
-    chunk_count, chunk_len, span_bytes,
+    chunk_count, span_bytes,
 };
 use somersault_proto::model::Pull;
 
 use super::TransferError;
+use super::blocks::BlockHashes;
 use super::extents::{data_chunks, holes_are_trusted};
-use super::io::{ChunkReader, Pool, drop_cache, punch, write_chunk};
+use super::io::{ChunkReader, Pool, drop_cache, punch};
 use super::journal::Journal;
 use super::metadata;
 use super::partial::{Partial, remove_tree};
+use super::received::Settled;
 use super::root::open_beneath;
 use super::scan::{self, shown};
 
@@ -34,6 +36,7 @@ pub(super) struct Copying {
     pub(super) partial: Partial,
     pub(super) files: Arc<Files>,
     journal: Mutex<Journal>,
+    final_copy: bool,
 }
 
 /// The files of a volume on this node.
@@ -67,12 +70,12 @@ impl Files {
     }
 }
 
-/// A chunk that has been written, but perhaps not synced.
+/// A chunk that is there, but perhaps not synced.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub(super) file: usize,
     pub(super) chunk: u64,
-    pub(super) leaf: Leaf,
+    pub(super) settled: Settled,
     pub(super) handle: Arc<OwnedFd>,
 }
 
@@ -126,7 +129,7 @@ impl Copying {
         let journal = Journal::create(&partial.folder, begins, session.records())
             .map_err(|error| partial.failed("cannot write the journal in", error))?;
         let files = Arc::new(Files::new(data, pool));
-        Ok((Self { partial, files, journal: Mutex::new(journal) }, session))
+        Ok((Self { partial, files, journal: Mutex::new(journal), final_copy: pull.final_copy }, session))
     }
 
     /// Opens a file of the copy for writing.
@@ -138,6 +141,11 @@ impl Copying {
             Mode::empty(),
         )
         .map_err(|error| TransferError::target("cannot open", shown(&entry.path), error))
+    }
+
+    /// What is kept of the blocks of a file of the copy.
+    pub(super) fn block_hashes(&self, entry: &Entry) -> BlockHashes {
+        BlockHashes::open(&self.partial.folder, &entry.path, entry.size_bytes, !self.final_copy)
     }
 
     /// Makes chunks holes, and notes it: where a filesystem's holes are not trusted, nothing else tells that what was there
@@ -162,7 +170,8 @@ impl Copying {
     /// Makes chunks durable, then notes them.
     pub(super) fn checkpoint(&self, mut written: Vec<Written>) -> Result<(), TransferError> {
         written.sort_by_key(|written| (written.file, written.chunk));
-        for group in written.chunk_by(|a, b| a.file == b.file) {
+        let is_new = |written: &Written| matches!(written.settled, Settled::Written(_));
+        for group in written.chunk_by(|a, b| a.file == b.file).filter(|group| group.iter().any(is_new)) {
             // One descriptor is enough: fdatasync writes out the file, whoever wrote to it.
             rustix::fs::fdatasync(&group[0].handle)
                 .map_err(|error| self.partial.failed("cannot sync a file in", error))?;
@@ -239,23 +248,6 @@ impl Copying {
     }
 }
 
-/// Writes a verified chunk; no content stands for zeroes. `over` says that something else may be there now.
-pub(super) fn write(
-    file: &OwnedFd,
-    entry: &Entry,
-    chunk: u64,
-    content: Option<&[u8]>,
-    over: bool,
-) -> Result<(), TransferError> {
-    let (offset, len) = (chunk * CHUNK_BYTES, chunk_len(entry.size_bytes, chunk));
-    match content {
-        Some(data) => write_chunk(file, offset, data, over),
-        None if over => punch(file, offset, len),
-        None => Ok(()),
-    }
-    .map_err(|error| TransferError::target("cannot write", shown(&entry.path), error))
-}
-
 /// Chunks that are holes now, as records.
 fn zeroes(file: usize, chunks: &Range<u64>) -> impl Iterator<Item = Record> + use<> {
     let (start, end) = (chunks.start, chunks.end);
@@ -274,7 +266,7 @@ fn records(run: &[Written]) -> impl Iterator<Item = Record> + '_ {
         file: u32::try_from(part[0].file).unwrap_or(u32::MAX),
         first: part[0].chunk,
         settled: true,
-        leaves: part.iter().map(|written| written.leaf).collect(),
+        leaves: part.iter().map(|written| written.settled.leaf()).collect(),
     })
 }
 

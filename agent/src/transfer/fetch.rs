@@ -1,34 +1,36 @@
-//! Gets what is missing: several requests in flight, each chunk verified before it is written, written chunks noted
-//! in the journal once they are synced.
+//! Gets what is missing: several requests in flight, each chunk verified before it is written, chunks noted in the
+//! journal once they are synced.
 //!
 //! ```text
-//!   Session --units--> requests (2 connections) --chunks--> blocking pool: hash, compare, write --> Written
+//!   Session --units--> requests, on the lanes: receive, verify, write --Written--> Session::accept, ::same
 //!                                                                                        |
-//!   Session::accept <---------------------------------------------------------------------+--> checkpoint:
-//!                                                                          fdatasync, then journal
+//!                                                       checkpoint: fdatasync, then journal
 //! ```
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Session, Unit, chunk_len};
-use somersault_proto::model::{Chunk, ChunkContent};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Session, Unit};
+use somersault_proto::model::Chunk;
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::TransferError;
-use super::copying::{self, Copying, Written};
+use super::copying::{Copying, Written};
+use super::io::Pool;
+use super::lanes::{self, Lane};
 use super::meter::Meter;
-use super::peer::{CONNECTIONS, Chunks, Peer};
+use super::peer::{Chunks, Connection, Peer};
+use super::received::{Expected, Settled, Sink, wire_bytes};
 use super::scan::shown;
 use super::target::join;
 
-/// Requests in flight: while one ends and the next begins, the other on the same connection keeps it busy.
-const REQUESTS: usize = 2 * CONNECTIONS;
+/// Requests in flight on each lane: while one ends and the next begins, the other keeps its connection busy.
+const REQUESTS_PER_LANE: usize = 2;
 
-/// Chunks that are being hashed and written; bounds the memory of a slow disk's copy.
-const WRITES: usize = 8;
+/// Chunks that are written and not yet in the list.
+const WRITTEN_AHEAD: usize = 1024;
 
 /// A checkpoint after this part of the volume: a crash then costs less than 2 % of it, with what is in flight.
 const CHECKPOINT_PARTS: u64 = 128;
@@ -40,31 +42,45 @@ const CHECKPOINT_BYTES: (u64, u64) = (8 << 20, 256 << 20);
 /// A checkpoint at the latest after this.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the requests of a pass share.
-#[derive(Clone)]
+/// The fetching of one pass.
 pub(super) struct Fetch {
-    pub(super) peer: Peer,
-    pub(super) copying: Arc<Copying>,
-    pub(super) meter: Arc<Meter>,
-    writes: Arc<Semaphore>,
+    lanes: Vec<(Lane, Connection)>,
+    copying: Arc<Copying>,
+    pool: Pool,
+    meter: Arc<Meter>,
 }
 
 impl Fetch {
-    pub(super) fn new(peer: Peer, copying: Arc<Copying>, meter: Arc<Meter>) -> Self {
-        Self { peer, copying, meter, writes: Arc::new(Semaphore::new(WRITES)) }
+    /// Connects as many lanes as this machine can use.
+    pub(super) async fn connect(
+        peer: &Peer,
+        copying: Arc<Copying>,
+        pool: Pool,
+        meter: Arc<Meter>,
+    ) -> Result<Self, TransferError> {
+        let mut lanes = Vec::new();
+        for _ in 0..lanes::count() {
+            let lane = Lane::start().map_err(|_| TransferError::Busy("no thread is to be had for the copy"))?;
+            let peer = peer.clone();
+            let connected = lane.handle().spawn(async move { peer.connection().await });
+            lanes.push((lane, join(connected.await)?));
+        }
+        Ok(Self { lanes, copying, pool, meter })
     }
 
     /// Fetches everything that is not settled. What has been written when it fails is noted all the same.
     pub(super) async fn run(&self, session: &mut Session) -> Result<(), TransferError> {
-        let (sender, mut written) = mpsc::channel(1024);
+        let (sender, mut written) = mpsc::channel(WRITTEN_AHEAD);
         let mut checkpoints = Checkpoints::new(self.copying.clone(), session.manifest().data_bytes());
         let mut requests: JoinSet<Result<(), TransferError>> = JoinSet::new();
         let mut started = 0;
         let result = loop {
-            while requests.len() < REQUESTS
+            while requests.len() < REQUESTS_PER_LANE * self.lanes.len()
                 && let Some(unit) = session.next_unit()
             {
-                requests.spawn(self.clone().request(started, ready(session, unit), sender.clone()));
+                let (lane, connection) = &self.lanes[started % self.lanes.len()];
+                let request = self.request(session, unit, connection);
+                requests.spawn_on(request.run(sender.clone()), lane.handle());
                 started += 1;
             }
             if requests.is_empty() {
@@ -81,7 +97,7 @@ impl Fetch {
                 () = self.meter.cancelled() => break Err(TransferError::Cancelled),
             }
         };
-        // Requests are stopped; chunks that are being written come to their end, for the list to be complete.
+        // Requests are stopped, each between two chunks, for the list to be complete.
         requests.shutdown().await;
         drop(sender);
         while let Some(chunk) = written.recv().await {
@@ -91,132 +107,91 @@ impl Fetch {
         result.and(noted)
     }
 
+    fn request(&self, session: &Session, unit: Unit, connection: &Connection) -> Request {
+        let Unit { file, chunks } = unit;
+        let manifest = session.manifest();
+        let mut entry = manifest.entries()[file].clone();
+        // The list of ranges can be long, and a request does not need it.
+        entry.data = Vec::new();
+        let expected = |chunk| {
+            use somersault_agent_core::transfer::Leaf;
+            let over = session.held(file).is_none_or(|held| held.have.get(chunk) != Leaf::ZERO);
+            Expected { chunk, over, offer: session.offer(file, chunk) }
+        };
+        Request {
+            connection: connection.clone(),
+            copying: self.copying.clone(),
+            pool: self.pool.clone(),
+            meter: self.meter.clone(),
+            file,
+            identity: manifest.identity(),
+            entry,
+            expected: chunks.iter().cloned().flatten().map(expected).collect(),
+            chunks,
+        }
+    }
+
     fn accept(&self, session: &mut Session, checkpoints: &mut Checkpoints, chunk: Written) {
-        session.accept(chunk.file, chunk.chunk, chunk.leaf);
+        match chunk.settled {
+            Settled::Written(leaf) => session.accept(chunk.file, chunk.chunk, leaf),
+            Settled::Same(_) => session.same(chunk.file, chunk.chunk),
+        }
         self.meter.worked(CHUNK_BYTES);
         self.meter.set_done(session.settled_bytes());
         checkpoints.add(chunk);
     }
-
-    /// One request: the chunks that were asked for, in order, and nothing else.
-    async fn request(
-        self,
-        number: usize,
-        asked: Asked,
-        written: mpsc::Sender<Written>,
-    ) -> Result<(), TransferError> {
-        let Asked { file, identity, entry, chunks, expected } = asked;
-        let handle = {
-            let (copying, entry) = (self.copying.clone(), entry.clone());
-            Arc::new(join(tokio::task::spawn_blocking(move || copying.open(&entry)).await)?)
-        };
-        let mut stream = self.peer.read(number, file, identity, entry.size_bytes, &chunks).await?;
-        let mut writes: JoinSet<Result<(), TransferError>> = JoinSet::new();
-        for (number, over) in expected {
-            let chunk = self.next(&mut stream, &entry, number).await?;
-            let permit = self.writes.clone().acquire_owned().await;
-            let Ok(permit) = permit else { return Err(TransferError::Cancelled) };
-            let work = Work {
-                file,
-                entry: entry.clone(),
-                number,
-                over,
-                chunk,
-                handle: handle.clone(),
-                _folder: self.copying.clone(),
-                _permit: permit,
-            };
-            let written = written.clone();
-            writes.spawn_blocking(move || work.run(&written));
-            while let Some(ended) = writes.try_join_next() {
-                join(ended)?;
-            }
-        }
-        if stream.next().await?.is_some() {
-            return Err(TransferError::SourceInvalid(format!(
-                "more chunks of {} than asked for",
-                shown(&entry.path)
-            )));
-        }
-        while let Some(ended) = writes.join_next().await {
-            join(ended)?;
-        }
-        Ok(())
-    }
-
-    async fn next(&self, stream: &mut Chunks, entry: &Entry, number: u64) -> Result<Chunk, TransferError> {
-        let wrong = |why: &str| {
-            TransferError::SourceInvalid(format!("chunk {number} of {}: {why}", shown(&entry.path)))
-        };
-        let chunk = stream.next().await?.ok_or_else(|| wrong("the stream ends before it"))?;
-        if chunk.offset != number * CHUNK_BYTES {
-            return Err(wrong("another offset than asked for"));
-        }
-        let len = chunk_len(entry.size_bytes, number);
-        if chunk.content.length() != len {
-            return Err(wrong("another length than asked for"));
-        }
-        if let ChunkContent::Data(_) = chunk.content {
-            self.meter.received(len).await;
-        }
-        Ok(chunk)
-    }
 }
 
-/// What to ask for, and per chunk whether something is there already.
-struct Asked {
+/// One request: what to ask for, and what is there already.
+struct Request {
+    connection: Connection,
+    /// Keeps the folder locked: nobody else may begin while a chunk is on its way, even when the copy is dropped.
+    copying: Arc<Copying>,
+    pool: Pool,
+    meter: Arc<Meter>,
     file: usize,
     identity: [u8; 32],
-    entry: Arc<Entry>,
+    entry: Entry,
     chunks: Vec<Range<u64>>,
-    expected: Vec<(u64, bool)>,
+    expected: Vec<Expected>,
 }
 
-fn ready(session: &Session, unit: Unit) -> Asked {
-    let manifest = session.manifest();
-    let mut entry = manifest.entries()[unit.file].clone();
-    // The list of ranges can be long, and a request does not need it.
-    entry.data = Vec::new();
-    let over = |chunk| session.held(unit.file).is_none_or(|held| held.have.get(chunk) != Leaf::ZERO);
-    let expected = unit.chunks.iter().cloned().flatten().map(|chunk| (chunk, over(chunk))).collect();
-    Asked {
-        file: unit.file,
-        identity: manifest.identity(),
-        entry: Arc::new(entry),
-        chunks: unit.chunks,
-        expected,
-    }
-}
-
-/// A received chunk on its way to the disk.
-struct Work {
-    file: usize,
-    entry: Arc<Entry>,
-    number: u64,
-    over: bool,
-    chunk: Chunk,
-    handle: Arc<std::os::fd::OwnedFd>,
-    /// Keeps the folder locked: nobody else may begin while this chunk is on its way, even when the copy is dropped.
-    _folder: Arc<Copying>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Work {
-    fn run(self, written: &mpsc::Sender<Written>) -> Result<(), TransferError> {
-        let content = match &self.chunk.content {
-            ChunkContent::Data(data) => Some(data.as_ref()),
-            ChunkContent::Zeroes(_) => None,
-        };
-        let leaf = content.map_or(Leaf::ZERO, Leaf::of);
-        if Leaf::from_wire(self.chunk.leaf, self.chunk.content.length()) != Some(leaf) {
-            let why = format!("chunk {} of {} does not have its hash", self.number, shown(&self.entry.path));
-            return Err(TransferError::SourceInvalid(why));
+impl Request {
+    /// The chunks that were asked for, in order, and nothing else. It runs on a lane, where it may block.
+    async fn run(self, written: mpsc::Sender<Written>) -> Result<(), TransferError> {
+        let (entry, size_bytes) = (&self.entry, self.entry.size_bytes);
+        let handle = Arc::new(self.copying.open(entry)?);
+        let kept = self.copying.block_hashes(entry);
+        let offers: Vec<_> = self.expected.iter().map(|expected| expected.offer(size_bytes, &kept)).collect();
+        let have = self.expected.iter().zip(&offers).filter_map(|(expected, offer)| {
+            offer.as_ref().map(|offer| offer.have(expected.chunk, size_bytes))
+        });
+        let mut stream =
+            self.connection.read(self.file, self.identity, size_bytes, &self.chunks, have.collect()).await?;
+        let sink = Sink { entry, file: &handle, kept: &kept, pool: &self.pool };
+        for (expected, offer) in self.expected.iter().zip(&offers) {
+            let chunk = self.next(&mut stream, expected).await?;
+            // Before it is written, so that what was written is always told.
+            let Ok(place) = written.reserve().await else { return Err(TransferError::Cancelled) };
+            let settled = sink.take(&chunk, expected, offer.as_ref())?;
+            place.send(Written { file: self.file, chunk: expected.chunk, settled, handle: handle.clone() });
         }
-        copying::write(&self.handle, &self.entry, self.number, content, self.over)?;
-        // The receiver lives until all senders are gone; when it does not, the copy was dropped.
-        let _ =
-            written.blocking_send(Written { file: self.file, chunk: self.number, leaf, handle: self.handle });
-        Ok(())
+        match stream.next().await? {
+            None => Ok(()),
+            Some(_) => {
+                let why = format!("more chunks of {} than asked for", shown(&entry.path));
+                Err(TransferError::SourceInvalid(why))
+            }
+        }
+    }
+
+    async fn next(&self, stream: &mut Chunks, expected: &Expected) -> Result<Chunk, TransferError> {
+        let chunk = stream.next().await?.ok_or_else(|| {
+            let path = shown(&self.entry.path);
+            TransferError::SourceInvalid(format!("chunk {} of {path}: the stream ends before it", expected.chunk))
+        })?;
+        self.meter.received(wire_bytes(&chunk)).await;
+        Ok(chunk)
     }
 }
 

@@ -48,8 +48,13 @@ pub(super) struct Buffer {
 
 impl Buffer {
     /// Room for one chunk.
-    fn room(&mut self) -> &mut [u8] {
+    pub(super) fn room(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + CHUNK]
+    }
+
+    /// Only so much of it is content.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = len.min(CHUNK);
     }
 }
 
@@ -106,7 +111,7 @@ impl ChunkReader {
         if !self.direct && !self.dont_cache.load(Ordering::Relaxed) {
             drop_cache(&self.file, offset, len as u64);
         }
-        buffer.len = len;
+        buffer.truncate(len);
         Ok(buffer)
     }
 

@@ -17,6 +17,8 @@ pub(super) struct Meter {
     total_bytes: AtomicU64,
     sent_bytes: AtomicU64,
     worked_bytes: AtomicU64,
+    /// Since the start, in microseconds.
+    durable_us: AtomicU64,
     rate: Mutex<RateMeter>,
     limit: Mutex<RateLimit>,
     cancel: CancellationToken,
@@ -32,6 +34,7 @@ impl Meter {
             total_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             worked_bytes: AtomicU64::new(0),
+            durable_us: AtomicU64::new(0),
             rate: Mutex::default(),
             limit: Mutex::new(RateLimit::new(limit_bytes_per_s)),
             cancel: CancellationToken::new(),
@@ -69,6 +72,17 @@ impl Meter {
 
     pub(super) fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Everything that has arrived is on the disk.
+    pub(super) fn durable(&self) {
+        let now = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.durable_us.store(now, Ordering::Relaxed);
+    }
+
+    /// When it last was, since the start.
+    pub(super) fn until_durable(&self) -> std::time::Duration {
+        std::time::Duration::from_micros(self.durable_us.load(Ordering::Relaxed))
     }
 
     pub(super) fn progress(&self) -> PullProgress {

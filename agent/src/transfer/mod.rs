@@ -11,34 +11,40 @@
 //! What is decided without IO (what is missing, what a journal proves, what may be believed of a manifest) is in
 //! `somersault_agent_core::transfer`.
 
+mod blocks;
 mod copying;
 mod error;
 mod existing;
 mod extents;
 mod fetch;
+mod frames;
 mod io;
 mod journal;
 mod keys;
+mod lanes;
 mod metadata;
 mod meter;
 mod mounted;
 mod partial;
 mod peer;
+mod received;
 mod remove;
 mod root;
 mod scan;
+mod sending;
+mod serving;
 mod source;
 mod target;
 mod verify;
+mod wire;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use somersault_proto::model::{NodeName, TRANSFER_MESSAGE_BYTES_MAX};
+use somersault_proto::model::NodeName;
 use somersault_proto::tls::TlsSource;
-use somersault_proto::v1::transfer_server::TransferServer;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -46,13 +52,15 @@ pub use error::TransferError;
 pub use root::PARTIAL_PREFIX;
 /// An order to copy a volume to here.
 pub use somersault_proto::model::Pull as PullRequest;
-pub use source::Source;
+pub use serving::Serving;
 
 use io::Pool;
 use keys::Keys;
 use meter::Meter;
 use root::Roots;
+use source::Source;
 use target::Target;
+use wire::Wire;
 
 /// How often progress is told: four times a second is as much as a person can see.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -139,6 +147,8 @@ pub struct PullDone {
     pub sent_bytes: u64,
     /// How long it took.
     pub elapsed: Duration,
+    /// How long until all of it was on the disk, before it was read back from there.
+    pub until_durable: Duration,
 }
 
 /// The transfers of one agent, as source and as target.
@@ -147,7 +157,8 @@ pub struct Transfers(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    config: TransferConfig,
+    node: NodeName,
+    wire: Wire,
     limits: Limits,
     roots: Roots,
     keys: Arc<Keys>,
@@ -167,12 +178,25 @@ impl Transfers {
 
     /// With other limits.
     pub fn with_limits(config: TransferConfig, limits: Limits) -> Self {
+        let wire = Wire::Tls(config.tls.clone());
+        Self::carried_by(wire, config, limits)
+    }
+
+    /// Without encryption, for a measurement: whoever calls is taken for this node.
+    #[cfg(feature = "plaintext")]
+    pub fn in_plaintext_with(config: TransferConfig, peer: NodeName) -> Self {
+        Self::carried_by(Wire::Plain(peer), config, Limits::default())
+    }
+
+    fn carried_by(wire: Wire, config: TransferConfig, limits: Limits) -> Self {
         let roots = Roots::new(config.roots.clone(), config.pods.clone());
         let (keys, pool) = (Arc::new(Keys::default()), Pool::default());
-        let source = Source::new(config.node.clone(), roots.clone(), keys.clone(), pool.clone());
+        let source =
+            Source::new(config.node.clone(), wire.clone(), roots.clone(), keys.clone(), pool.clone());
         let permits = Semaphore::new(limits.pulls_max);
         Self(Arc::new(Inner {
-            config,
+            node: config.node,
+            wire,
             limits,
             roots,
             keys,
@@ -185,10 +209,8 @@ impl Transfers {
     }
 
     /// The service for the agent's server, which must require client certificates of the fleet's CA.
-    pub fn service(&self) -> TransferServer<Source> {
-        TransferServer::new(self.0.source.clone())
-            .max_decoding_message_size(TRANSFER_MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(TRANSFER_MESSAGE_BYTES_MAX)
+    pub fn service(&self) -> Serving {
+        Serving::new(self.0.source.clone())
     }
 
     /// Takes the key that a coordinator signs its tokens with; it replaces that coordinator's last one.
@@ -290,9 +312,9 @@ impl Inner {
 
     fn target(&self) -> Target<'_> {
         Target {
-            node: &self.config.node,
+            node: &self.node,
             roots: &self.roots,
-            tls: &self.config.tls,
+            wire: &self.wire,
             keys: &self.keys,
             limits: &self.limits,
             pool: &self.pool,

@@ -3,6 +3,7 @@
 //! ```text
 //!   ROOT/.somersault-<transfer>.partial/   0700, locked while somebody works in it
 //!        journal                           what is on the disk
+//!        blocks-<hash>                     after a first copy, see blocks.rs
 //!        data/                             the volume to be  --publish-->  ROOT/<name>
 //!                                                            <-withdraw--  (untouched since, source is newer)
 //! ```
@@ -21,7 +22,7 @@ use rustix::io::Errno;
 use somersault_agent_core::transfer::{MAX_DEPTH, Metadata, Published, Replay};
 
 use super::root::{PARTIAL_PREFIX, PARTIAL_SUFFIX, Place, Seat, open_beneath};
-use super::{TransferError, journal, metadata, mounted, scan};
+use super::{TransferError, blocks, journal, metadata, mounted, scan};
 
 const DATA: &str = "data";
 
@@ -198,6 +199,7 @@ impl Partial {
                 TransferError::target("cannot sync the folder of", self.place.display(), error)
             })?;
         }
+        blocks::remove(&self.folder);
         Ok(())
     }
 
@@ -218,7 +220,9 @@ impl Partial {
         // From here on it counts as published: all that was moved is on the disk.
         rustix::fs::unlinkat(&self.folder, DATA, AtFlags::REMOVEDIR)
             .and_then(|()| rustix::fs::fsync(&self.folder))
-            .map_err(|error| self.failed("cannot remove the empty data folder of", error))
+            .map_err(|error| self.failed("cannot remove the empty data folder of", error))?;
+        blocks::remove(&self.folder);
+        Ok(())
     }
 
     /// Takes a published volume back, so that nobody ever sees a half-updated one under its final name.

@@ -3,23 +3,23 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use futures::FutureExt;
 use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Kind, Leaf, Manifest, Metadata, chunk_count};
-use somersault_proto::model::{self, Pull, TRANSFER_MESSAGE_BYTES_MAX};
-use somersault_proto::tls::{Identity, TlsSource};
+use somersault_proto::model::{self, Have, Pull, TRANSFER_MESSAGE_BYTES_MAX};
 use somersault_proto::v1::{self, transfer_client::TransferClient};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
+use tower_service::Service;
 
 use super::TransferError;
+use super::frames::{self, Incoming};
 use super::source::wire_range;
+use super::wire::Wire;
 
-/// Connections per copy. One is one task and thus one core; more than two bring nothing where two cores encrypt.
-pub(super) const CONNECTIONS: usize = 2;
-
-/// HTTP/2's default windows (64 KiB) let a connection idle for most of a round trip. These cover 10 Gbit/s at 25 ms
-/// and bound what a fast source can pile up in a slow target's memory.
-const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// HTTP/2's default windows (64 KiB) let a connection idle for most of a round trip. These cover 10 Gbit/s at 10 ms with
+/// two connections, and bound what a fast source can pile up in a slow target's memory.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
 /// A frame is one system call and one copy; the default of 16 KiB makes 65,536 of each per GiB. The receiver sets it.
 const FRAME_BYTES: u32 = 1 << 20;
@@ -34,60 +34,63 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections to the agent of one node, for one transfer.
+/// The agent of one node, for one transfer, and a connection to it for everything but content.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
+    caller: Caller,
+    endpoint: Endpoint,
+    lists: TransferClient<Channel>,
+}
+
+/// A connection for content.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    caller: Caller,
+    channel: Channel,
+}
+
+/// Who is asked, by which right, and how long is waited for an answer.
+#[derive(Clone, Debug)]
+struct Caller {
     node: String,
     token: String,
     stall: Duration,
-    lists: TransferClient<Channel>,
-    chunks: Vec<TransferClient<Channel>>,
 }
 
 impl Peer {
     /// Connects; the certificate at the other end must be the source node's.
     pub(super) async fn connect(
         pull: &Pull,
-        tls: &TlsSource,
+        wire: &Wire,
         stall: Duration,
     ) -> Result<Self, TransferError> {
-        let node = pull.source_node.to_string();
-        let refused = |error: tonic::transport::Error| TransferError::SourceUnreachable {
-            node: node.clone(),
-            why: format!("{}: {}", pull.source_address, causes(&error)),
-        };
-        let mut channels = Vec::with_capacity(CONNECTIONS);
-        for _ in 0..CONNECTIONS {
-            let endpoint = Endpoint::from_shared(format!("https://{}", pull.source_address))
-                .and_then(|endpoint| {
-                    endpoint.tls_config(tls.client(&Identity::Node(pull.source_node.clone())))
-                })
-                .map_err(refused)?
-                .connect_timeout(CONNECT_TIMEOUT)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .initial_stream_window_size(STREAM_WINDOW_BYTES)
-                .max_frame_size(FRAME_BYTES)
-                .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-                .tcp_nodelay(true);
-            channels.push(endpoint.connect().await.map_err(refused)?);
-        }
-        let client =
-            |channel: &Channel, limit| TransferClient::new(channel.clone()).max_decoding_message_size(limit);
-        Ok(Self {
-            token: pull.token.clone(),
-            stall,
-            lists: client(&channels[0], TRANSFER_MESSAGE_BYTES_MAX),
-            chunks: channels.iter().map(|channel| client(channel, CHUNK_MESSAGE_BYTES_MAX)).collect(),
-            node,
-        })
+        let caller = Caller { node: pull.source_node.to_string(), token: pull.token.clone(), stall };
+        let endpoint = wire
+            .endpoint(pull.source_address.as_str(), &pull.source_node)
+            .map_err(|error| caller.unreachable(&error))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.map_err(|error| caller.unreachable(&error))?;
+        let lists = TransferClient::new(channel).max_decoding_message_size(TRANSFER_MESSAGE_BYTES_MAX);
+        Ok(Self { caller, endpoint, lists })
+    }
+
+    /// One more connection, for content. It is served by the runtime that asks for it.
+    pub(super) async fn connection(&self) -> Result<Connection, TransferError> {
+        let channel = self.endpoint.connect().await.map_err(|error| self.caller.unreachable(&error))?;
+        Ok(Connection { caller: self.caller.clone(), channel })
     }
 
     /// The volume as it is now. `patience` is longer than the stall limit, since the source syncs the files first.
     pub(super) async fn manifest(&self, patience: Duration) -> Result<Manifest, TransferError> {
         let mut client = self.lists.clone();
-        let request = Request::new(v1::ManifestRequest { token: self.token.clone() });
-        let reply = self.within(patience, client.get_manifest(request)).await?;
+        let request = Request::new(v1::ManifestRequest { token: self.caller.token.clone() });
+        let reply = self.caller.within(patience, client.get_manifest(request)).await?;
         core_manifest(reply.into_inner())
     }
 
@@ -101,34 +104,53 @@ impl Peer {
     ) -> Result<Hashes, TransferError> {
         let mut client = self.lists.clone();
         let request = v1::HashesRequest {
-            token: self.token.clone(),
+            token: self.caller.token.clone(),
             file: index(file)?,
             identity: identity.to_vec().into(),
             ranges: chunks.iter().map(|range| wire_range(size_bytes, range).into()).collect(),
         };
-        let stream = self.within(self.stall, client.get_hashes(Request::new(request))).await?.into_inner();
-        Ok(Hashes { peer: self.clone(), stream })
+        let answer = client.get_hashes(Request::new(request));
+        let stream = self.caller.within(self.caller.stall, answer).await?.into_inner();
+        Ok(Hashes { caller: self.caller.clone(), stream })
     }
+}
 
-    /// Asks for chunks of a file, over one of the connections.
+impl Connection {
+    /// Asks for chunks of a file, and says what is held of them.
     pub(super) async fn read(
         &self,
-        connection: usize,
         file: usize,
         identity: [u8; 32],
         size_bytes: u64,
         chunks: &[Range<u64>],
+        have: Vec<Have>,
     ) -> Result<Chunks, TransferError> {
-        let mut client = self.chunks[connection % self.chunks.len()].clone();
-        let ranges = chunks.iter().map(|range| wire_range(size_bytes, range).into()).collect();
         let request = v1::ReadRequest {
-            token: self.token.clone(),
+            token: self.caller.token.clone(),
             file: index(file)?,
-            ranges,
+            ranges: chunks.iter().map(|range| wire_range(size_bytes, range).into()).collect(),
             identity: identity.to_vec().into(),
+            have: have.into_iter().map(Into::into).collect(),
+            zstd: true,
         };
-        let stream = self.within(self.stall, client.read(Request::new(request))).await?.into_inner();
-        Ok(Chunks { peer: self.clone(), stream })
+        let request = frames::request(http::Uri::from_static(frames::READ), &request);
+        let mut channel = self.channel.clone();
+        let answer = async {
+            std::future::poll_fn(|context| channel.poll_ready(context)).await?;
+            channel.call(request).await
+        };
+        let answer = answer.map(|answer| {
+            let answer = answer.map_err(|error| Status::from_error(error.into()))?;
+            Incoming::new(answer, CHUNK_MESSAGE_BYTES_MAX)
+        });
+        let incoming = self.caller.within(self.caller.stall, answer).await?;
+        Ok(Chunks { caller: self.caller.clone(), incoming })
+    }
+}
+
+impl Caller {
+    fn unreachable(&self, error: &tonic::transport::Error) -> TransferError {
+        TransferError::SourceUnreachable { node: self.node.clone(), why: causes(error) }
     }
 
     /// Waits for the source, but not for ever: nothing for so long is a stall, whatever the size.
@@ -150,14 +172,14 @@ impl Peer {
 
 /// A stream of leaves.
 pub(super) struct Hashes {
-    peer: Peer,
+    caller: Caller,
     stream: Streaming<v1::Hashes>,
 }
 
 impl Hashes {
     /// The next batch: first chunk and leaves.
     pub(super) async fn next(&mut self, size_bytes: u64) -> Result<Option<(u64, Vec<Leaf>)>, TransferError> {
-        let Some(batch) = self.peer.within(self.peer.stall, self.stream.message()).await? else {
+        let Some(batch) = self.caller.within(self.caller.stall, self.stream.message()).await? else {
             return Ok(None);
         };
         let batch = model::Hashes::try_from(batch)
@@ -176,14 +198,14 @@ impl Hashes {
 
 /// A stream of chunks.
 pub(super) struct Chunks {
-    peer: Peer,
-    stream: Streaming<v1::Chunk>,
+    caller: Caller,
+    incoming: Incoming,
 }
 
 impl Chunks {
     /// The next chunk, `None` at the end of the stream.
     pub(super) async fn next(&mut self) -> Result<Option<model::Chunk>, TransferError> {
-        let Some(chunk) = self.peer.within(self.peer.stall, self.stream.message()).await? else {
+        let Some(chunk) = self.caller.within(self.caller.stall, self.incoming.next()).await? else {
             return Ok(None);
         };
         let chunk =

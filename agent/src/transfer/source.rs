@@ -3,7 +3,7 @@
 //! ```text
 //!   GetManifest --token ok--> scan --> session (job, path, target) --> Manifest
 //!   GetHashes, Read --token ok--> session of that identity? --no--> SourceChanged: the target lists anew
-//!                                        \--yes--> chunks, a few ahead, each read on the blocking pool
+//!                                        \--yes--> chunks, a few ahead (sending.rs)
 //! ```
 
 use std::collections::VecDeque;
@@ -15,10 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{Stream, StreamExt, stream};
 use rustix::fs::OFlags;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Entry, Kind, Leaf, MAX_CHUNKS_PER_READ, Manifest, chunk_count, chunk_len,
+    CHUNK_BYTES, Kind, MAX_CHUNKS_PER_READ, Manifest, Pressure, chunk_count,
 };
-use somersault_proto::model::{self, NodeName};
-use somersault_proto::tls::peer_node;
+use somersault_proto::model::{self, Chunk, NodeName};
 use somersault_proto::token::Claims;
 use somersault_proto::v1::{self, transfer_server::Transfer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -28,20 +27,19 @@ use super::TransferError;
 use super::io::{ChunkReader, Pool};
 use super::keys::Keys;
 use super::root::Roots;
-use super::scan::{self, Scanned, Top, read_failed, shown};
+use super::scan::{self, Scanned, Top, shown};
+use super::sending::{self, Opened, Wanted};
+use super::wire::Wire;
 
 /// Volumes whose listing is kept: more than are copied from a node at once. The oldest goes first, and costs its
 /// target one more listing.
 const SESSIONS_MAX: usize = 32;
 
-/// Requests that read at the same time, over all targets. Each has up to [`READ_AHEAD`] chunks in memory.
+/// Requests that read at the same time, over all targets. Each has a few chunks in memory.
 const STREAMS_MAX: usize = 16;
 
 /// Listings at the same time: each walks a volume and syncs its files.
 const SCANS_MAX: usize = 2;
-
-/// Chunks read ahead of the connection: one is sent while the next ones come from the disk.
-const READ_AHEAD: usize = 4;
 
 /// Batches hashed at the same time, and the chunks of one.
 const HASH_AHEAD: usize = 2;
@@ -54,6 +52,7 @@ pub struct Source(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     node: NodeName,
+    wire: Wire,
     roots: Roots,
     keys: Arc<Keys>,
     sessions: Mutex<VecDeque<Arc<Session>>>,
@@ -69,14 +68,17 @@ struct Session {
     path: String,
     target: NodeName,
     scanned: Scanned,
+    /// Of the connections to this target.
+    pressure: Arc<Mutex<Pressure>>,
 }
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Source {
-    pub(super) fn new(node: NodeName, roots: Roots, keys: Arc<Keys>, pool: Pool) -> Self {
+    pub(super) fn new(node: NodeName, wire: Wire, roots: Roots, keys: Arc<Keys>, pool: Pool) -> Self {
         Self(Arc::new(Inner {
             node,
+            wire,
             roots,
             keys,
             sessions: Mutex::default(),
@@ -88,7 +90,7 @@ impl Source {
 
     /// Who calls, and what the coordinator allows it.
     fn authorize<T>(&self, request: &Request<T>, token: &str) -> Result<(NodeName, Claims), Status> {
-        let target = peer_node(request)?;
+        let target = self.0.wire.caller(request)?;
         match self.0.keys.verify(token, &self.0.node, &target) {
             Some(Ok(claims)) => Ok((target, claims)),
             Some(Err(error)) => Err(refused(error.to_string())),
@@ -121,7 +123,7 @@ impl Source {
     }
 
     /// Opens a file of a session, and checks that it is the one that was listed.
-    async fn open(&self, session: Arc<Session>, file: usize) -> Result<Arc<Opened>, Status> {
+    async fn open(&self, session: Arc<Session>, file: usize) -> Result<Opened, Status> {
         let (roots, pool) = (self.0.roots.clone(), self.0.pool.clone());
         blocking(move || {
             let scanned = &session.scanned;
@@ -135,56 +137,9 @@ impl Source {
             if stat.st_ino != scanned.inodes[file] {
                 return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&entry.path))));
             }
-            Ok(Arc::new(Opened { entry, reader: ChunkReader::new(opened, pool, false) }))
+            Ok(Opened { entry, reader: ChunkReader::new(opened, pool, false) })
         })
         .await
-    }
-}
-
-/// A file to read from.
-struct Opened {
-    entry: Entry,
-    reader: ChunkReader,
-}
-
-impl Opened {
-    /// The chunk as it is now.
-    fn chunk(&self, chunk: u64) -> Result<v1::Chunk, TransferError> {
-        use v1::chunk::Content;
-        let len = chunk_len(self.entry.size_bytes, chunk);
-        let buffer = self.read(chunk, len)?;
-        let leaf = Leaf::of(buffer.as_ref());
-        let content = if leaf == Leaf::ZERO {
-            Content::Zeroes(len)
-        } else {
-            Content::Data(bytes::Bytes::from_owner(buffer))
-        };
-        Ok(v1::Chunk {
-            offset: chunk * CHUNK_BYTES,
-            content: Some(content),
-            leaf: bytes::Bytes::copy_from_slice(&leaf.to_wire(len)),
-        })
-    }
-
-    fn hashes(&self, chunks: Range<u64>) -> Result<v1::Hashes, TransferError> {
-        let first_chunk = chunks.start;
-        let mut leaves = Vec::with_capacity(32 * usize::try_from(HASH_BATCH).unwrap_or(0));
-        for chunk in chunks {
-            let len = chunk_len(self.entry.size_bytes, chunk);
-            leaves.extend_from_slice(&Leaf::of(self.read(chunk, len)?.as_ref()).to_wire(len));
-        }
-        Ok(v1::Hashes { first_chunk, leaves: leaves.into() })
-    }
-
-    fn read(&self, chunk: u64, len: u64) -> Result<super::io::Buffer, TransferError> {
-        let offset = chunk * CHUNK_BYTES;
-        let length = usize::try_from(len).unwrap_or(super::io::CHUNK);
-        self.reader.read(offset, length).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                TransferError::SourceChanged(format!("{} was cut", shown(&self.entry.path)))
-            }
-            _ => read_failed(&self.entry.path, std::io::Error::other(format!("at byte {offset}: {error}"))),
-        })
     }
 }
 
@@ -216,7 +171,7 @@ impl Transfer for Source {
         };
         let manifest = wire_manifest(&scanned.manifest);
         tracing::info!(job = claims.job, path, %target, bytes = scanned.manifest.data_bytes(), "volume listed");
-        self.keep(Session { job: claims.job, path, target, scanned });
+        self.keep(Session { job: claims.job, path, target, scanned, pressure: Arc::default() });
         Ok(Response::new(manifest))
     }
 
@@ -229,7 +184,7 @@ impl Transfer for Source {
         let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
         let request = request.into_inner();
         let session = self.find(&target, &claims, &request.identity)?;
-        let file = self.open(session, index(request.file)).await?;
+        let file = Arc::new(self.open(session, index(request.file)).await?);
         let chunks =
             requested(&request.ranges, file.entry.size_bytes, u64::MAX).map_err(Status::invalid_argument)?;
         let permit = self.stream_permit().await?;
@@ -245,21 +200,34 @@ impl Transfer for Source {
 
     type ReadStream = Items<v1::Chunk>;
 
+    /// Nobody calls it here: serving.rs does, without tonic's codec between.
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let chunks = self.content(request).await?;
+        Ok(Response::new(Box::pin(chunks.map(|chunk| chunk.map(Into::into)))))
+    }
+}
+
+impl Source {
+    /// The content of some chunks of a file, without what the target has.
+    pub(super) async fn content(
+        &self,
+        request: Request<v1::ReadRequest>,
+    ) -> Result<impl Stream<Item = Result<Chunk, Status>> + Send + use<>, Status> {
         let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
         let request = request.into_inner();
         let session = self.find(&target, &claims, &request.identity)?;
+        let pressure = session.pressure.clone();
         let file = self.open(session, index(request.file)).await?;
-        let chunks = requested(&request.ranges, file.entry.size_bytes, MAX_CHUNKS_PER_READ)
-            .map_err(Status::invalid_argument)?;
+        let size_bytes = file.entry.size_bytes;
+        let chunks = requested(&request.ranges, size_bytes, MAX_CHUNKS_PER_READ);
+        let offers = sending::offers(request.have, size_bytes);
+        let wanted = Wanted {
+            chunks: chunks.map_err(Status::invalid_argument)?,
+            offers: offers.map_err(Status::invalid_argument)?,
+            zstd: request.zstd,
+        };
         let permit = self.stream_permit().await?;
-        let items = stream::iter(chunks.into_iter().flatten())
-            .map(move |chunk| {
-                let file = file.clone();
-                blocking(move || file.chunk(chunk))
-            })
-            .buffered(READ_AHEAD);
-        Ok(Response::new(holding(items, permit)))
+        Ok(sending::answer(file, wanted, self.0.pool.clone(), pressure, permit))
     }
 }
 

@@ -28,7 +28,6 @@ use somersault_agent_core::transfer::{
     AcceptError, CHUNK_BYTES, Entry, Kind, Manifest, Metadata, Replay, Session, Stamp,
 };
 use somersault_proto::model::{NodeName, Pull};
-use somersault_proto::tls::TlsSource;
 use tokio::task::JoinError;
 
 use super::copying::Copying;
@@ -40,6 +39,7 @@ use super::partial::{Opened, Partial, Standing};
 use super::peer::Peer;
 use super::root::{Place, Roots};
 use super::scan::{LOST_AND_FOUND, is_reserved};
+use super::wire::Wire;
 use super::{Limits, PullDone, TransferError, existing, verify};
 
 /// What a pull needs of its agent.
@@ -47,7 +47,7 @@ use super::{Limits, PullDone, TransferError, existing, verify};
 pub(super) struct Target<'a> {
     pub(super) node: &'a NodeName,
     pub(super) roots: &'a Roots,
-    pub(super) tls: &'a TlsSource,
+    pub(super) wire: &'a Wire,
     pub(super) keys: &'a Keys,
     pub(super) limits: &'a Limits,
     pub(super) pool: &'a Pool,
@@ -76,7 +76,8 @@ impl Target<'_> {
             let error = match self.attempt(pull, meter).await {
                 Ok((root_hash, total_bytes)) => {
                     let sent_bytes = meter.sent_bytes();
-                    return Ok(PullDone { root_hash, total_bytes, sent_bytes, elapsed: start.elapsed() });
+                    let (elapsed, until_durable) = (start.elapsed(), meter.until_durable());
+                    return Ok(PullDone { root_hash, total_bytes, sent_bytes, elapsed, until_durable });
                 }
                 Err(error) => error,
             };
@@ -181,7 +182,7 @@ impl Target<'_> {
 
     async fn attempt(&self, pull: &Pull, meter: &Arc<Meter>) -> Result<Copied, TransferError> {
         let place = self.place_of_copy(pull.target_path.as_str()).await?;
-        let peer = Peer::connect(pull, self.tls, self.limits.stall).await?;
+        let peer = Peer::connect(pull, self.wire, self.limits.stall).await?;
         let manifest = peer.manifest(self.limits.listing).await?;
         let total_bytes = manifest.data_bytes();
         meter.set_total(total_bytes);
@@ -241,8 +242,8 @@ impl Target<'_> {
         meter: &Arc<Meter>,
     ) -> Result<[u8; 32], TransferError> {
         meter.set_done(session.settled_bytes());
-        compare(peer, copying, session, meter).await?;
-        let fetch = Fetch::new(peer.clone(), copying.clone(), meter.clone());
+        learn(copying, session, meter).await?;
+        let fetch = Fetch::connect(peer, copying.clone(), self.pool.clone(), meter.clone()).await?;
         let mut wrong = Vec::new();
         for _ in 0..READ_BACKS_MAX {
             punch(copying, session).await?;
@@ -255,6 +256,7 @@ impl Target<'_> {
                 }
                 seal(copying, session.manifest()).await?;
             }
+            meter.durable();
             let before = if pull.final_copy { BTreeMap::new() } else { stamps(copying, session).await? };
             wrong = verify::read_back(&copying.files, session, meter).await?;
             if wrong.is_empty() && session.is_complete() {
@@ -285,26 +287,12 @@ impl Target<'_> {
     }
 }
 
-/// Settles what the target holds already, by comparing leaves with the source. What no journal tells of is read first:
-/// that costs less than fetching it again.
-async fn compare(
-    peer: &Peer,
-    copying: &Arc<Copying>,
-    session: &mut Session,
-    meter: &Meter,
-) -> Result<(), TransferError> {
+/// Finds out what the target holds where no journal tells of it: reading it costs less than fetching it again.
+async fn learn(copying: &Arc<Copying>, session: &mut Session, meter: &Meter) -> Result<(), TransferError> {
     for file in 0..session.manifest().entries().len() {
         if session.unknown(file).next().is_some() {
             verify::learn(&copying.files, session, file, meter).await?;
         }
-        let stale = session.stale(file);
-        if stale.is_empty() {
-            continue;
-        }
-        compare_leaves(peer, session, file, &stale, meter).await?;
-        meter.set_done(session.settled_bytes());
-        let (copying, records) = (copying.clone(), session.records_of(file).collect::<Vec<_>>());
-        join(tokio::task::spawn_blocking(move || copying.note(records)).await)?;
     }
     Ok(())
 }

@@ -1,17 +1,18 @@
 //! A source that lies: found out each time, nothing published, nothing written outside the partial copy.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::{Stream, StreamExt, stream};
 use somersault_agent::transfer::{Limits, PullProgress, PullRequest, TransferConfig, Transfers};
 use somersault_proto::tls::TlsSource;
 use somersault_proto::v1::transfer_server::{Transfer, TransferServer};
 use somersault_proto::v1::{
-    Chunk, File, FileKind, Hashes, HashesRequest, Manifest, ManifestRequest, Range, ReadRequest,
+    Changed, Chunk, Encoding, File, FileKind, Hashes, HashesRequest, Manifest, ManifestRequest, Range, ReadRequest,
     chunk::Content,
 };
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ type HashLie = fn(&HashesRequest) -> Vec<Hashes>;
 struct Lies {
     manifest: Option<ManifestLie>,
     chunks: Option<ChunkLie>,
+    /// Where the target says what it has.
+    chunks_after: Option<ChunkLie>,
     hashes: Option<HashLie>,
     silent: &'static str,
     asked: Arc<AtomicU64>,
@@ -64,7 +67,7 @@ fn honest() -> Manifest {
 fn chunk(offset: u64) -> Chunk {
     let data = content(offset);
     let leaf = blake3::hash(&data).as_bytes().to_vec();
-    Chunk { offset, content: Some(Content::Data(data.into())), leaf: leaf.into() }
+    Chunk { offset, content: Some(Content::Data(data.into())), leaf: leaf.into(), ..Chunk::default() }
 }
 
 fn items<T: Send + 'static>(items: Vec<T>, silent: bool) -> Response<Items<T>> {
@@ -94,7 +97,7 @@ impl Transfer for Lies {
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Items<Chunk>>, Status> {
-        let ranges = request.into_inner().ranges;
+        let ReadRequest { ranges, have, .. } = request.into_inner();
         let offsets =
             ranges.iter().flat_map(|range| (range.offset..range.offset + range.length).step_by(1 << 20));
         let mut chunks: Vec<Chunk> = offsets.map(chunk).collect();
@@ -102,6 +105,9 @@ impl Transfer for Lies {
             chunks.clear();
         }
         if let Some(lie) = self.chunks {
+            lie(&mut chunks);
+        }
+        if let Some(lie) = self.chunks_after.filter(|_| !have.is_empty()) {
             lie(&mut chunks);
         }
         Ok(items(chunks, self.silent == "read"))
@@ -232,6 +238,19 @@ async fn chunks_that_were_not_asked_for_are_refused() {
     }
 }
 
+/// What the target is told to have already is the honest content, under the final name: whether it is, leaves decide.
+fn there_already(deceived: &Deceived) {
+    let volume = deceived.world.target.path("pvc-1");
+    std::fs::create_dir(&volume).expect("made");
+    let image: Vec<u8> = (0..CHUNKS).flat_map(|chunk| content(chunk * MIB)).collect();
+    std::fs::write(volume.join("disk.img"), image).expect("written");
+    std::fs::set_permissions(volume.join("disk.img"), PermissionsExt::from_mode(0o644)).expect("set");
+    let file = std::fs::File::open(volume.join("disk.img")).expect("open");
+    file.set_modified(SystemTime::UNIX_EPOCH).expect("set");
+    std::fs::set_permissions(&volume, PermissionsExt::from_mode(0o755)).expect("set");
+    std::fs::File::open(&volume).expect("open").set_modified(SystemTime::UNIX_EPOCH).expect("set");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leaves_that_were_not_asked_for_are_refused() {
     let lies: Vec<(&str, HashLie)> = vec![
@@ -243,19 +262,92 @@ async fn leaves_that_were_not_asked_for_are_refused() {
     ];
     for (what, lie) in lies {
         let deceived = Deceived::by(Lies { hashes: Some(lie), ..Lies::default() });
-        let first = PullRequest { final_copy: false, ..deceived.order.clone() };
-        deceived.world.pull(first).await.expect("copied");
-        deceived.fails("SourceInvalid", what).await;
+        there_already(&deceived);
+        let error = deceived.world.pull(deceived.order.clone()).await.expect_err(what);
+        assert_eq!(error.reason(), "SourceInvalid", "{what}: {}", error.message());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaves_that_are_left_out_only_cost_another_fetch() {
+async fn leaves_that_are_left_out_prove_nothing() {
+    let deceived = Deceived::by(Lies::default());
+    there_already(&deceived);
+    let error = deceived.world.pull(deceived.order.clone()).await.expect_err("not proven");
+    assert_eq!(error.reason(), "TargetExists", "{}", error.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_ignores_what_the_target_has_only_costs_another_fetch() {
     let deceived = Deceived::by(Lies::default());
     let first = PullRequest { final_copy: false, ..deceived.order.clone() };
     deceived.world.pull(first).await.expect("copied");
     let done = deceived.world.pull(deceived.order.clone()).await.expect("copied");
     assert_eq!(done.sent_bytes, CHUNKS * MIB);
+}
+
+/// With the third chunk changed in its first block, as an honest source tells it, but for the lie.
+fn changed(chunks: &mut [Chunk], blocks: u32, data: Vec<u8>, encoding: Encoding) {
+    let mut whole = content(2 * MIB);
+    whole[..1 << 16].fill(9);
+    chunks[2].leaf = blake3::hash(&whole).as_bytes().to_vec().into();
+    chunks[2].content = Some(Content::Changed(Changed { blocks, data: data.into() }));
+    chunks[2].encoding = encoding.into();
+}
+
+fn packed(bytes: usize) -> Vec<u8> {
+    zstd::bulk::compress(&vec![9; bytes], 1).expect("packed")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_blocks_is_held_against_what_the_target_has() {
+    const BLOCK: usize = 1 << 16;
+    let honest: Vec<(&str, ChunkLie)> = vec![
+        ("a changed block", |chunks| changed(chunks, 1, vec![9; BLOCK], Encoding::Plain)),
+        ("a changed block, packed", |chunks| changed(chunks, 1, packed(BLOCK), Encoding::Zstd)),
+        ("the same", |chunks| chunks[2].content = Some(Content::Same(true))),
+    ];
+    let lies: Vec<(&str, ChunkLie)> = vec![
+        ("the same with another leaf", |chunks| {
+            chunks[2].content = Some(Content::Same(true));
+            chunks[2].leaf = vec![1; 32].into();
+        }),
+        ("not the same", |chunks| chunks[2].content = Some(Content::Same(false))),
+        ("another block", |chunks| changed(chunks, 2, vec![9; BLOCK], Encoding::Plain)),
+        ("no block", |chunks| changed(chunks, 0, vec![9; BLOCK], Encoding::Plain)),
+        ("no content", |chunks| changed(chunks, 0, vec![], Encoding::Plain)),
+        ("blocks behind the end", |chunks| changed(chunks, 1 << 16, vec![9; BLOCK], Encoding::Plain)),
+        ("a flipped bit", |chunks| changed(chunks, 1, vec![8; BLOCK], Encoding::Plain)),
+        ("half a block", |chunks| changed(chunks, 1, vec![9; BLOCK / 2], Encoding::Plain)),
+        ("more than a block", |chunks| changed(chunks, 1, vec![9; BLOCK + 1], Encoding::Plain)),
+        ("half a block, packed", |chunks| changed(chunks, 1, packed(BLOCK / 2), Encoding::Zstd)),
+        ("a bomb", |chunks| changed(chunks, 1, packed(1 << 28), Encoding::Zstd)),
+        ("no frame", |chunks| changed(chunks, 1, vec![9; BLOCK], Encoding::Zstd)),
+        ("an encoding that is none", |chunks| chunks[2].encoding = 7),
+    ];
+    let all = honest.into_iter().map(|way| (true, way)).chain(lies.into_iter().map(|way| (false, way)));
+    for (is_true, (what, lie)) in all {
+        let deceived = Deceived::by(Lies { chunks_after: Some(lie), ..Lies::default() });
+        let first = PullRequest { final_copy: false, ..deceived.order.clone() };
+        deceived.world.pull(first).await.expect("copied");
+        if is_true {
+            let done = deceived.world.pull(deceived.order.clone()).await.expect(what);
+            assert_eq!(done.total_bytes, CHUNKS * MIB, "{what}");
+        } else {
+            deceived.fails("SourceInvalid", what).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_the_same_as_nothing() {
+    let lies: Vec<(&str, ChunkLie)> = vec![
+        ("the same", |chunks| chunks[2].content = Some(Content::Same(true))),
+        ("some blocks", |chunks| changed(chunks, 1, vec![9; 1 << 16], Encoding::Plain)),
+    ];
+    for (what, lie) in lies {
+        let deceived = Deceived::by(Lies { chunks: Some(lie), ..Lies::default() });
+        deceived.fails("SourceInvalid", what).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,11 +378,10 @@ async fn a_source_that_falls_silent_is_given_up() {
         };
         let transfers = Transfers::with_limits(config, limits);
         let pull = |order| transfers.pull(order, watch::channel(PullProgress::default()).0);
-        let mut result = pull(first).await;
         if silent == "hashes" {
-            result.expect("copied");
-            result = pull(deceived.order.clone()).await;
+            there_already(&deceived);
         }
+        let result = pull(first).await;
         assert_eq!(result.expect_err(silent).reason(), "SourceUnreachable", "{silent}");
     }
 }

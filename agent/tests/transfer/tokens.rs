@@ -41,6 +41,7 @@ async fn read(
         file,
         ranges: vec![range],
         identity: identity.to_vec().into(),
+        ..ReadRequest::default()
     };
     let mut stream = client(world, "n2").await.read(request).await?.into_inner();
     let mut bytes = Vec::new();

@@ -1,5 +1,6 @@
 //! Two nodes with real certificates, servers on 127.0.0.1 and storage roots of their own.
 
+use std::convert::Infallible;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -11,15 +12,18 @@ use somersault_agent::transfer::{
 use somersault_proto::model::{AbsolutePath, NodeName};
 use somersault_proto::tls::{ConnectionLimits, TlsSource};
 use somersault_proto::token::{Claims, TokenSigner};
-use somersault_proto::v1::transfer_server::{Transfer, TransferServer};
 use somersault_test_support::certs::CertAuthority;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::transport::Server;
+use tower_service::Service;
 
 pub const MIB: u64 = 1 << 20;
+pub const BLOCK: u64 = 64 << 10;
 const CONNECTIONS: ConnectionLimits = ConnectionLimits { total: 64, strangers_per_host: 64 };
 
 /// Limits that make a test of retries short.
@@ -168,7 +172,16 @@ fn start(name: &str, root: TempDir, certs: &Path, signer: &TokenSigner, limits: 
 }
 
 /// Serves anything that claims to be a source.
-pub fn serve<T: Transfer>(tls: &TlsSource, service: TransferServer<T>) -> (String, JoinHandle<()>) {
+pub fn serve<S>(tls: &TlsSource, service: S) -> (String, JoinHandle<()>)
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send,
+{
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
     listener.set_nonblocking(true).expect("set");
     let address = listener.local_addr().expect("bound").to_string();

@@ -7,6 +7,8 @@ use crate::v1;
 
 /// Size of a chunk: large enough that hashing and framing cost little, small enough to send again.
 pub const CHUNK_BYTES: u32 = 1024 * 1024;
+/// Most blocks of a chunk, each of 64 KiB.
+pub const BLOCKS_MAX: usize = 16;
 /// Largest file that ext4 can hold: 16 TiB with blocks of 4 KiB.
 const FILE_BYTES_MAX: u64 = 16 << 40;
 /// A hash fits, and so does any stamp that a source may choose instead.
@@ -85,27 +87,41 @@ pub struct Chunk {
     pub offset: u64,
     /// What is there.
     pub content: ChunkContent,
-    /// BLAKE3 of the content, as the source says; to be compared before writing.
+    /// How the content's data is packed.
+    pub encoding: Encoding,
+    /// BLAKE3 of the whole chunk, as the source says; to be compared before writing.
     pub leaf: [u8; 32],
 }
 
 /// What a chunk holds: 1 to [`CHUNK_BYTES`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChunkContent {
-    /// These bytes.
+    /// These bytes, once unpacked.
     Data(Bytes),
     /// So many zeroes.
     Zeroes(u32),
+    /// What the target said that it holds.
+    Same,
+    /// The same but for some blocks: their bits, and their content one after the other, once unpacked.
+    Changed(u32, Bytes),
 }
 
-impl ChunkContent {
-    /// How many bytes.
-    pub fn length(&self) -> u64 {
-        match self {
-            Self::Data(data) => data.len() as u64,
-            Self::Zeroes(count) => u64::from(*count),
-        }
-    }
+/// How data is packed. Packed data is never longer than what it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// As it is.
+    Plain,
+    /// One frame of zstd.
+    Zstd,
+}
+
+/// What a target holds of one chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Have {
+    /// The chunk's first byte in the file.
+    pub offset: u64,
+    /// 32 bytes for each of its blocks, or for the whole chunk; at most [`BLOCKS_MAX`] times.
+    pub hashes: Bytes,
 }
 
 impl TryFrom<v1::Manifest> for Manifest {
@@ -245,22 +261,36 @@ impl TryFrom<v1::Chunk> for Chunk {
 
     fn try_from(wire: v1::Chunk) -> Result<Self, ModelError> {
         use v1::chunk::Content;
-        let (field, length) = match required("content", wire.content.as_ref())? {
-            Content::Data(data) => ("data", data.len() as u64),
-            Content::Zeroes(count) => ("zeroes", *count),
+        let encoding = match v1::Encoding::try_from(wire.encoding) {
+            Ok(v1::Encoding::Plain) => Encoding::Plain,
+            Ok(v1::Encoding::Zstd) => Encoding::Zstd,
+            Err(_) => {
+                return Err(ModelError::invalid("encoding", format!("{} is no encoding", wire.encoding)));
+            }
         };
-        let fitting = u32::try_from(length).ok().filter(|length| (1..=CHUNK_BYTES).contains(length));
-        let Some(fitting) = fitting else {
-            return Err(ModelError::invalid(field, format!("{length} bytes, not 1 to {CHUNK_BYTES}")));
+        let fitting = |field, length: u64| {
+            let fitting = u32::try_from(length).ok().filter(|length| (1..=CHUNK_BYTES).contains(length));
+            fitting.ok_or_else(|| {
+                ModelError::invalid(field, format!("{length} bytes, not 1 to {CHUNK_BYTES}"))
+            })
         };
-        if wire.offset.checked_add(length).is_none() {
+        if wire.offset.checked_add(CHUNK_BYTES.into()).is_none() {
             return Err(ModelError::invalid("offset", "the end of the chunk overflows"));
         }
-        let content = match wire.content {
-            Some(Content::Data(data)) => ChunkContent::Data(data),
-            _ => ChunkContent::Zeroes(fitting),
+        let content = match required("content", wire.content)? {
+            Content::Data(data) => {
+                fitting("data", data.len() as u64)?;
+                ChunkContent::Data(data)
+            }
+            Content::Zeroes(count) => ChunkContent::Zeroes(fitting("zeroes", count)?),
+            Content::Same(true) => ChunkContent::Same,
+            Content::Same(false) => return Err(ModelError::Missing("same".into())),
+            Content::Changed(changed) => {
+                fitting("changed.data", changed.data.len() as u64)?;
+                ChunkContent::Changed(changed.blocks, changed.data)
+            }
         };
-        Ok(Self { offset: wire.offset, content, leaf: hash("leaf", &wire.leaf)? })
+        Ok(Self { offset: wire.offset, content, encoding, leaf: hash("leaf", &wire.leaf)? })
     }
 }
 
@@ -270,8 +300,38 @@ impl From<Chunk> for v1::Chunk {
         let content = match chunk.content {
             ChunkContent::Data(data) => Content::Data(data),
             ChunkContent::Zeroes(count) => Content::Zeroes(count.into()),
+            ChunkContent::Same => Content::Same(true),
+            ChunkContent::Changed(blocks, data) => Content::Changed(v1::Changed { blocks, data }),
         };
-        Self { offset: chunk.offset, content: Some(content), leaf: chunk.leaf.to_vec().into() }
+        let encoding = match chunk.encoding {
+            Encoding::Plain => v1::Encoding::Plain,
+            Encoding::Zstd => v1::Encoding::Zstd,
+        };
+        Self {
+            offset: chunk.offset,
+            content: Some(content),
+            leaf: chunk.leaf.to_vec().into(),
+            encoding: encoding.into(),
+        }
+    }
+}
+
+impl TryFrom<v1::Have> for Have {
+    type Error = ModelError;
+
+    fn try_from(wire: v1::Have) -> Result<Self, ModelError> {
+        let (hashes, rest) = wire.hashes.as_chunks::<32>();
+        if !rest.is_empty() || !(1..=BLOCKS_MAX).contains(&hashes.len()) {
+            let why = format!("{} bytes are not 1 to {BLOCKS_MAX} hashes of 32", wire.hashes.len());
+            return Err(ModelError::invalid("hashes", why));
+        }
+        Ok(Self { offset: wire.offset, hashes: wire.hashes })
+    }
+}
+
+impl From<Have> for v1::Have {
+    fn from(have: Have) -> Self {
+        Self { offset: have.offset, hashes: have.hashes }
     }
 }
 
@@ -394,23 +454,53 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_target_has_comes_in_whole_hashes() {
+        for hashes in [1, 16] {
+            let wire = v1::Have { offset: 7, hashes: vec![1; 32 * hashes].into() };
+            assert_eq!(v1::Have::from(Have::try_from(wire.clone()).unwrap()), wire);
+        }
+        for length in [0, 31, 33, 17 * 32] {
+            let wire = v1::Have { offset: 0, hashes: vec![1; length].into() };
+            assert_eq!(Have::try_from(wire).unwrap_err().field(), "hashes");
+        }
+    }
+
+    fn content() -> impl Strategy<Value = v1::chunk::Content> {
+        use v1::chunk::Content;
+        let data = |bytes: usize| Bytes::from(vec![0; bytes]);
+        let sizes = || prop_oneof![Just(0_usize), 1_usize..100, 1_048_575_usize..1_048_578];
+        prop_oneof![
+            any::<u64>().prop_map(Content::Zeroes),
+            (0_u64..2_000_000).prop_map(Content::Zeroes),
+            sizes().prop_map(move |bytes| Content::Data(data(bytes))),
+            any::<bool>().prop_map(Content::Same),
+            (any::<u32>(), sizes()).prop_map(move |(blocks, bytes)| {
+                Content::Changed(v1::Changed { blocks, data: data(bytes) })
+            }),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn a_chunk_that_passes_is_bounded(offset: u64, zeroes: u64, leaf in 0_usize..40) {
-            let wire = v1::Chunk {
-                offset,
-                content: Some(v1::chunk::Content::Zeroes(zeroes)),
-                leaf: vec![0; leaf].into(),
+        fn a_chunk_that_passes_is_bounded(
+            offset in prop_oneof![any::<u64>(), 0_u64..9], content in content(), leaf in 31_usize..34, encoding in -1_i32..3,
+        ) {
+            let wire = v1::Chunk { offset, content: Some(content.clone()), leaf: vec![0; leaf].into(), encoding };
+            let (length, whole) = match &content {
+                v1::chunk::Content::Zeroes(count) => (*count, true),
+                v1::chunk::Content::Data(data) => (data.len() as u64, true),
+                v1::chunk::Content::Changed(changed) => (changed.data.len() as u64, true),
+                v1::chunk::Content::Same(same) => (1, *same),
             };
+            let passes = whole && (1..=CHUNK).contains(&length) && leaf == 32 && (0..2).contains(&encoding)
+                && offset <= u64::MAX - CHUNK;
             match Chunk::try_from(wire.clone()) {
                 Ok(chunk) => {
-                    prop_assert!(chunk.content.length() <= u64::from(CHUNK_BYTES));
-                    prop_assert!(offset.checked_add(zeroes).is_some());
+                    prop_assert!(passes);
                     prop_assert_eq!(v1::Chunk::from(chunk), wire);
                 }
-                Err(_) => prop_assert!(
-                    zeroes == 0 || zeroes > u64::from(CHUNK_BYTES) || leaf != 32 || offset > u64::MAX - zeroes
-                ),
+                Err(_) => prop_assert!(!passes),
             }
         }
     }

@@ -44,7 +44,7 @@ impl Leaf {
 }
 
 /// Whether all bytes are zero. Compares blocks, which compiles to `memcmp`.
-fn is_zero(content: &[u8]) -> bool {
+pub fn is_zero(content: &[u8]) -> bool {
     const BLOCK: [u8; 4096] = [0; 4096];
     content.chunks(BLOCK.len()).all(|block| block == &BLOCK[..block.len()])
 }

@@ -17,15 +17,19 @@
 //! taken as settled by a later pass: a guest may write after its chunk was read without the file's times
 //! telling (direct IO updates them when a write begins, not when it lands), so they are compared by hash.
 
+mod blocks;
 mod journal;
 mod leaf;
 mod manifest;
+mod pressure;
 mod rate;
 mod session;
 
+pub use blocks::{BLOCK_BYTES, BlockSet, Blocks, MAX_BLOCKS};
 pub use journal::{Encoder, Head, JournalError, MAX_RECORD_BYTES, Published, Record, Replay, replay};
-pub use leaf::{Leaf, LeafTable};
+pub use leaf::{Leaf, LeafTable, is_zero};
 pub use manifest::{Entry, Kind, Manifest, ManifestError, Metadata, check_path};
+pub use pressure::Pressure;
 pub use rate::{RateLimit, RateMeter};
 pub use session::{AcceptError, Held, Session, Stamp, Unit};
 

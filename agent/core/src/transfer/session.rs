@@ -274,14 +274,11 @@ impl Session {
         self.settled_bytes
     }
 
-    /// Data chunks of which the target holds something that no pass over this state of the source has settled: their
-    /// leaves are to be compared.
-    pub fn stale(&self, file: usize) -> Vec<Range<u64>> {
-        let Some(entry) = self.manifest.entries().get(file) else { return Vec::new() };
-        let held = &self.held[file];
-        joined(entry.data.iter().cloned().flatten().filter(|chunk| {
-            !held.settled.get(*chunk) && !matches!(held.have.get(*chunk), Leaf::ZERO | Leaf::UNKNOWN)
-        }))
+    /// What the target holds of a chunk that is to be fetched, by the word of an earlier pass: the source need not send what is
+    /// the same. `None` where there is nothing, or nothing known.
+    pub fn offer(&self, file: usize, chunk: u64) -> Option<Leaf> {
+        let held = self.held.get(file).filter(|held| !held.settled.get(chunk))?;
+        Some(held.have.get(chunk)).filter(|have| !matches!(*have, Leaf::ZERO | Leaf::UNKNOWN))
     }
 
     /// Chunks of which it is not known what the target holds.
@@ -359,9 +356,20 @@ impl Session {
 
     /// A chunk has been verified and written.
     pub fn accept(&mut self, file: usize, chunk: u64, leaf: Leaf) {
+        if let Some(held) = self.held.get_mut(file) {
+            held.put(chunk, leaf);
+            self.settle(file, chunk);
+        }
+    }
+
+    /// The source has what was [offered](Self::offer) of a chunk: nothing was written.
+    pub fn same(&mut self, file: usize, chunk: u64) {
+        self.settle(file, chunk);
+    }
+
+    fn settle(&mut self, file: usize, chunk: u64) {
         let Some(entry) = self.manifest.entries().get(file) else { return };
         let held = &mut self.held[file];
-        held.put(chunk, leaf);
         if entry.may_hold_data(chunk) && !held.settled.get(chunk) {
             held.settled.set(chunk);
             self.settled_bytes += chunk_len(entry.size_bytes, chunk);
