@@ -22,6 +22,7 @@ pub use order::{FailureReason, Order, OrderKind, ProbeAnswer, Progress, Progress
 pub use report::{Disk, Grade, Host, Report, StorageRoot, Volume};
 pub use transfer::{
     BLOCKS_MAX, CHUNK_BYTES, Chunk, ChunkContent, Encoding, File, FileKind, Hashes, Have, Manifest, Range,
+    TRANSFER_VERSION,
 };
 
 /// Largest message of the `Fleet` and `Peer` services. The largest honest one is a report of

@@ -62,7 +62,8 @@ impl BlockHashes {
 
     /// What was kept of a chunk with this leaf.
     pub(super) fn of(&self, chunk: u64, chunk_len: u64, leaf: Leaf) -> Option<Blocks> {
-        let count = usize::try_from(chunk_len.div_ceil(BLOCK_BYTES)).ok().filter(|count| *count <= MAX_BLOCKS)?;
+        let count =
+            usize::try_from(chunk_len.div_ceil(BLOCK_BYTES)).ok().filter(|count| *count <= MAX_BLOCKS)?;
         let mut slot = [0; SLOT];
         let kept = &mut slot[..32 * count];
         let read = rustix::io::pread(self.file.as_ref()?, &mut *kept, chunk * SLOT as u64).ok()?;

@@ -60,7 +60,8 @@ impl Fetch {
     ) -> Result<Self, TransferError> {
         let mut lanes = Vec::new();
         for _ in 0..lanes::count() {
-            let lane = Lane::start().map_err(|_| TransferError::Busy("no thread is to be had for the copy"))?;
+            let lane =
+                Lane::start().map_err(|_| TransferError::Busy("no thread is to be had for the copy"))?;
             let peer = peer.clone();
             let connected = lane.handle().spawn(async move { peer.connection().await });
             lanes.push((lane, join(connected.await)?));
@@ -188,7 +189,10 @@ impl Request {
     async fn next(&self, stream: &mut Chunks, expected: &Expected) -> Result<Chunk, TransferError> {
         let chunk = stream.next().await?.ok_or_else(|| {
             let path = shown(&self.entry.path);
-            TransferError::SourceInvalid(format!("chunk {} of {path}: the stream ends before it", expected.chunk))
+            TransferError::SourceInvalid(format!(
+                "chunk {} of {path}: the stream ends before it",
+                expected.chunk
+            ))
         })?;
         self.meter.received(wire_bytes(&chunk)).await;
         Ok(chunk)

@@ -104,14 +104,17 @@ fn prefix(bytes: &mut BytesMut, length: usize) {
 /// A chunk's message in two parts, the second of which is its content.
 fn frames(chunk: Chunk) -> [Bytes; 2] {
     let mut wire = v1::Chunk::from(chunk);
-    let (mut key, content) = (BytesMut::new(), match wire.content.take() {
-        Some(v1::chunk::Content::Data(data)) => (DATA, None, data),
-        Some(v1::chunk::Content::Changed(v1::Changed { blocks, data })) => (CHANGED, Some(blocks), data),
-        content => {
-            wire.content = content;
-            (0, None, Bytes::new())
-        }
-    });
+    let (mut key, content) = (
+        BytesMut::new(),
+        match wire.content.take() {
+            Some(v1::chunk::Content::Data(data)) => (DATA, None, data),
+            Some(v1::chunk::Content::Changed(v1::Changed { blocks, data })) => (CHANGED, Some(blocks), data),
+            content => {
+                wire.content = content;
+                (0, None, Bytes::new())
+            }
+        },
+    );
     let (field, blocks, data) = content;
     if let Some(blocks) = blocks {
         let mut inner = BytesMut::new();
@@ -146,7 +149,8 @@ pub(super) struct Incoming {
 impl Incoming {
     /// Of an answer whose headers are there.
     pub(super) fn new(response: Response<Body>, message_bytes_max: usize) -> Result<Self, Status> {
-        if let Some(status) = status_of(response.headers().clone()).filter(|status| status.code() != Code::Ok) {
+        if let Some(status) = status_of(response.headers().clone()).filter(|status| status.code() != Code::Ok)
+        {
             return Err(status);
         }
         if response.status() != http::StatusCode::OK {
@@ -288,10 +292,12 @@ mod tests {
             Just(ChunkContent::Same),
             (any::<u32>(), data()).prop_map(|(blocks, data)| ChunkContent::Changed(blocks, data)),
         ];
-        (0_u64..1 << 50, content, any::<bool>(), any::<[u8; 32]>()).prop_map(|(offset, content, packed, leaf)| {
-            let encoding = if packed { Encoding::Zstd } else { Encoding::Plain };
-            Chunk { offset, content, encoding, leaf }
-        })
+        (0_u64..1 << 50, content, any::<bool>(), any::<[u8; 32]>()).prop_map(
+            |(offset, content, packed, leaf)| {
+                let encoding = if packed { Encoding::Zstd } else { Encoding::Plain };
+                Chunk { offset, content, encoding, leaf }
+            },
+        )
     }
 
     fn run<T>(work: impl Future<Output = T>) -> T {
@@ -374,7 +380,7 @@ mod tests {
 
         #[test]
         fn a_request_arrives(token in ".{0,20}", file: u32) {
-            let message = v1::ReadRequest { token, file, zstd: true, ..v1::ReadRequest::default() };
+            let message = v1::ReadRequest { token, file, version: 1, ..v1::ReadRequest::default() };
             let request = request(http::Uri::from_static("http://n1"), &message);
             let bytes = run(request.into_body().collect()).expect("a body").to_bytes();
             prop_assert_eq!(requested::<v1::ReadRequest>(bytes.clone()).expect("whole"), message);
@@ -388,12 +394,8 @@ mod tests {
     fn content_is_not_copied() {
         let data = Bytes::from(vec![7; 1000]);
         let at = data.as_ptr();
-        let chunk = Chunk {
-            offset: 0,
-            content: ChunkContent::Data(data),
-            encoding: Encoding::Plain,
-            leaf: [1; 32],
-        };
+        let chunk =
+            Chunk { offset: 0, content: ChunkContent::Data(data), encoding: Encoding::Plain, leaf: [1; 32] };
         let (chunks, ended) = run(async {
             let mut body = answer(stream::iter([Ok(chunk)])).into_body();
             let mut frames = Vec::new();

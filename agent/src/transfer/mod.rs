@@ -50,9 +50,9 @@ use tokio::time::MissedTickBehavior;
 
 pub use error::TransferError;
 pub use root::PARTIAL_PREFIX;
+pub use serving::Serving;
 /// An order to copy a volume to here.
 pub use somersault_proto::model::Pull as PullRequest;
-pub use serving::Serving;
 
 use io::Pool;
 use keys::Keys;

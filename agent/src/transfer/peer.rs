@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Kind, Leaf, Manifest, Metadata, chunk_count};
-use somersault_proto::model::{self, Have, Pull, TRANSFER_MESSAGE_BYTES_MAX};
+use somersault_proto::model::{self, Have, Pull, TRANSFER_MESSAGE_BYTES_MAX, TRANSFER_VERSION};
 use somersault_proto::v1::{self, transfer_client::TransferClient};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
@@ -59,11 +59,7 @@ struct Caller {
 
 impl Peer {
     /// Connects; the certificate at the other end must be the source node's.
-    pub(super) async fn connect(
-        pull: &Pull,
-        wire: &Wire,
-        stall: Duration,
-    ) -> Result<Self, TransferError> {
+    pub(super) async fn connect(pull: &Pull, wire: &Wire, stall: Duration) -> Result<Self, TransferError> {
         let caller = Caller { node: pull.source_node.to_string(), token: pull.token.clone(), stall };
         let endpoint = wire
             .endpoint(pull.source_address.as_str(), &pull.source_node)
@@ -131,7 +127,7 @@ impl Connection {
             ranges: chunks.iter().map(|range| wire_range(size_bytes, range).into()).collect(),
             identity: identity.to_vec().into(),
             have: have.into_iter().map(Into::into).collect(),
-            zstd: true,
+            version: TRANSFER_VERSION,
         };
         let request = frames::request(http::Uri::from_static(frames::READ), &request);
         let mut channel = self.channel.clone();

@@ -5,7 +5,7 @@
 //!   Same    ── the leaf is the one that was offered ──► settled, nothing is written
 //!   Zeroes  ── the leaf is that of zeroes           ──► a hole
 //!   Data    ── its blocks merge to the leaf         ──► written; zeroes in it stay holes
-//!   Changed ── with the blocks that we have, they do ─► the blocks that differ are written
+//!   Changed ── with the blocks that we have (of zeroes, where we have nothing) they do ──► those that differ are written
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -112,7 +112,8 @@ impl Sink<'_> {
             content.ok_or_else(|| wrong("another length than asked for, or badly packed"))
         };
         let failed = |error| TransferError::target("cannot write", shown(&self.entry.path), error);
-        let proven = |found: Leaf| (found == leaf).then_some(()).ok_or_else(|| wrong("it does not have its hash"));
+        let proven =
+            |found: Leaf| (found == leaf).then_some(()).ok_or_else(|| wrong("it does not have its hash"));
         match &chunk.content {
             ChunkContent::Same => {
                 let offer = offer.ok_or_else(|| wrong("it is said to be the same as nothing"))?;
@@ -136,19 +137,25 @@ impl Sink<'_> {
                 self.kept.keep(expected.chunk, &blocks);
             }
             ChunkContent::Changed(bits, data) => {
-                let blocks = offer.and_then(|offer| offer.blocks.clone());
-                let (Some(blocks), Some(changed)) = (blocks, BlockSet::from_bits(*bits)) else {
+                let before = match offer {
+                    Some(offer) => offer.blocks.clone(),
+                    None => Some(Blocks::zero(len)),
+                };
+                let (Some(before), Some(changed)) = (before, BlockSet::from_bits(*bits)) else {
                     return Err(wrong("some blocks of what the source was told nothing of"));
                 };
-                let spans = blocks.spans(changed).ok_or_else(|| wrong("blocks behind its end"))?;
+                let spans = before.spans(changed).ok_or_else(|| wrong("blocks behind its end"))?;
                 let content = unpacked(data, spans.iter().map(|(_, len)| len).sum())?;
-                let blocks = blocks.with(changed, content.as_ref()).ok_or_else(|| wrong("other blocks"))?;
+                let blocks = before.with(changed, content.as_ref()).ok_or_else(|| wrong("other blocks"))?;
                 proven(blocks.leaf())?;
+                if expected.over && offer.is_none() {
+                    punch(self.file, offset, len).map_err(failed)?;
+                }
                 let mut rest = content.as_ref();
                 for (start, len) in spans {
                     let (block, behind) = rest.split_at(len);
                     rest = behind;
-                    write_chunk(self.file, offset + start as u64, block, true).map_err(failed)?;
+                    write_chunk(self.file, offset + start as u64, block, offer.is_some()).map_err(failed)?;
                 }
                 self.kept.keep(expected.chunk, &blocks);
             }

@@ -46,8 +46,8 @@ pub(super) struct Wanted {
     pub(super) chunks: Vec<Range<u64>>,
     /// What the target has of some of them.
     pub(super) offers: Offers,
-    /// Whether content may be packed.
-    pub(super) zstd: bool,
+    /// What the target understands.
+    pub(super) version: u32,
 }
 
 /// What a target has of some chunks, by their numbers.
@@ -94,11 +94,15 @@ pub(super) fn answer(
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     tokio::task::spawn_blocking(move || {
         let mut packer = Packer { pool, pressure, context: None };
-        let Wanted { chunks, offers, zstd } = wanted;
+        let Wanted { chunks, offers, version } = wanted;
+        let in_parts = version >= 1;
         for chunk in chunks.into_iter().flatten() {
             let began = Instant::now();
-            let content = file.chunk(chunk, offers.get(&chunk), &packer.pool);
-            let packed = content.map(|content| if zstd { packer.pack(content) } else { content });
+            let content = match offers.get(&chunk) {
+                _ if !in_parts => file.whole(chunk),
+                offered => file.chunk(chunk, offered, &packer.pool),
+            };
+            let packed = content.map(|content| if in_parts { packer.pack(content) } else { content });
             let failed = packed.is_err();
             let item = packed.map(Read::into_wire).map_err(TransferError::into_status);
             let worked = began.elapsed();
@@ -130,32 +134,46 @@ enum Part {
 }
 
 impl Opened {
-    /// The chunk as it is now, without what the target has.
+    /// The chunk as it is now, without what the target has. Where it has nothing, that is zeroes.
     fn chunk(&self, chunk: u64, offered: Option<&Offered>, pool: &Pool) -> Result<Read, TransferError> {
         let len = chunk_len(self.entry.size_bytes, chunk);
         let content = self.read(chunk, len)?;
-        let read = |leaf: Leaf, part| Read {
-            offset: chunk * CHUNK_BYTES,
-            leaf: leaf.to_wire(len),
-            part,
-            encoding: Encoding::Plain,
-        };
         if is_zero(content.as_ref()) {
-            let zeroes = ChunkContent::Zeroes(u32::try_from(len).unwrap_or(u32::MAX));
-            return Ok(read(Leaf::ZERO, Part::Nothing(zeroes)));
+            return Ok(Read::zeroes(chunk, len));
         }
         let blocks = Blocks::of(content.as_ref());
         let leaf = blocks.leaf();
-        let part = match offered {
-            Some(offered) if offered.leaf == leaf => Part::Nothing(ChunkContent::Same),
-            Some(Offered { blocks: Some(theirs), .. }) => {
-                let changed = blocks.differing(theirs);
-                let spans = blocks.spans(changed).unwrap_or_default();
+        let zeroes;
+        let theirs = match offered {
+            Some(offered) if offered.leaf == leaf => {
+                return Ok(Read::new(chunk, leaf, len, Part::Nothing(ChunkContent::Same)));
+            }
+            Some(offered) => offered.blocks.as_ref(),
+            None => {
+                zeroes = Blocks::zero(len);
+                Some(&zeroes)
+            }
+        };
+        let changed = theirs.map(|theirs| blocks.differing(theirs));
+        let spans = changed.and_then(|changed| blocks.spans(changed)).unwrap_or_default();
+        let part = match changed {
+            Some(changed) if spans.iter().map(|(_, len)| len).sum::<usize>() < content.as_ref().len() => {
                 Part::Changed(changed.bits(), gather(content.as_ref(), &spans, pool))
             }
             _ => Part::Whole(content),
         };
-        Ok(read(leaf, part))
+        Ok(Read::new(chunk, leaf, len, part))
+    }
+
+    /// All of the chunk, for a target that knows nothing else.
+    fn whole(&self, chunk: u64) -> Result<Read, TransferError> {
+        let len = chunk_len(self.entry.size_bytes, chunk);
+        let content = self.read(chunk, len)?;
+        let leaf = Leaf::of(content.as_ref());
+        Ok(match leaf {
+            Leaf::ZERO => Read::zeroes(chunk, len),
+            leaf => Read::new(chunk, leaf, len, Part::Whole(content)),
+        })
     }
 
     /// The leaves of some chunks.
@@ -194,6 +212,15 @@ fn gather(content: &[u8], spans: &[(usize, usize)], pool: &Pool) -> Buffer {
 }
 
 impl Read {
+    fn new(chunk: u64, leaf: Leaf, len: u64, part: Part) -> Self {
+        Self { offset: chunk * CHUNK_BYTES, leaf: leaf.to_wire(len), part, encoding: Encoding::Plain }
+    }
+
+    fn zeroes(chunk: u64, len: u64) -> Self {
+        let zeroes = ChunkContent::Zeroes(u32::try_from(len).unwrap_or(u32::MAX));
+        Self::new(chunk, Leaf::ZERO, len, Part::Nothing(zeroes))
+    }
+
     fn into_wire(self) -> Chunk {
         let bytes = Bytes::from_owner::<Buffer>;
         let content = match self.part {

@@ -224,7 +224,7 @@ impl Source {
         let wanted = Wanted {
             chunks: chunks.map_err(Status::invalid_argument)?,
             offers: offers.map_err(Status::invalid_argument)?,
-            zstd: request.zstd,
+            version: request.version,
         };
         let permit = self.stream_permit().await?;
         Ok(sending::answer(file, wanted, self.0.pool.clone(), pressure, permit))

@@ -78,7 +78,10 @@ async fn the_final_copy_sends_what_the_guest_wrote_since() {
         assert!(!world.target.path("pvc-1").exists(), "a pre-copy publishes nothing");
         scribble(&volume.join("disk.img"), 3, 4);
         let second = world.pull(world.pre_copy("t1", "pvc-1")).await.expect("copied");
-        assert!((1..=6 * BLOCK).contains(&second.sent_bytes), "each place is in one block or two: {second:?}");
+        assert!(
+            (1..=6 * BLOCK).contains(&second.sent_bytes),
+            "each place is in one block or two: {second:?}"
+        );
         let third = world.pull(world.order("t1", "pvc-1")).await.expect("copied");
         assert_eq!(third.sent_bytes, 0, "{third:?}");
         assert_same(&volume, &world.target.path("pvc-1"));

@@ -12,8 +12,8 @@ use somersault_agent::transfer::{Limits, PullProgress, PullRequest, TransferConf
 use somersault_proto::tls::TlsSource;
 use somersault_proto::v1::transfer_server::{Transfer, TransferServer};
 use somersault_proto::v1::{
-    Changed, Chunk, Encoding, File, FileKind, Hashes, HashesRequest, Manifest, ManifestRequest, Range, ReadRequest,
-    chunk::Content,
+    Changed, Chunk, Encoding, File, FileKind, Hashes, HashesRequest, Manifest, ManifestRequest, Range,
+    ReadRequest, chunk::Content,
 };
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -339,15 +339,25 @@ async fn what_is_said_of_blocks_is_held_against_what_the_target_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_the_same_as_nothing() {
+async fn where_the_target_has_nothing_there_are_zeroes() {
     let lies: Vec<(&str, ChunkLie)> = vec![
         ("the same", |chunks| chunks[2].content = Some(Content::Same(true))),
-        ("some blocks", |chunks| changed(chunks, 1, vec![9; 1 << 16], Encoding::Plain)),
+        ("blocks of something else", |chunks| changed(chunks, 1, vec![9; 1 << 16], Encoding::Plain)),
     ];
     for (what, lie) in lies {
         let deceived = Deceived::by(Lies { chunks: Some(lie), ..Lies::default() });
         deceived.fails("SourceInvalid", what).await;
     }
+    let honest: ChunkLie = |chunks| {
+        let mut whole = vec![0; 1 << 20];
+        whole[1 << 16..2 << 16].fill(9);
+        chunks[2].leaf = blake3::hash(&whole).as_bytes().to_vec().into();
+        let data = vec![9; 1 << 16].into();
+        chunks[2].content = Some(Content::Changed(Changed { blocks: 2, data }));
+    };
+    let deceived = Deceived::by(Lies { chunks: Some(honest), ..Lies::default() });
+    let done = deceived.world.pull(deceived.order.clone()).await.expect("copied");
+    assert_eq!(done.sent_bytes, (CHUNKS - 1) * MIB + BLOCK);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,9 @@ use crate::v1;
 
 /// Size of a chunk: large enough that hashing and framing cost little, small enough to send again.
 pub const CHUNK_BYTES: u32 = 1024 * 1024;
+/// The version of this protocol: what a target of it understands of an answer is told at `ReadRequest.version`. A source does
+/// not send what an older target does not know, and a target takes what an older source sends.
+pub const TRANSFER_VERSION: u32 = 1;
 /// Most blocks of a chunk, each of 64 KiB.
 pub const BLOCKS_MAX: usize = 16;
 /// Largest file that ext4 can hold: 16 TiB with blocks of 4 KiB.
@@ -102,7 +105,7 @@ pub enum ChunkContent {
     Zeroes(u32),
     /// What the target said that it holds.
     Same,
-    /// The same but for some blocks: their bits, and their content one after the other, once unpacked.
+    /// The same, or zeroes where it said nothing, but for some blocks: their bits, and their content one after the other, once unpacked.
     Changed(u32, Bytes),
 }
 
@@ -270,9 +273,8 @@ impl TryFrom<v1::Chunk> for Chunk {
         };
         let fitting = |field, length: u64| {
             let fitting = u32::try_from(length).ok().filter(|length| (1..=CHUNK_BYTES).contains(length));
-            fitting.ok_or_else(|| {
-                ModelError::invalid(field, format!("{length} bytes, not 1 to {CHUNK_BYTES}"))
-            })
+            fitting
+                .ok_or_else(|| ModelError::invalid(field, format!("{length} bytes, not 1 to {CHUNK_BYTES}")))
         };
         if wire.offset.checked_add(CHUNK_BYTES.into()).is_none() {
             return Err(ModelError::invalid("offset", "the end of the chunk overflows"));
