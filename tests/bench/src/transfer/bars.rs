@@ -141,8 +141,7 @@ mod tests {
 
     #[test]
     fn as_many_times_as_fast_is_a_ratio_of_medians() {
-        let lines =
-            [line(Work::Delta, Tool::Somersault, 500, 0), line(Work::Delta, Tool::Rsync, 4_000, 0)];
+        let lines = [line(Work::Delta, Tool::Somersault, 500, 0), line(Work::Delta, Tool::Rsync, 4_000, 0)];
         assert_eq!(told(&lines, "delta"), ("8.00x".to_owned(), Verdict::Met));
         let slower = [line(Work::Delta, Tool::Somersault, 501, 0), lines[1].clone()];
         assert_eq!(told(&slower, "delta").1, Verdict::NotMet);

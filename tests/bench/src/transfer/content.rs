@@ -63,7 +63,9 @@ fn make_text(image: &Path, bytes: u64) -> Result<()> {
     const LEVELS: [&str; 4] = ["DEBUG", "INFO", "WARN", "ERROR"];
     let mut random = StdRng::seed_from_u64(3);
     let words: Vec<String> = (0..WORDS)
-        .map(|_| (0..random.random_range(2..10)).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect())
+        .map(|_| {
+            (0..random.random_range(2..10)).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect()
+        })
         .collect();
     let mut file = BufWriter::new(File::create_new(image)?);
     let (mut left, mut line) = (bytes, Vec::new());
@@ -107,14 +109,16 @@ fn make_files(volume: &Path, count: u32) -> Result<()> {
 
 /// Writes one byte in a hundred of the image anew, other ones with each `seed`.
 pub fn change(volume: &Path, seed: u64) -> Result<()> {
-    let file = File::options().write(true).open(volume.join(IMAGE)).context("opening the image to change it")?;
+    let file =
+        File::options().write(true).open(volume.join(IMAGE)).context("opening the image to change it")?;
     let bytes = file.metadata()?.len();
     let mut random = StdRng::seed_from_u64(seed);
     for size in [BLOCK, MIB] {
         let mut block = vec![0; usize::try_from(size)?];
         for _ in 0..(bytes / CHANGED_SHARE / 2).div_ceil(size) {
             random.fill_bytes(&mut block);
-            file.write_all_at(&block, random.random_range(0..bytes / size) * size).context("changing the image")?;
+            file.write_all_at(&block, random.random_range(0..bytes / size) * size)
+                .context("changing the image")?;
         }
     }
     Ok(())
@@ -131,8 +135,13 @@ mod tests {
     use super::super::check;
     use super::*;
 
-    const SMALL: Sizes =
-        Sizes { dense_bytes: 4 * MIB, sparse_bytes: 40 * MIB, sparse_share: 10, text_bytes: MIB + 7, files: 450 };
+    const SMALL: Sizes = Sizes {
+        dense_bytes: 4 * MIB,
+        sparse_bytes: 40 * MIB,
+        sparse_share: 10,
+        text_bytes: MIB + 7,
+        files: 450,
+    };
 
     fn made(content: Content) -> (tempfile::TempDir, PathBuf) {
         let home = tempfile::tempdir().expect("a folder");

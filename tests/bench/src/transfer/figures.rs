@@ -105,13 +105,13 @@ impl Line {
 }
 
 impl Outcome {
-    /// For people.
-    pub fn words(&self) -> String {
+    /// For people: in a word, and what there is to say of it.
+    pub fn words(&self) -> (&'static str, &str) {
         match self {
-            Self::Measured(figures) => format!("{:.2} s", figures.median_s),
-            Self::Failed { failed } => format!("failed: {failed}"),
-            Self::Wrong { wrong } => format!("WRONG: {wrong}"),
-            Self::Skipped { skipped } => format!("skipped: {skipped}"),
+            Self::Measured(_) => ("measured", ""),
+            Self::Failed { failed } => ("failed", failed),
+            Self::Wrong { wrong } => ("WRONG", wrong),
+            Self::Skipped { skipped } => ("skipped", skipped),
         }
     }
 }
@@ -121,7 +121,8 @@ impl Figures {
     pub fn of(runs: &[Run]) -> Option<Self> {
         let times = Sample::new(runs.iter().map(|run| run.time).collect())?;
         let most = |figure: fn(&Run) -> u64| runs.iter().map(figure).max().unwrap_or_default();
-        let told = |figure: fn(Told) -> f64| median(runs.iter().filter_map(|run| run.told.map(figure)).collect());
+        let told =
+            |figure: fn(Told) -> f64| median(runs.iter().filter_map(|run| run.told.map(figure)).collect());
         let bytes = |figure: fn(&Run) -> Option<u64>| {
             let mut all: Vec<_> = runs.iter().filter_map(figure).collect();
             all.sort_unstable();

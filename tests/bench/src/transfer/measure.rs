@@ -17,7 +17,7 @@ use somersault_test_support::world::power::open_log;
 use super::contender::{Contender, Pass, Site};
 use super::figures::{Run, Told};
 use super::work::Course;
-use super::world::{Side, sent_bytes, wait_listening};
+use super::world::{Side, World};
 use super::{caches, check, content, places, resident};
 
 /// How often the bytes are looked at that decide when a client is killed: at 2 GB/s it is 2 MB late.
@@ -32,6 +32,7 @@ pub struct NotCopied(String);
 
 /// A contender's turn.
 pub struct Turn<'a> {
+    pub world: &'a World,
     pub contender: &'a dyn Contender,
     pub site: &'a Site,
     /// Its number; no two turns of a bench have the same.
@@ -55,21 +56,21 @@ impl Turn<'_> {
     /// Copies as the work wants it. `reference`: bytes that this contender sends when it is not killed.
     pub fn take(&self, course: Course, reference: u64) -> Result<Run> {
         self.clear()?;
-        let server = self.serve()?;
+        let _served_until_the_end = self.serve()?;
         match course {
-            Course::Whole => self.timed(&server, Pass::Whole),
+            Course::Whole => self.timed(Pass::Whole),
             Course::Changed => {
                 self.finish(self.client(Pass::Ahead)?)?;
                 content::change(&self.site.source(), self.run as u64)?;
                 caches::drop_all()?;
                 resident::forget()?;
-                self.timed(&server, Pass::Changes)
+                self.timed(Pass::Changes)
             }
             Course::Killed => {
-                let before = sent_bytes(server.0.id())?;
-                self.kill_at(&server, before + reference / 2)?;
-                let first = sent_bytes(server.0.id())? - before;
-                let run = self.timed(&server, Pass::Whole)?;
+                let before = self.world.sent_bytes()?;
+                self.kill_at(before + reference / 2)?;
+                let first = self.world.sent_bytes()? - before;
+                let run = self.timed(Pass::Whole)?;
                 let sent_bytes = first + run.sent_bytes;
                 let sent_again = Some(share(sent_bytes.saturating_sub(reference), reference));
                 Ok(Run { sent_bytes, sent_again, ..run })
@@ -89,8 +90,9 @@ impl Turn<'_> {
         let log = open_log(&self.site.home.join("servers.log"))?;
         let mut command = self.contender.serve(self.site)?;
         let output = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let server = Server(output.spawn().context("starting a server")?);
-        wait_listening(server.0.id()).map_err(|error| NotCopied(format!("its server: {error:#}")))?;
+        let mut server = Server(output.spawn().context("starting a server")?);
+        let listens = self.world.wait_listening(&mut server.0);
+        listens.map_err(|error| NotCopied(format!("its server: {error:#}")))?;
         Ok(server)
     }
 
@@ -121,10 +123,10 @@ impl Turn<'_> {
     }
 
     /// The copy that counts.
-    fn timed(&self, server: &Server, pass: Pass) -> Result<Run> {
+    fn timed(&self, pass: Pass) -> Result<Run> {
         let (source, target) = (self.site.source(), self.site.target());
         let cached = || anyhow::Ok(caches::cached_bytes(&source)? + caches::cached_bytes(&target)?);
-        let (cached_before, sent_before) = (cached()?, sent_bytes(server.0.id())?);
+        let (cached_before, sent_before) = (cached()?, self.world.sent_bytes()?);
         let (time, rss_bytes) = resident::watch(|| {
             let began = Instant::now();
             self.finish(self.client(pass)?)?;
@@ -135,7 +137,7 @@ impl Turn<'_> {
         })?;
         Ok(Run {
             time,
-            sent_bytes: sent_bytes(server.0.id())? - sent_before,
+            sent_bytes: self.world.sent_bytes()? - sent_before,
             rss_bytes,
             cache_bytes: cached()?.saturating_sub(cached_before),
             allocated_bytes: self.allocated()?,
@@ -150,16 +152,18 @@ impl Turn<'_> {
         let target = self.site.target();
         let folder = File::open(&target).context("opening the copy's folder")?;
         if self.site.work.is_image() {
-            File::open(target.join(content::IMAGE)).and_then(|image| image.sync_all()).context("syncing the copy")?;
+            File::open(target.join(content::IMAGE))
+                .and_then(|image| image.sync_all())
+                .context("syncing the copy")?;
             return folder.sync_all().context("syncing the copy's folder");
         }
         rustix::fs::syncfs(&folder).context("syncing the copies")
     }
 
     /// Starts a copy and kills it once the source has sent so much.
-    fn kill_at(&self, server: &Server, bytes: u64) -> Result<()> {
+    fn kill_at(&self, bytes: u64) -> Result<()> {
         let mut client = self.client(Pass::Whole)?;
-        while sent_bytes(server.0.id())? < bytes {
+        while self.world.sent_bytes()? < bytes {
             if let Some(status) = client.try_wait()? {
                 self.succeeded(status)?;
                 bail!(NotCopied("it was faster than it could be killed".to_owned()));

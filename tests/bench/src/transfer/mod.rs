@@ -17,8 +17,8 @@ mod agent;
 mod bars;
 mod caches;
 mod check;
-mod content;
 mod contender;
+mod content;
 mod figures;
 mod measure;
 mod picture;
@@ -69,7 +69,9 @@ pub struct Options {
 /// Measures, prints, and writes the results into `target/bench`.
 pub fn run(options: &Options) -> Result<ExitCode> {
     if !Uid::effective().is_root() {
-        eprintln!("SKIPPED the copying of volumes: it needs root, for network namespaces and loop devices: use sudo");
+        eprintln!(
+            "SKIPPED the copying of volumes: it needs root, for network namespaces and loop devices: use sudo"
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let results = results_folder()?;
@@ -80,8 +82,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(crate::exit_code(status));
     }
     places::clean_up(&work)?;
-    let places = Places::make(&work)?;
     let sizes = if options.quick { Sizes::QUICK } else { Sizes { files: options.files, ..Sizes::FULL } };
+    let places = Places::make(&work, sizes.dense_bytes)?;
     let rounds = options.rounds.map_or(if options.quick { 1 } else { ROUNDS }, usize::from);
     let name = if options.quick { "transfer-quick" } else { "transfer" };
     let bench = Rounds { world: &World::build()?, places: &places, sizes, rounds, tools: &options.tool };

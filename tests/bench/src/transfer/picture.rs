@@ -21,7 +21,8 @@ const THICKNESS: f64 = 0.7;
 
 /// Draws what was measured.
 pub fn draw(file: &Path, lines: &[Line]) -> Result<()> {
-    let mut works: Vec<Work> = lines.iter().filter(|line| line.figures().is_some()).map(|line| line.work).collect();
+    let mut works: Vec<Work> =
+        lines.iter().filter(|line| line.figures().is_some()).map(|line| line.work).collect();
     works.dedup();
     let rows = works.len().div_ceil(COLUMNS).max(1);
     let size = (PANEL.0 * u32::try_from(COLUMNS)?, PANEL.1 * u32::try_from(rows)?);
@@ -57,7 +58,15 @@ fn draw_work(
         .y_label_area_size(120)
         // The first tool on top.
         .build_cartesian_2d(0.0..longest * 1.08, f64::from(count)..0.0)?;
-    chart.configure_mesh().disable_y_mesh().disable_y_axis().y_labels(0).x_labels(6).label_style(FONT).draw()?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .y_labels(0)
+        .x_labels(6)
+        .max_light_lines(1)
+        .label_style(FONT)
+        .draw()?;
     for (place, (name, figures)) in (0..count).map(f64::from).zip(&bars) {
         let (top, middle) = (place + (1.0 - THICKNESS) / 2.0, place + 0.5);
         let color = if name.starts_with("somersault") { OURS } else { PEERS };

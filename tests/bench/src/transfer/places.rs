@@ -14,8 +14,8 @@ use anyhow::{Context, Result, ensure};
 use somersault_test_support::world::command::run;
 
 const MIB: u64 = 1 << 20;
-/// Room for the largest dense volume twice: a copy beside an older one.
-const LOOP_MIB: u64 = 5 * 1024;
+/// Room on a loop device beside two copies of the largest volume: the filesystem's own, and what XFS needs at least.
+const LOOP_BESIDE: u64 = 1024 * MIB;
 /// Sources and the target of one work; the most is a dense volume on both.
 const TMPFS_SIZE: &str = "size=3g";
 /// From `linux/magic.h`.
@@ -57,18 +57,21 @@ pub struct Places {
     pub source: PathBuf,
     /// Certificates, configurations and logs.
     pub home: PathBuf,
+    /// Of a loop device.
+    loop_bytes: u64,
     made: RefCell<BTreeSet<Filesystem>>,
 }
 
 impl Places {
-    /// Makes those that every work needs.
-    pub fn make(work: &Path) -> Result<Self> {
+    /// Makes those that every work needs, for volumes of this size.
+    pub fn make(work: &Path, volume_bytes: u64) -> Result<Self> {
         let (source, home) = (work.join("source"), work.join("home"));
         for folder in [&source, &home] {
             std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         }
         mount_tmpfs(&source)?;
-        Ok(Self { work: work.to_owned(), source, home, made: RefCell::default() })
+        let loop_bytes = 2 * volume_bytes + LOOP_BESIDE;
+        Ok(Self { work: work.to_owned(), source, home, loop_bytes, made: RefCell::default() })
     }
 
     /// Storage root of a target.
@@ -89,7 +92,7 @@ impl Places {
 
     fn mount_loop(&self, filesystem: Filesystem, place: &Path) -> Result<()> {
         let image = self.work.join(format!("{}.img", filesystem.name()));
-        fill(&image).with_context(|| format!("writing {}", image.display()))?;
+        fill(&image, self.loop_bytes).with_context(|| format!("writing {}", image.display()))?;
         let (mkfs, arguments) = filesystem.mkfs();
         run(mkfs, arguments.iter().map(AsRef::as_ref).chain([image.as_os_str()]))?;
         // Direct: else everything would be cached twice, and a sync would end before the disk has it.
@@ -104,10 +107,10 @@ impl Places {
 }
 
 /// Written in full, so that no run pays for the image's blocks.
-fn fill(image: &Path) -> Result<()> {
+fn fill(image: &Path, bytes: u64) -> Result<()> {
     let mut file = File::create(image)?;
     let zeros = vec![0; usize::try_from(MIB)?];
-    for _ in 0..LOOP_MIB {
+    for _ in 0..bytes / MIB {
         file.write_all(&zeros)?;
     }
     Ok(file.sync_all()?)
@@ -127,7 +130,8 @@ fn is_ext4(place: &Path) -> Result<bool> {
 pub fn empty(root: &Path) -> Result<()> {
     for entry in std::fs::read_dir(root).with_context(|| format!("reading {}", root.display()))? {
         let path = entry?.path();
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         removed.with_context(|| format!("removing {}", path.display()))?;
     }
     Ok(())

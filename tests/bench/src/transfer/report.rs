@@ -17,16 +17,16 @@ const HEADER: [&str; 9] = [
     "tool",
     "median s",
     "spread s",
-    "ours is x as fast",
+    "times ours",
     "sent MiB",
     "memory MiB",
     "cache grew MiB",
     "on disk MiB",
 ];
 
-/// Both tables.
+/// All of it.
 pub fn for_terminal(lines: &[Line]) -> String {
-    format!("{}\n\n{}", figures(lines, NOTHING), verdicts(lines, NOTHING))
+    format!("{}\n\n{}\n{}", figures(lines, NOTHING), unmeasured(lines, ""), verdicts(lines, NOTHING))
 }
 
 /// The same, with what the columns mean.
@@ -36,8 +36,9 @@ pub fn write_markdown(file: &Path, lines: &[Line]) -> Result<()> {
          Medians; spread is the slowest run less the fastest. The clock runs from the start of the client until the target \
          is durable, for ours also read back from the disk. Sent: what left the source's network device. Memory: the \
          largest process of either side (VmHWM). Cache: growth of the page cache by the files of both sides, where they \
-         lie on a disk (fincore).\n\n{}\n\n{}\n",
+         lie on a disk (fincore).\n\n{}\n\n{}\n{}\n",
         figures(lines, ASCII_MARKDOWN),
+        unmeasured(lines, "- "),
         verdicts(lines, ASCII_MARKDOWN)
     );
     std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
@@ -59,16 +60,12 @@ fn figures(lines: &[Line], style: TableStyle) -> Table {
     for line in lines {
         let name = [line.work.to_string(), line.tool.to_string()];
         let Outcome::Measured(figures) = &line.outcome else {
-            table.add_row(name.into_iter().chain([line.outcome.words()]));
+            table.add_row(name.into_iter().chain([line.outcome.words().0.to_owned()]));
             continue;
         };
         let ours = find(lines, line.work, Tool::Somersault).map(|ours| figures.median_s / ours.median_s);
-        let bytes = [
-            figures.sent_bytes,
-            figures.rss_max_bytes,
-            figures.cache_growth_bytes,
-            figures.allocated_bytes,
-        ];
+        let bytes =
+            [figures.sent_bytes, figures.rss_max_bytes, figures.cache_growth_bytes, figures.allocated_bytes];
         let columns = [
             format!("{:.2}", figures.median_s),
             format!("{:.2}", figures.spread_s),
@@ -81,6 +78,16 @@ fn figures(lines: &[Line], style: TableStyle) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// Why there are no figures of some; each in a line.
+fn unmeasured(lines: &[Line], bullet: &str) -> String {
+    let mut told = String::new();
+    for line in lines.iter().filter(|line| line.figures().is_none()) {
+        let (word, why) = line.outcome.words();
+        told += &format!("{bullet}{}, {}: {word}: {why}\n", line.work, line.tool);
+    }
+    told
 }
 
 fn verdicts(lines: &[Line], style: TableStyle) -> Table {

@@ -58,7 +58,7 @@ impl Rounds<'_> {
             for turn in 0..count {
                 let entrant = &mut entrants[(round + turn) % count];
                 if entrant.out.is_none() {
-                    entrant.take_turn(&site, round * count + turn, &mut original)?;
+                    entrant.take_turn(self.world, &site, round * count + turn, &mut original)?;
                 }
             }
         }
@@ -83,16 +83,16 @@ impl Rounds<'_> {
 }
 
 impl Entrant {
-    fn take_turn(&mut self, site: &Site, run: usize, original: &mut Hashes) -> Result<()> {
+    fn take_turn(&mut self, world: &World, site: &Site, run: usize, original: &mut Hashes) -> Result<()> {
         let course = site.work.course();
         if course == Course::Killed && self.reference.is_none() {
-            let whole = self.attempt(site, run, Course::Whole, original)?;
+            let whole = self.attempt(world, site, run, Course::Whole, original)?;
             self.reference = whole.map(|run| run.sent_bytes);
         }
         if self.out.is_some() {
             return Ok(());
         }
-        if let Some(run) = self.attempt(site, run, course, original)? {
+        if let Some(run) = self.attempt(world, site, run, course, original)? {
             println!("  {:<18} {:>8.2} s", self.tool.to_string(), run.time.as_secs_f64());
             self.runs.push(run);
         }
@@ -102,12 +102,13 @@ impl Entrant {
     /// A run whose copy is equal to the source; without one, `out` says why.
     fn attempt(
         &mut self,
+        world: &World,
         site: &Site,
         run: usize,
         course: Course,
         original: &mut Hashes,
     ) -> Result<Option<Run>> {
-        let turn = Turn { contender: self.contender.as_ref(), site, run };
+        let turn = Turn { world, contender: self.contender.as_ref(), site, run };
         let taken = turn.take(course, self.reference.unwrap_or_default());
         let outcome = match taken {
             Ok(run) => {
@@ -121,7 +122,8 @@ impl Entrant {
             }
             Err(error) => Outcome::Failed { failed: error.downcast::<NotCopied>()?.to_string() },
         };
-        println!("  {:<18} {}", self.tool.to_string(), outcome.words());
+        let (word, why) = outcome.words();
+        println!("  {:<18} {word}: {why}", self.tool.to_string());
         self.out = Some(outcome);
         Ok(None)
     }

@@ -108,7 +108,9 @@ impl Work {
             Self::Sparse => Content::Sparse,
             Self::SmallFiles => Content::Files,
             Self::SlowLink => Content::Text,
-            Self::DenseExt4 | Self::DenseTmpfs | Self::DenseXfs | Self::Delta | Self::Killed => Content::Dense,
+            Self::DenseExt4 | Self::DenseTmpfs | Self::DenseXfs | Self::Delta | Self::Killed => {
+                Content::Dense
+            }
         }
     }
 

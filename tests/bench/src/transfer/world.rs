@@ -1,11 +1,13 @@
 //! The two nodes: a network namespace each, joined by a pair of virtual Ethernet devices as they come (MTU 1500,
 //! offloads on).
 
-use std::path::Path;
-use std::process::Command;
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 use somersault_test_support::world::command::{run, tool};
 use somersault_test_support::world::power;
 
@@ -55,7 +57,11 @@ impl Side {
 }
 
 /// Both nodes; they end with the namespaces of this process.
-pub struct World(());
+pub struct World {
+    /// The kernel's tables of the source: an open file shows those of the namespace in which it was opened.
+    devices: File,
+    sockets: File,
+}
 
 impl World {
     /// Builds them.
@@ -72,7 +78,26 @@ impl World {
             ip(&["-n", side, "link", "set", "lo", "up"])?;
             ip(&["-n", side, "link", "set", DEVICE, "up"])?;
         }
-        Ok(Self(()))
+        let [devices, sockets] = tables(source)?;
+        Ok(Self { devices, sockets })
+    }
+
+    /// Bytes that have left the source's device.
+    pub fn sent_bytes(&self) -> Result<u64> {
+        sent_of(&read(&self.devices)?).with_context(|| format!("the source has no {DEVICE}"))
+    }
+
+    /// Waits until something listens on [`PORT`] of the source. Nobody connects: some servers serve one connection.
+    pub fn wait_listening(&self, server: &mut Child) -> Result<()> {
+        let began = Instant::now();
+        while !is_listening(&read(&self.sockets)?) {
+            if let Some(status) = server.try_wait()? {
+                bail!("ended ({status})");
+            }
+            ensure!(began.elapsed() < START_WITHIN, "listens not even after {} s", START_WITHIN.as_secs());
+            std::thread::sleep(LOOK_PERIOD);
+        }
+        Ok(())
     }
 
     /// Makes the link as slow as this, both ways, or as fast as it is.
@@ -92,29 +117,30 @@ impl World {
     }
 }
 
-/// Bytes that have left the device of the node on which this process is.
-pub fn sent_bytes(process: u32) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/net/dev"))
-        .context("asking the source's device how much it has sent")?;
-    sent_of(&text).with_context(|| format!("no figures of {DEVICE}"))
+/// Opened by a thread that moves there and ends.
+fn tables(namespace: &str) -> Result<[File; 2]> {
+    let namespace = File::open(format!("/run/netns/{namespace}")).context("opening a namespace")?;
+    let visit = std::thread::spawn(move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).context("entering a namespace")?;
+        let open = |name| {
+            File::open(format!("/proc/thread-self/net/{name}")).context("opening a table of the kernel")
+        };
+        anyhow::Ok([open("dev")?, open("tcp")?])
+    });
+    visit.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn read(mut table: &File) -> Result<String> {
+    let mut text = String::new();
+    table.rewind().and_then(|()| table.read_to_string(&mut text)).context("reading a table of the kernel")?;
+    Ok(text)
 }
 
 /// The ninth figure: eight are of what was received.
 fn sent_of(devices: &str) -> Option<u64> {
-    let figures = devices.lines().find_map(|line| line.trim_start().strip_prefix(DEVICE)?.strip_prefix(':'))?;
+    let figures =
+        devices.lines().find_map(|line| line.trim_start().strip_prefix(DEVICE)?.strip_prefix(':'))?;
     figures.split_whitespace().nth(8)?.parse().ok()
-}
-
-/// Waits until something listens on [`PORT`] where this process is. Nobody connects: some servers serve one connection.
-pub fn wait_listening(process: u32) -> Result<()> {
-    let table = format!("/proc/{process}/net/tcp");
-    let began = Instant::now();
-    while !std::fs::read_to_string(&table).is_ok_and(|text| is_listening(&text)) {
-        ensure!(Path::new(&table).exists(), "the server has ended");
-        ensure!(began.elapsed() < START_WITHIN, "nothing listens after {} s", START_WITHIN.as_secs());
-        std::thread::sleep(LOOK_PERIOD);
-    }
-    Ok(())
 }
 
 /// Second column: local address; fourth: state, 0A is LISTEN.
@@ -144,7 +170,8 @@ mod tests {
 
     #[test]
     fn only_a_listening_socket_listens() {
-        let row = |port: u16, state: &str| format!("   0: 01004E0A:{port:04X} 00000000:0000 {state} 00000000\n");
+        let row =
+            |port: u16, state: &str| format!("   0: 01004E0A:{port:04X} 00000000:0000 {state} 00000000\n");
         assert!(is_listening(&row(PORT, "0A")));
         assert!(!is_listening(&row(PORT, "01")) && !is_listening(&row(PORT + 1, "0A")));
     }

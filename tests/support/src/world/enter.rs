@@ -41,7 +41,9 @@ pub fn enter_as_root() -> Result<Option<ExitStatus>> {
         return Ok(None);
     }
     if !Uid::effective().is_root() || !can_unshare(&[]) {
-        bail!("this needs root that may make namespaces: use sudo; in a container, start that one with --privileged")
+        bail!(
+            "this needs root that may make namespaces: use sudo; in a container, start that one with --privileged"
+        )
     }
     begin(&[])
 }

@@ -72,7 +72,12 @@ impl Contender for Ours {
         let mut command = self.command(Side::Target, "transfer-target", &site.target_root);
         command.args(["--transfer", &transfer, "--token", &self.signer.sign(&claims)?]);
         command.args(["--source-node", Side::Source.name()]);
-        command.args(["--source-address", &format!("{SOURCE_ADDRESS}:{PORT}"), "--source-path", &source_path]);
+        command.args([
+            "--source-address",
+            &format!("{SOURCE_ADDRESS}:{PORT}"),
+            "--source-path",
+            &source_path,
+        ]);
         command.arg("--target-path").arg(site.target());
         if pass == Pass::Ahead {
             command.arg("--pre-copy");

@@ -29,14 +29,20 @@ impl Contender for Stream {
         Ok(match self {
             Self::Tar => {
                 let sparse = if site.work == Work::Sparse { "--sparse" } else { "" };
-                let line = format!("tar --create {sparse} --directory \"$1\" . | {} STDIN {listen}", SOCAT.join(" "));
+                let line = format!(
+                    "tar --create {sparse} --directory \"$1\" . | {} STDIN {listen}",
+                    SOCAT.join(" ")
+                );
                 let mut command = Side::Source.command("sh");
                 command.args(["-c", &line, "sh"]).arg(site.source());
                 command
             }
             Self::Socat => {
                 let mut command = Side::Source.command(SOCAT[0]);
-                command.args(&SOCAT[1..]).arg(format!("OPEN:{},rdonly", site.source_image().display())).arg(listen);
+                command
+                    .args(&SOCAT[1..])
+                    .arg(format!("OPEN:{},rdonly", site.source_image().display()))
+                    .arg(listen);
                 command
             }
         })
