@@ -131,7 +131,7 @@ mod tests {
             sent_again: (work == Work::Killed).then_some(0.03),
             told: None,
         };
-        Line { work, tool, outcome: Outcome::Measured(Figures::of(&[run]).expect("measured")) }
+        Line { work, tool, outcome: Outcome::Measured(Figures::of(&[run], None).expect("measured")) }
     }
 
     fn told(lines: &[Line], bar: &str) -> (String, Verdict) {

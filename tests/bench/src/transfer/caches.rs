@@ -2,7 +2,8 @@
 //! volume's files.
 //!
 //! Asked by `fincore` of util-linux, file by file (`mincore(2)`): the machine's own counters would count other
-//! programs' files. On tmpfs the pages are the file itself and no copy of it, and do not count.
+//! programs' files. On tmpfs the pages are the file itself and no copy of it, and do not count; so that the source's side
+//! is seen too, one run has its source on a disk, see `rounds.rs`.
 
 use std::path::Path;
 

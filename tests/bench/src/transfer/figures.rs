@@ -72,13 +72,16 @@ pub struct Figures {
     pub sent_bytes: u64,
     /// The most of any run.
     pub rss_max_bytes: u64,
-    /// The most of any run.
+    /// The most of any run, that from a disk among them.
     pub cache_growth_bytes: u64,
     /// The most of any run.
     pub allocated_bytes: u64,
     /// In the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sent_again_share: Option<f64>,
+    /// Of the one run whose source lay on the disk as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_disk_s: Option<f64>,
     /// Told by the engine, in the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine_median_s: Option<f64>,
@@ -117,8 +120,8 @@ impl Outcome {
 }
 
 impl Figures {
-    /// Of at least one run.
-    pub fn of(runs: &[Run]) -> Option<Self> {
+    /// Of at least one run, and of one from a disk if there was one.
+    pub fn of(runs: &[Run], from_disk: Option<&Run>) -> Option<Self> {
         let times = Sample::new(runs.iter().map(|run| run.time).collect())?;
         let most = |figure: fn(&Run) -> u64| runs.iter().map(figure).max().unwrap_or_default();
         let told =
@@ -133,9 +136,10 @@ impl Figures {
             spread_s: (times.percentile(100) - times.percentile(0)).as_secs_f64(),
             sent_bytes: bytes(|run| Some(run.sent_bytes)).unwrap_or_default(),
             rss_max_bytes: most(|run| run.rss_bytes),
-            cache_growth_bytes: most(|run| run.cache_bytes),
+            cache_growth_bytes: most(|run| run.cache_bytes).max(from_disk.map_or(0, |run| run.cache_bytes)),
             allocated_bytes: most(|run| run.allocated_bytes),
             sent_again_share: median(runs.iter().filter_map(|run| run.sent_again).collect()),
+            from_disk_s: from_disk.map(|run| run.time.as_secs_f64()),
             engine_median_s: told(|told| told.seconds),
             content_bytes: bytes(|run| run.told.map(|told| told.sent_bytes)),
             runs_s: runs.iter().map(|run| run.time.as_secs_f64()).collect(),
@@ -172,16 +176,18 @@ mod tests {
 
     #[test]
     fn runs_become_their_median_spread_and_extremes() {
-        assert_eq!(Figures::of(&[]), None);
-        let figures = Figures::of(&[run(5), run(1), run(2)]).expect("measured");
+        assert_eq!(Figures::of(&[], None), None);
+        let figures = Figures::of(&[run(5), run(1), run(2)], Some(&Run { cache_bytes: 7, ..run(9) }))
+            .expect("measured");
         let expected = Figures {
             median_s: 2.0,
             spread_s: 4.0,
             sent_bytes: 20,
             rss_max_bytes: 5,
-            cache_growth_bytes: 1,
+            cache_growth_bytes: 7,
             allocated_bytes: 2,
             sent_again_share: None,
+            from_disk_s: Some(9.0),
             engine_median_s: None,
             content_bytes: None,
             runs_s: vec![5.0, 1.0, 2.0],
@@ -195,7 +201,7 @@ mod tests {
         let json = |line| serde_json::to_value(line).expect("JSON");
         let failed = json(line(Outcome::Failed { failed: "no".to_owned() }));
         assert_eq!(failed, serde_json::json!({"work": "dense-ext4", "tool": "qemu-img", "failed": "no"}));
-        let measured = json(line(Outcome::Measured(Figures::of(&[run(1)]).expect("measured"))));
+        let measured = json(line(Outcome::Measured(Figures::of(&[run(1)], None).expect("measured"))));
         assert_eq!(measured["median_s"], 1.0);
         assert_eq!(measured.get("sent_again_share"), None);
     }

@@ -74,6 +74,13 @@ impl Places {
         Ok(Self { work: work.to_owned(), source, home, loop_bytes, made: RefCell::default() })
     }
 
+    /// A storage root of sources on this machine's disk.
+    pub fn on_disk(&self) -> Result<PathBuf> {
+        let root = self.work.join("on-disk");
+        std::fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
+        Ok(root)
+    }
+
     /// Storage root of a target.
     pub fn target(&self, filesystem: Filesystem) -> Result<PathBuf> {
         let place = self.work.join(filesystem.name());

@@ -123,6 +123,11 @@ impl Work {
         }
     }
 
+    /// Is there one run besides whose source lies on a disk, for the page cache of both sides?
+    pub fn is_also_from_disk(self) -> bool {
+        self == Self::DenseExt4
+    }
+
     /// Speed of the link, if it is slow.
     pub fn link_mbit(self) -> Option<u32> {
         (self == Self::SlowLink).then_some(100)

@@ -42,9 +42,9 @@ pub enum Tool {
 #[derive(Clone, Debug)]
 pub struct Site {
     pub work: Work,
-    /// Storage root of the source, and the volume in it.
+    /// Storage root of the source.
     pub source_root: PathBuf,
-    /// The same of the target.
+    /// Storage root of the target.
     pub target_root: PathBuf,
     /// Certificates and configurations.
     pub home: PathBuf,
@@ -82,10 +82,12 @@ pub trait Contender {
 const VOLUME: &str = "volume";
 
 impl Site {
+    /// The volume.
     pub fn source(&self) -> PathBuf {
         self.source_root.join(VOLUME)
     }
 
+    /// Its copy.
     pub fn target(&self) -> PathBuf {
         self.target_root.join(VOLUME)
     }
