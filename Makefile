@@ -10,7 +10,8 @@
 #   make image-fence   the image of the fence runner, with the fence agents: target/image/fence-runner.tar
 #   make image-smart   the image of the agent with smartctl: target/image/agent-smart.tar
 #   make lint    formatting, clippy, licences of the dependencies
-#   make bench   detection time over 50 failures, false verdicts under load; a large cluster's cost (root, Go)
+#   make bench   detection time over 50 failures, false verdicts under load; a large cluster's cost (root, Go); copies of
+#                volumes beside rsync, nbdcopy, qemu-img, tar and socat (root)
 #   make soak    kill -9 halfway through migrations; the simulation for as many seeds as you like (SEEDS=100000); each
 #                failure at each phase of a migration on a cluster (root, Go)
 SHELL := /bin/bash
@@ -32,6 +33,9 @@ export PATH
 NEED_BUILD := cc:gcc cc:libc6-dev
 NEED_DEMO := $(NEED_BUILD) ip:iproute2 ss:iproute2 unshare:util-linux nsenter:util-linux mkfs.ext4:e2fsprogs debugfs:e2fsprogs
 
+NEED_BENCH := $(NEED_DEMO) mkfs.xfs:xfsprogs losetup:mount fincore:util-linux-extra
+# Whom copies of volumes are compared with. Who cannot be installed is left out.
+NEED_PEERS := rsync:rsync nbdcopy:libnbd-bin nbdkit:nbdkit qemu-img:qemu-utils socat:socat tar:tar
 NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:containerd runc:runc
 # The fence agents that the tests run as they are (`life`); the fence runner's image brings its own.
 NEED_TEST_CLUSTER := $(NEED_CLUSTER) fence_redfish:fence-agents
@@ -47,7 +51,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, where the cluster's programs are kept, and which cluster is meant.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME,SOMERSAULT_TEST_CLUSTER)
 
-.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster toolchain setup-build setup-demo
+.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster toolchain setup-build setup-demo setup-bench
 
 help:
 	@sed -n '2,16s/^# \{0,1\}//p' Makefile
@@ -146,13 +150,16 @@ lint: setup-build
 	  echo "== licences not checked: cargo-deny is missing. Get it with: cargo install --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)"; \
 	fi
 
-bench: setup-demo
+bench: setup-bench
 	@echo "== building the coordinator, the agent, the test cluster and the bench (release)"
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p somersault-test-cluster -p somersault-bench
 	@target/release/somersault-bench detection
 	@echo "== a thousand nodes and ten thousand VMs as objects of a real API server (ten minutes; the first time builds it)"
 	@if [ -z "$(AS_ROOT)" ] || command -v sudo > /dev/null; then $(AS_ROOT) target/release/somersault-bench scale; \
 	  else echo "SKIPPED the fleet at scale: it needs root, and there is no sudo"; fi
+	@echo "== copies of volumes, ours and other programs', on the same bytes (half an hour)"
+	@if [ -z "$(AS_ROOT)" ] || command -v sudo > /dev/null; then $(AS_ROOT) target/release/somersault-bench transfer; \
+	  else echo "SKIPPED the copies of volumes: they need root, and there is no sudo"; fi
 
 soak: setup-demo
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p kubectl-somersault -p somersault-demo
@@ -187,6 +194,10 @@ setup-image-fence: setup-image
 
 setup-demo: toolchain
 	@$(call apt_missing,$(NEED_DEMO))
+
+setup-bench: toolchain
+	@$(call apt_missing,$(NEED_BENCH))
+	@$(foreach peer,$(NEED_PEERS),( $(call apt_missing,$(peer)) ) || echo "== left out of the bench: $(peer)";) true
 
 setup-cluster: toolchain
 	@command -v go > /dev/null || { echo "Go is missing, from which Kubernetes is built: https://go.dev/dl (1.26 or later)"; exit 1; }

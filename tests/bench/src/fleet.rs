@@ -37,7 +37,7 @@ impl Fleet {
     pub fn start() -> Result<Self> {
         let program = std::env::current_exe().context("finding this program")?;
         let programs = program.parent().context("a program without a folder")?;
-        let work = programs.parent().context("a program without a target folder")?.join("bench");
+        let work = programs.parent().context("a program without a target folder")?.join("bench/detection");
         if work.exists() {
             std::fs::remove_dir_all(&work).with_context(|| format!("emptying {}", work.display()))?;
         }

@@ -20,20 +20,42 @@ const NEW_WORLD: [&str; 5] = ["--net", "--mount", "--ipc", "--pid", "--mount-pro
 
 /// Returns `None` in the new world, and the inner program's exit status in the old one.
 pub fn enter() -> Result<Option<ExitStatus>> {
-    if std::env::var_os(INSIDE).is_some() {
-        settle_in()?;
+    if is_inside()? {
         return Ok(None);
     }
-    let user: &[&str] = match () {
-        () if can_unshare(&["--user", "--map-root-user"]) => &["--user", "--map-root-user"],
-        () if Uid::effective().is_root() && can_unshare(&[]) => &[],
+    match () {
+        () if can_unshare(&["--user", "--map-root-user"]) => begin(&["--user", "--map-root-user"]),
+        () if Uid::effective().is_root() && can_unshare(&[]) => begin(&[]),
         () => bail!(
             "this system lets neither this user nor root make namespaces. As root: `sysctl -w \
              kernel.unprivileged_userns_clone=1` (Debian) or `sysctl -w \
              kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu), or run the same command by sudo; in a \
              container: start it with --privileged"
         ),
-    };
+    }
+}
+
+/// The same for who needs the machine's root inside as well: to mount a loop device, to drop the page cache.
+pub fn enter_as_root() -> Result<Option<ExitStatus>> {
+    if is_inside()? {
+        return Ok(None);
+    }
+    if !Uid::effective().is_root() || !can_unshare(&[]) {
+        bail!(
+            "this needs root that may make namespaces: use sudo; in a container, start that one with --privileged"
+        )
+    }
+    begin(&[])
+}
+
+fn is_inside() -> Result<bool> {
+    if std::env::var_os(INSIDE).is_none() {
+        return Ok(false);
+    }
+    settle_in().map(|()| true)
+}
+
+fn begin(user: &[&str]) -> Result<Option<ExitStatus>> {
     // When this process dies, however it dies, the inner one dies too, and with it the whole world.
     let mut child = tied("unshare")
         .args(user)
