@@ -243,6 +243,6 @@ fn cause(status: &Status, why: String) -> String {
 }
 
 /// Hostile text, safe for a terminal and a log line.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(SOURCE_TEXT_BYTES_MAX).collect()
 }

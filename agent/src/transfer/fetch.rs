@@ -2,27 +2,30 @@
 //! journal once they are synced.
 //!
 //! ```text
-//!   Session --units--> requests, on the lanes: receive, verify, write --Written--> Session::accept, ::same
+//!   Session --units--> requests, on the lanes: receive, verify, write --Arrived--> Session::accept, ::same
 //!                                                                                        |
 //!                                                       checkpoint: fdatasync, then journal
 //! ```
 
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Session, Unit};
-use somersault_proto::model::Chunk;
+use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Manifest, Session, Unit};
+use somersault_proto::model::{self, Chunk};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::TransferError;
 use super::copying::{Copying, Written};
+use super::error::printable;
 use super::io::Pool;
 use super::lanes::{self, Lane};
 use super::meter::Meter;
-use super::peer::{Chunks, Connection, Peer};
-use super::received::{Expected, Settled, Sink, wire_bytes};
+use super::peer::{Ask, Chunks, Connection, Peer};
+use super::received::{Expected, Settled, Sink, Taken, wire_bytes};
 use super::scan::shown;
 use super::target::join;
 
@@ -69,18 +72,41 @@ impl Fetch {
         Ok(Self { lanes, copying, pool, meter })
     }
 
-    /// Fetches everything that is not settled. What has been written when it fails is noted all the same.
+    /// Fetches everything that is not settled: what can be read first, and what a disk could not read once more at last, piece
+    /// by piece. What has been written when it fails is noted all the same.
     pub(super) async fn run(&self, session: &mut Session) -> Result<(), TransferError> {
+        let bad = self.pass(session, None).await?;
+        if bad.chunks.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(
+            chunks = bad.chunks.len(),
+            why = bad.why,
+            "the source could not read all; trying that again"
+        );
+        let again = bad.chunks.into_keys().map(|(file, chunk)| Unit { file, chunks: vec![chunk..chunk + 1] });
+        let bad = self.pass(session, Some(again.collect())).await?;
+        if bad.chunks.is_empty() { Ok(()) } else { Err(bad.report(session.manifest())) }
+    }
+
+    /// Fetches these chunks, or all that are not settled. Returns what the source cannot read.
+    async fn pass(
+        &self,
+        session: &mut Session,
+        mut again: Option<VecDeque<Unit>>,
+    ) -> Result<Unreadable, TransferError> {
+        let thorough = again.is_some();
         let (sender, mut written) = mpsc::channel(WRITTEN_AHEAD);
+        let mut unreadable = Unreadable::default();
         let mut checkpoints = Checkpoints::new(self.copying.clone(), session.manifest().data_bytes());
         let mut requests: JoinSet<Result<(), TransferError>> = JoinSet::new();
         let mut started = 0;
         let result = loop {
             while requests.len() < REQUESTS_PER_LANE * self.lanes.len()
-                && let Some(unit) = session.next_unit()
+                && let Some(unit) = again.as_mut().map_or_else(|| session.next_unit(), VecDeque::pop_front)
             {
                 let (lane, connection) = &self.lanes[started % self.lanes.len()];
-                let request = self.request(session, unit, connection);
+                let request = self.request(session, unit, connection, thorough);
                 requests.spawn_on(request.run(sender.clone()), lane.handle());
                 started += 1;
             }
@@ -89,7 +115,7 @@ impl Fetch {
             }
             tokio::select! {
                 Some(chunk) = written.recv() => {
-                    self.accept(session, &mut checkpoints, chunk);
+                    self.accept(session, &mut checkpoints, &mut unreadable, chunk);
                     if let Err(error) = checkpoints.advance().await { break Err(error) }
                 }
                 Some(ended) = requests.join_next() => {
@@ -102,13 +128,13 @@ impl Fetch {
         requests.shutdown().await;
         drop(sender);
         while let Some(chunk) = written.recv().await {
-            self.accept(session, &mut checkpoints, chunk);
+            self.accept(session, &mut checkpoints, &mut unreadable, chunk);
         }
         let noted = checkpoints.finish().await;
-        result.and(noted)
+        result.and(noted).map(|()| unreadable)
     }
 
-    fn request(&self, session: &Session, unit: Unit, connection: &Connection) -> Request {
+    fn request(&self, session: &Session, unit: Unit, connection: &Connection, thorough: bool) -> Request {
         let Unit { file, chunks } = unit;
         let manifest = session.manifest();
         let mut entry = manifest.entries()[file].clone();
@@ -129,17 +155,83 @@ impl Fetch {
             entry,
             expected: chunks.iter().cloned().flatten().map(expected).collect(),
             chunks,
+            thorough,
         }
     }
 
-    fn accept(&self, session: &mut Session, checkpoints: &mut Checkpoints, chunk: Written) {
-        match chunk.settled {
-            Settled::Written(leaf) => session.accept(chunk.file, chunk.chunk, leaf),
-            Settled::Same(_) => session.same(chunk.file, chunk.chunk),
-        }
+    fn accept(
+        &self,
+        session: &mut Session,
+        checkpoints: &mut Checkpoints,
+        unreadable: &mut Unreadable,
+        arrived: Arrived,
+    ) {
         self.meter.worked(CHUNK_BYTES);
-        self.meter.set_done(session.settled_bytes());
-        checkpoints.add(chunk);
+        let Arrived { file, chunk, taken, handle } = arrived;
+        match taken {
+            Taken::Settled(settled) => {
+                match settled {
+                    Settled::Written(leaf) => session.accept(file, chunk, leaf),
+                    Settled::Same(_) => session.same(file, chunk),
+                }
+                self.meter.set_done(session.settled_bytes());
+                checkpoints.add(Written { file, chunk, settled, handle });
+            }
+            Taken::Unreadable(ranges, why) => {
+                unreadable.chunks.insert((file, chunk), ranges);
+                unreadable.why = why;
+            }
+        }
+    }
+}
+
+/// A chunk that has arrived.
+#[derive(Debug)]
+struct Arrived {
+    file: usize,
+    chunk: u64,
+    taken: Taken,
+    handle: Arc<OwnedFd>,
+}
+
+/// Ranges that are named to people; there can be thousands.
+const NAMED_MAX: usize = 8;
+
+/// What the source cannot read.
+#[derive(Debug, Default)]
+struct Unreadable {
+    /// By file and chunk: bytes of the file.
+    chunks: BTreeMap<(usize, u64), Vec<model::Range>>,
+    /// The last reason.
+    why: String,
+}
+
+impl Unreadable {
+    /// Which files, which bytes of them, and what to do.
+    fn report(&self, manifest: &Manifest) -> TransferError {
+        let mut ranges: Vec<(usize, Range<u64>)> = Vec::new();
+        for ((file, _), bad) in &self.chunks {
+            for range in bad {
+                match ranges.last_mut() {
+                    Some((of, last)) if of == file && last.end == range.offset => last.end = range.end(),
+                    _ => ranges.push((*file, range.offset..range.end())),
+                }
+            }
+        }
+        let bytes: u64 = ranges.iter().map(|(_, range)| range.end - range.start).sum();
+        let named = ranges.iter().take(NAMED_MAX).map(|(file, range)| {
+            let path = manifest.entries().get(*file).map(Entry::display).unwrap_or_default();
+            format!("{path} bytes {}..{}", range.start, range.end)
+        });
+        let named: Vec<String> = named.collect();
+        let more = ranges.len().saturating_sub(NAMED_MAX);
+        let more = if more == 0 { String::new() } else { format!(" and {more} ranges more") };
+        TransferError::SourceReadFailed(format!(
+            "{bytes} bytes cannot be read: {}{more}: {}; all the rest has arrived and is kept, and nothing was made up for \
+             what is missing",
+            named.join(", "),
+            printable(&self.why)
+        ))
     }
 }
 
@@ -155,11 +247,13 @@ struct Request {
     entry: Entry,
     chunks: Vec<Range<u64>>,
     expected: Vec<Expected>,
+    /// Whether it is a second try.
+    thorough: bool,
 }
 
 impl Request {
     /// The chunks that were asked for, in order, and nothing else. It runs on a lane, where it may block.
-    async fn run(self, written: mpsc::Sender<Written>) -> Result<(), TransferError> {
+    async fn run(self, arrived: mpsc::Sender<Arrived>) -> Result<(), TransferError> {
         let (entry, size_bytes) = (&self.entry, self.entry.size_bytes);
         let handle = Arc::new(self.copying.open(entry)?);
         let kept = self.copying.block_hashes(entry);
@@ -167,15 +261,15 @@ impl Request {
         let have = self.expected.iter().zip(&offers).filter_map(|(expected, offer)| {
             offer.as_ref().map(|offer| offer.have(expected.chunk, size_bytes))
         });
-        let mut stream =
-            self.connection.read(self.file, self.identity, size_bytes, &self.chunks, have.collect()).await?;
+        let asked = Ask { file: self.file, identity: self.identity, size_bytes, chunks: &self.chunks };
+        let mut stream = self.connection.read(&asked, have.collect(), self.thorough).await?;
         let sink = Sink { entry, file: &handle, kept: &kept, pool: &self.pool };
         for (expected, offer) in self.expected.iter().zip(&offers) {
             let chunk = self.next(&mut stream, expected).await?;
             // Before it is written, so that what was written is always told.
-            let Ok(place) = written.reserve().await else { return Err(TransferError::Cancelled) };
-            let settled = sink.take(&chunk, expected, offer.as_ref())?;
-            place.send(Written { file: self.file, chunk: expected.chunk, settled, handle: handle.clone() });
+            let Ok(place) = arrived.reserve().await else { return Err(TransferError::Cancelled) };
+            let taken = sink.take(&chunk, expected, offer.as_ref())?;
+            place.send(Arrived { file: self.file, chunk: expected.chunk, taken, handle: handle.clone() });
         }
         match stream.next().await? {
             None => Ok(()),

@@ -1,6 +1,6 @@
 //! Reading and writing chunks without leaving a trace in the page cache, and without a fresh buffer each time.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -136,15 +136,18 @@ pub(super) fn drop_cache(file: impl AsFd, offset: u64, len: u64) {
 
 /// Writes a chunk's data and leaves its zeroes holes. `over` says that the chunk may hold something else now.
 pub(super) fn write_chunk(file: impl AsFd, offset: u64, data: &[u8], over: bool) -> io::Result<()> {
+    let mut cached = Cached::No;
     for (start, run, zero) in runs(data) {
         let at = offset + start as u64;
         if !zero {
-            write_all(&file, at, run)?;
+            cached = write_all(&file, at, run)?;
         } else if over {
             punch(&file, at, run.len() as u64)?;
         }
     }
-    drop_cache(&file, offset, data.len() as u64);
+    if cached == Cached::Yes {
+        drop_cache(&file, offset, data.len() as u64);
+    }
     Ok(())
 }
 
@@ -165,19 +168,39 @@ pub(super) fn punch(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+/// Whether what was written lies in the cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cached {
+    Yes,
+    No,
+}
+
+/// Writes some of it: so that it is written out at once and leaves the cache when it is on the disk, where kernel and filesystem
+/// can.
+fn write_some(file: impl AsFd, data: &[u8], offset: u64) -> rustix::io::Result<(usize, Cached)> {
+    match rustix::io::pwritev2(&file, &[IoSlice::new(data)], offset, RWF_DONTCACHE) {
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+            rustix::io::pwrite(file, data, offset).map(|written| (written, Cached::Yes))
+        }
+        result => result.map(|written| (written, Cached::No)),
+    }
+}
+
+fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> io::Result<Cached> {
+    let mut cached = Cached::No;
     while !data.is_empty() {
-        match rustix::io::pwrite(&file, data, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
+        match write_some(&file, data, offset) {
+            Ok((0, _)) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok((written, how)) => {
                 data = &data[written..];
                 offset += written as u64;
+                cached = how;
             }
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(cached)
 }
 
 /// Splits data into runs of blocks that are all zero and runs of blocks that are not. Blocks of 64 KiB: finer ones

@@ -49,6 +49,14 @@ pub(super) struct Connection {
     channel: Channel,
 }
 
+/// Which chunks of which file.
+pub(super) struct Ask<'a> {
+    pub(super) file: usize,
+    pub(super) identity: [u8; 32],
+    pub(super) size_bytes: u64,
+    pub(super) chunks: &'a [Range<u64>],
+}
+
 /// Who is asked, by which right, and how long is waited for an answer.
 #[derive(Clone, Debug)]
 struct Caller {
@@ -115,19 +123,18 @@ impl Connection {
     /// Asks for chunks of a file, and says what is held of them.
     pub(super) async fn read(
         &self,
-        file: usize,
-        identity: [u8; 32],
-        size_bytes: u64,
-        chunks: &[Range<u64>],
+        ask: &Ask<'_>,
         have: Vec<Have>,
+        thorough: bool,
     ) -> Result<Chunks, TransferError> {
         let request = v1::ReadRequest {
             token: self.caller.token.clone(),
-            file: index(file)?,
-            ranges: chunks.iter().map(|range| wire_range(size_bytes, range).into()).collect(),
-            identity: identity.to_vec().into(),
+            file: index(ask.file)?,
+            ranges: ask.chunks.iter().map(|range| wire_range(ask.size_bytes, range).into()).collect(),
+            identity: ask.identity.to_vec().into(),
             have: have.into_iter().map(Into::into).collect(),
             version: TRANSFER_VERSION,
+            thorough,
         };
         let request = frames::request(http::Uri::from_static(frames::READ), &request);
         let mut channel = self.channel.clone();

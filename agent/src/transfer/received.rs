@@ -6,13 +6,14 @@
 //!   Zeroes  ── the leaf is that of zeroes           ──► a hole
 //!   Data    ── its blocks merge to the leaf         ──► written; zeroes in it stay holes
 //!   Changed ── with the blocks that we have (of zeroes, where we have nothing) they do ──► those that differ are written
+//!   Unreadable                                      ──► nothing is written; it is asked for again at last
 //! ```
 
 use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
 use somersault_agent_core::transfer::{BlockSet, Blocks, CHUNK_BYTES, Entry, Leaf, chunk_len};
-use somersault_proto::model::{Chunk, ChunkContent, Encoding, Have};
+use somersault_proto::model::{Chunk, ChunkContent, Encoding, Have, Range};
 
 use super::TransferError;
 use super::blocks::BlockHashes;
@@ -73,6 +74,15 @@ pub(super) enum Settled {
     Written(Leaf),
 }
 
+/// What became of a chunk that has arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is there.
+    Settled(Settled),
+    /// The source cannot read all of it: which bytes of the file, and why. Nothing was written.
+    Unreadable(Vec<Range>, String),
+}
+
 impl Settled {
     pub(super) fn leaf(self) -> Leaf {
         match self {
@@ -85,7 +95,7 @@ impl Settled {
 pub(super) fn wire_bytes(chunk: &Chunk) -> u64 {
     match &chunk.content {
         ChunkContent::Data(data) | ChunkContent::Changed(_, data) => data.len() as u64,
-        ChunkContent::Zeroes(_) | ChunkContent::Same => 0,
+        ChunkContent::Zeroes(_) | ChunkContent::Same | ChunkContent::Unreadable(..) => 0,
     }
 }
 
@@ -96,7 +106,7 @@ impl Sink<'_> {
         chunk: &Chunk,
         expected: &Expected,
         offer: Option<&Offer>,
-    ) -> Result<Settled, TransferError> {
+    ) -> Result<Taken, TransferError> {
         let wrong = |why: &str| {
             let what = format!("chunk {} of {}: {why}", expected.chunk, shown(&self.entry.path));
             TransferError::SourceInvalid(what)
@@ -106,35 +116,41 @@ impl Sink<'_> {
             return Err(wrong("another offset than asked for"));
         }
         let len = chunk_len(self.entry.size_bytes, expected.chunk);
-        let leaf = Leaf::from_wire(chunk.leaf, len).ok_or_else(|| wrong("its leaf is no hash"))?;
+        let leaf = Leaf::from_wire(chunk.leaf, len);
         let unpacked = |data: &Bytes, len: usize| {
             let content = unpack(data, chunk.encoding, len, self.pool);
             content.ok_or_else(|| wrong("another length than asked for, or badly packed"))
         };
         let failed = |error| TransferError::target("cannot write", shown(&self.entry.path), error);
-        let proven =
-            |found: Leaf| (found == leaf).then_some(()).ok_or_else(|| wrong("it does not have its hash"));
-        match &chunk.content {
+        let proven = |found: Leaf| match leaf {
+            Some(leaf) if found == leaf => Ok(found),
+            _ => Err(wrong("it does not have its hash")),
+        };
+        let leaf = match &chunk.content {
+            ChunkContent::Unreadable(ranges, why) => {
+                return Ok(Taken::Unreadable(ranges.clone(), why.clone()));
+            }
             ChunkContent::Same => {
                 let offer = offer.ok_or_else(|| wrong("it is said to be the same as nothing"))?;
-                proven(offer.leaf)?;
-                return Ok(Settled::Same(leaf));
+                return Ok(Taken::Settled(Settled::Same(proven(offer.leaf)?)));
             }
             ChunkContent::Zeroes(count) => {
                 if u64::from(*count) != len {
                     return Err(wrong("another length than asked for"));
                 }
-                proven(Leaf::ZERO)?;
+                let leaf = proven(Leaf::ZERO)?;
                 if expected.over {
                     punch(self.file, offset, len).map_err(failed)?;
                 }
+                leaf
             }
             ChunkContent::Data(data) => {
                 let content = unpacked(data, usize::try_from(len).unwrap_or(usize::MAX))?;
                 let blocks = Blocks::of(content.as_ref());
-                proven(blocks.leaf())?;
+                let leaf = proven(blocks.leaf())?;
                 write_chunk(self.file, offset, content.as_ref(), expected.over).map_err(failed)?;
                 self.kept.keep(expected.chunk, &blocks);
+                leaf
             }
             ChunkContent::Changed(bits, data) => {
                 let before = match offer {
@@ -147,7 +163,7 @@ impl Sink<'_> {
                 let spans = before.spans(changed).ok_or_else(|| wrong("blocks behind its end"))?;
                 let content = unpacked(data, spans.iter().map(|(_, len)| len).sum())?;
                 let blocks = before.with(changed, content.as_ref()).ok_or_else(|| wrong("other blocks"))?;
-                proven(blocks.leaf())?;
+                let leaf = proven(blocks.leaf())?;
                 if expected.over && offer.is_none() {
                     punch(self.file, offset, len).map_err(failed)?;
                 }
@@ -158,9 +174,10 @@ impl Sink<'_> {
                     write_chunk(self.file, offset + start as u64, block, offer.is_some()).map_err(failed)?;
                 }
                 self.kept.keep(expected.chunk, &blocks);
+                leaf
             }
-        }
-        Ok(Settled::Written(leaf))
+        };
+        Ok(Taken::Settled(Settled::Written(leaf)))
     }
 }
 

@@ -10,20 +10,23 @@
 //!              ▼                  ▼
 //!             Data ───────────► Changed ──► packed, where the connection is what this waits for
 //! ```
+//!
+//! What a disk cannot read, or not in time, is told as unreadable, and the rest goes on: what can be had of a dying disk comes
+//! first. The target asks for the remainder at last, and then it is read in pieces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, stream};
+use rustix::io::Errno;
 use somersault_agent_core::transfer::{Blocks, CHUNK_BYTES, Entry, Leaf, Pressure, chunk_len, is_zero};
-use somersault_proto::model::{Chunk, ChunkContent, Encoding, Have};
+use somersault_proto::model::{self, Chunk, ChunkContent, Encoding, Have};
 use somersault_proto::v1;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 use tonic::Status;
 
 use super::TransferError;
@@ -33,6 +36,19 @@ use super::scan::{read_failed, shown};
 /// Chunks ready for the connection: one is sent while the next ones come from the disk. More would only be old by the time
 /// that they are sent, and packed as hard as the connection was slow then.
 const READ_AHEAD: usize = 2;
+
+/// A read that takes longer is left alone for now. A disk that tries a bad sector again and again takes seconds for it, and is
+/// reset by the kernel after 30 s (the SCSI layer's default timeout for a command); what lies behind it comes first.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same for a second try, in pieces, each of which may take as long as the kernel lets it.
+const THOROUGH_PATIENCE: Duration = Duration::from_secs(45);
+
+/// Threads that read at the same time, those among them that hang.
+const THREADS_MAX: usize = 64;
+
+/// What a second try reads at once: a disk's block, and before it a part in which there may be nothing wrong.
+const PIECES: [usize; 2] = [64 << 10, 4 << 10];
 
 /// A file to read from.
 pub(super) struct Opened {
@@ -48,6 +64,8 @@ pub(super) struct Wanted {
     pub(super) offers: Offers,
     /// What the target understands.
     pub(super) version: u32,
+    /// Whether what cannot be read is tried piece by piece.
+    pub(super) thorough: bool,
 }
 
 /// What a target has of some chunks, by their numbers.
@@ -83,39 +101,131 @@ pub(super) fn offers(have: Vec<v1::Have>, size_bytes: u64) -> Result<Offers, Str
     have.into_iter().enumerate().map(offered).collect()
 }
 
+/// What all requests share.
+#[derive(Clone)]
+pub(super) struct Means {
+    pub(super) pool: Pool,
+    /// Of the volume: its requests share the connections.
+    pub(super) pressure: Arc<Mutex<Pressure>>,
+    /// Of the agent.
+    pub(super) stuck: Stuck,
+}
+
 /// The answer to a request. It ends, and its thread with it, when the connection does.
 pub(super) fn answer(
     file: Opened,
     wanted: Wanted,
-    pool: Pool,
-    pressure: Arc<Mutex<Pressure>>,
+    means: Means,
     permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Chunk, Status>> + Send + 'static {
-    let (sender, receiver) = mpsc::channel(READ_AHEAD);
-    tokio::task::spawn_blocking(move || {
-        let mut packer = Packer { pool, pressure, context: None };
-        let Wanted { chunks, offers, version } = wanted;
-        let in_parts = version >= 1;
-        for chunk in chunks.into_iter().flatten() {
-            let began = Instant::now();
-            let content = match offers.get(&chunk) {
-                _ if !in_parts => file.whole(chunk),
-                offered => file.chunk(chunk, offered, &packer.pool),
-            };
-            let packed = content.map(|content| if in_parts { packer.pack(content) } else { content });
-            let failed = packed.is_err();
-            let item = packed.map(Read::into_wire).map_err(TransferError::into_status);
-            let worked = began.elapsed();
-            if sender.blocking_send(item).is_err() || failed {
-                return;
-            }
-            packer.sent(chunk_len(file.entry.size_bytes, chunk), worked, began.elapsed() - worked);
-        }
-    });
-    ReceiverStream::new(receiver).map(move |item| {
+    let left = wanted.chunks.iter().cloned().flatten().collect();
+    let work = Arc::new(Work { file, wanted, means });
+    let answer = Answer { receiver: work.clone().start(VecDeque::clone(&left)), work, left };
+    stream::unfold(answer, move |mut answer| {
         let _held = &permit;
-        item
+        async move { answer.next().await.map(|item| (item, answer)) }
     })
+}
+
+/// An answer under way: a thread that works, and the chunks that are still to come from it.
+struct Answer {
+    work: Arc<Work>,
+    left: VecDeque<u64>,
+    receiver: mpsc::Receiver<Result<Chunk, TransferError>>,
+}
+
+impl Answer {
+    /// The next chunk. A read that does not come back is left to itself, with its thread; another one goes on behind it.
+    async fn next(&mut self) -> Option<Result<Chunk, Status>> {
+        let chunk = *self.left.front()?;
+        let item = match timeout(self.work.patience(), self.receiver.recv()).await {
+            Ok(Some(item)) => item,
+            Ok(None) => return Some(Err(Status::internal("the agent stops"))),
+            Err(_) => {
+                let rest: VecDeque<u64> = self.left.iter().copied().skip(1).collect();
+                match self.work.means.stuck.one_more() {
+                    true => {
+                        self.receiver = self.work.clone().start(rest);
+                        Ok(self.work.hangs(chunk))
+                    }
+                    false => Err(self.work.hangs_for_good(chunk)),
+                }
+            }
+        };
+        self.left.pop_front();
+        if item.is_err() {
+            self.left.clear();
+        }
+        Some(item.map_err(TransferError::into_status))
+    }
+}
+
+/// One request.
+struct Work {
+    file: Opened,
+    wanted: Wanted,
+    means: Means,
+}
+
+impl Work {
+    /// A thread that sends these chunks, in order.
+    fn start(self: Arc<Self>, chunks: VecDeque<u64>) -> mpsc::Receiver<Result<Chunk, TransferError>> {
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        let running = self.means.stuck.running();
+        tokio::task::spawn_blocking(move || {
+            let _running = running;
+            let mut packer = Packer { means: &self.means, context: None };
+            for chunk in chunks {
+                let began = Instant::now();
+                let read = self.file.chunk(chunk, &self.wanted, &self.means.pool);
+                let item = read.map(|read| if self.wanted.version >= 1 { packer.pack(read) } else { read });
+                let failed = item.is_err();
+                let worked = began.elapsed();
+                if sender.blocking_send(item.map(Read::into_wire)).is_err() || failed {
+                    return;
+                }
+                packer.sent(chunk_len(self.file.entry.size_bytes, chunk), worked, began.elapsed() - worked);
+            }
+        });
+        receiver
+    }
+
+    fn patience(&self) -> Duration {
+        if self.wanted.thorough { THOROUGH_PATIENCE } else { READ_PATIENCE }
+    }
+
+    fn hangs(&self, chunk: u64) -> Chunk {
+        let why = format!("a read has not come back within {} s", self.patience().as_secs());
+        Read::unreadable(chunk, self.file.whole_range(chunk), &why).into_wire()
+    }
+
+    fn hangs_for_good(&self, chunk: u64) -> TransferError {
+        let why = format!("reads from byte {} on do not come back, nor do others", chunk * CHUNK_BYTES);
+        read_failed(&self.file.entry.path, std::io::Error::other(why))
+    }
+}
+
+/// Reads that have not come back. Each keeps a thread for as long as its disk wants, which no program can change; so there is
+/// a bound to them.
+#[derive(Clone, Debug)]
+pub(super) struct Stuck(Arc<Semaphore>);
+
+impl Default for Stuck {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(THREADS_MAX)))
+    }
+}
+
+impl Stuck {
+    /// A thread begins to read; it counts until it has ended.
+    fn running(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.clone().try_acquire_owned().ok()
+    }
+
+    /// Whether one more thread may begin while another one hangs.
+    fn one_more(&self) -> bool {
+        self.0.available_permits() > 0
+    }
 }
 
 /// A chunk on its way.
@@ -134,19 +244,39 @@ enum Part {
 }
 
 impl Opened {
-    /// The chunk as it is now, without what the target has. Where it has nothing, that is zeroes.
-    fn chunk(&self, chunk: u64, offered: Option<&Offered>, pool: &Pool) -> Result<Read, TransferError> {
+    /// The chunk as it is now, as the target understands it. For one that knows no parts, what cannot be read is an error.
+    fn chunk(&self, chunk: u64, wanted: &Wanted, pool: &Pool) -> Result<Read, TransferError> {
         let len = chunk_len(self.entry.size_bytes, chunk);
-        let content = self.read(chunk, len)?;
+        let read = match self.content(chunk, len) {
+            Err(error) if wanted.version >= 1 && wanted.thorough && is_bad(&error) => {
+                self.in_pieces(chunk, len, pool, &error)
+            }
+            Err(error) if wanted.version >= 1 && is_bad(&error) => {
+                return Ok(Read::unreadable(chunk, self.whole_range(chunk), &error.to_string()));
+            }
+            read => read.map(Ok),
+        };
+        match read.map_err(|error| self.failed(chunk, error))? {
+            Ok(content) if wanted.version >= 1 => {
+                Ok(Self::in_parts(chunk, content, wanted.offers.get(&chunk), pool))
+            }
+            Ok(content) => Ok(Self::whole(chunk, content)),
+            Err(unreadable) => Ok(unreadable),
+        }
+    }
+
+    /// Without what the target has. Where it has nothing, that is zeroes.
+    fn in_parts(chunk: u64, content: Buffer, offered: Option<&Offered>, pool: &Pool) -> Read {
+        let len = content.as_ref().len() as u64;
         if is_zero(content.as_ref()) {
-            return Ok(Read::zeroes(chunk, len));
+            return Read::zeroes(chunk, len);
         }
         let blocks = Blocks::of(content.as_ref());
         let leaf = blocks.leaf();
         let zeroes;
         let theirs = match offered {
             Some(offered) if offered.leaf == leaf => {
-                return Ok(Read::new(chunk, leaf, len, Part::Nothing(ChunkContent::Same)));
+                return Read::new(chunk, leaf, len, Part::Nothing(ChunkContent::Same));
             }
             Some(offered) => offered.blocks.as_ref(),
             None => {
@@ -162,18 +292,64 @@ impl Opened {
             }
             _ => Part::Whole(content),
         };
-        Ok(Read::new(chunk, leaf, len, part))
+        Read::new(chunk, leaf, len, part)
     }
 
     /// All of the chunk, for a target that knows nothing else.
-    fn whole(&self, chunk: u64) -> Result<Read, TransferError> {
-        let len = chunk_len(self.entry.size_bytes, chunk);
-        let content = self.read(chunk, len)?;
-        let leaf = Leaf::of(content.as_ref());
-        Ok(match leaf {
+    fn whole(chunk: u64, content: Buffer) -> Read {
+        let len = content.as_ref().len() as u64;
+        match Leaf::of(content.as_ref()) {
             Leaf::ZERO => Read::zeroes(chunk, len),
             leaf => Read::new(chunk, leaf, len, Part::Whole(content)),
-        })
+        }
+    }
+
+    /// A chunk that could not be read at once, piece by piece: all of it after all, or which pieces cannot be read.
+    fn in_pieces(
+        &self,
+        chunk: u64,
+        len: u64,
+        pool: &Pool,
+        first: &std::io::Error,
+    ) -> std::io::Result<Result<Buffer, Read>> {
+        let (mut content, mut bad): (_, Vec<Range<u64>>) = (pool.take(), Vec::new());
+        let mut pieces: Vec<Range<u64>> = vec![0..len];
+        for size in PIECES {
+            let smaller = pieces.into_iter().flat_map(|piece| {
+                let end = piece.end;
+                piece.step_by(size).map(move |start| start..end.min(start + size as u64))
+            });
+            let mut failed = Vec::new();
+            for piece in smaller {
+                let at = usize::try_from(piece.start).unwrap_or(0);
+                let length = usize::try_from(piece.end - piece.start).unwrap_or(size);
+                match self.reader.read(chunk * CHUNK_BYTES + piece.start, length) {
+                    Ok(read) => content.room()[at..at + length].copy_from_slice(read.as_ref()),
+                    Err(error) if is_bad(&error) => failed.push(piece),
+                    Err(error) => return Err(error),
+                }
+            }
+            pieces = failed;
+        }
+        for piece in pieces {
+            match bad.last_mut() {
+                Some(last) if last.end == piece.start => last.end = piece.end,
+                _ => bad.push(piece),
+            }
+        }
+        if bad.is_empty() {
+            content.truncate(usize::try_from(len).unwrap_or(super::io::CHUNK));
+            return Ok(Ok(content));
+        }
+        let offset = chunk * CHUNK_BYTES;
+        let ranges = bad.into_iter().map(|range| offset + range.start..offset + range.end).collect();
+        Ok(Err(Read::unreadable(chunk, ranges, &first.to_string())))
+    }
+
+    /// All bytes of a chunk.
+    fn whole_range(&self, chunk: u64) -> Vec<Range<u64>> {
+        let offset = chunk * CHUNK_BYTES;
+        std::iter::once(offset..offset + chunk_len(self.entry.size_bytes, chunk)).collect()
     }
 
     /// The leaves of some chunks.
@@ -182,21 +358,33 @@ impl Opened {
         let mut leaves = Vec::new();
         for chunk in chunks {
             let len = chunk_len(self.entry.size_bytes, chunk);
-            leaves.extend_from_slice(&Leaf::of(self.read(chunk, len)?.as_ref()).to_wire(len));
+            let content = self.content(chunk, len).map_err(|error| self.failed(chunk, error))?;
+            leaves.extend_from_slice(&Leaf::of(content.as_ref()).to_wire(len));
         }
         Ok(v1::Hashes { first_chunk, leaves: leaves.into() })
     }
 
-    fn read(&self, chunk: u64, len: u64) -> Result<Buffer, TransferError> {
-        let offset = chunk * CHUNK_BYTES;
-        let length = usize::try_from(len).unwrap_or(super::io::CHUNK);
-        self.reader.read(offset, length).map_err(|error| match error.kind() {
+    fn content(&self, chunk: u64, len: u64) -> std::io::Result<Buffer> {
+        self.reader.read(chunk * CHUNK_BYTES, usize::try_from(len).unwrap_or(super::io::CHUNK))
+    }
+
+    fn failed(&self, chunk: u64, error: std::io::Error) -> TransferError {
+        match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {
                 TransferError::SourceChanged(format!("{} was cut", shown(&self.entry.path)))
             }
-            _ => read_failed(&self.entry.path, std::io::Error::other(format!("at byte {offset}: {error}"))),
-        })
+            _ => {
+                let why = format!("at byte {}: {error}", chunk * CHUNK_BYTES);
+                read_failed(&self.entry.path, std::io::Error::other(why))
+            }
+        }
     }
+}
+
+/// Whether it is the disk that could not read; what lies elsewhere may be readable then.
+fn is_bad(error: &std::io::Error) -> bool {
+    let codes = [Errno::IO, Errno::ILSEQ, Errno::NODATA, Errno::TIMEDOUT];
+    error.raw_os_error().is_some_and(|code| codes.iter().any(|bad| bad.raw_os_error() == code))
 }
 
 /// Parts of a chunk's content, one after the other.
@@ -221,6 +409,13 @@ impl Read {
         Self::new(chunk, Leaf::ZERO, len, Part::Nothing(zeroes))
     }
 
+    fn unreadable(chunk: u64, ranges: Vec<Range<u64>>, why: &str) -> Self {
+        let wire = |range: Range<u64>| model::Range { offset: range.start, length: range.end - range.start };
+        let ranges = ranges.into_iter().map(wire).collect();
+        let part = Part::Nothing(ChunkContent::Unreadable(ranges, why.to_owned()));
+        Self { offset: chunk * CHUNK_BYTES, leaf: [0; 32], part, encoding: Encoding::Plain }
+    }
+
     fn into_wire(self) -> Chunk {
         let bytes = Bytes::from_owner::<Buffer>;
         let content = match self.part {
@@ -233,15 +428,13 @@ impl Read {
 }
 
 /// Packs content as hard as the connection asks for.
-struct Packer {
-    pool: Pool,
-    /// Of all requests of a volume: they share the connections.
-    pressure: Arc<Mutex<Pressure>>,
+struct Packer<'a> {
+    means: &'a Means,
     /// zstd's working memory, and the level that it is for.
     context: Option<(i32, zstd::bulk::Compressor<'static>)>,
 }
 
-impl Packer {
+impl Packer<'_> {
     fn pack(&mut self, mut read: Read) -> Read {
         let (Part::Whole(data) | Part::Changed(_, data)) = &mut read.part else { return read };
         let Some(level) = self.pressure().level() else { return read };
@@ -249,7 +442,7 @@ impl Packer {
             self.context = zstd::bulk::Compressor::new(level).ok().map(|context| (level, context));
         }
         let Some((_, context)) = &mut self.context else { return read };
-        let mut packed = self.pool.take();
+        let mut packed = self.means.pool.take();
         // What does not fit has not shrunk.
         let length = context.compress_to_buffer(data.as_ref(), packed.room()).unwrap_or(usize::MAX);
         if self.pressure().is_worth(data.as_ref().len(), length) {
@@ -260,12 +453,12 @@ impl Packer {
         read
     }
 
-    fn sent(&self, bytes: u64, worked: std::time::Duration, waited: std::time::Duration) {
+    fn sent(&self, bytes: u64, worked: Duration, waited: Duration) {
         self.pressure().sent(bytes, worked, waited);
     }
 
     fn pressure(&self) -> std::sync::MutexGuard<'_, Pressure> {
-        self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
+        self.means.pressure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -28,7 +28,7 @@ use super::io::{ChunkReader, Pool};
 use super::keys::Keys;
 use super::root::Roots;
 use super::scan::{self, Scanned, Top, shown};
-use super::sending::{self, Opened, Wanted};
+use super::sending::{self, Means, Opened, Stuck, Wanted};
 use super::wire::Wire;
 
 /// Volumes whose listing is kept: more than are copied from a node at once. The oldest goes first, and costs its
@@ -59,6 +59,7 @@ struct Inner {
     streams: Arc<Semaphore>,
     scans: Semaphore,
     pool: Pool,
+    stuck: Stuck,
 }
 
 /// A volume that was listed for one target.
@@ -85,6 +86,7 @@ impl Source {
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             scans: Semaphore::new(SCANS_MAX),
             pool,
+            stuck: Stuck::default(),
         }))
     }
 
@@ -216,7 +218,11 @@ impl Source {
         let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
         let request = request.into_inner();
         let session = self.find(&target, &claims, &request.identity)?;
-        let pressure = session.pressure.clone();
+        let means = Means {
+            pool: self.0.pool.clone(),
+            pressure: session.pressure.clone(),
+            stuck: self.0.stuck.clone(),
+        };
         let file = self.open(session, index(request.file)).await?;
         let size_bytes = file.entry.size_bytes;
         let chunks = requested(&request.ranges, size_bytes, MAX_CHUNKS_PER_READ);
@@ -225,9 +231,10 @@ impl Source {
             chunks: chunks.map_err(Status::invalid_argument)?,
             offers: offers.map_err(Status::invalid_argument)?,
             version: request.version,
+            thorough: request.thorough,
         };
         let permit = self.stream_permit().await?;
-        Ok(sending::answer(file, wanted, self.0.pool.clone(), pressure, permit))
+        Ok(sending::answer(file, wanted, means, permit))
     }
 }
 

@@ -12,6 +12,10 @@ pub const CHUNK_BYTES: u32 = 1024 * 1024;
 pub const TRANSFER_VERSION: u32 = 1;
 /// Most blocks of a chunk, each of 64 KiB.
 pub const BLOCKS_MAX: usize = 16;
+/// Most ranges of a chunk that cannot be read: every second sector of 4 KiB.
+const UNREADABLE_RANGES_MAX: usize = 128;
+/// Longest reason why.
+const UNREADABLE_WHY_BYTES_MAX: usize = 512;
 /// Largest file that ext4 can hold: 16 TiB with blocks of 4 KiB.
 const FILE_BYTES_MAX: u64 = 16 << 40;
 /// A hash fits, and so does any stamp that a source may choose instead.
@@ -92,7 +96,7 @@ pub struct Chunk {
     pub content: ChunkContent,
     /// How the content's data is packed.
     pub encoding: Encoding,
-    /// BLAKE3 of the whole chunk, as the source says; to be compared before writing.
+    /// BLAKE3 of the whole chunk, as the source says; to be compared before writing. Zeroes of one that cannot be read.
     pub leaf: [u8; 32],
 }
 
@@ -107,6 +111,8 @@ pub enum ChunkContent {
     Same,
     /// The same, or zeroes where it said nothing, but for some blocks: their bits, and their content one after the other, once unpacked.
     Changed(u32, Bytes),
+    /// Some of it cannot be read, and nothing of it is sent: which bytes of the file, and why.
+    Unreadable(Vec<Range>, String),
 }
 
 /// How data is packed. Packed data is never longer than what it stands for.
@@ -291,9 +297,34 @@ impl TryFrom<v1::Chunk> for Chunk {
                 fitting("changed.data", changed.data.len() as u64)?;
                 ChunkContent::Changed(changed.blocks, changed.data)
             }
+            Content::Unreadable(unreadable) => {
+                if !wire.leaf.is_empty() {
+                    return Err(ModelError::invalid("leaf", "of what cannot be read"));
+                }
+                let content = unreadable_within(unreadable, wire.offset)?;
+                return Ok(Self { offset: wire.offset, content, encoding, leaf: [0; 32] });
+            }
         };
         Ok(Self { offset: wire.offset, content, encoding, leaf: hash("leaf", &wire.leaf)? })
     }
+}
+
+/// Ranges in order within the chunk, and a reason that fits a line.
+fn unreadable_within(wire: v1::Unreadable, offset: u64) -> Result<ChunkContent, ModelError> {
+    let ranges: Vec<Range> = each("unreadable.ranges", wire.ranges, UNREADABLE_RANGES_MAX)?;
+    let mut at = offset;
+    for (index, range) in ranges.iter().enumerate() {
+        if range.offset < at || range.end() > offset + u64::from(CHUNK_BYTES) {
+            let field = format!("unreadable.ranges[{index}]");
+            return Err(ModelError::invalid(&field, "not within the chunk, behind those before it"));
+        }
+        at = range.end();
+    }
+    if ranges.is_empty() {
+        return Err(ModelError::Missing("unreadable.ranges".into()));
+    }
+    super::at_most("unreadable.why", wire.why.len(), UNREADABLE_WHY_BYTES_MAX)?;
+    Ok(ChunkContent::Unreadable(ranges, wire.why))
 }
 
 impl From<Chunk> for v1::Chunk {
@@ -304,7 +335,12 @@ impl From<Chunk> for v1::Chunk {
             ChunkContent::Zeroes(count) => Content::Zeroes(count.into()),
             ChunkContent::Same => Content::Same(true),
             ChunkContent::Changed(blocks, data) => Content::Changed(v1::Changed { blocks, data }),
+            ChunkContent::Unreadable(ranges, why) => {
+                let ranges = ranges.into_iter().map(Into::into).collect();
+                Content::Unreadable(v1::Unreadable { ranges, why })
+            }
         };
+        let is_read = !matches!(content, Content::Unreadable(_));
         let encoding = match chunk.encoding {
             Encoding::Plain => v1::Encoding::Plain,
             Encoding::Zstd => v1::Encoding::Zstd,
@@ -312,7 +348,7 @@ impl From<Chunk> for v1::Chunk {
         Self {
             offset: chunk.offset,
             content: Some(content),
-            leaf: chunk.leaf.to_vec().into(),
+            leaf: if is_read { chunk.leaf.to_vec().into() } else { Bytes::new() },
             encoding: encoding.into(),
         }
     }
@@ -468,6 +504,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_cannot_be_read_lies_within_its_chunk() {
+        let unreadable = |ranges: &[(u64, u64)], leaf: usize| v1::Chunk {
+            offset: CHUNK,
+            content: Some(v1::chunk::Content::Unreadable(v1::Unreadable {
+                ranges: ranges
+                    .iter()
+                    .map(|(offset, length)| v1::Range { offset: *offset, length: *length })
+                    .collect(),
+                why: "Input/output error".into(),
+            })),
+            leaf: vec![0; leaf].into(),
+            encoding: 0,
+        };
+        let valid = unreadable(&[(CHUNK, 4096), (2 * CHUNK - 1, 1)], 0);
+        assert_eq!(v1::Chunk::from(Chunk::try_from(valid.clone()).unwrap()), valid);
+        let refused = |chunk: v1::Chunk| Chunk::try_from(chunk).unwrap_err().field().to_owned();
+        assert_eq!(refused(unreadable(&[(CHUNK, 4096)], 32)), "leaf");
+        assert_eq!(refused(unreadable(&[], 0)), "unreadable.ranges");
+        assert_eq!(refused(unreadable(&[(0, 4096)], 0)), "unreadable.ranges[0]");
+        assert_eq!(refused(unreadable(&[(CHUNK, CHUNK + 1)], 0)), "unreadable.ranges[0]");
+        assert_eq!(refused(unreadable(&[(CHUNK + 9, 9), (CHUNK, 9)], 0)), "unreadable.ranges[1]");
+        assert_eq!(refused(unreadable(&[(CHUNK, 0)], 0)), "unreadable.ranges[0].length");
+        assert_eq!(refused(unreadable(&[(u64::MAX, 2)], 0)), "unreadable.ranges[0].length");
+    }
+
     fn content() -> impl Strategy<Value = v1::chunk::Content> {
         use v1::chunk::Content;
         let data = |bytes: usize| Bytes::from(vec![0; bytes]);
@@ -494,6 +556,7 @@ mod tests {
                 v1::chunk::Content::Data(data) => (data.len() as u64, true),
                 v1::chunk::Content::Changed(changed) => (changed.data.len() as u64, true),
                 v1::chunk::Content::Same(same) => (1, *same),
+                v1::chunk::Content::Unreadable(_) => (0, false),
             };
             let passes = whole && (1..=CHUNK).contains(&length) && leaf == 32 && (0..2).contains(&encoding)
                 && offset <= u64::MAX - CHUNK;

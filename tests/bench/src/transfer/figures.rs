@@ -13,6 +13,8 @@ use crate::statistics::Sample;
 pub struct Run {
     /// From the start of the client until the target is durable.
     pub time: Duration,
+    /// Until it was read back from the disk as well, by who does so.
+    pub read_back: Option<Duration>,
     /// Left the source's device.
     pub sent_bytes: u64,
     /// The most memory of one process.
@@ -31,7 +33,16 @@ pub struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct Told {
     pub seconds: f64,
+    /// Until everything was on the disk, and had yet to be read back.
+    pub durable_seconds: f64,
     pub sent_bytes: u64,
+}
+
+impl Told {
+    /// How long it read back what was durable.
+    pub fn reading_back(&self) -> Duration {
+        Duration::try_from_secs_f64(self.seconds - self.durable_seconds).unwrap_or_default()
+    }
 }
 
 /// A line of results.
@@ -82,6 +93,9 @@ pub struct Figures {
     /// Of the one run whose source lay on the disk as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_disk_s: Option<f64>,
+    /// Until it was read back as well, in the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_back_median_s: Option<f64>,
     /// Told by the engine, in the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine_median_s: Option<f64>,
@@ -140,7 +154,10 @@ impl Figures {
             allocated_bytes: most(|run| run.allocated_bytes),
             sent_again_share: median(runs.iter().filter_map(|run| run.sent_again).collect()),
             from_disk_s: from_disk.map(|run| run.time.as_secs_f64()),
-            engine_median_s: told(|told| told.seconds),
+            read_back_median_s: median(
+                runs.iter().filter_map(|run| Some(run.read_back?.as_secs_f64())).collect(),
+            ),
+            engine_median_s: told(|told| told.durable_seconds),
             content_bytes: bytes(|run| run.told.map(|told| told.sent_bytes)),
             runs_s: runs.iter().map(|run| run.time.as_secs_f64()).collect(),
         })
@@ -165,6 +182,7 @@ mod tests {
     fn run(seconds: u64) -> Run {
         Run {
             time: Duration::from_secs(seconds),
+            read_back: Some(Duration::from_secs(seconds + 1)),
             sent_bytes: 10 * seconds,
             rss_bytes: seconds,
             cache_bytes: 1,
@@ -188,6 +206,7 @@ mod tests {
             allocated_bytes: 2,
             sent_again_share: None,
             from_disk_s: Some(9.0),
+            read_back_median_s: Some(3.0),
             engine_median_s: None,
             content_bytes: None,
             runs_s: vec![5.0, 1.0, 2.0],

@@ -135,14 +135,16 @@ impl Turn<'_> {
             }
             Ok(began.elapsed())
         })?;
+        let told = self.said()?.lines().find_map(|line| serde_json::from_str::<Told>(line).ok());
         Ok(Run {
-            time,
+            time: time.saturating_sub(told.map_or(Duration::ZERO, |told| told.reading_back())),
+            read_back: told.map(|_| time),
             sent_bytes: self.world.sent_bytes()? - sent_before,
             rss_bytes,
             cache_bytes: cached()?.saturating_sub(cached_before),
             allocated_bytes: self.allocated()?,
             sent_again: None,
-            told: self.said()?.lines().find_map(|line| serde_json::from_str::<Told>(line).ok()),
+            told,
         })
     }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The clock runs from the start of the client until the target is durable: peers are synced by the bench within that
-//! time, ours has synced and read back by itself. Contenders take turns, each run starts with an empty target and an
+//! time, ours syncs by itself, and then reads back from the disk, which is told beside it. Contenders take turns, each run starts with an empty target and an
 //! empty page cache, and each result is compared with the source by hash. Only a wrong result fails the bench: times
 //! depend on who else uses the machine.
 //!

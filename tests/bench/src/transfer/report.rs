@@ -12,11 +12,12 @@ use super::contender::Tool;
 use super::figures::{Line, Outcome, find};
 
 const MIB: u64 = 1 << 20;
-const HEADER: [&str; 9] = [
+const HEADER: [&str; 10] = [
     "work",
     "tool",
     "median s",
     "spread s",
+    "read back s",
     "times ours",
     "sent MiB",
     "memory MiB",
@@ -34,7 +35,7 @@ pub fn write_markdown(file: &Path, lines: &[Line]) -> Result<()> {
     let text = format!(
         "# Copies of volumes\n\n\
          Medians; spread is the slowest run less the fastest. The clock runs from the start of the client until the target \
-         is durable, for ours also read back from the disk. Sent: what left the source's network device. Memory: the \
+         is durable; read back is when ours has also read all of it from the disk again, which nobody else does. Sent: what left the source's network device. Memory: the \
          largest process of either side (VmHWM). Cache: growth of the page cache by the files of both sides, where they \
          lie on a disk (fincore).\n\n{}\n\n{}\n{}\n",
         figures(lines, ASCII_MARKDOWN),
@@ -69,6 +70,7 @@ fn figures(lines: &[Line], style: TableStyle) -> Table {
         let columns = [
             format!("{:.2}", figures.median_s),
             format!("{:.2}", figures.spread_s),
+            figures.read_back_median_s.map_or_else(String::new, |seconds| format!("{seconds:.2}")),
             ours.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
         ];
         let bytes = bytes.map(|bytes| bytes.div_ceil(MIB).to_string());
