@@ -106,6 +106,11 @@ pub struct Limits {
     pub retries_max: usize,
     /// How often a final copy starts over because the source changed meanwhile.
     pub source_changes_max: usize,
+    /// A read that takes longer is left alone, and what lies behind it comes first. A disk tries a bad sector again and again
+    /// for seconds, and is reset by the kernel after 30 s (the SCSI layer's default timeout for a command).
+    pub read_patience: Duration,
+    /// The same for the second try, in pieces, each of which may take as long as the kernel lets it.
+    pub reread_patience: Duration,
     /// How long to wait for a copy of the same transfer that was just dropped to let go of its folder.
     pub lock_patience: Duration,
 }
@@ -120,6 +125,8 @@ impl Default for Limits {
             retry_max: Duration::from_secs(8),
             retries_max: 8,
             source_changes_max: 3,
+            read_patience: Duration::from_secs(10),
+            reread_patience: Duration::from_secs(45),
             lock_patience: Duration::from_secs(5),
         }
     }
@@ -191,8 +198,14 @@ impl Transfers {
     fn carried_by(wire: Wire, config: TransferConfig, limits: Limits) -> Self {
         let roots = Roots::new(config.roots.clone(), config.pods.clone());
         let (keys, pool) = (Arc::new(Keys::default()), Pool::default());
-        let source =
-            Source::new(config.node.clone(), wire.clone(), roots.clone(), keys.clone(), pool.clone());
+        let source = Source::new(
+            config.node.clone(),
+            wire.clone(),
+            roots.clone(),
+            keys.clone(),
+            pool.clone(),
+            &limits,
+        );
         let permits = Semaphore::new(limits.pulls_max);
         Self(Arc::new(Inner {
             node: config.node,

@@ -37,13 +37,6 @@ use super::scan::{read_failed, shown};
 /// that they are sent, and packed as hard as the connection was slow then.
 const READ_AHEAD: usize = 2;
 
-/// A read that takes longer is left alone for now. A disk that tries a bad sector again and again takes seconds for it, and is
-/// reset by the kernel after 30 s (the SCSI layer's default timeout for a command); what lies behind it comes first.
-const READ_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The same for a second try, in pieces, each of which may take as long as the kernel lets it.
-const THOROUGH_PATIENCE: Duration = Duration::from_secs(45);
-
 /// Threads that read at the same time, those among them that hang.
 const THREADS_MAX: usize = 64;
 
@@ -109,6 +102,8 @@ pub(super) struct Means {
     pub(super) pressure: Arc<Mutex<Pressure>>,
     /// Of the agent.
     pub(super) stuck: Stuck,
+    /// How long a read may take.
+    pub(super) patience: Duration,
 }
 
 /// The answer to a request. It ends, and its thread with it, when the connection does.
@@ -138,7 +133,7 @@ impl Answer {
     /// The next chunk. A read that does not come back is left to itself, with its thread; another one goes on behind it.
     async fn next(&mut self) -> Option<Result<Chunk, Status>> {
         let chunk = *self.left.front()?;
-        let item = match timeout(self.work.patience(), self.receiver.recv()).await {
+        let item = match timeout(self.work.means.patience, self.receiver.recv()).await {
             Ok(Some(item)) => item,
             Ok(None) => return Some(Err(Status::internal("the agent stops"))),
             Err(_) => {
@@ -190,12 +185,8 @@ impl Work {
         receiver
     }
 
-    fn patience(&self) -> Duration {
-        if self.wanted.thorough { THOROUGH_PATIENCE } else { READ_PATIENCE }
-    }
-
     fn hangs(&self, chunk: u64) -> Chunk {
-        let why = format!("a read has not come back within {} s", self.patience().as_secs());
+        let why = format!("a read has not come back within {} s", self.means.patience.as_secs_f32());
         Read::unreadable(chunk, self.file.whole_range(chunk), &why).into_wire()
     }
 

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use rustix::fs::OFlags;
@@ -23,13 +24,13 @@ use somersault_proto::v1::{self, transfer_server::Transfer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status};
 
-use super::TransferError;
 use super::io::{ChunkReader, Pool};
 use super::keys::Keys;
 use super::root::Roots;
 use super::scan::{self, Scanned, Top, shown};
 use super::sending::{self, Means, Opened, Stuck, Wanted};
 use super::wire::Wire;
+use super::{Limits, TransferError};
 
 /// Volumes whose listing is kept: more than are copied from a node at once. The oldest goes first, and costs its
 /// target one more listing.
@@ -60,6 +61,8 @@ struct Inner {
     scans: Semaphore,
     pool: Pool,
     stuck: Stuck,
+    /// With a read, and with one of the second try.
+    patience: (Duration, Duration),
 }
 
 /// A volume that was listed for one target.
@@ -76,7 +79,14 @@ struct Session {
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Source {
-    pub(super) fn new(node: NodeName, wire: Wire, roots: Roots, keys: Arc<Keys>, pool: Pool) -> Self {
+    pub(super) fn new(
+        node: NodeName,
+        wire: Wire,
+        roots: Roots,
+        keys: Arc<Keys>,
+        pool: Pool,
+        limits: &Limits,
+    ) -> Self {
         Self(Arc::new(Inner {
             node,
             wire,
@@ -87,6 +97,7 @@ impl Source {
             scans: Semaphore::new(SCANS_MAX),
             pool,
             stuck: Stuck::default(),
+            patience: (limits.read_patience, limits.reread_patience),
         }))
     }
 
@@ -222,6 +233,7 @@ impl Source {
             pool: self.0.pool.clone(),
             pressure: session.pressure.clone(),
             stuck: self.0.stuck.clone(),
+            patience: if request.thorough { self.0.patience.1 } else { self.0.patience.0 },
         };
         let file = self.open(session, index(request.file)).await?;
         let size_bytes = file.entry.size_bytes;

@@ -2,6 +2,7 @@
 
 mod copy;
 mod disk;
+mod dying;
 mod hostile;
 mod mounted;
 mod resume;
