@@ -1,12 +1,12 @@
 //! The copies of one phase: which orders are out, how they fare, when to try again or give up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Copied, DiskMove, Refusal};
 use crate::BootTime;
 use crate::io::{Effect, Order, OrderState};
-use crate::names::{Key, OrderId};
+use crate::names::{Key, NodeName, OrderId};
 use crate::view::CopyView;
 
 /// A copy resumes where it broke off, so three failures in a row are no accident of the network.
@@ -29,6 +29,16 @@ pub(super) struct Copies {
     round: u64,
     dropping_since: Option<BootTime>,
     drops: BTreeMap<OrderId, bool>,
+    /// Disks that nobody can read now, and of which nothing is waited for.
+    left_out: BTreeSet<Key>,
+}
+
+/// From where to where a disk is copied now.
+pub(super) struct Way {
+    /// The node whose agent reads, and where.
+    pub source: Option<(NodeName, String)>,
+    /// Where the target's agent writes.
+    pub target: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,11 +61,23 @@ impl Copies {
         self.by_claim.clear();
         self.dropping_since = None;
         self.drops.clear();
+        self.left_out.clear();
         self.round += 1;
     }
 
-    /// Orders that are not out yet, and new attempts whose time has come. `target` says where an agent writes a disk's new
-    /// volume; while it cannot, that counts as no progress.
+    /// Disks that nobody can read before this phase is over: the others are all that there is to copy. One that can be read
+    /// again is copied as if it had never been.
+    pub fn leave_out(&mut self, claims: BTreeSet<Key>) {
+        self.by_claim.retain(|claim, _| !claims.contains(claim));
+        if claims != self.left_out {
+            // No order of before has an id of the next one.
+            self.round += 1;
+            self.left_out = claims;
+        }
+    }
+
+    /// Orders that are not out yet, and new attempts whose time has come. `way` says from where to where a disk is copied;
+    /// while it cannot be, that counts as no progress.
     pub fn order(
         &mut self,
         now: BootTime,
@@ -63,10 +85,17 @@ impl Copies {
         epoch: u64,
         disks: &[DiskMove],
         final_: bool,
-        target: impl Fn(&DiskMove) -> Option<String>,
+        way: impl Fn(&DiskMove) -> Way,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         for disk in disks {
+            if self.left_out.contains(&disk.claim) {
+                continue;
+            }
+            let way = way(disk);
+            if way.source.is_none() {
+                effects.extend(self.break_off(migration, epoch, disk));
+            }
             let attempt = match self.by_claim.get(&disk.claim) {
                 None => 1,
                 Some(copy) if copy.retry_at.is_some_and(|at| at <= now) => copy.attempt + 1,
@@ -78,7 +107,7 @@ impl Copies {
                 disk.claim.name, self.serial, self.round
             ));
             let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
-            let Some(path) = target(disk) else {
+            let (Some(source), Some(target)) = (way.source, way.target) else {
                 let waits = OneCopy { order: id, state, moved: now, attempt: 0, retry_at: Some(now) };
                 self.by_claim.entry(disk.claim.clone()).or_insert(waits);
                 continue;
@@ -88,10 +117,26 @@ impl Copies {
             effects.push(Effect::Order {
                 node: disk.target_node.clone(),
                 id,
-                order: pull(disk, path, final_),
+                order: pull(disk, source, target, final_),
             });
         }
         effects
+    }
+
+    /// Stops a copy whose source is being unmounted, which a kubelet cannot do, nor let the pod go, while an agent reads
+    /// there. What has arrived is kept, and another way goes on from it.
+    fn break_off(&mut self, migration: &Key, epoch: u64, disk: &DiskMove) -> Option<Effect> {
+        let ordered = |copy: &OneCopy| {
+            matches!(copy.state, OrderState::Running { .. }) && copy.attempt > 0 && copy.retry_at.is_none()
+        };
+        self.by_claim.get(&disk.claim).filter(|copy| ordered(copy))?;
+        self.by_claim.remove(&disk.claim);
+        self.round += 1;
+        let id =
+            OrderId(format!("{migration}:{}:off:{epoch}.{}.{}", disk.claim.name, self.serial, self.round));
+        let order =
+            Order::CancelPull { transfer: disk.new.name.0.clone(), drop_partial: false, target_path: None };
+        Some(Effect::Order { node: disk.target_node.clone(), id, order })
     }
 
     /// Takes an agent's word about an order; false where it is none of ours.
@@ -111,10 +156,12 @@ impl Copies {
         true
     }
 
-    /// All results once every copy is done, `None` while some are not, or why it is hopeless.
+    /// All results once every copy that can be made is done, `None` while some are not, or why it is hopeless.
     pub fn outcome(&self, now: BootTime, disks: &[DiskMove]) -> Result<Option<Vec<Copied>>, Refusal> {
         let mut results = Vec::new();
-        for disk in disks {
+        let mut wanted = 0;
+        for disk in disks.iter().filter(|disk| !self.left_out.contains(&disk.claim)) {
+            wanted += 1;
             let Some(copy) = self.by_claim.get(&disk.claim) else { continue };
             match &copy.state {
                 OrderState::Done { root_hash, total_bytes, sent_bytes, elapsed } => results.push(Copied {
@@ -138,7 +185,7 @@ impl Copies {
                 _ => {}
             }
         }
-        Ok((results.len() == disks.len()).then_some(results))
+        Ok((results.len() == wanted).then_some(results))
     }
 
     /// Copies anew what was copied a while ago.
@@ -204,14 +251,13 @@ impl Copies {
     }
 }
 
-fn pull(disk: &DiskMove, target_path: String, final_: bool) -> Order {
-    Order::Pull {
-        transfer: disk.new.name.0.clone(),
-        source_node: disk.source_node.clone(),
-        source_path: disk.source_path.clone(),
-        target_path,
-        final_,
-    }
+fn pull(
+    disk: &DiskMove,
+    (source_node, source_path): (NodeName, String),
+    target_path: String,
+    final_: bool,
+) -> Order {
+    Order::Pull { transfer: disk.new.name.0.clone(), source_node, source_path, target_path, final_ }
 }
 
 fn hex(bytes: &[u8]) -> String {
