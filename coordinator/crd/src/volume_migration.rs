@@ -68,7 +68,7 @@ pub struct VolumeMigrationSpec {
     )]
     pub destination: Destination,
     /// Which disks move. Those on network storage only by All, to a storageClass, and where agents reach them: below a
-    /// storage root that nodes share.
+    /// storage root that nodes share, or where kubelets mount them (CSI and NFS, component movers).
     #[serde(default)]
     #[x_kube(
         validation = Rule::new("self == oldSelf").message("what is moved cannot change: create another VolumeMigration")

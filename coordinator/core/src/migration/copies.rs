@@ -36,7 +36,7 @@ pub(super) struct Copies {
 /// From where to where a disk is copied now.
 pub(super) struct Way {
     /// The node whose agent reads, and where.
-    pub source: Option<(NodeName, String)>,
+    pub source: Option<Source>,
     /// Where the target's agent writes.
     pub target: Option<String>,
 }
@@ -48,7 +48,12 @@ struct OneCopy {
     moved: BootTime,
     attempt: u32,
     retry_at: Option<BootTime>,
+    /// Where it reads; `None` before it is ordered.
+    source: Option<Source>,
 }
+
+/// A node, and a path there.
+type Source = (NodeName, String);
 
 impl Copies {
     /// Of the migration that was taken up as the given one.
@@ -93,9 +98,7 @@ impl Copies {
                 continue;
             }
             let way = way(disk);
-            if way.source.is_none() {
-                effects.extend(self.break_off(migration, epoch, disk));
-            }
+            effects.extend(self.break_off(migration, epoch, disk, way.source.as_ref()));
             let attempt = match self.by_claim.get(&disk.claim) {
                 None => 1,
                 Some(copy) if copy.retry_at.is_some_and(|at| at <= now) => copy.attempt + 1,
@@ -108,11 +111,14 @@ impl Copies {
             ));
             let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
             let (Some(source), Some(target)) = (way.source, way.target) else {
-                let waits = OneCopy { order: id, state, moved: now, attempt: 0, retry_at: Some(now) };
+                let waits =
+                    OneCopy { order: id, state, moved: now, attempt: 0, retry_at: Some(now), source: None };
                 self.by_claim.entry(disk.claim.clone()).or_insert(waits);
                 continue;
             };
-            let copy = OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None };
+            let from = Some(source.clone());
+            let copy =
+                OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None, source: from };
             self.by_claim.insert(disk.claim.clone(), copy);
             effects.push(Effect::Order {
                 node: disk.target_node.clone(),
@@ -123,15 +129,26 @@ impl Copies {
         effects
     }
 
-    /// Stops a copy whose source is being unmounted, which a kubelet cannot do, nor let the pod go, while an agent reads
-    /// there. What has arrived is kept, and another way goes on from it.
-    fn break_off(&mut self, migration: &Key, epoch: u64, disk: &DiskMove) -> Option<Effect> {
-        let ordered = |copy: &OneCopy| {
-            matches!(copy.state, OrderState::Running { .. }) && copy.attempt > 0 && copy.retry_at.is_none()
-        };
-        self.by_claim.get(&disk.claim).filter(|copy| ordered(copy))?;
+    /// Stops a copy whose source is elsewhere now, or nowhere: what an agent reads a kubelet cannot unmount, and keeps the pod
+    /// until it can. What has arrived is kept, and goes on from where the source is next.
+    fn break_off(
+        &mut self,
+        migration: &Key,
+        epoch: u64,
+        disk: &DiskMove,
+        source: Option<&Source>,
+    ) -> Option<Effect> {
+        let copy = self.by_claim.get(&disk.claim)?;
+        let runs = matches!(copy.state, OrderState::Running { .. }) && copy.source.is_some();
+        if !runs || copy.source.as_ref() == source {
+            return None;
+        }
         self.by_claim.remove(&disk.claim);
         self.round += 1;
+        if source.is_some() {
+            // The next order of a transfer ends the one before.
+            return None;
+        }
         let id =
             OrderId(format!("{migration}:{}:off:{epoch}.{}.{}", disk.claim.name, self.serial, self.round));
         let order =
@@ -251,12 +268,7 @@ impl Copies {
     }
 }
 
-fn pull(
-    disk: &DiskMove,
-    (source_node, source_path): (NodeName, String),
-    target_path: String,
-    final_: bool,
-) -> Order {
+fn pull(disk: &DiskMove, (source_node, source_path): Source, target_path: String, final_: bool) -> Order {
     Order::Pull { transfer: disk.new.name.0.clone(), source_node, source_path, target_path, final_ }
 }
 

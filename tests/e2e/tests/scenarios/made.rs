@@ -201,7 +201,12 @@ fn classes(bed: &Bed, source: &str) -> Result<()> {
         }));
     }
     for node in bed.nodes().into_iter().filter(|node| node != source) {
-        fs::create_dir_all(bed.cluster().path_on(&node, FOLDER)?)?;
+        let folder = bed.cluster().path_on(&node, FOLDER)?;
+        // An earlier scenario's disk may be in it.
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder)?;
         let pin = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [node]});
         objects.push(json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("{MOUNTED}-{node}")},
