@@ -143,11 +143,13 @@ impl Roots {
         Ok(Place { root, root_path, seat: Seat::Named((*name).to_owned()) })
     }
 
-    /// What of a path stays as long as the volume does. A mounted volume has another path in each pod, of which only the
-    /// plugin and the volume's own name remain.
+    /// What of a path stays as long as a transfer's source does. A mounted volume has another path in each pod, and by another
+    /// of its `PersistentVolume`s another name: only the plugin remains. That a transfer has one source, its name sees to.
     pub(super) fn lasting<'a>(&self, path: &'a str) -> &'a str {
-        let (Some((pods, _)), whole) = (self.split_mounted(path), path) else { return path };
-        below(pods, path).and_then(|path| path.split_once('/')).map_or(whole, |(_uid, path)| path)
+        match self.split_mounted(path) {
+            Some((_, names)) => names[2],
+            None => path,
+        }
     }
 
     /// The folder with the pods, and the names from there on, of a path where the kubelet mounts volumes.
@@ -367,13 +369,16 @@ mod tests {
     }
 
     #[test]
-    fn a_mounted_volume_is_known_again_in_another_pod() {
+    fn a_mounted_volume_is_known_again_in_another_pod_and_by_another_name() {
         let roots = Roots::new(Vec::new(), Some("/var/volumes".into()));
         let path =
             |uid: &str, name: &str| format!("/var/volumes/{uid}/volumes/kubernetes.io~csi/{name}/mount");
-        assert_eq!(roots.lasting(&path("0a", "pvc-1")), "volumes/kubernetes.io~csi/pvc-1/mount");
-        assert_eq!(roots.lasting(&path("0a", "pvc-1")), roots.lasting(&path("0b", "pvc-1")));
-        assert_ne!(roots.lasting(&path("0a", "pvc-1")), roots.lasting(&path("0a", "pvc-2")));
+        assert_eq!(roots.lasting(&path("0a", "pvc-1")), "kubernetes.io~csi");
+        assert_eq!(roots.lasting(&path("0a", "pvc-1")), roots.lasting(&path("0b", "smst-1-source")));
+        assert_ne!(
+            roots.lasting(&path("0a", "pvc-1")),
+            roots.lasting("/var/volumes/0a/volumes/kubernetes.io~nfs/n")
+        );
         assert_eq!(roots.lasting("/srv/volumes/pvc-1"), "/srv/volumes/pvc-1");
     }
 

@@ -182,6 +182,25 @@ async fn a_dropped_copy_goes_on_in_the_next_pods() {
     assert_eq!(names(target.path()), ["disk.img", "lost+found"]);
 }
 
+/// The pre-copy reads where a VM's own pod has the volume mounted, the last copy by another of its objects, read-only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_copy_from_another_pod_and_by_another_name_sends_what_differs() {
+    let world = World::new();
+    let Some(image) = Image::new(160) else { return };
+    let Some(source) = image.mount(&world.source.mount_path(POD, "pvc-1"), "loop") else { return };
+    make_volume(source.path(), 64 * MIB, &[(0, 64 * MIB)], 3);
+    let target = world.target.path("smst-1");
+    world.pull(pre_copy(world.order_between("smst-1", source.path(), &target))).await.expect("copied");
+    scribble(&source.path().join("disk.img"), 2, 5);
+    tokio::task::block_in_place(|| source.unmount());
+
+    let mounted = image.mount(&world.source.mount_path(NEXT_POD, "smst-1-source"), "loop,ro");
+    let Some(source) = mounted else { return };
+    let last = world.pull(world.order_between("smst-1", source.path(), &target)).await.expect("copied");
+    assert!(last.sent_bytes <= 3 * MIB, "{last:?}");
+    assert_same_mounted(source.path(), &target);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_are_followed_before_and_after_publishing() {
     let Some(mounted) = Mounted::target(96) else { return };

@@ -174,7 +174,8 @@ pub struct MigrateArgs {
     /// To this storage class
     #[arg(long, value_name = "CLASS")]
     pub to_class: Option<String>,
-    /// Disks on network storage too, from a storage root that nodes share: the way back to local ones
+    /// Disks on network storage too, from a storage root that nodes share or where kubelets mount them: the way back to local
+    /// ones
     #[arg(long, requires = "to_class")]
     pub include_network_disks: bool,
     /// Copy while the VM runs and keep the copy fresh; `proceed` then stops the VM and finishes

@@ -47,7 +47,8 @@ pub struct Fleet {
     pub attachments: BTreeMap<String, Attachment>,
     /// Nodes whose agent has beaten some time, with the boot of its last beat, as our own objects tell.
     pub agents_seen: BTreeMap<NodeName, BootId>,
-    /// Claims of ours for which provisioners make volumes, and the pods that hold those mounted, by their common name.
+    /// Claims of ours for which provisioners make volumes or that read old ones, and the pods that hold those mounted, by
+    /// their common name.
     pub staged: BTreeMap<String, Staged>,
     /// Last report of each agent, whether it is alive now or not.
     pub reports: BTreeMap<NodeName, NodeReport>,
@@ -76,10 +77,19 @@ pub struct Resources {
 /// A claim of ours and the pod that holds it mounted, as far as they are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Staged {
+    /// Where an old volume is read: the second `PersistentVolume` object of ours for its storage.
+    pub alias: Option<Alias>,
     /// The claim.
     pub claim: Option<StagedClaim>,
     /// The pod.
     pub holder: Option<Holder>,
+}
+
+/// A second `PersistentVolume` object for the storage of a volume, for a claim of ours. It is none of [`Fleet::volumes`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// It has a deletion timestamp.
+    pub deleting: bool,
 }
 
 /// A claim of ours.
@@ -502,4 +512,6 @@ pub struct Pod {
     pub instance: Option<Uid>,
     /// Of a launcher: `status.podIP`, which its kubelet sets, and no guest.
     pub address: Option<IpAddr>,
+    /// Names of the claims that it has mounted.
+    pub claims: BTreeSet<String>,
 }

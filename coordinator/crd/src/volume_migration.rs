@@ -68,7 +68,7 @@ pub struct VolumeMigrationSpec {
     )]
     pub destination: Destination,
     /// Which disks move. Those on network storage only by All, to a storageClass, and where agents reach them: below a
-    /// storage root that nodes share.
+    /// storage root that nodes share, or where kubelets mount them (CSI and NFS, component movers).
     #[serde(default)]
     #[x_kube(
         validation = Rule::new("self == oldSelf").message("what is moved cannot change: create another VolumeMigration")
@@ -340,10 +340,14 @@ pub struct DiskMove {
     pub template: ClaimTemplate,
     /// The PersistentVolume that holds the data now.
     pub old_volume: String,
-    /// Node of the old volume.
+    /// The node whose agent reads the old volume.
     pub source_node: String,
-    /// Its path there.
+    /// Its path there; empty where only kubelets mount it.
     pub source_path: String,
+    /// Where only kubelets mount the old volume: our second PersistentVolume for its storage, and our claim and our pod in
+    /// the namespace for such, by which the last copy reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading: Option<String>,
     /// The PersistentVolume that will hold the data.
     pub new_volume: NewVolume,
     /// Where the class's own provisioner makes the new volume: our claim and our pod in the namespace for such.

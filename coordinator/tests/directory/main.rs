@@ -132,6 +132,7 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
             old: "pv-web".into(),
             source_node: "n2".into(),
             source_path: "/var/lib/volumes/pv-web".into(),
+            reading: Some("smst-web-source".into()),
             new,
             target_node: "n3".into(),
             staging: None,

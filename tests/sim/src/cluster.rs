@@ -316,7 +316,15 @@ impl Api {
             let name = format!("virt-launcher-{}", key.name);
             let phase = "Pending".to_owned();
             let instance = Some(instance);
-            vm.pods.push(Pod { name, uid: pod, node: None, phase, instance, address: None });
+            vm.pods.push(Pod {
+                name,
+                uid: pod,
+                node: None,
+                phase,
+                instance,
+                address: None,
+                claims: [].into(),
+            });
         }
         self.fleet.vms.get(key)?.pods.first().filter(|pod| pod.node.is_none())?;
         let node = self.place(rng, key)?;

@@ -208,6 +208,7 @@ pub(crate) fn running_vm(name: &str, node: &str) -> Vm {
             phase: "Running".to_owned(),
             instance: Some(instance),
             address: None,
+            claims: BTreeSet::new(),
         }],
     }
 }

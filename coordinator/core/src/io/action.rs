@@ -94,9 +94,10 @@ pub enum Action {
     CreateVolume(NewVolume),
     /// Create a claim in the namespace for such claims, for which its class's provisioner makes a volume on this node or
     /// where this node reaches it, and a pod there that holds it mounted. What is there of both stays, but for a pod that
-    /// has ended.
+    /// has ended. For an alias, its `PersistentVolume` first: refused unless the volume is Released and on Retain, so that
+    /// no claim has it.
     Stage(Box<Staging>),
-    /// Delete such a pod and such a claim, at once or as soon as the pod's node lets it go.
+    /// Delete such a pod and such a claim, at once or as soon as the pod's node lets it go, and the alias of their name.
     Unstage {
         /// Their name.
         name: String,
@@ -214,7 +215,7 @@ pub struct NewVolume {
 /// A claim of ours, and the pod that holds it mounted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Staging {
-    /// Name of both.
+    /// Name of all of it.
     pub name: String,
     /// The node of the pod.
     pub node: NodeName,
@@ -222,6 +223,9 @@ pub struct Staging {
     pub migration: Key,
     /// What the claim asks.
     pub template: ClaimTemplate,
+    /// The volume that is read, where it is one that only kubelets mount: the claim gets an alias of it, a second
+    /// `PersistentVolume` object of the claim's name for the same storage, which the pod mounts read-only.
+    pub alias_of: Option<VolumeName>,
 }
 
 /// What a claim asks, kept over its deletion.

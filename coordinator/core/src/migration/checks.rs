@@ -131,8 +131,9 @@ pub(super) fn failed(name: &str, refusal: &Refusal) -> Check {
 
 fn describe(disks: &[DiskMove]) -> String {
     let lines = disks.iter().map(|disk| {
+        let how = if disk.reading.is_some() { ", where its kubelet mounts it," } else { "" };
         format!(
-            "{}: {} on {} to {} on {}",
+            "{}: {} on {}{how} to {} on {}",
             disk.claim, disk.old, disk.source_node, disk.new.class, disk.target_node
         )
     });
@@ -212,6 +213,12 @@ const TARGET_RESERVE_PERCENT: u64 = 5;
 fn target_has_storage(asked: &Asked<'_>) -> Answer {
     let mut needed = 0;
     for disk in asked.disks {
+        if disk.reading.is_some() {
+            // Nobody looks into it: all that it is made for may be there.
+            let volume = asked.ctx.fleet.volumes.get(&disk.old);
+            needed += volume.map_or(disk.new.capacity_bytes, |volume| volume.capacity_bytes);
+            continue;
+        }
         let usage = asked
             .ctx
             .fleet
@@ -226,13 +233,13 @@ fn target_has_storage(asked: &Asked<'_>) -> Answer {
             );
             return Err(Refusal::not_yet("SourceNotReported", message));
         };
-        if disk.template.mode != disk.new.mode || disk.new.mode != VolumeMode::Filesystem {
-            return Err(Refusal::new(
-                "VolumeModeDiffers",
-                format!("claim {} asks another volume mode", disk.claim),
-            ));
-        }
         needed += usage.allocated_bytes;
+    }
+    let differs =
+        |disk: &&DiskMove| disk.template.mode != disk.new.mode || disk.new.mode != VolumeMode::Filesystem;
+    if let Some(disk) = asked.disks.iter().find(differs) {
+        let message = format!("claim {} asks another volume mode", disk.claim);
+        return Err(Refusal::new("VolumeModeDiffers", message));
     }
     let disk = &asked.disks[0];
     if disk.staging.is_some() {

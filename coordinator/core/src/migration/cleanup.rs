@@ -240,10 +240,13 @@ fn may_go(
     ctx: &Context<'_>,
 ) -> Result<(), Refusal> {
     is_as_left(disk, ctx)?;
-    alone(disk, ctx)?;
+    if disk.reading.is_none() {
+        alone(disk, ctx)?;
+    }
     present_is_sound(disk, moves, ctx)?;
     guest_is_confirmed(record, disk, ctx)?;
     probe_is_answered(record, ctx)?;
+    an_agent_removes_it(disk, ctx)?;
     source_answers(disk, ctx)?;
     let is_of =
         |other: &DiskMove| other.old == disk.old || other.new.name == disk.old || other.claim == disk.claim;
@@ -260,10 +263,12 @@ fn may_go(
 /// The old volume is as the migration left it.
 fn is_as_left(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
     let Some(volume) = ctx.fleet.volumes.get(&disk.old) else {
-        let message = format!(
-            "volume {} is gone already, by somebody else; folder {} on node {}, if it is still there, is not touched",
-            disk.old, disk.source_path, disk.source_node
-        );
+        let rest = if disk.reading.is_some() {
+            "its storage, if that is still there,".to_owned()
+        } else {
+            format!("folder {} on node {}, if it is still there,", disk.source_path, disk.source_node)
+        };
+        let message = format!("volume {} is gone already, by somebody else; {rest} is not touched", disk.old);
         return Err(Refusal::new("VolumeGone", message));
     };
     let released = volume.phase == "Released"
@@ -276,7 +281,8 @@ fn is_as_left(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
         );
         return Err(Refusal::new("VolumeInUse", message));
     }
-    let same_place = volume.source.path().map(folder) == Some(folder(&disk.source_path));
+    let same_place =
+        disk.reading.is_some() || volume.source.path().map(folder) == Some(folder(&disk.source_path));
     if !volume.retained || !same_place {
         let message = format!(
             "volume {} is not on reclaim policy Retain any more, or not at {} any more",
@@ -290,6 +296,28 @@ fn is_as_left(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
         }
         None => Ok(()),
     }
+}
+
+/// Of storage that only kubelets mount, no agent can remove anything, and nothing is left to mount it by once its object is
+/// gone: who made it removes it.
+fn an_agent_removes_it(disk: &DiskMove, ctx: &Context<'_>) -> Result<(), Refusal> {
+    if disk.reading.is_none() {
+        return Ok(());
+    }
+    let made_by = ctx.fleet.volumes.get(&disk.old).and_then(|volume| volume.provisioned_by.as_ref());
+    let how = match made_by {
+        Some(provisioner) => format!(
+            "{provisioner}, which made it, does so once it is on reclaim policy Delete: kubectl patch pv {} -p \
+             '{{\"spec\":{{\"persistentVolumeReclaimPolicy\":\"Delete\"}}}}'",
+            disk.old
+        ),
+        None => format!("remove it where it was made, and then its object: kubectl delete pv {}", disk.old),
+    };
+    let message = format!(
+        "only kubelets mount what is behind volume {}, so that no agent can remove it: {how}",
+        disk.old
+    );
+    Err(Refusal::new("NotRemovedByAgents", message))
 }
 
 /// No other volume, and no VM by its path, has the folder, one inside of it, or one around it.

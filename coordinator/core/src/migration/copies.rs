@@ -1,12 +1,12 @@
 //! The copies of one phase: which orders are out, how they fare, when to try again or give up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Copied, DiskMove, Refusal};
 use crate::BootTime;
 use crate::io::{Effect, Order, OrderState};
-use crate::names::{Key, OrderId};
+use crate::names::{Key, NodeName, OrderId};
 use crate::view::CopyView;
 
 /// A copy resumes where it broke off, so three failures in a row are no accident of the network.
@@ -29,6 +29,16 @@ pub(super) struct Copies {
     round: u64,
     dropping_since: Option<BootTime>,
     drops: BTreeMap<OrderId, bool>,
+    /// Disks that nobody can read now, and of which nothing is waited for.
+    left_out: BTreeSet<Key>,
+}
+
+/// From where to where a disk is copied now.
+pub(super) struct Way {
+    /// The node whose agent reads, and where.
+    pub source: Option<Source>,
+    /// Where the target's agent writes.
+    pub target: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -38,7 +48,12 @@ struct OneCopy {
     moved: BootTime,
     attempt: u32,
     retry_at: Option<BootTime>,
+    /// Where it reads; `None` before it is ordered.
+    source: Option<Source>,
 }
+
+/// A node, and a path there.
+type Source = (NodeName, String);
 
 impl Copies {
     /// Of the migration that was taken up as the given one.
@@ -51,11 +66,23 @@ impl Copies {
         self.by_claim.clear();
         self.dropping_since = None;
         self.drops.clear();
+        self.left_out.clear();
         self.round += 1;
     }
 
-    /// Orders that are not out yet, and new attempts whose time has come. `target` says where an agent writes a disk's new
-    /// volume; while it cannot, that counts as no progress.
+    /// Disks that nobody can read before this phase is over: the others are all that there is to copy. One that can be read
+    /// again is copied as if it had never been.
+    pub fn leave_out(&mut self, claims: BTreeSet<Key>) {
+        self.by_claim.retain(|claim, _| !claims.contains(claim));
+        if claims != self.left_out {
+            // No order of before has an id of the next one.
+            self.round += 1;
+            self.left_out = claims;
+        }
+    }
+
+    /// Orders that are not out yet, and new attempts whose time has come. `way` says from where to where a disk is copied;
+    /// while it cannot be, that counts as no progress.
     pub fn order(
         &mut self,
         now: BootTime,
@@ -63,10 +90,15 @@ impl Copies {
         epoch: u64,
         disks: &[DiskMove],
         final_: bool,
-        target: impl Fn(&DiskMove) -> Option<String>,
+        way: impl Fn(&DiskMove) -> Way,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         for disk in disks {
+            if self.left_out.contains(&disk.claim) {
+                continue;
+            }
+            let way = way(disk);
+            effects.extend(self.break_off(migration, epoch, disk, way.source.as_ref()));
             let attempt = match self.by_claim.get(&disk.claim) {
                 None => 1,
                 Some(copy) if copy.retry_at.is_some_and(|at| at <= now) => copy.attempt + 1,
@@ -78,20 +110,50 @@ impl Copies {
                 disk.claim.name, self.serial, self.round
             ));
             let state = OrderState::Running { done_bytes: 0, total_bytes: 0, rate_bytes_per_s: 0 };
-            let Some(path) = target(disk) else {
-                let waits = OneCopy { order: id, state, moved: now, attempt: 0, retry_at: Some(now) };
+            let (Some(source), Some(target)) = (way.source, way.target) else {
+                let waits =
+                    OneCopy { order: id, state, moved: now, attempt: 0, retry_at: Some(now), source: None };
                 self.by_claim.entry(disk.claim.clone()).or_insert(waits);
                 continue;
             };
-            let copy = OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None };
+            let from = Some(source.clone());
+            let copy =
+                OneCopy { order: id.clone(), state, moved: now, attempt, retry_at: None, source: from };
             self.by_claim.insert(disk.claim.clone(), copy);
             effects.push(Effect::Order {
                 node: disk.target_node.clone(),
                 id,
-                order: pull(disk, path, final_),
+                order: pull(disk, source, target, final_),
             });
         }
         effects
+    }
+
+    /// Stops a copy whose source is elsewhere now, or nowhere: what an agent reads a kubelet cannot unmount, and keeps the pod
+    /// until it can. What has arrived is kept, and goes on from where the source is next.
+    fn break_off(
+        &mut self,
+        migration: &Key,
+        epoch: u64,
+        disk: &DiskMove,
+        source: Option<&Source>,
+    ) -> Option<Effect> {
+        let copy = self.by_claim.get(&disk.claim)?;
+        let runs = matches!(copy.state, OrderState::Running { .. }) && copy.source.is_some();
+        if !runs || copy.source.as_ref() == source {
+            return None;
+        }
+        self.by_claim.remove(&disk.claim);
+        self.round += 1;
+        if source.is_some() {
+            // The next order of a transfer ends the one before.
+            return None;
+        }
+        let id =
+            OrderId(format!("{migration}:{}:off:{epoch}.{}.{}", disk.claim.name, self.serial, self.round));
+        let order =
+            Order::CancelPull { transfer: disk.new.name.0.clone(), drop_partial: false, target_path: None };
+        Some(Effect::Order { node: disk.target_node.clone(), id, order })
     }
 
     /// Takes an agent's word about an order; false where it is none of ours.
@@ -111,10 +173,12 @@ impl Copies {
         true
     }
 
-    /// All results once every copy is done, `None` while some are not, or why it is hopeless.
+    /// All results once every copy that can be made is done, `None` while some are not, or why it is hopeless.
     pub fn outcome(&self, now: BootTime, disks: &[DiskMove]) -> Result<Option<Vec<Copied>>, Refusal> {
         let mut results = Vec::new();
-        for disk in disks {
+        let mut wanted = 0;
+        for disk in disks.iter().filter(|disk| !self.left_out.contains(&disk.claim)) {
+            wanted += 1;
             let Some(copy) = self.by_claim.get(&disk.claim) else { continue };
             match &copy.state {
                 OrderState::Done { root_hash, total_bytes, sent_bytes, elapsed } => results.push(Copied {
@@ -138,7 +202,7 @@ impl Copies {
                 _ => {}
             }
         }
-        Ok((results.len() == disks.len()).then_some(results))
+        Ok((results.len() == wanted).then_some(results))
     }
 
     /// Copies anew what was copied a while ago.
@@ -204,14 +268,8 @@ impl Copies {
     }
 }
 
-fn pull(disk: &DiskMove, target_path: String, final_: bool) -> Order {
-    Order::Pull {
-        transfer: disk.new.name.0.clone(),
-        source_node: disk.source_node.clone(),
-        source_path: disk.source_path.clone(),
-        target_path,
-        final_,
-    }
+fn pull(disk: &DiskMove, (source_node, source_path): Source, target_path: String, final_: bool) -> Order {
+    Order::Pull { transfer: disk.new.name.0.clone(), source_node, source_path, target_path, final_ }
 }
 
 fn hex(bytes: &[u8]) -> String {

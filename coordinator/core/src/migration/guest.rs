@@ -332,6 +332,7 @@ mod tests {
             phase: phase.into(),
             instance: Some(instance.into()),
             address: address.map(|address| address.parse().expect("an address")),
+            claims: [].into(),
         };
         let instance = Instance {
             uid: "i".into(),

@@ -94,8 +94,12 @@ impl Migrations {
         }
         self.sweep_at = Some(now + SWEEP_EVERY);
         let newest = self.all.values().map(Migration::newest).chain(self.listed.values());
-        let at_work = newest.filter(|record| !record.phase.is_final());
-        let wanted = at_work.flat_map(|record| record.disks.iter().filter_map(|disk| disk.staging.as_ref()));
+        let wanted = newest.filter(|record| !record.phase.is_final()).flat_map(|record| {
+            // An old volume is read by way of us in the last copy alone.
+            let reads = matches!(record.phase, Phase::FinalCopying | Phase::Verifying);
+            let reading = record.disks.iter().filter_map(move |disk| disk.reading.as_ref().filter(|_| reads));
+            record.disks.iter().filter_map(|disk| disk.staging.as_ref()).chain(reading)
+        });
         staging::sweep(&wanted.collect(), ctx.fleet)
     }
 

@@ -19,7 +19,8 @@
 //! the VM cannot run, whoever starts it (see `claims`). Everything can be undone automatically until the VM is first
 //! scheduled on the new volumes. The old volumes are kept until somebody asks for their removal (see `cleanup`).
 //!
-//! `plan` says which disks go where, `staging` how a class's own provisioner makes the new volumes, `checks` whether that is allowed, `claims` how they are locked and change volumes,
+//! `plan` says which disks go where, `staging` how a class's own provisioner makes the new volumes, `reading` from where old ones
+//! are read that only kubelets mount (`mounted`), `checks` whether that is allowed, `claims` how they are locked and change volumes,
 //! `phases` what each phase still needs, `guest` what a user asks of the guest at last, `one` drives a migration, `machine` all.
 
 mod checks;
@@ -30,9 +31,11 @@ mod guest;
 mod machine;
 #[cfg(test)]
 pub(crate) mod model;
+mod mounted;
 mod one;
 mod phases;
 mod plan;
+mod reading;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -219,10 +222,13 @@ pub struct DiskMove {
     pub template: ClaimTemplate,
     /// The volume that holds the data now.
     pub old: VolumeName,
-    /// Node of the old volume, where it is local.
+    /// The node whose agent reads the old volume: the one that has it, where it is local.
     pub source_node: NodeName,
-    /// Its path there.
+    /// Its path there; empty where only kubelets mount it.
     pub source_path: String,
+    /// Where only kubelets mount the old volume: name of our alias of it, and of the claim and the pod of ours by which the
+    /// last copy reads it.
+    pub reading: Option<String>,
     /// The volume that will hold it.
     pub new: NewVolume,
     /// Where the class's own provisioner makes the new volume: name of our claim and pod that have it made and hold it.

@@ -69,6 +69,10 @@ pub(crate) struct Faults {
     pub static_volumes: bool,
     /// No kubelet ends the holders that were deleted.
     pub target_dead: bool,
+    /// Kubernetes has taken what holders have mounted from their node by force.
+    pub taken_by_force: bool,
+    /// Copies begin and do not end.
+    pub copies_hang: bool,
     /// Rounds until a claim of ours and its pod are made, or deleted.
     pub slow_stages: u32,
     /// Questions that a guest does not answer as it should before it does.
@@ -103,6 +107,8 @@ pub(crate) struct World {
     copies: BTreeMap<OrderId, (NodeName, Order)>,
     /// What claims of ours ask, by their names.
     templates: BTreeMap<String, ClaimTemplate>,
+    /// Volumes that have an alias, by its name.
+    aliases: BTreeMap<String, VolumeName>,
     order_ids: BTreeSet<OrderId>,
     next_uid: u32,
 }
@@ -158,6 +164,7 @@ impl World {
             late: VecDeque::new(),
             copies: BTreeMap::new(),
             templates: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             order_ids: BTreeSet::new(),
             next_uid: 0,
         };
@@ -415,6 +422,7 @@ fn launcher(instance: &Instance, no_address: bool) -> Pod {
         node,
         phase: "Running".into(),
         instance: Some(instance.uid.clone()),
+        claims: instance.claims.clone(),
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::cleanup::{Cleanup, Moves, OldVolume};
-use super::copies::Copies;
+use super::copies::{Copies, Way};
 use super::guest::Asking;
 use super::phases::{Learnt, Moment, Next};
-use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, staging};
+use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading, staging};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Record, Severity, Subject};
 use crate::names::{Key, VolumeName};
@@ -161,7 +161,12 @@ impl Migration {
             Next::Need(actions) => self.ask(now, actions),
             Next::Copy { final_, hold } => {
                 let record = &self.record;
-                let orders = self.copies.order(now, &record.key, ctx.epoch, &record.disks, final_, target);
+                let vm = self.vm_key().and_then(|key| ctx.fleet.vms.get(&key));
+                let way = |disk: &DiskMove| Way {
+                    source: reading::reach(vm, disk, final_, ctx.fleet),
+                    target: target(disk),
+                };
+                let orders = self.copies.order(now, &record.key, ctx.epoch, &record.disks, final_, way);
                 let mut effects = self.ask(now, hold);
                 effects.extend(orders);
                 effects
@@ -199,9 +204,12 @@ impl Migration {
     }
 
     fn is_running(&self, ctx: &Context<'_>) -> bool {
-        let vm = self.spec.vm.as_ref().map(|name| Key::new(self.record.key.namespace.clone(), name));
-        let instance = vm.and_then(|key| ctx.fleet.vms.get(&key)?.instance.as_ref());
+        let instance = self.vm_key().and_then(|key| ctx.fleet.vms.get(&key)?.instance.as_ref());
         instance.is_some_and(|instance| instance.phase == "Running")
+    }
+
+    fn vm_key(&self) -> Option<Key> {
+        self.spec.vm.as_ref().map(|name| Key::new(self.record.key.namespace.clone(), name))
     }
 
     fn check(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {

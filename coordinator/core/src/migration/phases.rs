@@ -4,7 +4,9 @@ use super::claims::{self, To, point_all};
 use super::copies::Copies;
 use super::guest::{Asking, GuestQuestion, PROBE_ANSWERED};
 use super::staging::{self, Clearing, Step};
-use super::{Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks, guest};
+use super::{
+    Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks, guest, reading,
+};
 use crate::BootTime;
 use crate::fleet::{Instance, RunStrategy, SavedStart, Vm};
 use crate::io::Action;
@@ -24,6 +26,9 @@ const START_WAIT_MAX: Duration = Duration::from_mins(5);
 const GUEST_WAIT_MAX: Duration = Duration::from_mins(10);
 /// From the claim until its volume is made, attached and mounted: cloud disks take a minute or two.
 const STAGE_WAIT_MAX: Duration = Duration::from_mins(5);
+/// Until our holder's volume is taken from its node: after six minutes the attach-detach controller does so by force where the
+/// node does not answer, and nothing is left to wait for.
+const LET_GO_WAIT_MAX: Duration = Duration::from_mins(6);
 /// The binder works within seconds; a swap that takes longer is stuck, and the old volumes are at hand.
 const SWAP_WAIT_MAX: Duration = Duration::from_mins(2);
 /// An operator that makes a deleted VM anew does so within its loop, a fraction of this.
@@ -200,10 +205,15 @@ impl Moment<'_> {
     }
 
     fn copy(&self, final_: bool) -> Next {
-        Next::Copy { final_, hold: staging::hold_again(self.record, self.ctx.fleet) }
+        let mut hold = staging::hold_again(self.record, self.ctx.fleet);
+        if final_ {
+            hold.extend(reading::hold(self.record, self.ctx.fleet));
+        }
+        Next::Copy { final_, hold }
     }
 
     fn pre_copying(&mut self) -> Next {
+        self.copies.leave_out(self.not_mounted());
         match self.copies.outcome(self.now, &self.record.disks) {
             Err(refusal) => Next::Undo(refusal),
             Ok(None) => self.copy(false),
@@ -215,6 +225,18 @@ impl Moment<'_> {
                 WAIT
             }
         }
+    }
+
+    /// Claims whose old volumes only kubelets mount, and none does before the claims are locked: nobody runs the VM, or will
+    /// by himself. A holder of ours would keep it from starting elsewhere.
+    fn not_mounted(&self) -> BTreeSet<Key> {
+        let vm = self.vm().map(|(_, vm)| vm);
+        if vm.is_some_and(|vm| vm.run == RunStrategy::Always || vm.instance.is_some() || !vm.pods.is_empty())
+        {
+            return BTreeSet::new();
+        }
+        let disks = self.record.disks.iter().filter(|disk| disk.reading.is_some());
+        disks.map(|disk| disk.claim.clone()).collect()
     }
 
     fn to_stopping(&self) -> Next {
@@ -230,15 +252,21 @@ impl Moment<'_> {
     /// A halted VM's claims are locked at once. It may be started again before the last of them is: then it is stopped
     /// once more, and has written to its old volumes only.
     fn stopping(&self) -> Next {
-        let actions = match point_all(self.record, To::Lock, self.ctx) {
-            Ok(None) => return Next::Enter(Phase::FinalCopying, vec![]),
-            Ok(Some(actions)) => actions,
+        let mut actions = match point_all(self.record, To::Lock, self.ctx) {
+            Ok(None) if reading::are_gone(&self.record.disks, self.ctx) => {
+                return Next::Enter(Phase::FinalCopying, vec![]);
+            }
+            Ok(actions) => actions.unwrap_or_default(),
             Err(refusal) => return Next::Undo(refusal),
         };
+        // One of a last copy whose locks were broken: the VM may run again on what it has mounted.
+        actions.extend(reading::let_go(&self.record.disks, self.ctx.fleet));
         let (halted, seconds) = (self.is_halted(), STOP_WAIT_MAX.as_secs());
         if self.now.saturating_sub(self.entered) > STOP_WAIT_MAX {
             return Next::Undo(if halted {
-                let message = format!("the claims were not locked within {seconds} s");
+                let message = format!(
+                    "the claims were not locked, or what had their volumes mounted for us did not go, within {seconds} s"
+                );
                 Refusal::new("LockTimedOut", message)
             } else {
                 let message = format!("the VM did not stop within {seconds} s; it is left as it was");
@@ -269,7 +297,12 @@ impl Moment<'_> {
             return again;
         }
         match self.copies.outcome(self.now, &self.record.disks) {
-            Err(refusal) => Next::Undo(refusal),
+            Err(mut refusal) => {
+                if let Some(missing) = reading::missing(&self.record.disks, self.ctx.fleet) {
+                    refusal.message = format!("{}; {missing}", refusal.message);
+                }
+                Next::Undo(refusal)
+            }
             Ok(None) => self.copy(true),
             Ok(Some(copied)) => Next::Enter(Phase::Verifying, vec![Learnt::Copied(copied)]),
         }
@@ -313,11 +346,13 @@ impl Moment<'_> {
         if staged && !self.copies.dropped(self.now) {
             return Next::DropCopies;
         }
-        // The copies are whole: nothing is to be written to them any more before the VM does.
-        let pointed = match staging::let_go(&self.record.disks, self.ctx.fleet) {
-            Some(actions) => Ok(Some(actions)),
-            None => point_all(self.record, To::New, self.ctx),
-        };
+        // The copies are whole: nothing is to be written to them any more before the VM does, and their sources are not
+        // needed.
+        let mut letting = reading::let_go(&self.record.disks, self.ctx.fleet);
+        let held = staging::let_go(&self.record.disks, self.ctx.fleet);
+        let is_free = held.is_none() && letting.is_empty();
+        letting.extend(held.unwrap_or_default());
+        let pointed = if is_free { point_all(self.record, To::New, self.ctx) } else { Ok(Some(letting)) };
         match pointed {
             Ok(None) => Next::Enter(Phase::Starting, vec![]),
             Ok(Some(_)) if self.now.saturating_sub(self.entered) > SWAP_WAIT_MAX => {
@@ -332,6 +367,8 @@ impl Moment<'_> {
     fn starting(&self) -> Next {
         let mut needs: Vec<Action> = self.restore().into_iter().collect();
         needs.extend(claims::leftovers(&self.record.disks, self.ctx));
+        // One that was asked for in the last copy, and made late.
+        needs.extend(reading::let_go(&self.record.disks, self.ctx.fleet));
         if needs.is_empty() { Next::Enter(Phase::Confirming, vec![]) } else { Next::Need(needs) }
     }
 
@@ -471,6 +508,12 @@ impl Moment<'_> {
         // It was deleted while a pod used it, and goes when that pod does.
         if claims::any_going(disks, self.ctx) && !self.is_halted() {
             return self.stop_again();
+        }
+        // Before a claim has its old volume again: what we have mounted, the VM must not.
+        let letting = reading::let_all_go(disks, self.unstaged, self.ctx.fleet);
+        let let_go = letting.is_empty() && reading::are_gone(disks, self.ctx);
+        if !let_go && self.now.saturating_sub(self.entered) <= LET_GO_WAIT_MAX {
+            return Next::Need(letting);
         }
         let (clearing, cleared) = match staging::clear(disks, self.unstaged, self.ctx.fleet) {
             Clearing::Learn(made) => {

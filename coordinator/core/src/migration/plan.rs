@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::claims::reserved;
 use super::{
-    CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal, WhichDisks, staging,
+    CLASS_NOT_FOUND, Context, Destination, DiskMove, MigrationSpec, OldVolume, Refusal, WhichDisks, mounted,
+    staging,
 };
 use crate::decision::{Locality, placement};
 use crate::fleet::{
@@ -58,7 +59,8 @@ pub(super) fn disks_to_move(
     }
     let vm = spec.vm.as_ref().map(|vm| Key::new(migration.namespace.clone(), vm));
     let target = choose_target(spec, vm.as_ref(), &local, ctx)?;
-    local.into_iter().map(|source| disk_move(migration, uid, source, &target, ctx)).collect()
+    let runs_on = vm.and_then(|vm| ctx.fleet.vms.get(&vm)?.node());
+    local.into_iter().map(|source| disk_move(migration, uid, source, &target, runs_on, ctx)).collect()
 }
 
 fn nothing_to_move(spec: &MigrationSpec) -> String {
@@ -122,7 +124,8 @@ struct Source<'a> {
     volume: &'a Volume,
     /// The one node that has it; `None` on network storage.
     node: Option<NodeName>,
-    path: String,
+    /// Its path below a storage root; `None` where only kubelets mount it.
+    path: Option<String>,
 }
 
 fn disks_of_vm<'a>(
@@ -241,20 +244,30 @@ fn source<'a>(
         return Err(Refusal::new("BlockModeNotSupported", message));
     }
     data_volume_is_filled(&claim_key, claim, ctx)?;
-    let path = volume.source.path().ok_or_else(|| {
-        let message = match &node {
-            Some(node) => format!(
-                "volume {volume_name} has no path on node {node}: its driver hides the folder from the agent"
-            ),
-            None => format!(
-                "volume {volume_name} is on network storage and no folder that nodes share: only what agents reach below a \
-                 storage root can be copied"
-            ),
-        };
-        Refusal::new("VolumeNotReachable", message)
-    })?;
-    let path = path.to_owned();
+    let path = path(&volume_name, volume, node.as_ref(), ctx)?;
     Ok(Source { claim_key, claim, volume_name, volume, node, path })
+}
+
+/// Where agents read a volume; `None` where kubelets mount it and no root covers it.
+fn path(
+    name: &VolumeName,
+    volume: &Volume,
+    node: Option<&NodeName>,
+    ctx: &Context<'_>,
+) -> Result<Option<String>, Refusal> {
+    let is_found = mounted::is_found(&volume.source);
+    let Some(path) = volume.source.path() else {
+        let message = format!(
+            "volume {name} is {}: only what agents reach below a storage root can be copied, or where kubelets mount CSI, NFS \
+             and local volumes",
+            mounted::words(&volume.source)
+        );
+        return if is_found { Ok(None) } else { Err(Refusal::new("VolumeNotReachable", message)) };
+    };
+    let report = node.and_then(|node| ctx.fleet.reports.get(node));
+    let is_below = report.is_none_or(|report| report.root_of(path).is_some_and(|root| root.lists(path)));
+    let is_read = report.is_some_and(|report| report.pods.is_some());
+    Ok((is_below || !is_found || !is_read).then(|| path.to_owned()))
 }
 
 /// A claim of a `DataVolume` can change its volume once CDI has filled it: CDI is then told that it need not do so again
@@ -406,9 +419,13 @@ fn disk_move(
     uid: &Uid,
     source: Source<'_>,
     target: &Target,
+    runs_on: Option<&NodeName>,
     ctx: &Context<'_>,
 ) -> Result<DiskMove, Refusal> {
-    let source_node = reader(&source, &target.node, ctx)?;
+    let source_node = match &source.path {
+        Some(path) => reader(&source, path, &target.node, ctx)?,
+        None => mounting_reader(&source, &target.node, runs_on, ctx)?,
+    };
     let name = volume_name(migration, uid, &source);
     let root = target.root.as_ref();
     let new = NewVolume {
@@ -427,7 +444,8 @@ fn disk_move(
         claim_uid: source.claim.uid.clone(),
         old: source.volume_name,
         source_node,
-        source_path: source.path,
+        reading: source.path.is_none().then(|| format!("{}-source", new.name)),
+        source_path: source.path.unwrap_or_default(),
         target_node: target.node.clone(),
         staging: root.is_none().then(|| new.name.0.clone()),
         new,
@@ -437,46 +455,96 @@ fn disk_move(
 }
 
 /// The node whose agent reads a disk: the one that has it; of a folder that nodes share, the target itself, or else any.
-fn reader(source: &Source<'_>, target: &NodeName, ctx: &Context<'_>) -> Result<NodeName, Refusal> {
+fn reader(
+    source: &Source<'_>,
+    path: &str,
+    target: &NodeName,
+    ctx: &Context<'_>,
+) -> Result<NodeName, Refusal> {
     if let Some(node) = &source.node {
-        if ctx.usable.contains(node) {
-            return Ok(node.clone());
-        }
-        let message = format!(
-            "node {node} holds volume {} and is not healthy, so nothing can be read from it: see kubectl somersault status",
-            source.volume_name
-        );
-        return Err(Refusal::not_yet("SourceNotUsable", message));
+        return usable_source(source, node, ctx);
     }
     let shares = |node: &&NodeName| {
-        let root = ctx.fleet.reports.get(*node).and_then(|report| report.root_of(&source.path));
-        root.is_some_and(|root| root.shared && root.lists(&source.path))
+        let root = ctx.fleet.reports.get(*node).and_then(|report| report.root_of(path));
+        root.is_some_and(|root| root.shared && root.lists(path))
     };
     // Where the share is not mounted, the folder is not there.
     let sees = |node: &&NodeName| {
         let report = ctx.fleet.reports.get(*node);
-        report.is_some_and(|report| report.usage.contains_key(folder(&source.path)))
+        report.is_some_and(|report| report.usage.contains_key(folder(path)))
     };
     let nodes = || std::iter::once(target).chain(ctx.usable).filter(shares);
     let reader = nodes().find(sees).or_else(|| nodes().next());
     reader.cloned().ok_or_else(|| {
         let message = format!(
-            "volume {} is at {} and on network storage, and no healthy node's agent has a storage root there that is told to be \
+            "volume {} is at {path} and on network storage, and no healthy node's agent has a storage root there that is told to be \
              shared: --shared-root of the agents",
-            source.volume_name, source.path
+            source.volume_name
         );
         Refusal::not_yet("VolumeNotReachable", message)
     })
 }
 
+fn usable_source(source: &Source<'_>, node: &NodeName, ctx: &Context<'_>) -> Result<NodeName, Refusal> {
+    if ctx.usable.contains(node) {
+        return Ok(node.clone());
+    }
+    let message = format!(
+        "node {node} holds volume {} and is not healthy, so nothing can be read from it: see kubectl somersault status",
+        source.volume_name
+    );
+    Err(Refusal::not_yet("SourceNotUsable", message))
+}
+
+/// The node whose agent reads a disk where its kubelet mounts it: the one that has it, or on which the VM has it mounted now;
+/// else the target itself where the volume can be used there, or any other.
+fn mounting_reader(
+    source: &Source<'_>,
+    target: &NodeName,
+    runs_on: Option<&NodeName>,
+    ctx: &Context<'_>,
+) -> Result<NodeName, Refusal> {
+    let reads = |node: &NodeName| ctx.fleet.reports.get(node).is_some_and(|report| report.pods.is_some());
+    let refused = |which: String| {
+        let message = format!(
+            "volume {} is {}, which only kubelets mount, and {which} may not read what those mount (component movers of \
+             Somersault's deploy/)",
+            source.volume_name,
+            mounted::words(&source.volume.source)
+        );
+        Refusal::new("VolumeNotReachable", message)
+    };
+    if let Some(node) = source.node.as_ref().or(runs_on) {
+        usable_source(source, node, ctx)?;
+        usable_report(node, ctx)?;
+        return reads(node).then(|| node.clone()).ok_or_else(|| refused(format!("the agent of node {node}")));
+    }
+    let affinity = source.volume.node_affinity.as_ref();
+    let admits = |node: &&NodeName| {
+        let found = ctx.fleet.nodes.get(*node);
+        affinity.is_none_or(|affinity| found.is_some_and(|found| affinity.matches(node, found)))
+    };
+    let mut nodes = std::iter::once(target).chain(ctx.usable).filter(|node| ctx.usable.contains(*node));
+    let reader = nodes.find(|node| reads(node) && admits(node));
+    reader.cloned().ok_or_else(|| refused("no healthy node's agent where it can be used".to_owned()))
+}
+
 /// A folder below a root is as large as its filesystem, whatever its volume says. A volume that a provisioner makes has its
 /// own filesystem, which takes a part of it, ext4 with its reserve some 7 %: the disk image must fit when the guest has
-/// filled it.
+/// filled it. Of a volume that no agent looks into, the image may be as large as all of it.
 fn capacity(source: &Source<'_>, reader: &NodeName, made: bool, ctx: &Context<'_>) -> u64 {
     let asked = source.volume.capacity_bytes.max(source.claim.requested_bytes);
-    let report = ctx.fleet.reports.get(reader).filter(|_| made);
-    let usage = report.and_then(|report| report.usage.get(folder(&source.path)));
-    usage.map_or(asked, |usage| asked.max(usage.apparent_bytes.div_ceil(9).saturating_mul(10)))
+    if !made {
+        return asked;
+    }
+    let image = match &source.path {
+        None => asked,
+        Some(path) => {
+            let usage = ctx.fleet.reports.get(reader).and_then(|report| report.usage.get(folder(path)));
+            usage.map_or(0, |usage| usage.apparent_bytes)
+        }
+    };
+    asked.max(image.div_ceil(9).saturating_mul(10))
 }
 
 /// The same for the same migration object and the same claim object, so that provisioning twice makes one volume;

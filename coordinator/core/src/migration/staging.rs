@@ -15,7 +15,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{DiskMove, MigrationRecord, Refusal};
+use super::{DiskMove, MigrationRecord, Refusal, mounted};
 use crate::fleet::{Fleet, Holder, Staged, StorageRoot, Volume, VolumeSource};
 use crate::io::{Action, ClaimTemplate, Staging};
 use crate::locality;
@@ -48,7 +48,7 @@ pub(super) fn prepare(
     fleet: &Fleet,
 ) -> Result<Step, Refusal> {
     let wait = |what: String| Ok(Step::Wait(what));
-    let Staged { claim, holder } = fleet.staged.get(name).cloned().unwrap_or_default();
+    let Staged { claim, holder, .. } = fleet.staged.get(name).cloned().unwrap_or_default();
     let (Some(claim), Some(holder)) = (claim, holder.filter(|holder| !holder.ended)) else {
         return Ok(Step::Act(Action::Stage(Box::new(staging(&record.key, disk, name)))));
     };
@@ -203,7 +203,7 @@ pub(super) fn left_over(disks: &[DiskMove], fleet: &Fleet) -> Vec<VolumeName> {
     staged.filter(kept).cloned().collect()
 }
 
-fn unstage(name: &str, fleet: &Fleet, volume_goes: bool) -> Action {
+pub(super) fn unstage(name: &str, fleet: &Fleet, volume_goes: bool) -> Action {
     let claim = fleet.staged.get(name).and_then(|staged| staged.claim.as_ref());
     Action::Unstage { name: name.to_owned(), claim_uid: claim.map(|claim| claim.uid.clone()), volume_goes }
 }
@@ -221,6 +221,7 @@ fn staging(migration: &Key, disk: &DiskMove, name: &str) -> Staging {
             labels: [].into(),
             annotations: [].into(),
         },
+        alias_of: None,
     }
 }
 
@@ -243,13 +244,10 @@ fn path(
         // A folder that nothing pins is another one on every node, unless it is the same on all.
         return (here == Some(true) || root.shared).then(|| path.to_owned());
     }
-    let (plugin, last) = match &volume.source {
-        VolumeSource::Csi { .. } if here != Some(false) => ("csi", "/mount"),
-        VolumeSource::Network { field } if field == "nfs" => ("nfs", ""),
-        VolumeSource::Local { .. } if here == Some(true) => ("local-volume", ""),
-        // Kubelets mount no hostPath, and the in-tree drivers of block storage are gone or speak CSI.
-        _ => return None,
+    let reached = match &volume.source {
+        VolumeSource::Csi { .. } => here != Some(false),
+        VolumeSource::Local { .. } => here == Some(true),
+        _ => true,
     };
-    let (pods, uid) = (report.pods.as_ref()?, &holder.uid);
-    Some(format!("{pods}/{uid}/volumes/kubernetes.io~{plugin}/{name}{last}"))
+    mounted::path(report.pods.as_ref()?, &holder.uid, &volume.source, name).filter(|_| reached)
 }

@@ -2,6 +2,7 @@
 
 mod back;
 mod probed;
+mod read;
 mod refused;
 mod removed;
 mod staged;

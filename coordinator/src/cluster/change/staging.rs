@@ -1,11 +1,15 @@
-//! Claims of ours for which a class's own provisioner makes a volume, and the pods that hold those mounted while an agent
-//! writes to them. Both have one name, lie in a namespace for them, and bear a label by which they are known again.
+//! Claims of ours for which a class's own provisioner makes a volume, or that read an old one by an alias, and the pods that
+//! hold those mounted for an agent. All have one name, claims and pods lie in a namespace for them, and all bear a label by
+//! which they are known again.
+//!
+//! An **alias** is a second `PersistentVolume` object for the storage of a volume. It is made on Retain, names no provisioner
+//! and no class, and is deleted by [`check_is_alias`] alone, which wants all of that to be so still: no storage goes with it.
 
 use serde_json::{Value, json};
 use somersault_coordinator_core::io::Staging;
 use somersault_coordinator_core::names::{Key, Uid};
 
-use super::{MANAGED_BY, MANAGER, check_stays, uid, volume};
+use super::{MANAGED_BY, MANAGER, check_stays, is_ours, uid, volume};
 use crate::cluster::ClusterError;
 use crate::cluster::error::{conflict, refused};
 use crate::cluster::manifest::{ObjectId, PROVISIONED_BY, STAGING_LABEL};
@@ -18,6 +22,10 @@ const DELETE: &str = "Delete";
 const PROGRAM: &str = "/usr/local/bin/somersault-coordinator";
 /// Who runs it in our image.
 const USER: u32 = 65532;
+/// Kinds of storage that kubelets mount where agents find it, by their fields of a volume's `spec`.
+const MOUNTED: [&str; 3] = ["csi", "nfs", "local"];
+/// What an alias has of the volume, beside its source.
+const AS_THE_VOLUME: [&str; 5] = ["accessModes", "capacity", "mountOptions", "nodeAffinity", "volumeMode"];
 
 /// The claim.
 pub(in crate::cluster) fn claim_id(namespace: &str, name: &str) -> ObjectId {
@@ -29,10 +37,85 @@ pub(in crate::cluster) fn holder_id(namespace: &str, name: &str) -> ObjectId {
     ObjectId::namespaced("Pod", &Key::new(namespace, name))
 }
 
-/// The claim's manifest.
+/// The alias.
+pub(in crate::cluster) fn alias_id(name: &str) -> ObjectId {
+    ObjectId::cluster("PersistentVolume", name)
+}
+
+/// The alias's manifest, of a volume as it is stored: only of one that no claim has any more, and that stays.
+pub(in crate::cluster) fn alias(
+    namespace: &str,
+    staging: &Staging,
+    id: &ObjectId,
+    of: &Value,
+) -> Result<Value, ClusterError> {
+    check_stays(id, of)?;
+    let released = of["status"]["phase"] == "Released" && of["spec"]["claimRef"]["uid"].is_string();
+    if !released || !volume::is_retained(of) {
+        return Err(refused(
+            id,
+            "it is not Released and on reclaim policy Retain: a claim has it, or may get it",
+        ));
+    }
+    let Some(source) = MOUNTED.into_iter().find(|source| of["spec"][*source].is_object()) else {
+        return Err(refused(id, "it is of no kind that kubelets mount where an agent finds it"));
+    };
+    let mut spec = json!({
+        "claimRef": volume::claim_ref(&Key::new(namespace, &staging.name), None),
+        "persistentVolumeReclaimPolicy": volume::RETAIN,
+        "storageClassName": "",
+        source: of["spec"][source],
+    });
+    for field in AS_THE_VOLUME.into_iter().filter(|field| !of["spec"][*field].is_null()) {
+        spec[field] = of["spec"][field].clone();
+    }
+    let mut metadata = metadata(namespace, staging);
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.remove("namespace");
+    }
+    Ok(json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec }))
+}
+
+/// Whether what is there under an alias's name is that very one.
+pub(in crate::cluster) fn check_same_alias(
+    namespace: &str,
+    id: &ObjectId,
+    stored: &Value,
+    wanted: &Value,
+) -> Result<(), ClusterError> {
+    check_is_alias(namespace, id, stored)?;
+    check_stays(id, stored)?;
+    // The API server adds what a source leaves out: of what names the storage, nothing is.
+    let same = |pointer: &str| stored["spec"].pointer(pointer) == wanted["spec"].pointer(pointer);
+    let named = ["/csi/driver", "/csi/volumeHandle", "/nfs/server", "/nfs/path", "/local/path"];
+    if named.into_iter().all(same) { Ok(()) } else { Err(conflict(id, "it is there for other storage")) }
+}
+
+/// Refuses whatever is not an alias of ours with which no storage goes: only such a one is deleted here.
+pub(in crate::cluster) fn check_is_alias(
+    namespace: &str,
+    id: &ObjectId,
+    stored: &Value,
+) -> Result<(), ClusterError> {
+    check_ours(id, stored)?;
+    let of_claim = &stored["spec"]["claimRef"];
+    let for_us = of_claim["namespace"] == namespace && of_claim["name"] == id.name.as_str();
+    if !is_ours(stored) || !for_us {
+        return Err(refused(id, "it is not for a claim of ours: left alone"));
+    }
+    if !volume::is_retained(stored) || stored["metadata"]["annotations"][PROVISIONED_BY].is_string() {
+        return Err(refused(
+            id,
+            "it is not on reclaim policy Retain, or a provisioner's: its storage might go",
+        ));
+    }
+    Ok(())
+}
+
+/// The claim's manifest. One for an alias names it.
 pub(in crate::cluster) fn claim(namespace: &str, staging: &Staging) -> Value {
     let template = &staging.template;
-    json!({
+    let mut claim = json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": metadata(namespace, staging),
@@ -42,12 +125,17 @@ pub(in crate::cluster) fn claim(namespace: &str, staging: &Staging) -> Value {
             "storageClassName": template.class,
             "volumeMode": volume::mode(template.mode),
         },
-    })
+    });
+    if staging.alias_of.is_some() {
+        claim["spec"]["volumeName"] = json!(staging.name);
+    }
+    claim
 }
 
 /// The pod's manifest. It can be scheduled to one node only, since the volume must be where the agent is that writes it; where
 /// a provisioner or a static volume waits for the first consumer, the scheduler tells which node that is. It may nothing, and
-/// does nothing. `ours` is a pod template of our own, for the image and the right to pull it.
+/// does nothing. What is read by an alias is mounted read-only, by the kubelet. `ours` is a pod template of our own, for the
+/// image and the right to pull it.
 pub(in crate::cluster) fn holder(namespace: &str, staging: &Staging, ours: &Value) -> Value {
     let name = json!({ "key": "metadata.name", "operator": "In", "values": [staging.node.as_str()] });
     let mut spec = json!({
@@ -82,6 +170,9 @@ pub(in crate::cluster) fn holder(namespace: &str, staging: &Staging, ours: &Valu
         }],
         "volumes": [{ "name": "held", "persistentVolumeClaim": { "claimName": staging.name } }],
     });
+    if staging.alias_of.is_some() {
+        spec["volumes"][0]["persistentVolumeClaim"]["readOnly"] = json!(true);
+    }
     if ours["spec"]["imagePullSecrets"].is_array() {
         spec["imagePullSecrets"] = ours["spec"]["imagePullSecrets"].clone();
     }
@@ -171,8 +262,122 @@ mod tests {
             node: "n1".into(),
             migration: Key::new("shop", "move"),
             template,
+            alias_of: None,
         })
         .expect("a template")
+    }
+
+    fn of_alias() -> Staging {
+        let mut staging = Staging { alias_of: Some("pvc-1".into()), ..staging() };
+        staging.template.class = String::new();
+        staging
+    }
+
+    /// As a CSI driver has made it, of a claim that is gone.
+    fn released() -> Value {
+        json!({
+            "metadata": {
+                "name": "pvc-1",
+                "annotations": { PROVISIONED_BY: "rbd.csi.ceph.com" },
+                "finalizers": ["kubernetes.io/pv-protection"],
+            },
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "capacity": { "storage": "4Ki" },
+                "claimRef": { "namespace": "shop", "name": "db", "uid": "u1" },
+                "csi": {
+                    "driver": "rbd.csi.ceph.com", "volumeHandle": "h", "fsType": "ext4",
+                    "volumeAttributes": { "pool": "rbd" },
+                    "nodeStageSecretRef": { "name": "s", "namespace": "ceph" },
+                },
+                "mountOptions": ["discard"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "storageClassName": "ceph",
+                "volumeMode": "Filesystem",
+            },
+            "status": { "phase": "Released" },
+        })
+    }
+
+    #[test]
+    fn an_alias_is_the_same_storage_and_nothing_goes_with_it() {
+        let (of, id) = (released(), volume::id(&"pvc-1".into()));
+        let made = alias("system", &of_alias(), &id, &of).expect("made");
+        for field in ["csi", "mountOptions", "accessModes", "capacity", "volumeMode"] {
+            assert_eq!(made["spec"][field], of["spec"][field], "{field}");
+        }
+        assert_eq!(made["spec"]["persistentVolumeReclaimPolicy"], "Retain");
+        assert_eq!(
+            (&made["spec"]["storageClassName"], &made["metadata"]["annotations"][PROVISIONED_BY]),
+            (&json!(""), &Value::Null)
+        );
+        let reference = &made["spec"]["claimRef"];
+        assert_eq!((&reference["namespace"], &reference["name"]), (&json!("system"), &json!("smst-1")));
+        assert!(
+            made["metadata"]["namespace"].is_null() && made["metadata"]["finalizers"].is_null(),
+            "{made}"
+        );
+        let claim = claim("system", &of_alias());
+        assert_eq!(
+            (&claim["spec"]["volumeName"], &claim["spec"]["storageClassName"]),
+            (&json!("smst-1"), &json!(""))
+        );
+        let ours = json!({ "spec": { "containers": [{ "image": "i" }] } });
+        let volumes = |staging: &Staging| holder("system", staging, &ours)["spec"]["volumes"][0].clone();
+        assert_eq!(volumes(&of_alias())["persistentVolumeClaim"]["readOnly"], true);
+        assert!(volumes(&staging())["persistentVolumeClaim"]["readOnly"].is_null());
+    }
+
+    #[test]
+    fn no_alias_is_made_of_what_somebody_has_or_of_what_is_not_found_where_it_is_mounted() {
+        let (id, changed) = (volume::id(&"pvc-1".into()), |pointer: &str, value: Value| {
+            let mut of = released();
+            *of.pointer_mut(pointer).expect("there") = value;
+            of
+        });
+        let mut prebound = released();
+        prebound["spec"]["claimRef"].as_object_mut().expect("a reference").remove("uid");
+        let mut other = released();
+        other["spec"].as_object_mut().expect("a spec").remove("csi");
+        other["spec"]["hostPath"] = json!({ "path": "/x" });
+        let mut going = released();
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        for of in [
+            changed("/status/phase", json!("Bound")),
+            changed("/status/phase", json!("Available")),
+            changed("/spec/persistentVolumeReclaimPolicy", json!("Delete")),
+            prebound,
+            other,
+            going,
+        ] {
+            assert!(alias("system", &of_alias(), &id, &of).is_err(), "{of}");
+        }
+    }
+
+    #[test]
+    fn only_an_alias_of_ours_on_retain_is_deleted() {
+        let made = alias("system", &of_alias(), &volume::id(&"pvc-1".into()), &released()).expect("made");
+        let id = alias_id("smst-1");
+        check_is_alias("system", &id, &made).expect("ours");
+        check_same_alias("system", &id, &made, &made).expect("the same");
+        let mut elsewhere = made.clone();
+        elsewhere["spec"]["csi"]["volumeHandle"] = json!("other");
+        assert!(check_same_alias("system", &id, &made, &elsewhere).is_err());
+        let spoilt: [fn(&mut Value); 6] = [
+            |made| made["metadata"]["labels"][STAGING_LABEL] = Value::Null,
+            |made| made["metadata"]["labels"][MANAGED_BY] = json!("helm"),
+            |made| made["spec"]["persistentVolumeReclaimPolicy"] = json!("Delete"),
+            |made| made["spec"]["claimRef"]["namespace"] = json!("shop"),
+            |made| made["spec"]["claimRef"]["name"] = json!("db"),
+            |made| made["metadata"]["annotations"][PROVISIONED_BY] = json!("rbd.csi.ceph.com"),
+        ];
+        for spoil in spoilt {
+            let mut other = made.clone();
+            spoil(&mut other);
+            assert!(check_is_alias("system", &id, &other).is_err(), "{other}");
+        }
+        // What a VM's disk is on is none, whatever its name.
+        assert!(check_is_alias("system", &volume::id(&"pvc-1".into()), &released()).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ const NO_NODE: &str = "nowhere.somersault.novasphere.dev";
 /// The folder of a lock: it is nowhere, and never mounted.
 const NO_FOLDER: &str = "/nowhere";
 /// The reclaim policy under which nobody deletes the data.
-const RETAIN: &str = "Retain";
+pub(super) const RETAIN: &str = "Retain";
 
 /// `volumeMode` as Kubernetes spells it.
 pub(in crate::cluster) fn mode(mode: VolumeMode) -> &'static str {

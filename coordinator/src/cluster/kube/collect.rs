@@ -284,9 +284,10 @@ mod tests {
         }
     }
 
-    /// A claim of ours and its pod, as the API server has them, come together; somebody else's with the same label do not.
+    /// A claim of ours, its pod and its alias, as the API server has them, come together; somebody else's with the same label do
+    /// not.
     #[test]
-    fn what_provisioners_make_for_us_is_apart_from_everything_else() {
+    fn what_is_made_for_our_copies_is_apart_from_everything_else() {
         let object = |kind: &str, namespace: &str| {
             let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": {
                 "name": "smst-1", "namespace": namespace, "uid": format!("uid-{kind}"),
@@ -329,6 +330,27 @@ mod tests {
         let holder = staged.holder.as_ref().expect("a pod");
         assert_eq!((holder.uid.0.as_str(), holder.running, holder.deleting), ("uid-Pod", true, false));
         assert_eq!(holder.node.as_ref().map(|node| node.0.as_str()), Some("n1"));
+
+        let alias = |namespace: &str, name: &str| {
+            json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {
+                "name": name, "labels": {"somersault.novasphere.dev/staging": "true"},
+            }, "spec": {
+                "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+                "claimRef": {"namespace": namespace, "name": "smst-1"}, "persistentVolumeReclaimPolicy": "Retain",
+                "csi": {"driver": "rbd.csi.ceph.com", "volumeHandle": "h"},
+            }})
+        };
+        let ours = alias("somersault-system-volumes", "smst-1");
+        let volumes = [ours.clone(), alias("shop", "theirs")];
+        bench.tell(volumes.map(|volume| Told::Is("PersistentVolume", volume)));
+        let names = |bench: &Bench| {
+            bench.snapshot().fleet.volumes.keys().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&bench), ["theirs"], "an alias is nobody's volume");
+        let alias_of = |bench: &Bench| bench.snapshot().fleet.staged["smst-1"].alias.clone();
+        assert!(alias_of(&bench).is_some_and(|alias| !alias.deleting));
+        bench.tell([Told::Gone("PersistentVolume", ours)]);
+        assert_eq!(alias_of(&bench), None);
 
         let mut going = object("Pod", "somersault-system-volumes");
         going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");

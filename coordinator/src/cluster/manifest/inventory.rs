@@ -15,7 +15,9 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use somersault_coordinator_core::fleet::{Attachment, Claim, Fleet, Holder, Node, StagedClaim, Volume};
+use somersault_coordinator_core::fleet::{
+    Alias, Attachment, Claim, Fleet, Holder, Node, StagedClaim, Volume,
+};
 use somersault_coordinator_core::names::{BootId, Key, NodeName, VolumeName};
 use somersault_crd as crd;
 
@@ -37,6 +39,8 @@ pub struct Inventory {
     staging_namespace: String,
     nodes: BTreeMap<NodeName, Node>,
     volumes: BTreeMap<VolumeName, Volume>,
+    /// Those of them that are aliases of ours, whether or not they are being deleted.
+    aliases: BTreeMap<VolumeName, Alias>,
     claims: BTreeMap<Key, Claim>,
     pub(super) classes: BTreeMap<String, Placed<StorageClass>>,
     attachments: BTreeMap<String, Attachment>,
@@ -116,6 +120,12 @@ impl Inventory {
             "PersistentVolume" => {
                 let converted = |object: &core::PersistentVolume| convert::volume(object, value);
                 let name = VolumeName(id.name.clone());
+                let of_claim = value["spec"]["claimRef"]["namespace"].as_str();
+                let labelled = value["metadata"]["labels"][STAGING_LABEL].is_string();
+                if labelled && of_claim == Some(self.staging_namespace.as_str()) {
+                    let deleting = value["metadata"]["deletionTimestamp"].is_string();
+                    self.aliases.insert(name.clone(), Alias { deleting });
+                }
                 keep_converted(&mut self.volumes, name, &place, value, converted)
             }
             "PersistentVolumeClaim" => {
@@ -150,7 +160,11 @@ impl Inventory {
         let name = NodeName(id.name.clone());
         match id.kind.as_str() {
             "Node" => drop(self.nodes.remove(&name)),
-            "PersistentVolume" => drop(self.volumes.remove(&VolumeName(id.name.clone()))),
+            "PersistentVolume" => {
+                let name = VolumeName(id.name.clone());
+                self.volumes.remove(&name);
+                self.aliases.remove(&name);
+            }
             "PersistentVolumeClaim" => drop(self.claims.remove(&id.key())),
             "StorageClass" => drop(self.classes.remove(&id.name)),
             "VolumeAttachment" => drop(self.attachments.remove(&id.name)),
@@ -245,8 +259,8 @@ impl Inventory {
         }
     }
 
-    /// What provisioners make for us: claims and pods with our label in the namespace for them. They are nobody's disks, and
-    /// appear nowhere else.
+    /// What provisioners make for us, and what reads old volumes: claims and pods with our label in the namespace for them, and
+    /// aliases for such claims. They are nobody's disks, and appear nowhere else.
     fn take_staged(&self, fleet: &mut Fleet) {
         let ours = |key: &Key| key.namespace == self.staging_namespace;
         let claims =
@@ -257,6 +271,10 @@ impl Inventory {
             let staged = fleet.staged.entry(key.name.clone()).or_default();
             let (uid, volume) = (claim.uid.clone(), claim.volume.clone());
             staged.claim = Some(StagedClaim { uid, volume, deleting: claim.deleting });
+        }
+        for (name, alias) in &self.aliases {
+            fleet.volumes.remove(name);
+            fleet.staged.entry(name.0.clone()).or_default().alias = Some(alias.clone());
         }
         for (key, holder) in self.holders.iter().filter(|(key, _)| ours(key)) {
             fleet.staged.entry(key.name.clone()).or_default().holder = Some(holder.clone());

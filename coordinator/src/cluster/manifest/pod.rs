@@ -95,6 +95,7 @@ impl VmPod {
             phase: self.phase.clone(),
             instance,
             address: self.address,
+            claims: self.claims.iter().cloned().collect(),
         }
     }
 

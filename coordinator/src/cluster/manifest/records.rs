@@ -189,6 +189,7 @@ fn disk_status(disk: &DiskMove) -> Result<vmig::DiskMove, FieldError> {
         old_volume: disk.old.0.clone(),
         source_node: disk.source_node.0.clone(),
         source_path: disk.source_path.clone(),
+        reading: disk.reading.clone(),
         new_volume: vmig::NewVolume {
             name: disk.new.name.0.clone(),
             class: disk.new.class.clone(),
@@ -226,6 +227,7 @@ fn disk_record(disk: &vmig::DiskMove) -> Result<DiskMove, FieldError> {
         old: VolumeName(disk.old_volume.clone()),
         source_node: NodeName(disk.source_node.clone()),
         source_path: disk.source_path.clone(),
+        reading: disk.reading.clone(),
         new: NewVolume {
             name: VolumeName(disk.new_volume.name.clone()),
             class: disk.new_volume.class.clone(),

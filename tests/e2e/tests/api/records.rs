@@ -42,6 +42,7 @@ pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
         old: "pv-web".into(),
         source_node: "n2".into(),
         source_path: "/var/lib/volumes/pv-web".into(),
+        reading: Some("smst-web-source".into()),
         new: new_volume("pv-new", "web-root"),
         target_node: "n3".into(),
         staging: None,

@@ -1,5 +1,6 @@
-//! Disks that move to volumes which somebody else makes: a class's provisioner, or who made local volumes beforehand. A claim
-//! and a pod of ours hold each while it is written, and leave nothing behind.
+//! Disks that move to volumes which somebody else makes: a class's provisioner, or who made local volumes beforehand; and back
+//! from where only kubelets mount them. A claim and a pod of ours hold each while it is written or read, and leave nothing
+//! behind.
 
 use std::fs;
 use std::time::Duration;
@@ -56,6 +57,71 @@ pub fn by_provisioners(bed: &Bed) -> Result<()> {
     stage.judge()
 }
 
+/// From a volume that only kubelets mount to a local one of another node: copied while the VM runs from where its own pod has
+/// it mounted, and at last by an alias.
+pub fn back_from_where_kubelets_mount(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let mut stage = Stage::set(bed, &node, &[DB])?;
+    classes(bed, &node)?;
+    let claim = format!("{}-disk", DB.name);
+    bed.plugin(&["migrate", DB.name, "-n", VMS, "--to-class", MOUNTED])?;
+    let there = succeeded(bed, DB.name)?["status"]["disks"][0]["targetNode"].clone();
+    let there = there.as_str().context("no target")?;
+    stage.moved(&DB, there)?;
+    stage.wait_writes(&DB, WRITE_DEADLINE)?;
+    bed.cluster().ask(&["delete", "volumemigrations", "-n", VMS, "--all"])?;
+
+    let old = bound_volume(bed, &claim)?;
+    let before = bed.api().get(Kind::VOLUME, "", &old)?;
+    bed.plugin(&["migrate", DB.name, "-n", VMS, "--to-class", "local-path", "--pre-copy-only"])?;
+    let migration = until("the copy waits for a word", WRITE_DEADLINE * 2, &[bed.standin_log()], || {
+        let migration = of_vm(bed, DB.name)?;
+        let status = &migration["status"];
+        let copied = status["progress"]["totalBytes"]
+            .as_u64()
+            .is_some_and(|total| total > 0 && status["progress"]["doneBytes"] == total);
+        ensure!(status["phase"] == "PreCopying" && copied, "{}: {}", status["phase"], status["message"]);
+        Ok(Some(migration))
+    })?;
+    let alias =
+        migration["status"]["disks"][0]["reading"].as_str().context("it is read from a root")?.to_owned();
+    nothing_of_ours(bed)?;
+    ensure!(stage.node_of(DB.name)?.as_deref() == Some(there), "it was moved without a word");
+    let name = migration["metadata"]["name"].as_str().context("a migration without a name")?;
+    bed.api().merge(Kind::MIGRATION, VMS, name, &json!({"spec": {"preCopyOnly": false}}))?;
+    let migration = succeeded(bed, DB.name)?;
+    let disk = &migration["status"]["disks"][0];
+    let target = disk["targetNode"].as_str().context("no target")?;
+    ensure!(target != there && disk["sourceNode"] == there, "{disk}");
+    let (sent, all) = (disk["copied"]["sentBytes"].as_u64(), disk["copied"]["totalBytes"].as_u64());
+    ensure!(sent.is_some() && sent < all, "the last copy sent all of it again: {disk}");
+    let downtime = &migration["status"]["downtimeMs"];
+    eprintln!("   {} is on local-path, down for {downtime} ms, {sent:?} of {all:?} bytes sent then", DB.name);
+
+    // The old volume is as any migration leaves it, its object untouched but for what Kubernetes notes there.
+    let after = bed.api().get(Kind::VOLUME, "", &old)?;
+    ensure!(after["metadata"]["uid"] == before["metadata"]["uid"], "the old volume is another one");
+    ensure!(after["status"]["phase"] == "Released", "the old volume is {}", after["status"]["phase"]);
+    ensure!(after["spec"]["persistentVolumeReclaimPolicy"] == "Retain", "{after}");
+    ensure!(after["spec"]["local"] == before["spec"]["local"], "{after}");
+    nothing_of_ours(bed)?;
+    ensure!(bed.api().find(Kind::VOLUME, "", &alias)?.is_none(), "alias {alias} is still there");
+    let new = bound_volume(bed, &claim)?;
+    let volume = bed.api().get(Kind::VOLUME, "", &new)?;
+    ensure!(volume["spec"]["storageClassName"] == "local-path", "{volume}");
+    ensure!(stage.node_of(DB.name)?.as_deref() == Some(target), "it does not run on {target}");
+    stage.moved(&DB, target)?;
+    stage.wait_writes(&DB, WRITE_DEADLINE)?;
+
+    // Not before the new disk was listed.
+    until("somebody says who removes the old volume", WRITE_DEADLINE * 2, &[], || {
+        let kept = bed.plugin(&["cleanup", name, "-n", VMS, "--older-than", "0s", "--dry-run"])?;
+        ensure!(kept.contains(&format!("kubectl delete pv {old}")), "{kept}");
+        Ok(Some(()))
+    })?;
+    stage.judge()
+}
+
 /// Cancelled when its new volume was made and filled: the VM was never stopped, and the volume is gone with all that had it
 /// made.
 pub fn cancelled(bed: &Bed) -> Result<()> {
@@ -98,11 +164,11 @@ pub fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
     Ok(claim["spec"]["volumeName"].as_str().context("it is not bound")?.to_owned())
 }
 
-/// No claim, no pod of ours.
+/// No claim, no pod, no alias of ours.
 fn nothing_of_ours(bed: &Bed) -> Result<()> {
     let label = "somersault.novasphere.dev/staging";
-    for kind in ["pods", "persistentvolumeclaims"] {
-        until("our claim and our pod are gone", WRITE_DEADLINE, &[], || {
+    for kind in ["pods", "persistentvolumeclaims", "persistentvolumes"] {
+        until("our claim, our pod and our alias are gone", WRITE_DEADLINE, &[], || {
             let left = bed.cluster().ask(&["get", kind, "-A", "-l", label, "-o", "name"])?;
             ensure!(left.trim().is_empty(), "left over: {left}");
             Ok(Some(()))
@@ -135,7 +201,12 @@ fn classes(bed: &Bed, source: &str) -> Result<()> {
         }));
     }
     for node in bed.nodes().into_iter().filter(|node| node != source) {
-        fs::create_dir_all(bed.cluster().path_on(&node, FOLDER)?)?;
+        let folder = bed.cluster().path_on(&node, FOLDER)?;
+        // An earlier scenario's disk may be in it.
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder)?;
         let pin = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [node]});
         objects.push(json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("{MOUNTED}-{node}")},

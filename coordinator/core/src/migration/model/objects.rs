@@ -118,6 +118,31 @@ impl World {
         }
     }
 
+    /// The disks of a VM are where only kubelets mount them: on a CSI driver's network storage, or in a folder of their node
+    /// that no root covers.
+    pub fn put_where_kubelets_mount(&mut self, vm: &str, network: bool) {
+        let claims: Vec<Key> = self.fleet.vms[&key(vm)].claims("default").collect();
+        for claim in claims {
+            let claim = self.fleet.claims.get_mut(&claim).expect("there");
+            let name = claim.volume.clone().expect("bound");
+            let volume = self.fleet.volumes.get_mut(&name).expect("there");
+            let (node, path) = place_of_volume(volume).expect("on a node");
+            let generation = self.content.remove(&place_of(node.as_deref(), &path)).expect("there");
+            let node = node.expect("on a node");
+            self.fleet.reports.get_mut(&NodeName::from(node.as_str())).expect("there").usage.remove(&path);
+            if network {
+                (claim.class, volume.class) = ("ceph".into(), "ceph".into());
+                volume.node_affinity = None;
+                let driver = "rbd.csi.ceph.com".to_owned();
+                volume.source = VolumeSource::Csi { driver, handle: name.0.clone() };
+            } else {
+                volume.source = VolumeSource::Local { path: format!("/elsewhere/{name}") };
+            }
+            let (node, path) = place_of_volume(volume).expect("somewhere");
+            self.content.insert(place_of(node.as_deref(), &path), generation);
+        }
+    }
+
     pub(super) fn report_usage(&mut self, node: &NodeName, path: &str) {
         let usage = Usage {
             allocated_bytes: 1 << 30,

@@ -6,13 +6,22 @@ impl World {
     pub(super) fn agents(&mut self) {
         for (order, (node, what)) in std::mem::take(&mut self.copies) {
             let state = match &what {
+                Order::Pull { .. } if self.faults.copies_hang => {
+                    OrderState::Running { done_bytes: 1, total_bytes: 2, rate_bytes_per_s: 1 }
+                }
                 Order::Pull { source_node, source_path, target_path, .. }
                     if self.faults.failing_copies == 0 =>
                 {
-                    let at = (!source_path.starts_with(SHARED_ROOT)).then_some(source_node.0.as_str());
-                    let generation = self.content.get(&place_of(at, source_path)).copied();
-                    let generation = generation.expect("the source is there");
-                    self.copied(&node, target_path, generation)
+                    match self.read_from(&source_node.0, source_path) {
+                        Some(from) => {
+                            let generation = *self.content.get(&from).expect("the source is there");
+                            self.copied(&node, target_path, generation)
+                        }
+                        None => OrderState::Failed {
+                            reason: "SourceMissing".into(),
+                            message: "nobody has it mounted".into(),
+                        },
+                    }
                 }
                 Order::Pull { .. } => {
                     self.faults.failing_copies -= 1;
@@ -104,6 +113,7 @@ impl World {
             let found = self.content.get(place).copied();
             assert_eq!(found, Some(generation), "{place} is blank, old or of another disk's age");
             assert!(!self.is_staged(place), "{place} is written while an agent may write to it");
+            assert!(!self.is_read(place), "{place} is written while we have it mounted");
         }
         self.generations.insert(vm.clone(), generation + 1);
         for place in places {

@@ -1,10 +1,10 @@
-//! Claims and holders of ours in the model: a CSI provisioner makes a volume in the round after, and a kubelet mounts it in
-//! the round after that. What is deleted is gone a round later, the holder first.
+//! Aliases, claims and holders of ours in the model: a CSI provisioner makes a volume in the round after, and a kubelet mounts
+//! it in the round after that. What is deleted is gone a round later, the holder first, the alias last.
 
 use std::collections::BTreeSet;
 
-use super::{EVERYWHERE, World, place};
-use crate::fleet::{ClaimRef, Holder, StagedClaim, Volume, VolumeMode, VolumeSource};
+use super::{EVERYWHERE, World, place, place_of, place_of_volume};
+use crate::fleet::{Alias, ClaimRef, Holder, Staged, StagedClaim, Volume, VolumeMode, VolumeSource};
 use crate::io::{Action, NewVolume, Staging};
 use crate::names::{Key, Uid, VolumeName};
 
@@ -22,17 +22,24 @@ impl World {
                 self.unstage(name, claim_uid.as_ref(), *volume_goes)
             }
             Action::DiscardVolume { volume, claim_uid } => self.discard(volume, claim_uid),
-            Action::Stage(staging) => {
-                self.stage(staging);
-                Ok(())
-            }
+            Action::Stage(staging) => self.stage(staging),
             other => Err(format!("not of a claim of ours: {other:?}")),
         }
     }
 
-    fn stage(&mut self, staging: &Staging) {
-        let uid = self.new_uid("staged");
+    fn stage(&mut self, staging: &Staging) -> Result<(), String> {
+        if let Some(old) = &staging.alias_of {
+            let old_volume = self.fleet.volumes.get(old).ok_or("no volume")?;
+            if old_volume.phase != "Released" || !old_volume.retained {
+                return Err("somebody has the volume".into());
+            }
+            self.aliases.insert(staging.name.clone(), old.clone());
+        }
+        let uid = self.new_uid("0a");
         let staged = self.fleet.staged.entry(staging.name.clone()).or_default();
+        if staging.alias_of.is_some() {
+            staged.alias.get_or_insert(Alias { deleting: false });
+        }
         staged.claim.get_or_insert_with(|| StagedClaim { uid: uid.clone(), volume: None, deleting: false });
         let node = Some(staging.node.clone());
         let holder = Holder { uid, node, running: false, deleting: false, ended: false };
@@ -41,6 +48,7 @@ impl World {
             there => _ = there.get_or_insert(holder),
         }
         self.templates.insert(staging.name.clone(), staging.template.clone());
+        Ok(())
     }
 
     fn unstage(&mut self, name: &str, claim_uid: Option<&Uid>, volume_goes: bool) -> Result<(), String> {
@@ -57,6 +65,9 @@ impl World {
         }
         if let Some(holder) = &mut staged.holder {
             holder.deleting = true;
+        }
+        if let Some(alias) = &mut staged.alias {
+            alias.deleting = true;
         }
         Ok(())
     }
@@ -115,12 +126,18 @@ impl World {
                     self.claim_goes(claim);
                     staged.claim = None;
                 }
+                (None, None) if staged.alias.as_ref().is_some_and(|alias| alias.deleting) => {
+                    staged.alias = None;
+                }
+                (Some(claim), _) if claim.volume.is_none() && staged.alias.is_some() => {
+                    claim.volume = Some(VolumeName(name.clone()));
+                }
                 (Some(claim), _) if claim.volume.is_none() && !claim.deleting => {
                     claim.volume = Some(self.made(&name, claim.uid.clone()));
                 }
                 _ => {}
             }
-            if staged.claim.is_none() && staged.holder.is_none() {
+            if staged == Staged::default() {
                 self.fleet.staged.remove(&name);
             } else {
                 self.fleet.staged.insert(name, staged);
@@ -163,13 +180,58 @@ impl World {
     pub(super) fn mounted(&self, node: &str, path: &str) -> Option<String> {
         let mut parts = path.strip_prefix(PODS)?.split('/').skip(1);
         let (uid, volume) = (parts.next()?, parts.nth(2)?);
-        let holds = |staged: &&crate::fleet::Staged| {
+        let holds = |staged: &&Staged| {
             let holder = staged.holder.as_ref().filter(|holder| holder.running && holder.uid.0 == uid);
             let of_claim = staged.claim.as_ref().and_then(|claim| claim.volume.as_ref());
             holder.is_some_and(|holder| holder.node == Some(node.into()))
                 && of_claim.is_some_and(|name| name.0 == volume)
         };
         self.fleet.staged.values().find(holds).map(|_| place(EVERYWHERE, &format!("{CSI}{volume}")))
+    }
+
+    /// The path that an agent reads from, as a place of contents: what is mounted for a VM's own pod, or an alias for a
+    /// holder that runs there.
+    pub(super) fn read_from(&self, node: &str, path: &str) -> Option<String> {
+        let Some(below) = path.strip_prefix(PODS) else {
+            let at = (!path.starts_with(super::SHARED_ROOT)).then_some(node);
+            return Some(place_of(at, path));
+        };
+        let mut parts = below.split('/').skip(1);
+        let (uid, volume) = (parts.next()?, VolumeName(parts.nth(2)?.to_owned()));
+        let pods = self.fleet.vms.iter().flat_map(|(key, vm)| vm.pods.iter().map(move |pod| (key, pod)));
+        let mut own = pods.filter(|(_, pod)| pod.uid.0 == uid && pod.node == Some(node.into()));
+        let volume = if let Some((vm, pod)) = own.next() {
+            let mut claims = pod.claims.iter().map(|name| Key::new(vm.namespace.clone(), name));
+            claims
+                .any(|claim| self.fleet.claims[&claim].volume.as_ref() == Some(&volume))
+                .then_some(&volume)?
+        } else {
+            let holder = self.fleet.staged.get(volume.as_str())?.holder.as_ref()?;
+            let holds = holder.running && holder.uid.0 == uid && holder.node == Some(node.into());
+            self.aliases.get(volume.as_str()).filter(|_| holds)?
+        };
+        let (node, path) = place_of_volume(self.fleet.volumes.get(volume)?)?;
+        Some(place_of(node.as_deref(), &path))
+    }
+
+    /// A holder of ours has this volume mounted, or may have it at any moment, by its place of contents. One on a dead node
+    /// has it read-only, and is not waited for.
+    pub(super) fn is_read(&self, place: &str) -> bool {
+        if self.faults.taken_by_force {
+            return false;
+        }
+        let holders = self.fleet.staged.iter().filter(|(_, staged)| {
+            staged
+                .holder
+                .as_ref()
+                .and_then(|holder| holder.node.as_ref())
+                .is_some_and(|node| !self.dead.contains(node))
+        });
+        let mut volumes = holders.filter_map(|(name, _)| self.fleet.volumes.get(self.aliases.get(name)?));
+        volumes.any(|volume| {
+            let at = place_of_volume(volume);
+            at.is_some_and(|(node, path)| place_of(node.as_deref(), &path) == place)
+        })
     }
 
     /// A claim of ours still has this volume, by its place of contents.

@@ -113,7 +113,7 @@ fn what_is_not_asked_for_or_not_reached_stays() {
     assert_eq!(refused(back(), unshared), ("VolumeNotReachable", true), "an agent may have just started");
     let of_a_driver: fn(&mut World) = |world| {
         let volume = world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there");
-        volume.source = VolumeSource::Csi { driver: "rbd.csi.ceph.com".into(), handle: "h".into() };
+        volume.source = VolumeSource::Network { field: "glusterfs".into() };
     };
     assert_eq!(refused(back(), of_a_driver), ("VolumeNotReachable", false));
 }

@@ -169,7 +169,7 @@ fn what_nobody_needs_is_swept_and_what_somebody_needs_is_not() {
         world.round();
     }
     let claim = StagedClaim { uid: "late".into(), volume: Some("gone".into()), deleting: false };
-    world.fleet.staged.insert("smst-late".into(), Staged { claim: Some(claim), holder: None });
+    world.fleet.staged.insert("smst-late".into(), Staged { claim: Some(claim), ..Staged::default() });
     let needed: Vec<String> =
         world.store[&key("m")].disks.iter().filter_map(|disk| disk.staging.clone()).collect();
     world.rounds(130);

@@ -15,8 +15,8 @@
 //! | `CancelMigration`, `ProceedMigration` | volumemigrations: get, patch | resourceVersion |
 //! | `RetainVolume`, `PrebindVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateVolume` | nodes, storageclasses: get; persistentvolumes: get, create | name |
-//! | `Stage` | deployments: get; persistentvolumeclaims, pods of the namespace for them: get, create; pods: delete | name |
-//! | `Unstage` | persistentvolumes: get; persistentvolumeclaims, pods: get, delete | uid |
+//! | `Stage` | deployments: get; persistentvolumes: get, create; persistentvolumeclaims, pods of the namespace for them: get, create; pods: delete | name |
+//! | `Unstage` | persistentvolumes, persistentvolumeclaims, pods: get, delete | uid, resourceVersion of an alias |
 //! | `DiscardVolume` | persistentvolumes: get, patch | resourceVersion |
 //! | `CreateLock` | persistentvolumes: get, create; persistentvolumeclaims: get, patch; datavolumes: get | name |
 //! | `ForgetVolume`, `DeleteReleased` | persistentvolumes: get, delete; persistentvolumeclaims: get | uid, resourceVersion |

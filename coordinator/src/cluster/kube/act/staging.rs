@@ -1,21 +1,30 @@
-//! Claims and pods of ours by which a class's own provisioner makes a volume for a migration.
+//! Claims and pods of ours by which a class's own provisioner makes a volume for a migration, or by which an alias of an old
+//! one is read.
 
 use somersault_coordinator_core::io::Staging;
 use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 
-use super::{Api, create_once, only};
+use super::{Api, create_once, only, volumes};
 use crate::cluster::ClusterError;
 use crate::cluster::change::{is_going, staging, uid, volume};
 use crate::cluster::error::{conflict, not_found};
 use crate::cluster::kube::LEASE_NAME;
 use crate::cluster::manifest::{ObjectId, staging_namespace};
 
-/// Creates the claim, then the pod: what is there stays, but for a pod that has ended.
+/// Creates the alias where one is asked for, the claim, then the pod: what is there stays, but for a pod that has ended.
 pub(super) async fn stage(api: &Api, wanted: &Staging) -> Result<(), ClusterError> {
     let namespace = staging_namespace(api.namespace());
     // The Deployment of the coordinator has the name of its lease.
     let ours = ObjectId::namespaced("Deployment", &Key::new(api.namespace(), LEASE_NAME));
     let template = api.get(&ours).await?.ok_or_else(|| not_found(&ours))?["spec"]["template"].take();
+    if let Some(volume) = &wanted.alias_of {
+        let id = volume::id(volume);
+        let of = api.get(&id).await?.ok_or_else(|| not_found(&id))?;
+        let alias = staging::alias(&namespace, wanted, &id, &of)?;
+        let id = staging::alias_id(&wanted.name);
+        let check_same = |stored: &_| staging::check_same_alias(&namespace, &id, stored, &alias);
+        create_once(api, &id, &alias, check_same).await?;
+    }
     let claim = staging::claim(&namespace, wanted);
     let id = staging::claim_id(&namespace, &wanted.name);
     create_once(api, &id, &claim, |stored| staging::check_same(&id, stored, &claim)).await?;
@@ -28,7 +37,8 @@ pub(super) async fn stage(api: &Api, wanted: &Staging) -> Result<(), ClusterErro
     create_once(api, &id, &holder, |stored| staging::check_same(&id, stored, &holder)).await
 }
 
-/// Deletes both. A volume that is to stay must be on Retain.
+/// Deletes all of it: the alias is gone when its claim is, and that when the pod is. A volume that is to stay must be on
+/// Retain.
 pub(super) async fn unstage(
     api: &Api,
     name: &str,
@@ -52,10 +62,10 @@ pub(super) async fn unstage(
         staging::check_ours(&pod, &holder)?;
         api.delete(&pod, only(uid(&holder)), None).await?;
     }
-    match stored.filter(|stored| !is_going(stored)) {
-        Some(stored) => api.delete(&claim, only(uid(&stored)), None).await,
-        None => Ok(()),
+    if let Some(stored) = stored.filter(|stored| !is_going(stored)) {
+        api.delete(&claim, only(uid(&stored)), None).await?;
     }
+    volumes::delete_alias(api, &namespace, name).await
 }
 
 /// Lets a volume go with the claim of ours that it was made for.

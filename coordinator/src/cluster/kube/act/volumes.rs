@@ -7,7 +7,7 @@ use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 
 use super::{Api, claims, create_once};
 use crate::cluster::ClusterError;
-use crate::cluster::change::{check_stays, claim, is_going, volume};
+use crate::cluster::change::{check_stays, claim, is_going, staging, volume};
 use crate::cluster::error::{conflict, not_found, refused};
 use crate::cluster::kube::api::again;
 use crate::cluster::manifest::ObjectId;
@@ -71,6 +71,11 @@ pub(super) async fn delete_released(
     claim_uid: &Uid,
 ) -> Result<(), ClusterError> {
     delete_where(api, name, |id, object, bound| volume::check_released(id, object, bound, claim_uid)).await
+}
+
+/// Removes the alias of this name, where there is one: most claims of ours have none.
+pub(super) async fn delete_alias(api: &Api, namespace: &str, name: &str) -> Result<(), ClusterError> {
+    delete_where(api, &name.into(), |id, object, _| staging::check_is_alias(namespace, id, object)).await
 }
 
 /// Removes the object where `check` allows that, as it was read then.
