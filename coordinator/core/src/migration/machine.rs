@@ -71,6 +71,11 @@ impl Migrations {
                     migration.asking.answered(question, answer);
                 }
             }
+            Input::DryRunAnswered { question, answer } => {
+                if let Some(migration) = self.all.get_mut(&question.migration) {
+                    migration.dry_runs.answered(question, answer);
+                }
+            }
             Input::Acted(action @ Action::RestoreStart { .. }) => {
                 self.asking(action, |migration| migration.restored = true);
             }
@@ -233,7 +238,7 @@ impl MigrationRecord {
         self.phase.is_at_work() || self.disks.iter().any(removing)
     }
 
-    fn new(key: Key, uid: Uid, epoch: u64) -> Self {
+    pub(super) fn new(key: Key, uid: Uid, epoch: u64) -> Self {
         Self {
             key,
             uid,

@@ -20,12 +20,13 @@
 //! scheduled on the new volumes. The old volumes are kept until somebody asks for their removal (see `cleanup`).
 //!
 //! `plan` says which disks go where, `staging` how a class's own provisioner makes the new volumes, `checks` whether that is allowed, `claims` how they are locked and change volumes,
-//! `phases` what each phase still needs, `guest` what a user asks of the guest at last, `one` drives a migration, `machine` all.
+//! `phases` what each phase still needs, `dry_run` what the API server is asked before the VM is stopped, `guest` what a user asks of the guest at last, `one` drives a migration, `machine` all.
 
 mod checks;
 mod claims;
 mod cleanup;
 mod copies;
+mod dry_run;
 mod guest;
 mod machine;
 #[cfg(test)]
@@ -44,8 +45,13 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::claims::reserved;
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::cleanup::{Moves, OldVolume, kept_because};
-pub use self::guest::{BadProbe, GuestProbe, GuestQuestion, HTTP_PATH_LENGTH_MAX, HttpPath};
+pub use self::dry_run::{DryRun, DryRunAnswer, Verdict};
+pub use self::guest::{
+    BadProbe, CRON_JOB_NAME_LENGTH_MAX, CronJobName, GuestAnswer, GuestProbe, GuestQuestion,
+    HTTP_PATH_LENGTH_MAX, HttpPath, NoAnswer,
+};
 pub use self::machine::Migrations;
+pub use self::phases::GUEST_WAIT_MAX;
 pub(crate) use self::plan::{name_part, template};
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};

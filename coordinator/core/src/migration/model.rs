@@ -15,8 +15,8 @@ use std::time::Duration;
 use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
-    Context, Destination, GuestQuestion, MigrationRecord, MigrationRequest, MigrationSpec, Migrations,
-    OldVolume, Phase, WhichDisks,
+    Context, Destination, DryRun, DryRunAnswer, GuestQuestion, MigrationRecord, MigrationRequest,
+    MigrationSpec, Migrations, NoAnswer, OldVolume, Phase, Verdict, WhichDisks,
 };
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
@@ -77,6 +77,14 @@ pub(crate) struct Faults {
     pub lost_answers: u32,
     /// No address of a launcher is known.
     pub no_addresses: bool,
+    /// The API server refuses Jobs of users' templates.
+    pub jobs_refused: bool,
+    /// The user's Job fails.
+    pub job_fails: bool,
+    /// Dry runs to which the API server cannot say anything before it can.
+    pub failing_dry_runs: u32,
+    /// Dry runs whose answer gets lost before one does not.
+    pub lost_dry_runs: u32,
 }
 
 pub(crate) struct World {
@@ -331,6 +339,7 @@ impl World {
                 self.inbox.push(answer);
             }
             Effect::AskGuest { question, .. } => self.ask_guest(question),
+            Effect::DryRun(question) => self.dry_run(question),
             Effect::Order { node, id, order } => {
                 assert!(self.order_ids.insert(id.clone()), "order id {id} is used twice");
                 self.copies.insert(id, (node, order));
@@ -354,11 +363,31 @@ impl World {
         }
         let answer = if self.faults.failing_answers > 0 {
             self.faults.failing_answers -= 1;
-            Err("connection refused".to_owned())
+            Err("connection refused".into())
+        } else if self.faults.job_fails {
+            Err(NoAnswer { why: "Job web-1 has failed".into(), is_final: true })
         } else {
             Ok("it accepts a connection".to_owned())
         };
         self.inbox.push(Input::GuestAnswered { question, answer });
+    }
+
+    /// Asked before the VM is stopped, and never after.
+    fn dry_run(&mut self, question: DryRun) {
+        assert!(self.phase(&question.migration.name).is_before_stop());
+        if self.faults.lost_dry_runs > 0 {
+            self.faults.lost_dry_runs -= 1;
+            return;
+        }
+        let answer = if self.faults.failing_dry_runs > 0 {
+            self.faults.failing_dry_runs -= 1;
+            Err("a webhook does not answer".to_owned())
+        } else {
+            let refused = || Verdict::Refused("jobs.batch is forbidden".into());
+            let verdict = || if self.faults.jobs_refused { refused() } else { Verdict::Admitted };
+            Ok(DryRunAnswer { job: question.job.as_ref().map(|_| verdict()) })
+        };
+        self.inbox.push(Input::DryRunAnswered { question, answer });
     }
 
     fn late_changes(&mut self) {

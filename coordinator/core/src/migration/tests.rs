@@ -2,6 +2,7 @@
 
 mod back;
 mod probed;
+mod probed_by_job;
 mod refused;
 mod removed;
 mod staged;

@@ -7,6 +7,7 @@ mod bed;
 mod claims;
 mod data_volumes;
 mod guard;
+mod jobs;
 mod lock;
 mod nodes;
 mod pods;
@@ -46,6 +47,7 @@ fn an_api_server_holds_what_we_write_and_refuses_what_it_must() -> Result<()> {
         failed += step("DataVolumes", Box::pin(data_volumes::handshake(bed))).await;
         failed += step("VMs", Box::pin(vms::stopped_and_given_back(bed))).await;
         failed += step("Wukongs", Box::pin(vms::wukongs_to_the_byte(bed))).await;
+        failed += step("Jobs of users", Box::pin(jobs::that_look_at_a_guest(bed))).await;
         failed += step("records", Box::pin(records::come_back_as_stored(bed))).await;
         failed += step("records of others", Box::pin(records::are_not_overwritten(bed))).await;
         failed += step("records of a rebuild", Box::pin(records::of_a_rebuild(bed))).await;

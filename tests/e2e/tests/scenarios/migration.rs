@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use somersault_test_cluster::until;
+use somersault_test_cluster::{TOOLBOX_IMAGE, until};
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm, WEB};
@@ -22,6 +22,9 @@ const WRITE_DEADLINE: Duration = Duration::from_mins(1);
 /// A VM whose one disk was imported by CDI.
 const IMPORTED: Vm = Vm::always("imported", Storage::LocalFromImage);
 
+/// The user's own look at a guest.
+const CHECK: &str = "check-guest";
+
 /// Another VM on a local disk.
 const MAIL: Vm = Vm::always("mail", Storage::Local);
 /// Phases in which nothing more happens.
@@ -32,11 +35,12 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let target = another(bed, &node)?;
     let mut stage = Stage::set(bed, &node, &[DB, IMPORTED])?;
+    keep_check(bed)?;
     for vm in [DB, IMPORTED] {
         let claim = format!("{}-disk", vm.name);
         let before = bed.api().get(Kind::CLAIM, VMS, &claim)?;
         let start = bed.api().get(Kind::VM, VMS, vm.name)?["spec"]["runStrategy"].clone();
-        let probe = format!("tcp:{GUEST_PORT}");
+        let probe = if vm.name == DB.name { format!("job:{CHECK}") } else { format!("tcp:{GUEST_PORT}") };
         bed.plugin(&["migrate", vm.name, "-n", VMS, "--to-node", &target, "--probe", &probe])?;
         let migration = succeeded(bed, vm.name)?;
         let downtime = &migration["status"]["downtimeMs"];
@@ -70,6 +74,29 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         stage.wait_writes(&vm, WRITE_DEADLINE)?;
     }
     stage.judge()
+}
+
+/// A template of the user's own, whose Job connects to the guest that it is told of.
+fn keep_check(bed: &Bed) -> Result<()> {
+    let address = "metadata.annotations['somersault.novasphere.dev/address']";
+    let container = json!({
+        "name": "check", "image": TOOLBOX_IMAGE, "imagePullPolicy": "Never",
+        "args": ["connect", format!("$(ADDRESS):{GUEST_PORT}")],
+        "env": [{ "name": "ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": address } } }],
+    });
+    let cron_job = json!({
+        "apiVersion": "batch/v1", "kind": "CronJob",
+        "metadata": {
+            "name": CHECK, "namespace": VMS, "labels": { "somersault.novasphere.dev/probe": "true" },
+        },
+        "spec": {
+            "schedule": "0 0 1 1 *", "suspend": true,
+            "jobTemplate": { "spec": { "backoffLimit": 0, "template": { "spec": {
+                "restartPolicy": "Never", "containers": [container],
+            } } } },
+        },
+    });
+    bed.cluster().apply(&cron_job.to_string()).map(drop)
 }
 
 /// A disk on network storage becomes a local one when somebody asks for that, and not before.

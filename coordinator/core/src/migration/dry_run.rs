@@ -1,0 +1,159 @@
+//! What a migration will ask of the API server once it cannot turn back without a cost to the VM, asked before, as a dry
+//! run: quotas, policies, webhooks and missing rights are heard of while the VM runs.
+//!
+//! ```text
+//!   Checking ──► asked ──► admitted ──► Provisioning ──► PreCopying ──► asked ──► admitted ──► Stopping
+//!                  │                                                      │
+//!                  └──► refused: Failed, nothing was touched              └──► refused: put back, the VM was never stopped
+//! ```
+//!
+//! It is asked twice: at first, so that nobody waits for a copy that can never be used; and again right before the stop,
+//! since hours may lie between the two. Nothing is stored; a new leader asks again.
+
+use std::time::Duration;
+
+use super::guest::CronJobName;
+use super::{Check, MigrationRecord, MigrationSpec, Refusal, checks};
+use crate::BootTime;
+use crate::io::Effect;
+use crate::names::{Key, Uid};
+
+/// An answer that has not come by then, a few calls of the shell's limit each, got lost.
+const LOST_AFTER: Duration = Duration::from_secs(20);
+/// Where the API server could not say, it is asked this often.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// What was admitted may not be any more after this.
+const COUNTS_FOR: Duration = Duration::from_mins(1);
+/// Longer than an API server or a webhook takes to start again. What they cannot say then, they would not do either.
+const WAIT_MAX: Duration = Duration::from_mins(2);
+
+/// Objects that a migration is going to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DryRun {
+    /// The migration.
+    pub migration: Key,
+    /// Its uid.
+    pub uid: Uid,
+    /// The VM.
+    pub vm: String,
+    /// A Job of this template.
+    pub job: Option<CronJobName>,
+}
+
+/// What the API server says to one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It would make it.
+    Admitted,
+    /// It would not, in its own words.
+    Refused(String),
+}
+
+/// What the API server says to all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DryRunAnswer {
+    /// To the Job, where one was asked about.
+    pub job: Option<Verdict>,
+}
+
+/// What was asked, and what came of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DryRuns {
+    last: Option<Asked>,
+    /// Since when an answer is wanted and none has come.
+    since: Option<BootTime>,
+}
+
+#[derive(Clone, Debug)]
+struct Asked {
+    question: DryRun,
+    at: BootTime,
+    /// `None` while it is out; why the API server could not say is no answer.
+    answer: Option<Result<DryRunAnswer, String>>,
+}
+
+impl DryRun {
+    /// What is still to be made for this migration; `None` where nothing can be refused.
+    pub fn of(record: &MigrationRecord, spec: &MigrationSpec) -> Option<Self> {
+        let job = spec.probe.as_ref().and_then(|probe| probe.job()).cloned()?;
+        Some(Self {
+            migration: record.key.clone(),
+            uid: record.uid.clone(),
+            vm: spec.vm.clone().unwrap_or_default(),
+            job: Some(job),
+        })
+    }
+}
+
+impl DryRuns {
+    /// Asks, unless it is asked already or was just now.
+    pub fn ask(&mut self, now: BootTime, question: DryRun) -> Option<Effect> {
+        if let Some(last) = self.last.as_ref().filter(|last| last.question == question) {
+            let wait = if last.answer.is_none() { LOST_AFTER } else { ASK_EVERY };
+            if now.saturating_sub(last.at) < wait {
+                return None;
+            }
+        }
+        self.since.get_or_insert(now);
+        self.last = Some(Asked { question: question.clone(), at: now, answer: None });
+        Some(Effect::DryRun(question))
+    }
+
+    /// Takes an answer; one to any other question than the one that is out changes nothing.
+    pub fn answered(&mut self, question: &DryRun, answer: &Result<DryRunAnswer, String>) {
+        if let Some(last) = self.last.as_mut().filter(|last| last.question == *question) {
+            last.answer = Some(answer.clone());
+            if answer.is_ok() {
+                self.since = None;
+            }
+        }
+    }
+
+    /// The checks, where all of it is admitted. A transient refusal is to be asked again.
+    pub fn outcome(&self, now: BootTime, question: &DryRun) -> Result<Vec<Check>, (Refusal, Vec<Check>)> {
+        let waits = self.since.is_none_or(|since| now.saturating_sub(since) < WAIT_MAX);
+        let not_said = |message: String| {
+            Err((Refusal { transient: waits, ..Refusal::new("DryRunFailed", message) }, Vec::new()))
+        };
+        let counts = |last: &&Asked| last.question == *question && now.saturating_sub(last.at) < COUNTS_FOR;
+        match self.last.as_ref().filter(counts).and_then(|last| last.answer.as_ref()) {
+            Some(Ok(answer)) => judge(question, answer),
+            Some(Err(why)) => not_said(format!(
+                "the API server could not say whether it would make what the migration needs: {why}"
+            )),
+            None => not_said(
+                "the API server did not say whether it would make what the migration needs".to_owned(),
+            ),
+        }
+    }
+}
+
+/// The table of what was asked.
+fn judge(question: &DryRun, answer: &DryRunAnswer) -> Result<Vec<Check>, (Refusal, Vec<Check>)> {
+    let mut found = Vec::new();
+    let answers = [("ProbeJobAdmitted", job(question, answer))];
+    for (name, answer) in answers {
+        match answer {
+            None => {}
+            Some(Ok(said)) => found.push(checks::passed(name, said)),
+            Some(Err(refusal)) => {
+                found.push(checks::failed(name, &refusal));
+                return Err((refusal, found));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn job(question: &DryRun, answer: &DryRunAnswer) -> Option<Result<String, Refusal>> {
+    let (template, verdict) = (question.job.as_ref()?.as_str(), answer.job.as_ref()?);
+    Some(match verdict {
+        Verdict::Admitted => Ok(format!("a Job of CronJob {template} can be made")),
+        Verdict::Refused(why) => {
+            let message = format!(
+                "no Job of CronJob {template} can be made to look at the guest after the move, so that nothing is begun: {why}"
+            );
+            Err(Refusal::new("ProbeJobRefused", message))
+        }
+    })
+}
