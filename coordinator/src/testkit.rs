@@ -132,7 +132,8 @@ impl Cluster for FakeCluster {
     }
 
     async fn dry_run(&self, question: &DryRun) -> Result<DryRunAnswer, ClusterError> {
-        Ok(DryRunAnswer { job: question.job.as_ref().map(|_| Verdict::Admitted) })
+        let claims = question.claims.iter().flatten().map(|_| Verdict::Admitted).collect();
+        Ok(DryRunAnswer { claims, quotas: Vec::new(), job: question.job.as_ref().map(|_| Verdict::Admitted) })
     }
 
     async fn commit(&self, record: &Record, epoch: u64) -> Result<(), ClusterError> {

@@ -130,7 +130,8 @@ impl Migrations {
     pub(crate) fn waits_for_word(&self, key: &Key) -> bool {
         self.all.get(key).is_some_and(|migration| {
             let copied = migration.copies.outcome(self.looked, &migration.record.disks);
-            migration.spec.pre_copy_only && matches!(copied, Ok(Some(_)))
+            let copying = migration.record.phase == Phase::PreCopying;
+            copying && migration.spec.pre_copy_only && matches!(copied, Ok(Some(_)))
         })
     }
 

@@ -34,6 +34,7 @@ pub(crate) mod model;
 mod one;
 mod phases;
 mod plan;
+mod quota;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::claims::reserved;
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::cleanup::{Moves, OldVolume, kept_because};
-pub use self::dry_run::{DryRun, DryRunAnswer, Verdict};
+pub use self::dry_run::{DryRun, DryRunAnswer, NewClaim, Verdict};
 pub use self::guest::{
     BadProbe, CRON_JOB_NAME_LENGTH_MAX, CronJobName, GuestAnswer, GuestProbe, GuestQuestion,
     HTTP_PATH_LENGTH_MAX, HttpPath, NoAnswer,
@@ -53,6 +54,7 @@ pub use self::guest::{
 pub use self::machine::Migrations;
 pub use self::phases::GUEST_WAIT_MAX;
 pub(crate) use self::plan::{name_part, template};
+pub use self::quota::{Charge, Quota};
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};
 use crate::names::{Key, NodeName, Uid, VolumeName};

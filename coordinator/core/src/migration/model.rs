@@ -16,7 +16,7 @@ use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
     Context, Destination, DryRun, DryRunAnswer, GuestQuestion, MigrationRecord, MigrationRequest,
-    MigrationSpec, Migrations, NoAnswer, OldVolume, Phase, Verdict, WhichDisks,
+    MigrationSpec, Migrations, NewClaim, NoAnswer, OldVolume, Phase, Quota, Verdict, WhichDisks,
 };
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
@@ -79,6 +79,8 @@ pub(crate) struct Faults {
     pub no_addresses: bool,
     /// The API server refuses Jobs of users' templates.
     pub jobs_refused: bool,
+    /// The API server refuses to make a claim for a new volume.
+    pub claims_not_admitted: bool,
     /// The user's Job fails.
     pub job_fails: bool,
     /// Dry runs to which the API server cannot say anything before it can.
@@ -113,6 +115,8 @@ pub(crate) struct World {
     templates: BTreeMap<String, ClaimTemplate>,
     order_ids: BTreeSet<OrderId>,
     next_uid: u32,
+    /// Quotas of the namespace; what is used is counted when it is asked.
+    pub quotas: Vec<Quota>,
 }
 
 pub(crate) fn key(name: &str) -> Key {
@@ -168,6 +172,7 @@ impl World {
             templates: BTreeMap::new(),
             order_ids: BTreeSet::new(),
             next_uid: 0,
+            quotas: Vec::new(),
         };
         let class = StorageClass {
             provisioner: "rancher.io/local-path".into(),
@@ -374,7 +379,11 @@ impl World {
 
     /// Asked before the VM is stopped, and never after.
     fn dry_run(&mut self, question: DryRun) {
-        assert!(self.phase(&question.migration.name).is_before_stop());
+        let stored = self.store.get(&question.migration).filter(|record| record.uid == question.uid);
+        assert!(
+            stored.is_none_or(|record| record.phase.is_before_stop()),
+            "asked after the stop: {stored:?}"
+        );
         if self.faults.lost_dry_runs > 0 {
             self.faults.lost_dry_runs -= 1;
             return;
@@ -385,7 +394,11 @@ impl World {
         } else {
             let refused = || Verdict::Refused("jobs.batch is forbidden".into());
             let verdict = || if self.faults.jobs_refused { refused() } else { Verdict::Admitted };
-            Ok(DryRunAnswer { job: question.job.as_ref().map(|_| verdict()) })
+            Ok(DryRunAnswer {
+                claims: self.admitted(&question),
+                quotas: self.quotas.iter().map(|quota| self.counted(quota)).collect(),
+                job: question.job.as_ref().map(|_| verdict()),
+            })
         };
         self.inbox.push(Input::DryRunAnswered { question, answer });
     }

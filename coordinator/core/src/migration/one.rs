@@ -220,8 +220,8 @@ impl Migration {
         let others: Vec<&MigrationRecord> = others.iter().collect();
         let mut found = checks::preflight(&self.record.key, &self.record.uid, &self.spec, &others, ctx);
         // Asked last: what is refused without it need not be asked.
-        let question = found.disks.as_ref().ok().and_then(|_| DryRun::of(&self.record, &self.spec));
-        if let Some(question) = question {
+        if let Ok(disks) = &found.disks {
+            let question = DryRun::of(&self.record, &self.spec, disks, ctx);
             match self.dry_runs.outcome(now, &question) {
                 Ok(checks) => found.checks.extend(checks),
                 Err((why, _)) if why.transient => {

@@ -223,7 +223,7 @@ impl Moment<'_> {
 
     /// No VM is stopped for what the API server would refuse afterwards.
     fn before_stop(&self) -> Next {
-        let Some(question) = DryRun::of(self.record, self.spec) else { return self.to_stopping() };
+        let question = DryRun::of(self.record, self.spec, &self.record.disks, self.ctx);
         match self.dry_runs.outcome(self.now, &question) {
             Ok(_) => self.to_stopping(),
             Err((why, _)) if why.transient => Next::DryRun(question),

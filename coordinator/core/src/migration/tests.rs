@@ -1,5 +1,6 @@
 //! Migrations against the model: every crash point, every cancel point, every kind of interference.
 
+mod admitted;
 mod back;
 mod probed;
 mod probed_by_job;

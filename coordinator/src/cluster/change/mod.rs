@@ -9,6 +9,7 @@
 pub(super) mod claim;
 pub(super) mod job;
 pub(super) mod live;
+pub(super) mod quota;
 pub(super) mod request;
 pub(super) mod staging;
 pub(super) mod start;

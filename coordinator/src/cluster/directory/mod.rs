@@ -220,7 +220,8 @@ impl Cluster for Directory {
     /// A folder takes whatever is written to it.
     async fn dry_run(&self, question: &DryRun) -> Result<DryRunAnswer, ClusterError> {
         let job = question.job.as_ref().map(|_| Verdict::Refused(RUNS_NO_JOBS.to_owned()));
-        Ok(DryRunAnswer { job })
+        let claims = question.claims.iter().flatten().map(|_| Verdict::Admitted).collect();
+        Ok(DryRunAnswer { claims, quotas: Vec::new(), job })
     }
 
     async fn commit(&self, record: &Record, epoch: u64) -> Result<(), ClusterError> {

@@ -44,7 +44,14 @@ fn template(name: &str) -> Result<CronJobName> {
 async fn asked_before(bed: &Bed, uid: &Uid) -> Result<()> {
     let asked = async |name: &str| {
         let migration = Key::new(SHOP, MIGRATION);
-        let question = DryRun { migration, uid: uid.clone(), vm: "web".into(), job: Some(template(name)?) };
+        let question = DryRun {
+            migration,
+            uid: uid.clone(),
+            vm: "web".into(),
+            claims: [vec![], vec![]],
+            now: vec![],
+            job: Some(template(name)?),
+        };
         let answer = bed.writer.dry_run(&question).await?;
         anyhow::Ok(answer.job.context("no verdict")?)
     };

@@ -12,6 +12,7 @@ mod lock;
 mod nodes;
 mod pods;
 mod proof;
+mod quotas;
 mod records;
 mod requests;
 mod shown;
@@ -47,6 +48,7 @@ fn an_api_server_holds_what_we_write_and_refuses_what_it_must() -> Result<()> {
         failed += step("DataVolumes", Box::pin(data_volumes::handshake(bed))).await;
         failed += step("VMs", Box::pin(vms::stopped_and_given_back(bed))).await;
         failed += step("Wukongs", Box::pin(vms::wukongs_to_the_byte(bed))).await;
+        failed += step("quotas", Box::pin(quotas::before_a_vm_is_stopped(bed))).await;
         failed += step("Jobs of users", Box::pin(jobs::that_look_at_a_guest(bed))).await;
         failed += step("records", Box::pin(records::come_back_as_stored(bed))).await;
         failed += step("records of others", Box::pin(records::are_not_overwritten(bed))).await;

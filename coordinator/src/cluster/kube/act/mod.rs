@@ -26,6 +26,7 @@
 //! | `ReimportClaim` | persistentvolumeclaims: get, delete; persistentvolumes, datavolumes: get; pods: list | uid |
 //! | `CreateClaim` | persistentvolumeclaims: get, create; datavolumes: get | name |
 //!
+//! A dry run: persistentvolumeclaims: create; resourcequotas: list.
 //! Besides, and only where component `probe-jobs` of `deploy/` gives these rights: cronjobs: get; jobs: get, create.
 
 mod claims;
