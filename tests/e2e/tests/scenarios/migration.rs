@@ -13,7 +13,7 @@ use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm, WEB};
 use somersault_test_kubevirt::GUEST_PORT;
 
 use super::made::bound_volume;
-use super::wukong::{self, WUKONG, disks};
+use super::wukong;
 
 /// Copies of 16 MiB, a stop and a start: about ten seconds on an idle machine.
 const MIGRATE_DEADLINE: Duration = Duration::from_mins(4);
@@ -151,18 +151,21 @@ fn removed(bed: &Bed, migration: &Value, image: &Path, old: &str) -> Result<()> 
 pub fn of_a_wukong(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let target = another(bed, &node)?;
-    wukong::start(bed, &node)?;
-    let start =
-        || Ok::<_, anyhow::Error>(bed.api().get(Kind::WUKONG, VMS, WUKONG)?["spec"]["startStrategy"].clone());
-    let (before, start_before) = (disks(bed, &node)?, start()?);
-    bed.plugin(&["migrate", wukong::VM, "-n", VMS, "--to-node", &target])?;
-    succeeded(bed, wukong::VM)?;
+    wukong::start(bed, &node, &[wukong::FIRST])?;
+    let start = || {
+        Ok::<_, anyhow::Error>(
+            bed.api().get(Kind::WUKONG, VMS, wukong::FIRST.name)?["spec"]["startStrategy"].clone(),
+        )
+    };
+    let (before, start_before) = (wukong::disks(bed, wukong::FIRST, &node)?, start()?);
+    bed.plugin(&["migrate", wukong::FIRST.vm, "-n", VMS, "--to-node", &target])?;
+    succeeded(bed, wukong::FIRST.vm)?;
     ensure!(start()? == start_before, "its start strategy was not given back: {}", start()?);
     until("both disks are written on, on the other node", WRITE_DEADLINE, &[bed.standin_log()], || {
-        let now = disks(bed, &target)?;
+        let now = wukong::disks(bed, wukong::FIRST, &target)?;
         Ok((now.iter().all(|disk| disk.instances().len() == 2)).then_some(()))
     })?;
-    for (disk, before) in disks(bed, &target)?.iter().zip(&before) {
+    for (disk, before) in wukong::disks(bed, wukong::FIRST, &target)?.iter().zip(&before) {
         let faults = disk.continues(before);
         ensure!(faults.is_empty(), "{faults:?}");
     }
