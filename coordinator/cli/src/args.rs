@@ -185,7 +185,7 @@ pub struct MigrateArgs {
     #[arg(long, conflicts_with_all = ["claim", "to_class", "include_network_disks", "pre_copy_only", "probe"])]
     pub live: bool,
     /// Ask the guest this once it runs on its new disks, at its launcher pod: to accept a connection (`tcp:5432`), or to answer
-    /// a GET without an error (`http:8080/healthz`), or to satisfy a Job of yours, the template of a CronJob of the VM's
+    /// a GET without an error (`http:8080/healthz`), or to satisfy a Job of yours, the template of a `CronJob` of the VM's
     /// namespace with the label `somersault.novasphere.dev/probe=true` (`job:check-orders`). Unanswered for ten minutes, it is told of, and the old volumes are kept
     #[arg(long, value_name = "tcp:PORT|http:PORT[/PATH]|job:CRONJOB", conflicts_with = "claim")]
     pub probe: Option<GuestProbe>,

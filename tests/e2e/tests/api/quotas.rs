@@ -16,10 +16,10 @@ const GIB: u64 = 1 << 30;
 
 pub async fn before_a_vm_is_stopped(bed: &Bed) -> Result<()> {
     old_volume(bed, "pv-quota-old", CLAIM, json!([])).await?;
+    exactly_full(bed).await?;
     let before = bed.get(CLAIM_KIND, CLAIM).await?;
     let free = asked(bed, "other").await?;
     ensure!(free.claims == [Verdict::Admitted, Verdict::Admitted] && free.quotas.is_empty(), "{free:?}");
-    exactly_full(bed).await?;
     of_a_class(bed).await?;
     limited(bed).await?;
     of_a_policy(bed).await?;
