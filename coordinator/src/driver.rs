@@ -329,6 +329,7 @@ impl<C: Cluster> Driver<C> {
             Effect::RunFence { node, epoch, timeout } => self.parts.effects.run_fence(node, epoch, timeout),
             Effect::AskFence { node, timeout } => self.parts.effects.ask_fence(node, timeout),
             Effect::AskGuest { question, timeout } => self.parts.effects.ask_guest(question, timeout),
+            Effect::DryRun(question) => self.parts.effects.dry_run(question),
             Effect::Act(action) => self.parts.effects.act(action),
             Effect::Notify(notice) => self.parts.effects.notify(notice),
         }

@@ -7,19 +7,22 @@
 //!   Fence  ──► fence agent, one run for each node        ──► FenceEnded
 //!   Ask    ──► fence agent's status                      ──► FenceAnswered
 //!   Probe  ──► network                                   ──► Probed
-//!   Guest  ──► network, the pods'                        ──► GuestAnswered
+//!   Guest  ──► network, the pods'; a Job of the cluster  ──► GuestAnswered
+//!   DryRun ──► cluster                                   ──► DryRunAnswered
 //!   Notify ──► log, metric, Event, in order per subject
 //! ```
 //!
 //! Whatever waits in a queue is dropped when leadership is lost: see [`Epoch`].
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::Retryable;
 use somersault_coordinator_core::io::{FenceResult, Prober as AskedBy, Record, Subject};
-use somersault_coordinator_core::migration::GuestQuestion;
+use somersault_coordinator_core::migration::{DryRun, GuestAnswer, GuestProbe, GuestQuestion};
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::{Action, Input, Notice, Severity};
 use somersault_proto::model;
@@ -198,19 +201,33 @@ impl<C: Cluster> Effects<C> {
 
     /// Asks a guest. One that cannot be asked now is asked again by the core.
     pub fn ask_guest(&self, question: GuestQuestion, timeout: Duration) {
-        let (inbox, stop) = (self.tools.inbox.clone(), self.stop.clone());
+        let (cluster, inbox, stop) =
+            (Arc::clone(&self.tools.cluster), self.tools.inbox.clone(), self.stop.clone());
         let slot = Arc::clone(&self.guest_slots).try_acquire_owned();
         self.tasks.spawn(async move {
             let answer = match slot {
                 Ok(_slot) => {
-                    let asked = guest::ask(question.address, &question.probe, timeout);
+                    let asked = answer(cluster.as_ref(), &question, timeout);
                     let Some(answer) = stop.run_until_cancelled(asked).await else { return };
-                    answer.map_err(|error| with_causes(&error))
+                    answer
                 }
-                Err(_) => Err("too many guests are asked at the same time".to_owned()),
+                Err(_) => Err("too many guests are asked at the same time".into()),
             };
             tracing::debug!(?question, ?answer, "a guest was asked");
             inbox.input(Input::GuestAnswered { question, answer }).await;
+        });
+    }
+
+    /// Asks the API server. It changes nothing; the core asks few at a time.
+    pub fn dry_run(&self, question: DryRun) {
+        let (cluster, inbox, stop) =
+            (Arc::clone(&self.tools.cluster), self.tools.inbox.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let asked = cluster.dry_run(&question);
+            let Some(answer) = stop.run_until_cancelled(asked).await else { return };
+            let answer = answer.map_err(|error| with_causes(&error));
+            tracing::debug!(?question, ?answer, "asked by a dry run");
+            inbox.input(Input::DryRunAnswered { question, answer }).await;
         });
     }
 
@@ -240,6 +257,19 @@ impl<C: Cluster> Effects<C> {
         self.tasks.close();
         tokio::join!(self.store.finish(), self.actions.finish(), self.events.finish(), self.tasks.wait());
     }
+}
+
+async fn answer<C: Cluster>(cluster: &C, question: &GuestQuestion, timeout: Duration) -> GuestAnswer {
+    let at = |port: NonZeroU16| SocketAddr::new(question.address, port.get());
+    let answer = match &question.probe {
+        GuestProbe::Tcp { port } => guest::ask(at(*port), None, timeout).await,
+        GuestProbe::Http { port, path } => guest::ask(at(*port), Some(path), timeout).await,
+        GuestProbe::Job { template } => {
+            let asked = cluster.ask_job(question, template).await;
+            return asked.unwrap_or_else(|error| Err(with_causes(&error).into()));
+        }
+    };
+    answer.map_err(|error| with_causes(&error).into())
 }
 
 /// Tries for as long as we lead: a change that arrives late would undo what the next leader does.

@@ -11,7 +11,7 @@
 //! to is not asked, since that could be any host that we reach and the guest does not.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use somersault_coordinator_core::migration::GuestProbe;
+use somersault_coordinator_core::migration::HttpPath;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -52,13 +52,13 @@ pub enum NoAnswer {
 }
 
 /// Asks, and says what was answered.
-pub async fn ask(address: IpAddr, probe: &GuestProbe, timeout: Duration) -> Result<String, NoAnswer> {
-    let at = SocketAddr::new(address, probe.port().get());
+/// To accept a connection is enough where no path is asked for.
+pub async fn ask(at: SocketAddr, path: Option<&HttpPath>, timeout: Duration) -> Result<String, NoAnswer> {
     let asked = async {
         let stream = TcpStream::connect(at).await.map_err(NoAnswer::Connect)?;
-        match probe {
-            GuestProbe::Tcp { .. } => Ok("it accepts a connection".to_owned()),
-            GuestProbe::Http { path, .. } => get(stream, at, path.as_str()).await,
+        match path {
+            None => Ok("it accepts a connection".to_owned()),
+            Some(path) => get(stream, at, path.as_str()).await,
         }
     };
     tokio::time::timeout(timeout, asked).await.unwrap_or(Err(NoAnswer::Late(timeout)))
@@ -97,9 +97,11 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio::time::Instant;
 
+    use somersault_coordinator_core::migration::GuestProbe;
+
     use super::*;
 
-    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const LOCAL: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     /// Nothing here waits for it but what has to.
     const LONG: Duration = Duration::from_secs(20);
 
@@ -110,7 +112,11 @@ mod tests {
     }
 
     async fn asked(probe: &str, timeout: Duration) -> Result<String, NoAnswer> {
-        ask(LOCAL, &probe.parse().expect("a probe"), timeout).await
+        match probe.parse().expect("a probe") {
+            GuestProbe::Tcp { port } => ask((LOCAL, port.get()).into(), None, timeout).await,
+            GuestProbe::Http { port, path } => ask((LOCAL, port.get()).into(), Some(&path), timeout).await,
+            other => panic!("{other} is not asked over the network"),
+        }
     }
 
     /// Answers each connection by this, whatever it asks, and then by more of it for as long as somebody reads.

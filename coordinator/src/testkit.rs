@@ -11,6 +11,9 @@ use somersault_coordinator_core::fencing::agents::{FenceAnswer, FenceRoster};
 use somersault_coordinator_core::fencing::{FenceRecord, FenceStage};
 use somersault_coordinator_core::fleet::{Fleet, Node};
 use somersault_coordinator_core::io::{FenceResult, OpenRecovery, Reachability, Record};
+use somersault_coordinator_core::migration::{
+    CronJobName, DryRun, DryRunAnswer, GuestAnswer, GuestQuestion, Verdict,
+};
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 use somersault_coordinator_core::{Action, BootTime, Notice};
@@ -122,6 +125,15 @@ impl Cluster for FakeCluster {
     async fn act(&self, action: &Action) -> Result<(), ClusterError> {
         self.log.push(format!("act {action:?}"));
         Ok(())
+    }
+
+    async fn ask_job(&self, _: &GuestQuestion, _: &CronJobName) -> Result<GuestAnswer, ClusterError> {
+        Ok(Ok("as the test asked".to_owned()))
+    }
+
+    async fn dry_run(&self, question: &DryRun) -> Result<DryRunAnswer, ClusterError> {
+        let claims = question.claims.iter().flatten().map(|_| Verdict::Admitted).collect();
+        Ok(DryRunAnswer { claims, quotas: Vec::new(), job: question.job.as_ref().map(|_| Verdict::Admitted) })
     }
 
     async fn commit(&self, record: &Record, epoch: u64) -> Result<(), ClusterError> {

@@ -186,8 +186,9 @@ pub struct MigrateArgs {
     #[arg(long, conflicts_with_all = ["claim", "to_class", "include_network_disks", "pre_copy_only", "probe"])]
     pub live: bool,
     /// Ask the guest this once it runs on its new disks, at its launcher pod: to accept a connection (`tcp:5432`), or to answer
-    /// a GET without an error (`http:8080/healthz`). Unanswered for ten minutes, it is told of, and the old volumes are kept
-    #[arg(long, value_name = "tcp:PORT|http:PORT[/PATH]", conflicts_with = "claim")]
+    /// a GET without an error (`http:8080/healthz`), or to satisfy a Job of yours, the template of a `CronJob` of the VM's
+    /// namespace with the label `somersault.novasphere.dev/probe=true` (`job:check-orders`). Unanswered for ten minutes, it is told of, and the old volumes are kept
+    #[arg(long, value_name = "tcp:PORT|http:PORT[/PATH]|job:CRONJOB", conflicts_with = "claim")]
     pub probe: Option<GuestProbe>,
     #[command(flatten)]
     pub wait: WaitArgs,
@@ -436,6 +437,7 @@ mod tests {
         assert_eq!(read(&["db"]), Ok(None));
         assert_eq!(read(&["db", "--probe", "tcp:5432"]), Ok(Some("tcp:5432".to_owned())));
         assert_eq!(read(&["db", "--probe", "http:80"]), Ok(Some("http:80/".to_owned())));
+        assert_eq!(read(&["db", "--probe", "job:check"]), Ok(Some("job:check".to_owned())));
         for (wrong, told) in [
             ("5432", "must be tcp:PORT or http:PORT/PATH"),
             ("tcp:0", "a number from 1 to 65535"),

@@ -14,6 +14,8 @@ pub const FINALIZER: &str = "somersault.novasphere.dev/migration";
 
 /// The longest path of a question over HTTP: several times what any health check has, and part of a check's message.
 pub const HTTP_PATH_LENGTH_MAX: usize = 512;
+/// The longest name that Kubernetes lets a `CronJob` have.
+pub const CRON_JOB_NAME_LENGTH_MAX: usize = 52;
 
 /// Moves disks; the claims keep their names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -109,11 +111,12 @@ pub enum DisksToMove {
 }
 
 /// A question to a guest, at the address of its launcher pod: what the pod's network passes on to the guest is reached. The
-/// coordinator asks from its own pod. Exactly one of the two is set.
+/// coordinator asks from its own pod, or makes a Job of your own that asks. Exactly one of the three is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.tcp) != has(self.http)").message("set either tcp or http, not both")
+    validation = Rule::new("[has(self.tcp), has(self.http), has(self.job)].filter(set, set).size() == 1")
+        .message("set exactly one of tcp, http and job")
 )]
 pub struct Probe {
     /// It accepts a connection.
@@ -122,6 +125,9 @@ pub struct Probe {
     /// It answers a GET with a status from 200 to 399; where a redirect leads to is not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpProbe>,
+    /// A Job of your own completes. Needs component probe-jobs of Somersault's deploy/.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobProbe>,
 }
 
 /// A connection over TCP.
@@ -146,6 +152,21 @@ pub struct HttpProbe {
             .message("path must begin with / and have no characters but those of a path and a query: no spaces, no fragment")
     )]
     pub path: String,
+}
+
+/// A Job, made once for each run of the guest of the template of a CronJob, which may be suspended. The annotations
+/// somersault.novasphere.dev/vm and somersault.novasphere.dev/address of its pods say whom it is to look at. It has ten
+/// minutes, or activeDeadlineSeconds of the template where that is less, and goes with the VolumeMigration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct JobProbe {
+    /// The CronJob, of this namespace. It must have the label somersault.novasphere.dev/probe=true, by which whoever may
+    /// change it lets everybody use it so who may ask for a migration.
+    #[schemars(length(min = 1, max = CRON_JOB_NAME_LENGTH_MAX))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
+            .message("name must be that of a CronJob: lower case letters, digits, - and .")
+    )]
+    pub name: String,
 }
 
 /// Where no path is named.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use somersault_coordinator_core::fleet::Fleet;
 use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record, Requests};
+use somersault_coordinator_core::migration::{CronJobName, DryRun, DryRunAnswer, GuestAnswer, GuestQuestion};
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch;
@@ -71,6 +72,16 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Performs an action. Idempotent; a broken precondition is an error that retrying does not mend.
     fn act(&self, action: &Action) -> impl Future<Output = Result<(), ClusterError>> + Send;
+
+    /// Makes a user's own Job that answers a question, where it is not there yet, and says how it stands.
+    fn ask_job(
+        &self,
+        question: &GuestQuestion,
+        template: &CronJobName,
+    ) -> impl Future<Output = Result<GuestAnswer, ClusterError>> + Send;
+
+    /// Asks whether objects would be made, and makes none.
+    fn dry_run(&self, question: &DryRun) -> impl Future<Output = Result<DryRunAnswer, ClusterError>> + Send;
 
     /// Stores a record in its object's status by compare-and-swap: refused when the stored record is of a
     /// newer epoch than `epoch`, or was changed by somebody else since it was last read or written here.

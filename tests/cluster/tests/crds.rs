@@ -107,6 +107,19 @@ fn good_and_bad_objects(cluster: &Cluster) -> Result<()> {
         (json!({"vm": "db", "destination": both}), "set either node or storageClass"),
         (json!({"vm": "db", "destination": {}}), "set either node or storageClass"),
     ];
+    let probing = |probe: Value| json!({"vm": "db", "destination": to, "probe": probe});
+    for probe in
+        [json!({"tcp": {"port": 22}}), json!({"http": {"port": 80}}), json!({"job": {"name": "a.b-1"}})]
+    {
+        accepts(cluster, &object("VolumeMigration", "move", probing(probe)))?;
+    }
+    let probes = [
+        (json!({}), "set exactly one of tcp, http and job"),
+        (json!({"tcp": {"port": 22}, "job": {"name": "check"}}), "set exactly one of tcp, http and job"),
+        (json!({"job": {"name": "a/../b"}}), "name must be that of a CronJob"),
+        (json!({"job": {"name": "-a"}}), "name must be that of a CronJob"),
+    ];
+    let refused = refused.into_iter().chain(probes.map(|(probe, why)| (probing(probe), why)));
     for (spec, why) in refused {
         refuses(cluster, &object("VolumeMigration", "move", spec), why)?;
     }

@@ -294,6 +294,15 @@ pub fn clear(bed: &Bed) -> Result<()> {
     empty(&bed.cluster().layout().network_folder())
 }
 
+/// Deletes every migration, and waits until each is let go.
+pub fn without_migrations(bed: &Bed) -> Result<()> {
+    until("the migrations are gone", GONE_DEADLINE, &[], || {
+        let left = delete_all(bed, Kind::MIGRATION, VMS)?;
+        ensure!(left.is_empty(), "left: {}", left.join(", "));
+        Ok(Some(()))
+    })
+}
+
 /// Returns the names of what was there.
 fn delete_all(bed: &Bed, kind: Kind, namespace: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();

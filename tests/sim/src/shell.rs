@@ -160,7 +160,9 @@ impl World {
                 let delay = self.within_ms(20);
                 self.at(delay, Event::Api { from: index, session, effect: Box::new(effect), tries: 0 });
             }
-            Effect::Order { .. } | Effect::AskGuest { .. } => unreachable!("nobody asked for a copy here"),
+            Effect::Order { .. } | Effect::AskGuest { .. } | Effect::DryRun(_) => {
+                unreachable!("nobody asked for a copy here")
+            }
         }
     }
 

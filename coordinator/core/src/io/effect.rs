@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Action;
 use super::Prober;
 use super::Record;
-use crate::migration::GuestQuestion;
+use crate::migration::{DryRun, GuestQuestion};
 use crate::names::{Key, NodeName, OrderId, Uid};
 
 /// Something to do.
@@ -54,6 +54,8 @@ pub enum Effect {
         /// When to give up.
         timeout: Duration,
     },
+    /// Ask the API server whether it would make these; what it says comes back as [`Input::DryRunAnswered`].
+    DryRun(DryRun),
     /// Change the cluster.
     Act(Action),
     /// Send an order to an agent. Repeated until its progress says done or failed.

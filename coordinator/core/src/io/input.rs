@@ -8,7 +8,7 @@ use super::{Record, RecordKey};
 use crate::evacuation::EvacuationSpec;
 use crate::fencing::agents::{FenceAnswer, FenceRoster};
 use crate::fleet::{Fleet, NodeReport};
-use crate::migration::{GuestQuestion, MigrationRequest};
+use crate::migration::{DryRun, DryRunAnswer, GuestAnswer, GuestQuestion, MigrationRequest};
 use crate::names::{BootId, Key, NodeName, OrderId};
 use crate::policy::Policy;
 
@@ -98,8 +98,15 @@ pub enum Input {
     GuestAnswered {
         /// What it was asked.
         question: GuestQuestion,
-        /// What it said, or why that is no answer; for people.
-        answer: Result<String, String>,
+        /// What it said, or why that is no answer.
+        answer: GuestAnswer,
+    },
+    /// The API server answered [`Effect::DryRun`], or could not.
+    DryRunAnswered {
+        /// What it was asked.
+        question: DryRun,
+        /// What it said, or why it could not say; for people.
+        answer: Result<DryRunAnswer, String>,
     },
     /// We lead now. The records were listed after the lease was acquired.
     Leading {

@@ -26,6 +26,7 @@
 //! - Once all claims are New, the VM may have run there, and the migration goes on, which is whole and loses nothing. It
 //!   is put back only where the VM was wanted to run for minutes and never scheduled, and we have led all that time.
 
+use super::dry_run::NewClaim;
 use super::{Context, DiskMove, MigrationRecord, Refusal};
 use crate::fleet::{ClaimRef, Volume};
 use crate::io::{Action, ClaimTemplate};
@@ -195,12 +196,7 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
         if !prebound(wanted) {
             return Ok(prebind());
         }
-        let mut template = disk.template.clone();
-        template.class.clone_from(&volume.class);
-        if to == To::Lock {
-            template.labels.insert(LOCK_LABEL.to_owned(), "true".to_owned());
-            template.annotations.insert(LOCKED_BY.to_owned(), record.key.name.clone());
-        }
+        let template = template(&record.key, disk, to, &volume.class);
         let claim = disk.claim.clone();
         return Ok(Pointing::Act(Action::CreateClaim { claim, template, volume: wanted.clone() }));
     };
@@ -228,6 +224,29 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
         _ if !prebound(wanted) => Ok(prebind()),
         _ => Ok(Pointing::Act(Action::DeleteClaim { claim: disk.claim.clone(), uid: claim.uid.clone() })),
     }
+}
+
+/// The claims that are made anew between the stop and the start, in their order: all locks, then all on the new volumes.
+/// To go back makes claims as large, and of the class, that the locks have.
+pub(super) fn to_make(migration: &Key, disks: &[DiskMove], ctx: &Context<'_>) -> [Vec<NewClaim>; 2] {
+    let of = |disk: &DiskMove, to: To| {
+        let (volume, class) = match to {
+            To::Lock => (lock(disk), lock_template(disk, ctx).class),
+            To::New | To::Old => (disk.new.name.clone(), disk.new.class.clone()),
+        };
+        NewClaim { claim: disk.claim.clone(), template: template(migration, disk, to, &class), volume }
+    };
+    [To::Lock, To::New].map(|to| disks.iter().map(|disk| of(disk, to)).collect())
+}
+
+fn template(migration: &Key, disk: &DiskMove, to: To, class: &str) -> ClaimTemplate {
+    let mut template = disk.template.clone();
+    class.clone_into(&mut template.class);
+    if to == To::Lock {
+        template.labels.insert(LOCK_LABEL.to_owned(), "true".to_owned());
+        template.annotations.insert(LOCKED_BY.to_owned(), migration.name.clone());
+    }
+    template
 }
 
 /// As large as any claim of this name may ask, and of the class that it asks.

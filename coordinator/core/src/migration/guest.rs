@@ -3,8 +3,13 @@
 //! ```text
 //!   the guest has all that it had before ──► asked ──► answered ──► the check has passed
 //!                                             ▲  │
-//!                                             └──┘ not answered, or not as it should be: again in a few seconds
+//!                                             │  └──► never will be: the user's Job has failed
+//!                                             └── not answered, or not as it should be: again in a few seconds
 //! ```
+//!
+//! The question is a connection, a request, or a Job of the user's own, made once for each run of the guest and then looked
+//! at until it ends. The Job is the template of a `CronJob` that is there already and that says by a label that it may be
+//! used so: whoever may ask for a migration does not get to run whatever they like.
 //!
 //! It is asked where its launcher pod is: an address that the kubelet has set. What the guest tells of itself is not for
 //! us to follow, as it could name any host that we reach and it does not. One question is out at a time, and an answer
@@ -19,7 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Refusal;
+use super::{MigrationRecord, Refusal};
 use crate::BootTime;
 use crate::fleet::{Instance, Pod};
 use crate::io::Effect;
@@ -29,6 +34,8 @@ use crate::names::{Key, NodeName, Uid};
 pub(super) const PROBE_ANSWERED: &str = "ProbeAnswered";
 /// The longest path of a question over HTTP: several times what any health check has, and part of a check's message.
 pub const HTTP_PATH_LENGTH_MAX: usize = 512;
+/// The longest name that Kubernetes lets a `CronJob` have.
+pub const CRON_JOB_NAME_LENGTH_MAX: usize = 52;
 /// What serves people answers within a fraction of this.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A guest that boots is asked this often at most: no load for it, and no long wait for people.
@@ -51,7 +58,17 @@ pub enum GuestProbe {
         /// For this path.
         path: HttpPath,
     },
+    /// To satisfy a Job of the user's own, which ends well.
+    Job {
+        /// Whose template it is made of.
+        template: CronJobName,
+    },
 }
+
+/// Name of a `CronJob` of the migration's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CronJobName(String);
 
 /// Absolute path of a URL, with its query: of no characters that would need to be escaped, or that end a line.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -61,8 +78,10 @@ pub struct HttpPath(String);
 /// Why something is no question to a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BadProbe {
-    /// Neither of the two kinds.
-    #[error("must be tcp:PORT or http:PORT/PATH, such as tcp:5432 or http:8080/healthz")]
+    /// None of the three kinds.
+    #[error(
+        "must be tcp:PORT, http:PORT/PATH or job:CRONJOB, such as tcp:5432, http:8080/healthz or job:check-orders"
+    )]
     Form,
     /// The port is none.
     #[error("the port must be a number from 1 to 65535")]
@@ -73,6 +92,37 @@ pub enum BadProbe {
          query: no spaces, no fragment"
     )]
     Path,
+    /// No `CronJob` has such a name.
+    #[error(
+        "the name of a CronJob has {CRON_JOB_NAME_LENGTH_MAX} characters at most: lower case letters, digits, - and ., \
+         beginning and ending with a letter or digit"
+    )]
+    CronJob,
+}
+
+impl CronJobName {
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for CronJobName {
+    type Error = BadProbe;
+
+    fn try_from(text: String) -> Result<Self, BadProbe> {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        let ends = |byte: Option<&u8>| byte.is_some_and(|byte| !b"-.".contains(byte));
+        let bytes = text.as_bytes();
+        let whole = ends(bytes.first()) && ends(bytes.last()) && bytes.iter().copied().all(fits);
+        if whole && text.len() <= CRON_JOB_NAME_LENGTH_MAX { Ok(Self(text)) } else { Err(BadProbe::CronJob) }
+    }
+}
+
+impl From<CronJobName> for String {
+    fn from(name: CronJobName) -> Self {
+        name.0
+    }
 }
 
 impl HttpPath {
@@ -102,10 +152,11 @@ impl From<HttpPath> for String {
 }
 
 impl GuestProbe {
-    /// The port that is asked.
-    pub fn port(&self) -> NonZeroU16 {
+    /// The template, where the question is a Job.
+    pub(super) fn job(&self) -> Option<&CronJobName> {
         match self {
-            Self::Tcp { port } | Self::Http { port, .. } => *port,
+            Self::Job { template } => Some(template),
+            Self::Tcp { .. } | Self::Http { .. } => None,
         }
     }
 }
@@ -122,6 +173,7 @@ impl FromStr for GuestProbe {
                 let path = if path.is_empty() { "/" } else { path };
                 Ok(Self::Http { port: port(number)?, path: path.to_owned().try_into()? })
             }
+            Some(("job", name)) => Ok(Self::Job { template: name.to_owned().try_into()? }),
             _ => Err(BadProbe::Form),
         }
     }
@@ -132,6 +184,7 @@ impl fmt::Display for GuestProbe {
         match self {
             Self::Tcp { port } => write!(f, "tcp:{port}"),
             Self::Http { port, path } => write!(f, "http:{port}{}", path.as_str()),
+            Self::Job { template } => write!(f, "job:{}", template.as_str()),
         }
     }
 }
@@ -141,6 +194,10 @@ impl fmt::Display for GuestProbe {
 pub struct GuestQuestion {
     /// The migration that wants to know.
     pub migration: Key,
+    /// Its uid: another one of its name asks anew.
+    pub uid: Uid,
+    /// The VM, of the same namespace.
+    pub vm: String,
     /// The instance, which each start of a VM makes anew: every migration of it starts it once.
     pub instance: Uid,
     /// Address of its launcher pod.
@@ -149,9 +206,35 @@ pub struct GuestQuestion {
     pub probe: GuestProbe,
 }
 
+/// What a guest said, or whoever was sent to look at it; for people.
+pub type GuestAnswer = Result<String, NoAnswer>;
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// For people.
+    pub why: String,
+    /// There will be none, however often it is asked.
+    pub is_final: bool,
+}
+
+impl From<String> for NoAnswer {
+    /// It may still come.
+    fn from(why: String) -> Self {
+        Self { why, is_final: false }
+    }
+}
+
+impl From<&str> for NoAnswer {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
+    }
+}
+
 /// The question to an instance that runs on this node.
 pub(super) fn question(
-    migration: &Key,
+    record: &MigrationRecord,
+    vm: &str,
     probe: &GuestProbe,
     node: &NodeName,
     instance: &Instance,
@@ -168,8 +251,14 @@ pub(super) fn question(
         );
         Refusal::not_yet("NoLauncherAddress", message)
     })?;
-    let (migration, instance) = (migration.clone(), instance.uid.clone());
-    Ok(GuestQuestion { migration, instance, address, probe: probe.clone() })
+    Ok(GuestQuestion {
+        migration: record.key.clone(),
+        uid: record.uid.clone(),
+        vm: vm.to_owned(),
+        instance: instance.uid.clone(),
+        address,
+        probe: probe.clone(),
+    })
 }
 
 /// What a guest was asked, and what it said.
@@ -185,7 +274,7 @@ struct Asked {
     /// Its answer has not come.
     open: bool,
     /// The last one, of this question.
-    answer: Option<Result<String, String>>,
+    answer: Option<GuestAnswer>,
 }
 
 impl Asking {
@@ -204,7 +293,7 @@ impl Asking {
     }
 
     /// Takes an answer; one to any other question than the one that is out changes nothing.
-    pub fn answered(&mut self, question: &GuestQuestion, answer: &Result<String, String>) {
+    pub fn answered(&mut self, question: &GuestQuestion, answer: &GuestAnswer) {
         if let Some(last) = self.last.as_mut().filter(|last| last.open && last.question == *question) {
             (last.open, last.answer) = (false, Some(answer.clone()));
         }
@@ -216,10 +305,10 @@ impl Asking {
         let last = self.last.as_ref().filter(|last| last.question == *question);
         match last.and_then(|last| last.answer.as_ref()) {
             Some(Ok(found)) => Ok(format!("the guest answers {probe} at {address}: {found}")),
-            Some(Err(why)) => Err(Refusal::not_yet(
-                "NoAnswer",
-                format!("the guest does not answer {probe} at {address}: {why}"),
-            )),
+            Some(Err(NoAnswer { why, is_final })) => {
+                let message = format!("the guest does not answer {probe} at {address}: {why}");
+                Err(Refusal { transient: !is_final, ..Refusal::new("NoAnswer", message) })
+            }
             None => Err(Refusal::not_yet(
                 "NoAnswer",
                 format!("the guest has not answered {probe} at {address} yet"),
@@ -239,6 +328,8 @@ mod tests {
     fn asked(probe: &str, instance: &str) -> GuestQuestion {
         GuestQuestion {
             migration: Key::new("shop", "m"),
+            uid: "u".into(),
+            vm: "web".into(),
             instance: instance.into(),
             address: "10.42.0.7".parse().expect("an address"),
             probe: self::probe(probe),
@@ -247,9 +338,14 @@ mod tests {
 
     #[test]
     fn reads_questions_and_writes_them_as_they_were() {
-        for text in
-            ["tcp:22", "tcp:65535", "http:8080/", "http:80/healthz?deep=1&for=a%20b", "http:1/a//b;c=(d)"]
-        {
+        for text in [
+            "tcp:22",
+            "tcp:65535",
+            "http:8080/",
+            "http:80/healthz?deep=1&for=a%20b",
+            "http:1/a//b;c=(d)",
+            "job:a.b-1",
+        ] {
             assert_eq!(probe(text).to_string(), text);
         }
         assert_eq!(probe("http:80"), probe("http:80/"));
@@ -273,12 +369,20 @@ mod tests {
             ("http:80/a\r\nHost: b", BadProbe::Path),
             ("http:80/#top", BadProbe::Path),
             ("http:80/ä", BadProbe::Path),
+            ("job:", BadProbe::CronJob),
+            ("job:Check", BadProbe::CronJob),
+            ("job:a/../b", BadProbe::CronJob),
+            ("job:-a", BadProbe::CronJob),
+            ("job:a.", BadProbe::CronJob),
         ] {
             assert_eq!(text.parse::<GuestProbe>(), Err(why), "{text:?}");
         }
         let long = |length: usize| HttpPath::try_from(format!("/{}", "a".repeat(length - 1)));
         assert!(long(HTTP_PATH_LENGTH_MAX).is_ok());
         assert_eq!(long(HTTP_PATH_LENGTH_MAX + 1), Err(BadProbe::Path));
+        let named = |length: usize| CronJobName::try_from("a".repeat(length));
+        assert!(named(CRON_JOB_NAME_LENGTH_MAX).is_ok());
+        assert_eq!(named(CRON_JOB_NAME_LENGTH_MAX + 1), Err(BadProbe::CronJob));
     }
 
     /// Where a stored one was written by something else, it is looked at as well.
@@ -347,7 +451,8 @@ mod tests {
             has_address: true,
         };
         let of = |pods: &[Pod]| {
-            question(&Key::new("shop", "m"), &probe("tcp:1"), &"n1".into(), &instance, pods)
+            let record = MigrationRecord::new(Key::new("shop", "m"), "u".into(), 1);
+            question(&record, "web", &probe("tcp:1"), &"n1".into(), &instance, pods)
                 .map(|question| question.address.to_string())
         };
         let others = [

@@ -71,6 +71,11 @@ impl Migrations {
                     migration.asking.answered(question, answer);
                 }
             }
+            Input::DryRunAnswered { question, answer } => {
+                if let Some(migration) = self.all.get_mut(&question.migration) {
+                    migration.dry_runs.answered(question, answer);
+                }
+            }
             Input::Acted(action @ Action::RestoreStart { .. }) => {
                 self.asking(action, |migration| migration.restored = true);
             }
@@ -129,7 +134,8 @@ impl Migrations {
     pub(crate) fn waits_for_word(&self, key: &Key) -> bool {
         self.all.get(key).is_some_and(|migration| {
             let copied = migration.copies.outcome(self.looked, &migration.record.disks);
-            migration.spec.pre_copy_only && matches!(copied, Ok(Some(_)))
+            let copying = migration.record.phase == Phase::PreCopying;
+            copying && migration.spec.pre_copy_only && matches!(copied, Ok(Some(_)))
         })
     }
 
@@ -237,7 +243,7 @@ impl MigrationRecord {
         self.phase.is_at_work() || self.disks.iter().any(removing)
     }
 
-    fn new(key: Key, uid: Uid, epoch: u64) -> Self {
+    pub(super) fn new(key: Key, uid: Uid, epoch: u64) -> Self {
         Self {
             key,
             uid,

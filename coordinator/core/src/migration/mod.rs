@@ -20,13 +20,15 @@
 //! scheduled on the new volumes. The old volumes are kept until somebody asks for their removal (see `cleanup`).
 //!
 //! `plan` says which disks go where, `staging` how a class's own provisioner makes the new volumes, `reading` from where old ones
-//! are read that only kubelets mount (`mounted`), `checks` whether that is allowed, `claims` how they are locked and change volumes,
-//! `phases` what each phase still needs, `guest` what a user asks of the guest at last, `one` drives a migration, `machine` all.
+//! are read that only kubelets mount (`mounted`), `checks` whether that is allowed, `dry_run` what the API server is asked before
+//! the VM is stopped, `claims` how claims are locked and change volumes, `phases` what each phase still needs, `guest` what a user
+//! asks of the guest at last, `one` drives a migration, `machine` all.
 
 mod checks;
 mod claims;
 mod cleanup;
 mod copies;
+mod dry_run;
 mod guest;
 mod machine;
 #[cfg(test)]
@@ -35,6 +37,7 @@ mod mounted;
 mod one;
 mod phases;
 mod plan;
+mod quota;
 mod reading;
 mod staging;
 #[cfg(test)]
@@ -47,9 +50,15 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::claims::reserved;
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::cleanup::{Moves, OldVolume, kept_because};
-pub use self::guest::{BadProbe, GuestProbe, GuestQuestion, HTTP_PATH_LENGTH_MAX, HttpPath};
+pub use self::dry_run::{DryRun, DryRunAnswer, NewClaim, Verdict};
+pub use self::guest::{
+    BadProbe, CRON_JOB_NAME_LENGTH_MAX, CronJobName, GuestAnswer, GuestProbe, GuestQuestion,
+    HTTP_PATH_LENGTH_MAX, HttpPath, NoAnswer,
+};
 pub use self::machine::Migrations;
+pub use self::phases::GUEST_WAIT_MAX;
 pub(crate) use self::plan::{name_part, template};
+pub use self::quota::{Charge, Quota};
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};
 use crate::names::{Key, NodeName, Uid, VolumeName};

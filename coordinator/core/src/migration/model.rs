@@ -15,8 +15,8 @@ use std::time::Duration;
 use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
-    Context, Destination, GuestQuestion, MigrationRecord, MigrationRequest, MigrationSpec, Migrations,
-    OldVolume, Phase, WhichDisks,
+    Context, Destination, DryRun, DryRunAnswer, GuestQuestion, MigrationRecord, MigrationRequest,
+    MigrationSpec, Migrations, NewClaim, NoAnswer, OldVolume, Phase, Quota, Verdict, WhichDisks,
 };
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
@@ -81,6 +81,16 @@ pub(crate) struct Faults {
     pub lost_answers: u32,
     /// No address of a launcher is known.
     pub no_addresses: bool,
+    /// The API server refuses Jobs of users' templates.
+    pub jobs_refused: bool,
+    /// The API server refuses to make a claim for a new volume.
+    pub claims_not_admitted: bool,
+    /// The user's Job fails.
+    pub job_fails: bool,
+    /// Dry runs to which the API server cannot say anything before it can.
+    pub failing_dry_runs: u32,
+    /// Dry runs whose answer gets lost before one does not.
+    pub lost_dry_runs: u32,
 }
 
 pub(crate) struct World {
@@ -111,6 +121,8 @@ pub(crate) struct World {
     aliases: BTreeMap<String, VolumeName>,
     order_ids: BTreeSet<OrderId>,
     next_uid: u32,
+    /// Quotas of the namespace; what is used is counted when it is asked.
+    pub quotas: Vec<Quota>,
 }
 
 pub(crate) fn key(name: &str) -> Key {
@@ -167,6 +179,7 @@ impl World {
             aliases: BTreeMap::new(),
             order_ids: BTreeSet::new(),
             next_uid: 0,
+            quotas: Vec::new(),
         };
         let class = StorageClass {
             provisioner: "rancher.io/local-path".into(),
@@ -338,6 +351,7 @@ impl World {
                 self.inbox.push(answer);
             }
             Effect::AskGuest { question, .. } => self.ask_guest(question),
+            Effect::DryRun(question) => self.dry_run(question),
             Effect::Order { node, id, order } => {
                 assert!(self.order_ids.insert(id.clone()), "order id {id} is used twice");
                 self.copies.insert(id, (node, order));
@@ -361,11 +375,39 @@ impl World {
         }
         let answer = if self.faults.failing_answers > 0 {
             self.faults.failing_answers -= 1;
-            Err("connection refused".to_owned())
+            Err("connection refused".into())
+        } else if self.faults.job_fails {
+            Err(NoAnswer { why: "Job web-1 has failed".into(), is_final: true })
         } else {
             Ok("it accepts a connection".to_owned())
         };
         self.inbox.push(Input::GuestAnswered { question, answer });
+    }
+
+    /// Asked before the VM is stopped, and never after.
+    fn dry_run(&mut self, question: DryRun) {
+        let stored = self.store.get(&question.migration).filter(|record| record.uid == question.uid);
+        assert!(
+            stored.is_none_or(|record| record.phase.is_before_stop()),
+            "asked after the stop: {stored:?}"
+        );
+        if self.faults.lost_dry_runs > 0 {
+            self.faults.lost_dry_runs -= 1;
+            return;
+        }
+        let answer = if self.faults.failing_dry_runs > 0 {
+            self.faults.failing_dry_runs -= 1;
+            Err("a webhook does not answer".to_owned())
+        } else {
+            let refused = || Verdict::Refused("jobs.batch is forbidden".into());
+            let verdict = || if self.faults.jobs_refused { refused() } else { Verdict::Admitted };
+            Ok(DryRunAnswer {
+                claims: self.admitted(&question),
+                quotas: self.quotas.iter().map(|quota| self.counted(quota)).collect(),
+                job: question.job.as_ref().map(|_| verdict()),
+            })
+        };
+        self.inbox.push(Input::DryRunAnswered { question, answer });
     }
 
     fn late_changes(&mut self) {

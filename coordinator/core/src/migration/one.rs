@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::cleanup::{Cleanup, Moves, OldVolume};
 use super::copies::{Copies, Way};
+use super::dry_run::{DryRun, DryRuns};
 use super::guest::Asking;
 use super::phases::{Learnt, Moment, Next};
 use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading, staging};
@@ -32,6 +33,7 @@ pub(super) struct Migration {
     entered: BootTime,
     pub(super) copies: Copies,
     pub(super) asking: Asking,
+    pub(super) dry_runs: DryRuns,
     pub(super) cleanup: Cleanup,
     /// Why an old volume whose removal was asked for is still there.
     kept: Option<Refusal>,
@@ -65,6 +67,7 @@ impl Migration {
             entered: now,
             copies: Copies::new(serial),
             asking: Asking::default(),
+            dry_runs: DryRuns::default(),
             cleanup: Cleanup::new(serial),
             kept: None,
             asked: BTreeMap::new(),
@@ -149,6 +152,7 @@ impl Migration {
             spec: &self.spec,
             copies: &mut self.copies,
             asking: &self.asking,
+            dry_runs: &self.dry_runs,
             broken: self.broken,
             watched: self.watched,
             restored: self.restored,
@@ -172,6 +176,7 @@ impl Migration {
                 effects
             }
             Next::AskGuest(question) => self.asking.ask(now, question).into_iter().collect(),
+            Next::DryRun(question) => self.dry_runs.ask(now, question).into_iter().collect(),
             Next::DropCopies => {
                 self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks, target)
             }
@@ -221,7 +226,21 @@ impl Migration {
             });
         }
         let others: Vec<&MigrationRecord> = others.iter().collect();
-        let found = checks::preflight(&self.record.key, &self.record.uid, &self.spec, &others, ctx);
+        let mut found = checks::preflight(&self.record.key, &self.record.uid, &self.spec, &others, ctx);
+        // Asked last: what is refused without it need not be asked.
+        if let Ok(disks) = &found.disks {
+            let question = DryRun::of(&self.record, &self.spec, disks, ctx);
+            match self.dry_runs.outcome(now, &question) {
+                Ok(checks) => found.checks.extend(checks),
+                Err((why, _)) if why.transient => {
+                    return self.dry_runs.ask(now, question).into_iter().collect();
+                }
+                Err((why, checks)) => {
+                    found.checks.extend(checks);
+                    found.disks = Err(why);
+                }
+            }
+        }
         match found.disks {
             Ok(disks) => self.commit(ctx, |record| {
                 record.phase = Phase::Provisioning;
@@ -321,6 +340,7 @@ impl Migration {
         self.unstaged.clear();
         self.asked.clear();
         self.copies.reset();
+        self.dry_runs = DryRuns::default();
         if from != to {
             return vec![Effect::Notify(self.notice())];
         }

@@ -2,6 +2,7 @@
 
 use super::claims::{self, To, point_all};
 use super::copies::Copies;
+use super::dry_run::{DryRun, DryRuns};
 use super::guest::{Asking, GuestQuestion, PROBE_ANSWERED};
 use super::staging::{self, Clearing, Step};
 use super::{
@@ -23,7 +24,7 @@ const STOP_WAIT_MAX: Duration = Duration::from_mins(5);
 const START_WAIT_MAX: Duration = Duration::from_mins(5);
 /// From the start until a guest must be as it was: its start, and as long again for its agent, its addresses and what it
 /// serves.
-const GUEST_WAIT_MAX: Duration = Duration::from_mins(10);
+pub const GUEST_WAIT_MAX: Duration = Duration::from_mins(10);
 /// From the claim until its volume is made, attached and mounted: cloud disks take a minute or two.
 const STAGE_WAIT_MAX: Duration = Duration::from_mins(5);
 /// Until our holder's volume is taken from its node: after six minutes the attach-detach controller does so by force where the
@@ -47,6 +48,7 @@ pub(super) struct Moment<'a> {
     pub spec: &'a MigrationSpec,
     pub copies: &'a mut Copies,
     pub asking: &'a Asking,
+    pub dry_runs: &'a DryRuns,
     /// How often a lock was taken away.
     pub broken: u32,
     /// We have led since before the claims were swapped: no start on the new volumes was missed.
@@ -69,6 +71,8 @@ pub(super) enum Next {
     Copy { final_: bool, hold: Vec<Action> },
     /// The guest is to be asked, where it is not already.
     AskGuest(GuestQuestion),
+    /// The API server is to be asked, where it is not already.
+    DryRun(DryRun),
     /// Take orders back.
     DropCopies,
     /// Go on, with what was learnt.
@@ -186,7 +190,7 @@ impl Moment<'_> {
         let next = if runs || self.spec.pre_copy_only {
             Next::Enter(Phase::PreCopying, vec![])
         } else {
-            self.to_stopping()
+            self.before_stop()
         };
         let Next::Enter(phase, mut learnt) = next else { return next };
         // Of a driver's volume the scheduler knows where it can be reached, and may learn of more nodes.
@@ -219,7 +223,7 @@ impl Moment<'_> {
             Ok(None) => self.copy(false),
             // No VM is stopped for a copy that cannot be made now.
             Ok(Some(_)) if !self.spec.pre_copy_only && !self.is_held() => self.copy(false),
-            Ok(Some(_)) if !self.spec.pre_copy_only => self.to_stopping(),
+            Ok(Some(_)) if !self.spec.pre_copy_only => self.before_stop(),
             Ok(Some(_)) => {
                 self.copies.freshen(self.now);
                 WAIT
@@ -237,6 +241,16 @@ impl Moment<'_> {
         }
         let disks = self.record.disks.iter().filter(|disk| disk.reading.is_some());
         disks.map(|disk| disk.claim.clone()).collect()
+    }
+
+    /// No VM is stopped for what the API server would refuse afterwards.
+    fn before_stop(&self) -> Next {
+        let question = DryRun::of(self.record, self.spec, &self.record.disks, self.ctx);
+        match self.dry_runs.outcome(self.now, &question) {
+            Ok(_) => self.to_stopping(),
+            Err((why, _)) if why.transient => Next::DryRun(question),
+            Err((why, _)) => Next::Undo(why),
+        }
     }
 
     fn to_stopping(&self) -> Next {
@@ -436,11 +450,12 @@ impl Moment<'_> {
     /// of it. Its data is whole either way.
     fn guest(&self, node: &NodeName, instance: &Instance) -> Next {
         let mut answers = vec![checks::passed("VmRunning", format!("the VM runs on node {node}"))];
-        let mut missing = Vec::new();
+        let (mut missing, mut is_final) = (Vec::new(), false);
         let mut take = |name, answer: Result<String, Refusal>| match answer {
             Ok(found) => answers.push(checks::passed(name, found)),
             Err(refusal) => {
                 answers.push(checks::failed(name, &refusal));
+                is_final |= !refusal.transient;
                 missing.push(refusal.message);
             }
         };
@@ -452,8 +467,9 @@ impl Moment<'_> {
         let mut next = WAIT;
         if let Some(probe) = &self.spec.probe {
             let launchers = self.vm().map(|(_, vm)| vm.pods.as_slice()).unwrap_or_default();
+            let vm = self.spec.vm.as_deref().unwrap_or_default();
             let question = if is_as_before {
-                guest::question(&self.record.key, probe, node, instance, launchers)
+                guest::question(self.record, vm, probe, node, instance, launchers)
             } else {
                 let why = format!("the guest is not asked {probe} before it is as it was");
                 Err(Refusal::not_yet("NotAsked", why))
@@ -465,12 +481,13 @@ impl Moment<'_> {
         if missing.is_empty() {
             return Next::Enter(Phase::Succeeded, vec![Learnt::Checked(answers)]);
         }
-        if self.now.saturating_sub(self.entered) <= GUEST_WAIT_MAX {
+        let waited = self.now.saturating_sub(self.entered);
+        if !is_final && waited <= GUEST_WAIT_MAX {
             return next;
         }
         let message = format!(
             "the VM runs on its new volumes, which are whole, and after {} s {}: look at its console; the old volumes are kept",
-            GUEST_WAIT_MAX.as_secs(),
+            waited.as_secs(),
             missing.join("; ")
         );
         let why = Refusal::new("GuestNotConfirmed", message);

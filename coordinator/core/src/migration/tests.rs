@@ -1,7 +1,9 @@
 //! Migrations against the model: every crash point, every cancel point, every kind of interference.
 
+mod admitted;
 mod back;
 mod probed;
+mod probed_by_job;
 mod read;
 mod refused;
 mod removed;

@@ -7,7 +7,9 @@
 //! Who reads and writes the objects, and how nobody gets in between, is the clusters' own matter.
 
 pub(super) mod claim;
+pub(super) mod job;
 pub(super) mod live;
+pub(super) mod quota;
 pub(super) mod request;
 pub(super) mod staging;
 pub(super) mod start;

@@ -28,6 +28,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record};
+use somersault_coordinator_core::migration::{
+    CronJobName, DryRun, DryRunAnswer, GuestAnswer, GuestQuestion, Verdict,
+};
 use somersault_coordinator_core::view::View;
 use tokio::sync::watch as channel;
 
@@ -39,6 +42,9 @@ use crate::cluster::error::refused;
 use crate::cluster::published::Published;
 use crate::cluster::stored::{self, Known};
 use crate::cluster::{Cluster, ClusterError, Leadership, Snapshot};
+
+/// Why no Job is made.
+const RUNS_NO_JOBS: &str = "a folder of manifests runs no Jobs";
 
 /// A folder of manifests as a cluster.
 pub struct Directory {
@@ -205,6 +211,17 @@ impl Cluster for Directory {
     async fn act(&self, action: &Action) -> Result<(), ClusterError> {
         let action = action.clone();
         self.change(move |_, tx| act::perform(tx, &action)).await
+    }
+
+    async fn ask_job(&self, _: &GuestQuestion, template: &CronJobName) -> Result<GuestAnswer, ClusterError> {
+        Err(refused(template.as_str(), RUNS_NO_JOBS))
+    }
+
+    /// A folder takes whatever is written to it.
+    async fn dry_run(&self, question: &DryRun) -> Result<DryRunAnswer, ClusterError> {
+        let job = question.job.as_ref().map(|_| Verdict::Refused(RUNS_NO_JOBS.to_owned()));
+        let claims = question.claims.iter().flatten().map(|_| Verdict::Admitted).collect();
+        Ok(DryRunAnswer { claims, quotas: Vec::new(), job })
     }
 
     async fn commit(&self, record: &Record, epoch: u64) -> Result<(), ClusterError> {

@@ -39,14 +39,17 @@ const PAGE: u32 = 250;
 const OBJECTS_MAX: usize = 200_000;
 
 /// Kinds that we read or write here: kind, group, version, plural, whether namespaced.
-const KINDS: [(&str, &str, &str, &str, bool); 17] = [
+const KINDS: [(&str, &str, &str, &str, bool); 20] = [
     ("Node", "", "v1", "nodes", false),
     ("Pod", "", "v1", "pods", true),
     ("PersistentVolume", "", "v1", "persistentvolumes", false),
     ("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", true),
+    ("ResourceQuota", "", "v1", "resourcequotas", true),
     ("StorageClass", "storage.k8s.io", "v1", "storageclasses", false),
     ("VolumeAttachment", "storage.k8s.io", "v1", "volumeattachments", false),
     ("Deployment", "apps", "v1", "deployments", true),
+    ("CronJob", "batch", "v1", "cronjobs", true),
+    ("Job", "batch", "v1", "jobs", true),
     ("Event", "events.k8s.io", "v1", "events", true),
     ("VirtualMachine", "kubevirt.io", "v1", "virtualmachines", true),
     ("VirtualMachineInstanceMigration", "kubevirt.io", "v1", "virtualmachineinstancemigrations", true),

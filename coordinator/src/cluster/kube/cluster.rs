@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kube::Client;
 use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record};
+use somersault_coordinator_core::migration::{CronJobName, DryRun, DryRunAnswer, GuestAnswer, GuestQuestion};
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use tokio::sync::{mpsc, watch};
@@ -141,6 +142,20 @@ impl Cluster for Kube {
     async fn act(&self, action: &Action) -> Result<(), ClusterError> {
         self.check_lead()?;
         self.writer.act(action).await
+    }
+
+    async fn ask_job(
+        &self,
+        question: &GuestQuestion,
+        template: &CronJobName,
+    ) -> Result<GuestAnswer, ClusterError> {
+        self.check_lead()?;
+        self.writer.ask_job(question, template).await
+    }
+
+    async fn dry_run(&self, question: &DryRun) -> Result<DryRunAnswer, ClusterError> {
+        self.check_lead()?;
+        self.writer.dry_run(question).await
     }
 
     async fn commit(&self, record: &Record, epoch: u64) -> Result<(), ClusterError> {

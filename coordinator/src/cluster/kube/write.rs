@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use kube::Client;
 use somersault_coordinator_core::io::{Action, Notice, OpenRecovery, Record, RecordKey};
+use somersault_coordinator_core::migration::{CronJobName, DryRun, DryRunAnswer, GuestAnswer, GuestQuestion};
 use somersault_coordinator_core::view::View;
 
 use super::api::Api;
@@ -35,6 +36,20 @@ impl Writer {
     /// Performs an action.
     pub async fn act(&self, action: &Action) -> Result<(), ClusterError> {
         act::perform(&self.api, action).await
+    }
+
+    /// Makes a user's Job that answers a question, once, and says how it stands.
+    pub async fn ask_job(
+        &self,
+        question: &GuestQuestion,
+        template: &CronJobName,
+    ) -> Result<GuestAnswer, ClusterError> {
+        act::job::answer(&self.api, question, template).await
+    }
+
+    /// Asks whether objects would be made, and makes none.
+    pub async fn dry_run(&self, question: &DryRun) -> Result<DryRunAnswer, ClusterError> {
+        act::dry_run::answer(&self.api, question).await
     }
 
     /// Stores a record of `epoch`, while `leading` is the epoch in which we lead.

@@ -10,7 +10,7 @@ use somersault_coordinator_core::migration::{
 };
 use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 use somersault_crd as crd;
-use somersault_crd::volume_migration::{DisksToMove, HttpProbe, Probe, TcpProbe};
+use somersault_crd::volume_migration::{DisksToMove, HttpProbe, JobProbe, Probe, TcpProbe};
 
 use super::convert::FieldError;
 use super::inventory::{Inventory, insert};
@@ -100,24 +100,33 @@ fn probe(probe: &Probe) -> Result<GuestProbe, FieldError> {
         NonZeroU16::new(port)
             .ok_or_else(|| FieldError::new(format!("spec.probe.{kind}.port"), &BadProbe::Port))
     };
-    match (&probe.tcp, &probe.http) {
-        (Some(tcp), None) => Ok(GuestProbe::Tcp { port: port("tcp", tcp.port)? }),
-        (None, Some(http)) => {
+    match (&probe.tcp, &probe.http, &probe.job) {
+        (Some(tcp), None, None) => Ok(GuestProbe::Tcp { port: port("tcp", tcp.port)? }),
+        (None, Some(http), None) => {
             let path = http.path.clone().try_into();
             let path = path.map_err(|error: BadProbe| FieldError::new("spec.probe.http.path", &error))?;
             Ok(GuestProbe::Http { port: port("http", http.port)?, path })
         }
-        _ => Err(FieldError::new("spec.probe", "exactly one of tcp and http must be set")),
+        (None, None, Some(job)) => {
+            let template = job.name.clone().try_into();
+            let template =
+                template.map_err(|error: BadProbe| FieldError::new("spec.probe.job.name", &error))?;
+            Ok(GuestProbe::Job { template })
+        }
+        _ => Err(FieldError::new("spec.probe", "exactly one of tcp, http and job must be set")),
     }
 }
 
 /// As a `VolumeMigration` asks it.
 pub fn probe_spec(probe: &GuestProbe) -> Probe {
-    let port = probe.port().get();
+    let none = Probe::default();
     match probe {
-        GuestProbe::Tcp { .. } => Probe { tcp: Some(TcpProbe { port }), http: None },
-        GuestProbe::Http { path, .. } => {
-            Probe { tcp: None, http: Some(HttpProbe { port, path: path.as_str().to_owned() }) }
+        GuestProbe::Tcp { port } => Probe { tcp: Some(TcpProbe { port: port.get() }), ..none },
+        GuestProbe::Http { port, path } => {
+            Probe { http: Some(HttpProbe { port: port.get(), path: path.as_str().to_owned() }), ..none }
+        }
+        GuestProbe::Job { template } => {
+            Probe { job: Some(JobProbe { name: template.as_str().to_owned() }), ..none }
         }
     }
 }
@@ -199,7 +208,7 @@ fn attestation(word: &crd::node_health::Attestation) -> Result<Attestation, Fiel
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use somersault_coordinator_core::migration::HTTP_PATH_LENGTH_MAX;
+    use somersault_coordinator_core::migration::{CRON_JOB_NAME_LENGTH_MAX, HTTP_PATH_LENGTH_MAX};
 
     use super::*;
 
@@ -219,6 +228,7 @@ mod tests {
         assert_eq!(asked(&json!({ "tcp": { "port": 5432 } })), probe("tcp:5432"));
         assert_eq!(asked(&json!({ "http": { "port": 80 } })), probe("http:80/"));
         assert_eq!(asked(&json!({ "http": { "port": 80, "path": "/a?b=c" } })), probe("http:80/a?b=c"));
+        assert_eq!(asked(&json!({ "job": { "name": "check" } })), probe("job:check"));
     }
 
     /// An API server that checks no rules must not be able to make us ask anything else.
@@ -228,6 +238,8 @@ mod tests {
         for (probe, field) in [
             (json!({}), "spec.probe: "),
             (json!({ "tcp": { "port": 1 }, "http": { "port": 1 } }), "spec.probe: "),
+            (json!({ "tcp": { "port": 1 }, "job": { "name": "check" } }), "spec.probe: "),
+            (json!({ "job": { "name": "../secrets/x" } }), "spec.probe.job.name: "),
             (json!({ "tcp": { "port": 0 } }), "spec.probe.tcp.port: "),
             (json!({ "http": { "port": 0 } }), "spec.probe.http.port: "),
             (json!({ "http": { "port": 80, "path": "" } }), "spec.probe.http.path: "),
@@ -249,5 +261,6 @@ mod tests {
     #[test]
     fn a_path_is_as_long_as_the_definition_allows() {
         assert_eq!(crd::volume_migration::HTTP_PATH_LENGTH_MAX, HTTP_PATH_LENGTH_MAX);
+        assert_eq!(crd::volume_migration::CRON_JOB_NAME_LENGTH_MAX, CRON_JOB_NAME_LENGTH_MAX);
     }
 }

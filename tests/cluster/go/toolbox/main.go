@@ -5,6 +5,7 @@
 //	append FILE        appends a running number to FILE five times a second, until SIGTERM
 //	guest DISK…        writes on the disks of a virtual machine, which it does not run (see guest.go)
 //	import FILE        fills a disk as CDI's importer does, but for the download (see disk.go)
+//	connect ADDRESS    looks whether somebody accepts connections there
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -21,6 +23,7 @@ import (
 )
 
 const appendPeriod = 200 * time.Millisecond
+const connectTimeout = 5 * time.Second
 
 func main() {
 	name, arguments := filepath.Base(os.Args[0]), os.Args[1:]
@@ -45,8 +48,10 @@ func run(name string, arguments []string) error {
 		return runGuest(arguments)
 	case "import":
 		return runImport(arguments)
+	case "connect":
+		return connect(arguments)
 	default:
-		return errors.New("usage: toolbox pause | volume -p PATH -a create|delete | append FILE | guest | import")
+		return errors.New("usage: toolbox pause | volume -p PATH -a create|delete | append FILE | guest | import | connect HOST:PORT")
 	}
 }
 
@@ -126,6 +131,18 @@ func appendNumbers(arguments []string) error {
 		case <-time.After(appendPeriod):
 		}
 	}
+}
+
+// Somebody who looks whether a guest serves.
+func connect(arguments []string) error {
+	if len(arguments) != 1 {
+		return errors.New("connect needs one address")
+	}
+	connection, err := net.DialTimeout("tcp", arguments[0], connectTimeout)
+	if err != nil {
+		return err
+	}
+	return connection.Close()
 }
 
 func runImport(arguments []string) error {

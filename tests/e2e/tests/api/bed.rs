@@ -24,13 +24,17 @@ pub const SHOP: &str = "shop";
 pub const SYSTEM: &str = "somersault-system";
 
 /// Kind, group, version, plural, whether namespaced: of what the steps look at.
-const KINDS: [(&str, &str, &str, &str, bool); 16] = [
+const KINDS: [(&str, &str, &str, &str, bool); 20] = [
     ("Node", "", "v1", "nodes", false),
     ("Pod", "", "v1", "pods", true),
     ("Namespace", "", "v1", "namespaces", false),
     ("PersistentVolume", "", "v1", "persistentvolumes", false),
     ("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", true),
+    ("ResourceQuota", "", "v1", "resourcequotas", true),
+    ("LimitRange", "", "v1", "limitranges", true),
     ("StorageClass", "storage.k8s.io", "v1", "storageclasses", false),
+    ("CronJob", "batch", "v1", "cronjobs", true),
+    ("Job", "batch", "v1", "jobs", true),
     ("Deployment", "apps", "v1", "deployments", true),
     ("VirtualMachine", "kubevirt.io", "v1", "virtualmachines", true),
     ("VirtualMachineInstance", "kubevirt.io", "v1", "virtualmachineinstances", true),

@@ -63,6 +63,7 @@ fn answer(effect: Effect) -> Option<Input> {
         Effect::Act(action) => Some(Input::Acted(action)),
         Effect::AskFence { .. }
         | Effect::AskGuest { .. }
+        | Effect::DryRun(_)
         | Effect::Grant { .. }
         | Effect::Order { .. }
         | Effect::Notify(_) => None,

@@ -1,15 +1,18 @@
-//! A migration that is interrupted, at a phase, by a failure: the VM ends on its old disks or on its new ones, whole.
+//! Migrations that are interrupted, at a phase, by a failure: the VM ends on its old disks or on its new ones, whole.
 //!
 //! ```text
-//!   a Wukong's VM with two disks, one of them imported ──► migrate ──► phase ──► failure ──► repaired ──► end
-//!                                                                                              │
-//!                 both claims bound, their volumes on one node, the VM writes on both there ◄──┘
-//!                 every write is there, nothing booted blank; no claim or volume too many; old volumes on Retain
+//!   Wukongs' VMs with two disks, one of them imported ──► migrate ──► phase ──► failure ──► repaired ──► end
+//!                                                           ▲                                             │
+//!                                                           └── from where they are ◄── judged ◄──────────┘
+//!       both claims bound, their volumes on one node, the VM writes on both there; every write is there, nothing booted
+//!       blank; no claim or volume too many; the old volumes of this one and of all before on Retain
 //! ```
 //!
 //! The operator makes missing claims anew, blank, and writes the whole VM every ten seconds; the `DataVolume` would be
-//! imported again. A phase lasts from a tenth of a second to some seconds: a failure hits the phase that it is meant
-//! for, or a later one, and it is told which.
+//! imported again, until the first migration has told CDI. A phase lasts from a tenth of a second to some seconds: a failure
+//! hits the phase that it is meant for, or a later one, and it is told which. Two phases last as long as somebody wants: the
+//! copying ahead, and the confirmation while a probe is not answered. A second VM's migration waits in one of these while the
+//! same failure hits the first one's.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +25,7 @@ use somersault_test_e2e::stage;
 use somersault_test_kubevirt::judge::Disk;
 
 use super::migration::{self, FINAL};
-use super::wukong::{self, CLAIMS, VM, disks};
+use super::wukong::{self, Wukong, disks};
 
 /// Provisioning, an import, scheduling, starting.
 const RUN_DEADLINE: Duration = Duration::from_mins(3);
@@ -34,6 +37,8 @@ const END_DEADLINE: Duration = Duration::from_mins(12);
 const LOOK: Duration = Duration::from_millis(20);
 /// A node without power is declared, fenced and decided upon.
 const OFF: Duration = Duration::from_secs(15);
+/// A question to which no guest has an answer.
+const NEVER: &str = "tcp:1";
 /// In their order.
 const PHASES: [&str; 10] = [
     "Pending",
@@ -87,50 +92,232 @@ const ALL: [Failure; 11] = [
 /// The admission policy that refuses to start a VM whose claims are locked.
 const CLAIM_LOCK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/base/claim-lock.yaml");
 
+/// The most telling ones, as many as a few minutes have room for. Where two phases are named, the failure hits two
+/// migrations at once. A source that dies comes first: only there the two are sure to have it in common.
+const TELLING: [(Failure, &[&str]); 10] = [
+    // Nothing can be read any more, and what was read is not all.
+    (SourceOff, &["FinalCopying", "PreCopying"]),
+    // The claims are between two volumes, and a new leader has to know in which direction.
+    (LeaderKilled, &["Swapping", "PreCopying"]),
+    (ApiServerRestarted, &["Swapping", "Confirming"]),
+    // Partial copies, and a VM that stands still meanwhile.
+    (TargetAgentKilled, &["FinalCopying", "PreCopying"]),
+    (SourceAgentKilled, &["FinalCopying"]),
+    // The claims have their new volumes, and no node.
+    (TargetOff, &["Starting", "PreCopying"]),
+    (TargetFull, &["PreCopying"]),
+    // Halfway back.
+    (Cancelled, &["Swapping"]),
+    (Deleted, &["FinalCopying"]),
+    // Somebody else wants the VM to run.
+    (Started, &["FinalCopying"]),
+];
+
+/// The most telling ones, on the same two VMs.
+pub fn telling(bed: &Bed) -> Result<()> {
+    let mut stage = Stage::set(bed, &[wukong::FIRST, wukong::SECOND])?;
+    for (failure, phases) in TELLING {
+        stage.interrupt(failure, phases)?;
+        bed.calm()?;
+    }
+    stage::clear(bed)
+}
+
 /// Every failure at every phase, one after the other; it goes on past one that fails, and names all of them.
 pub fn everywhere(bed: &Bed) -> Result<()> {
     let mut failed = Vec::new();
     for failure in ALL {
+        // A `DataVolume` that would be imported again is made anew for each failure.
+        let mut stage = Stage::set(bed, &[wukong::FIRST])?;
         for phase in &PHASES[2..] {
-            if let Err(error) = at(bed, phase, failure).and_then(|()| bed.calm()) {
+            if let Err(error) = stage.interrupt(failure, &[*phase]).and_then(|()| bed.calm()) {
                 eprintln!("   FAILED: {error:#}");
                 failed.push(format!("{failure:?} at {phase}: {error:#}"));
                 bed.calm()?;
+                stage = Stage::set(bed, &[wukong::FIRST])?;
             }
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    Ok(())
+    stage::clear(bed)
 }
 
 /// A failure at a phase.
 pub fn at(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
-    bed.wait_whole(RUN_DEADLINE)?;
-    let source = bed.node_without_leader()?;
-    let target = migration::another(bed, &source)?;
-    wukong::start(bed, &source)?;
-    let before = disks(bed, &source)?;
-    let volumes = volumes(bed)?;
-    if failure == StartedUnrefused {
-        bed.cluster().ask(&["delete", "-f", CLAIM_LOCK])?;
-    }
-
-    bed.plugin(&["migrate", VM, "-n", VMS, "--to-node", &target])?;
-    let hit = reach(bed, phase)?;
-    let repair = inflict(bed, failure, &source, &target)?;
-    repair(bed)?;
-    let status = if failure == Deleted { gone(bed, &volumes)? } else { ended(bed)? };
-    let end = status["phase"].as_str().unwrap_or_default();
-    eprintln!("   {failure:?} at {hit} (meant for {phase}): {end} {}", status["reason"]);
-    judge(bed, &before, &volumes, end)
-        .with_context(|| format!("{failure:?} at {hit}, which ended {end}: {status}"))?;
+    Stage::set(bed, &[wukong::FIRST])?.interrupt(failure, &[phase])?;
     stage::clear(bed)
 }
 
+/// VMs that are interrupted again and again, wherever the last time has left them.
+struct Stage<'a> {
+    bed: &'a Bed,
+    vms: Vec<Staged>,
+}
+
+struct Staged {
+    wukong: &'static Wukong,
+    node: String,
+    /// What earlier migrations have left: kept, until somebody removes it.
+    left: Vec<String>,
+}
+
+/// One that is under way.
+struct Before {
+    disks: Vec<Disk>,
+    volumes: Vec<String>,
+}
+
+impl<'a> Stage<'a> {
+    fn set(bed: &'a Bed, wukongs: &[&'static Wukong]) -> Result<Self> {
+        let began = Instant::now();
+        bed.wait_whole(RUN_DEADLINE)?;
+        let node = bed.node_without_leader()?;
+        wukong::start(bed, &node, wukongs)?;
+        let staged =
+            |wukong: &&'static Wukong| Staged { wukong: *wukong, node: node.clone(), left: Vec::new() };
+        eprintln!("   staged within {} s", began.elapsed().as_secs());
+        Ok(Self { bed, vms: wukongs.iter().map(staged).collect() })
+    }
+
+    /// Interrupts the first VM's migration at the first phase, and the second one's, at the same moment, at the second.
+    fn interrupt(&mut self, failure: Failure, phases: &[&str]) -> Result<()> {
+        let (bed, began) = (self.bed, Instant::now());
+        bed.wait_whole(RUN_DEADLINE)?;
+        let taking_part = &self.vms[..phases.len()];
+        // One for both: what happens to a target happens to both.
+        let taken = |node: &String| taking_part.iter().any(|staged| staged.node == *node);
+        let target = bed.nodes().into_iter().find(|node| !taken(node)).context("no node is free")?;
+        let source = taking_part[0].node.clone();
+        let before = |staged: &Staged| {
+            let volumes = volumes(bed, staged.wukong)?;
+            anyhow::Ok(Before { disks: disks(bed, staged.wukong, &staged.node)?, volumes })
+        };
+        let before: Vec<Before> = taking_part.iter().map(before).collect::<Result<_>>()?;
+        if failure == StartedUnrefused {
+            bed.cluster().ask(&["delete", "-f", CLAIM_LOCK])?;
+        }
+
+        let mut hit = Vec::new();
+        // Those that wait come first.
+        for (place, (staged, phase)) in taking_part.iter().zip(phases).enumerate().rev() {
+            let wait: &[&str] = match *phase {
+                _ if place == 0 => &[],
+                "PreCopying" => &["--pre-copy-only"],
+                "Confirming" => &["--probe", NEVER],
+                other => bail!("no migration can be kept in {other}"),
+            };
+            let ask = ["migrate", staged.wukong.vm, "-n", VMS, "--to-node", &target];
+            bed.plugin(&[&ask[..], wait].concat())?;
+            hit.push(reach(bed, staged.wukong.vm, phase)?);
+        }
+        hit.reverse();
+        let reached = began.elapsed();
+        let repair = inflict(bed, failure, taking_part[0].wukong, &source, &target)?;
+        repair(bed)?;
+        for staged in &taking_part[1..] {
+            go_on(bed, staged.wukong.vm)?;
+        }
+        let mut ends = Vec::new();
+        for ((staged, before), hit) in taking_part.iter().zip(&before).zip(&hit) {
+            let status = if failure == Deleted {
+                gone(bed, staged.wukong, &before.volumes)?
+            } else {
+                ended(bed, staged.wukong.vm)?
+            };
+            eprintln!("   {failure:?} at {hit}: {} {}", status["phase"], status["reason"]);
+            ends.push(status);
+        }
+        for (place, (before, status)) in before.iter().zip(&ends).enumerate() {
+            let end = status["phase"].as_str().unwrap_or_default();
+            let (hit, phase) = (&hit[place], phases[place]);
+            self.judge(place, before, end).with_context(|| {
+                format!("{failure:?} at {hit}, meant for {phase}, which ended {end}: {status}")
+            })?;
+        }
+        self.nothing_is_left_over()?;
+        stage::without_migrations(bed)?;
+        let (reached, all) = (reached.as_secs(), began.elapsed().as_secs());
+        eprintln!("   {failure:?} at {phases:?}: in {hit:?} after {reached} s, judged after {all} s");
+        Ok(())
+    }
+
+    /// The VM runs, with both disks whole and on its node.
+    fn judge(&mut self, place: usize, before: &Before, end: &str) -> Result<()> {
+        let (bed, wukong) = (self.bed, self.vms[place].wukong);
+        let node = until("the VM runs", END_DEADLINE, &[bed.standin_log()], || {
+            let instance = bed.api().get(Kind::VMI, VMS, wukong.vm)?;
+            let phase = &instance["status"]["phase"];
+            ensure!(phase == "Running", "it is {phase} on {}", instance["status"]["nodeName"]);
+            Ok(instance["status"]["nodeName"].as_str().map(str::to_owned))
+        })?;
+        let known: Vec<usize> = disks(bed, wukong, &node)?.iter().map(|disk| disk.records.len()).collect();
+        until("it writes on both disks", RUN_DEADLINE, &[bed.standin_log()], || {
+            let now = disks(bed, wukong, &node)?;
+            Ok(now.iter().zip(&known).all(|(disk, known)| disk.records.len() > *known).then_some(()))
+        })?;
+        for ((claim, disk), before) in wukong.claims.iter().zip(disks(bed, wukong, &node)?).zip(&before.disks)
+        {
+            let faults: Vec<String> = disk.continues(before).iter().map(ToString::to_string).collect();
+            ensure!(faults.is_empty(), "{claim}: {}", faults.join("; "));
+        }
+        let (now, old) = (volumes(bed, wukong)?, &before.volumes);
+        let moved = now.iter().zip(old).all(|(now, old)| now != old);
+        ensure!(moved || now == *old, "one disk is the old one and one is new: {now:?}, {old:?}");
+        ensure!(
+            moved == (end == "Succeeded" || end == "Failed" && moved),
+            "{end}, and the volumes are {now:?}"
+        );
+        let staged = &mut self.vms[place];
+        staged.node = node;
+        if moved {
+            staged.left.extend_from_slice(old);
+        }
+        Ok(())
+    }
+
+    /// The VMs' claims and no other, their volumes, and on Retain all that they have left.
+    fn nothing_is_left_over(&self) -> Result<()> {
+        let bed = self.bed;
+        let mut wanted: Vec<&str> = self.vms.iter().flat_map(|staged| staged.wukong.claims).collect();
+        wanted.sort_unstable();
+        let left: Vec<&String> = self.vms.iter().flat_map(|staged| &staged.left).collect();
+        until("nothing is left over", RUN_DEADLINE, &[], || {
+            let mut claims = names(&bed.api().list(Kind::CLAIM, VMS, "")?);
+            claims.sort_unstable();
+            ensure!(claims == wanted, "there are claims {claims:?}");
+            let mut now = Vec::new();
+            for staged in &self.vms {
+                now.extend(volumes(bed, staged.wukong)?);
+            }
+            for volume in bed.api().list(Kind::VOLUME, "", "")? {
+                let name = volume["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                let ours = volume["spec"]["claimRef"]["namespace"] == VMS;
+                ensure!(!ours || now.contains(&name) || left.contains(&&name), "volume {name} is left over");
+                let policy = &volume["spec"]["persistentVolumeReclaimPolicy"];
+                ensure!(!left.contains(&&name) || policy == "Retain", "old volume {name} is on {policy}");
+            }
+            Ok(Some(()))
+        })?;
+        let volumes = names(&bed.api().list(Kind::VOLUME, "", "")?);
+        for old in left {
+            ensure!(volumes.contains(old), "old volume {old} is gone");
+        }
+        Ok(())
+    }
+}
+
+/// Lets one that waits for somebody go on.
+fn go_on(bed: &Bed, vm: &str) -> Result<()> {
+    let migration = migration::of_vm(bed, vm)?;
+    let name = migration["metadata"]["name"].as_str().context("no name")?;
+    let word = json!({ "spec": { "preCopyOnly": false, "probe": null } });
+    bed.api().merge(Kind::MIGRATION, VMS, name, &word)
+}
+
 /// Waits for the end; returns the status.
-fn ended(bed: &Bed) -> Result<Value> {
+fn ended(bed: &Bed, vm: &str) -> Result<Value> {
     until("the migration ends", END_DEADLINE, &[bed.standin_log()], || {
-        let status = &migration::of_vm(bed, VM)?["status"];
+        let status = &migration::of_vm(bed, vm)?["status"];
         let phase = status["phase"].as_str().unwrap_or_default();
         ensure!(FINAL.contains(&phase), "{phase} {} {}", status["reason"], status["message"]);
         Ok(Some(status.clone()))
@@ -138,23 +325,23 @@ fn ended(bed: &Bed) -> Result<Value> {
 }
 
 /// Waits until the deleted object is let go; its end is told by the volumes alone.
-fn gone(bed: &Bed, old: &[String]) -> Result<Value> {
+fn gone(bed: &Bed, wukong: &Wukong, old: &[String]) -> Result<Value> {
     until("the deleted migration ends", END_DEADLINE, &[bed.standin_log()], || {
         let left = bed.api().list(Kind::MIGRATION, VMS, "")?;
         ensure!(left.is_empty(), "{} {}", left[0]["metadata"]["name"], left[0]["status"]);
         Ok(Some(()))
     })?;
-    let phase = if volumes(bed)? == old { "Cancelled" } else { "Succeeded" };
+    let phase = if volumes(bed, wukong)? == old { "Cancelled" } else { "Succeeded" };
     Ok(json!({ "phase": phase, "reason": "by the word of its volumes" }))
 }
 
 /// Waits until the migration is in this phase or a later one; returns which.
-fn reach(bed: &Bed, phase: &str) -> Result<String> {
+fn reach(bed: &Bed, vm: &str, phase: &str) -> Result<String> {
     let order = |phase: &str| PHASES.iter().position(|known| *known == phase);
     let wanted = order(phase).context("no such phase")?;
     let began = Instant::now();
     while began.elapsed() < PHASE_DEADLINE {
-        let now = migration::of_vm(bed, VM)
+        let now = migration::of_vm(bed, vm)
             .ok()
             .and_then(|found| found["status"]["phase"].as_str().map(str::to_owned));
         if let Some(now) = now
@@ -166,14 +353,14 @@ fn reach(bed: &Bed, phase: &str) -> Result<String> {
     }
     bail!(
         "the migration is not in {phase} within {PHASE_DEADLINE:?}: {:?}",
-        migration::of_vm(bed, VM)?["status"]
+        migration::of_vm(bed, vm)?["status"]
     );
 }
 
 type Repair = Box<dyn FnOnce(&Bed) -> Result<()>>;
 
 /// Lets it go wrong; returns what repairs it.
-fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Repair> {
+fn inflict(bed: &Bed, failure: Failure, wukong: &Wukong, source: &str, target: &str) -> Result<Repair> {
     let nothing: Repair = Box::new(|_| Ok(()));
     match failure {
         LeaderKilled => {
@@ -191,7 +378,8 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
         TargetOff => off(bed, target),
         TargetFull => fill(bed, target),
         Cancelled => {
-            let name = migration::of_vm(bed, VM)?["metadata"]["name"].as_str().context("no name")?.to_owned();
+            let name =
+                migration::of_vm(bed, wukong.vm)?["metadata"]["name"].as_str().context("no name")?.to_owned();
             let object = format!("migration/{name}");
             if let Err(refused) = bed.plugin(&["cancel", &object, "-n", VMS]) {
                 // Too late is an answer too.
@@ -205,11 +393,11 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
         }
         Deleted => {
             bed.cluster().ask(&["delete", "volumemigration", "-n", VMS, "--all", "--wait=false"])?;
-            inflict(bed, LeaderKilled, source, target)
+            inflict(bed, LeaderKilled, wukong, source, target)
         }
         Started => {
             // Before the claims are locked, and when they are whole again, it is not refused.
-            if let Err(refused) = start(bed) {
+            if let Err(refused) = start(bed, wukong) {
                 let said = format!("{refused:#}");
                 ensure!(said.contains("is locked by VolumeMigration"), "{said}");
                 eprintln!("   {said}");
@@ -217,7 +405,7 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
             Ok(nothing)
         }
         StartedUnrefused => {
-            start(bed)?;
+            start(bed, wukong)?;
             // Installed again as it was, labels and all.
             Ok(Box::new(Bed::install))
         }
@@ -225,8 +413,8 @@ fn inflict(bed: &Bed, failure: Failure, source: &str, target: &str) -> Result<Re
 }
 
 /// As `virtctl start` does it: behind the back of the Wukong, which undoes it when it looks next.
-fn start(bed: &Bed) -> Result<()> {
-    bed.api().merge(Kind::VM, VMS, VM, &json!({ "spec": { "running": true } }))
+fn start(bed: &Bed, wukong: &Wukong) -> Result<()> {
+    bed.api().merge(Kind::VM, VMS, wukong.vm, &json!({ "spec": { "running": true } }))
 }
 
 fn off(bed: &Bed, node: &str) -> Result<Repair> {
@@ -256,62 +444,15 @@ fn fill(bed: &Bed, node: &str) -> Result<Repair> {
     }))
 }
 
-/// The VM runs, with both disks whole and on its node; nothing is left over, and nothing is gone.
-fn judge(bed: &Bed, before: &[Disk], old: &[String], end: &str) -> Result<()> {
-    let node = until("the VM runs", END_DEADLINE, &[bed.standin_log()], || {
-        let instance = bed.api().get(Kind::VMI, VMS, VM)?;
-        let phase = &instance["status"]["phase"];
-        ensure!(phase == "Running", "it is {phase} on {}", instance["status"]["nodeName"]);
-        Ok(instance["status"]["nodeName"].as_str().map(str::to_owned))
-    })?;
-    let known: Vec<usize> = disks(bed, &node)?.iter().map(|disk| disk.records.len()).collect();
-    until("it writes on both disks", RUN_DEADLINE, &[bed.standin_log()], || {
-        let now = disks(bed, &node)?;
-        Ok(now.iter().zip(&known).all(|(disk, known)| disk.records.len() > *known).then_some(()))
-    })?;
-    for ((claim, disk), before) in CLAIMS.iter().zip(disks(bed, &node)?).zip(before) {
-        let faults: Vec<String> = disk.continues(before).iter().map(ToString::to_string).collect();
-        ensure!(faults.is_empty(), "{claim}: {}", faults.join("; "));
-    }
-    let now = volumes(bed)?;
-    let moved = now.iter().zip(old).all(|(now, old)| now != old);
-    ensure!(moved || now == old, "one disk is the old one and one is new: {now:?}, {old:?}");
-    ensure!(moved == (end == "Succeeded" || end == "Failed" && moved), "{end}, and the volumes are {now:?}");
-    nothing_is_left_over(bed, &now, old)
-}
-
-/// Both claims and no other, their volumes, and the old ones on Retain.
-fn nothing_is_left_over(bed: &Bed, now: &[String], old: &[String]) -> Result<()> {
-    until("nothing is left over", RUN_DEADLINE, &[], || {
-        let mut claims = names(&bed.api().list(Kind::CLAIM, VMS, "")?);
-        claims.sort_unstable();
-        ensure!(claims.iter().rev().eq(CLAIMS.iter()), "there are claims {claims:?}");
-        for volume in bed.api().list(Kind::VOLUME, "", "")? {
-            let name = volume["metadata"]["name"].as_str().unwrap_or_default();
-            let is_one_of = |list: &[String]| list.iter().any(|known| known == name);
-            let ours = volume["spec"]["claimRef"]["namespace"] == VMS;
-            ensure!(!ours || is_one_of(now) || is_one_of(old), "volume {name} is left over");
-            let policy = &volume["spec"]["persistentVolumeReclaimPolicy"];
-            ensure!(!is_one_of(old) || now == old || policy == "Retain", "old volume {name} is on {policy}");
-        }
-        Ok(Some(()))
-    })?;
-    let volumes = names(&bed.api().list(Kind::VOLUME, "", "")?);
-    for old in old {
-        ensure!(volumes.contains(old), "old volume {old} is gone");
-    }
-    Ok(())
-}
-
 fn names(objects: &[Value]) -> Vec<String> {
     objects.iter().filter_map(|object| object["metadata"]["name"].as_str().map(str::to_owned)).collect()
 }
 
-/// The volumes of the claims.
-fn volumes(bed: &Bed) -> Result<Vec<String>> {
+/// The volumes of its claims.
+fn volumes(bed: &Bed, wukong: &Wukong) -> Result<Vec<String>> {
     let volume = |claim: &&str| {
         let claim = bed.api().get(Kind::CLAIM, VMS, claim)?;
         Ok(claim["spec"]["volumeName"].as_str().context("a claim that is not bound")?.to_owned())
     };
-    CLAIMS.iter().map(volume).collect()
+    wukong.claims.iter().map(volume).collect()
 }

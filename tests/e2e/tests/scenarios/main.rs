@@ -66,34 +66,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_node_is_emptied_by_a_word_and_in_a_window", Long, migration::copied_ahead),
     ("a_node_that_came_back_is_emptied", Long, migration::of_a_returned_node),
     ("twenty_vms_leave_a_node_while_the_apiserver_restarts", Long, migration::of_many),
-    ("migration_whose_leader_is_killed_while_swapping", Short, |bed| {
-        interrupted::at(bed, "Swapping", Failure::LeaderKilled)
-    }),
-    ("migration_whose_apiserver_restarts_while_swapping", Long, |bed| {
-        interrupted::at(bed, "Swapping", Failure::ApiServerRestarted)
-    }),
-    ("migration_whose_target_agent_is_killed_while_copying", Long, |bed| {
-        interrupted::at(bed, "PreCopying", Failure::TargetAgentKilled)
-    }),
-    ("migration_whose_source_agent_is_killed_in_the_final_copy", Long, |bed| {
-        interrupted::at(bed, "FinalCopying", Failure::SourceAgentKilled)
-    }),
-    ("migration_whose_source_dies_in_the_final_copy", Long, |bed| {
-        interrupted::at(bed, "FinalCopying", Failure::SourceOff)
-    }),
-    ("migration_whose_target_dies_while_starting", Long, |bed| {
-        interrupted::at(bed, "Starting", Failure::TargetOff)
-    }),
-    ("migration_whose_target_is_full_while_copying", Long, |bed| {
-        interrupted::at(bed, "PreCopying", Failure::TargetFull)
-    }),
-    ("migration_cancelled_while_swapping", Short, |bed| interrupted::at(bed, "Swapping", Failure::Cancelled)),
-    ("migration_deleted_in_the_final_copy_whose_leader_is_killed", Long, |bed| {
-        interrupted::at(bed, "FinalCopying", Failure::Deleted)
-    }),
-    ("migration_whose_vm_is_started_in_the_final_copy", Short, |bed| {
-        interrupted::at(bed, "FinalCopying", Failure::Started)
-    }),
+    ("migrations_interrupted_where_it_tells_most", Short, interrupted::telling),
     ("migration_whose_vm_is_started_while_swapping_and_nobody_refuses_it", Long, |bed| {
         interrupted::at(bed, "Swapping", Failure::StartedUnrefused)
     }),

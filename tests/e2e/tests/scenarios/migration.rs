@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use somersault_test_cluster::until;
+use somersault_test_cluster::{TOOLBOX_IMAGE, until};
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
 use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm, WEB};
 use somersault_test_kubevirt::GUEST_PORT;
 
 use super::made::bound_volume;
-use super::wukong::{self, WUKONG, disks};
+use super::wukong;
 
 /// Copies of 16 MiB, a stop and a start: about ten seconds on an idle machine.
 const MIGRATE_DEADLINE: Duration = Duration::from_mins(4);
@@ -21,6 +21,9 @@ const WRITE_DEADLINE: Duration = Duration::from_mins(1);
 
 /// A VM whose one disk was imported by CDI.
 const IMPORTED: Vm = Vm::always("imported", Storage::LocalFromImage);
+
+/// The user's own look at a guest.
+const CHECK: &str = "check-guest";
 
 /// Another VM on a local disk.
 const MAIL: Vm = Vm::always("mail", Storage::Local);
@@ -32,11 +35,12 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let target = another(bed, &node)?;
     let mut stage = Stage::set(bed, &node, &[DB, IMPORTED])?;
+    keep_check(bed)?;
     for vm in [DB, IMPORTED] {
         let claim = format!("{}-disk", vm.name);
         let before = bed.api().get(Kind::CLAIM, VMS, &claim)?;
         let start = bed.api().get(Kind::VM, VMS, vm.name)?["spec"]["runStrategy"].clone();
-        let probe = format!("tcp:{GUEST_PORT}");
+        let probe = if vm.name == DB.name { format!("job:{CHECK}") } else { format!("tcp:{GUEST_PORT}") };
         bed.plugin(&["migrate", vm.name, "-n", VMS, "--to-node", &target, "--probe", &probe])?;
         let migration = succeeded(bed, vm.name)?;
         let downtime = &migration["status"]["downtimeMs"];
@@ -70,6 +74,29 @@ pub fn to_another_node(bed: &Bed) -> Result<()> {
         stage.wait_writes(&vm, WRITE_DEADLINE)?;
     }
     stage.judge()
+}
+
+/// A template of the user's own, whose Job connects to the guest that it is told of.
+fn keep_check(bed: &Bed) -> Result<()> {
+    let address = "metadata.annotations['somersault.novasphere.dev/address']";
+    let container = json!({
+        "name": "check", "image": TOOLBOX_IMAGE, "imagePullPolicy": "Never",
+        "args": ["connect", format!("$(ADDRESS):{GUEST_PORT}")],
+        "env": [{ "name": "ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": address } } }],
+    });
+    let cron_job = json!({
+        "apiVersion": "batch/v1", "kind": "CronJob",
+        "metadata": {
+            "name": CHECK, "namespace": VMS, "labels": { "somersault.novasphere.dev/probe": "true" },
+        },
+        "spec": {
+            "schedule": "0 0 1 1 *", "suspend": true,
+            "jobTemplate": { "spec": { "backoffLimit": 0, "template": { "spec": {
+                "restartPolicy": "Never", "containers": [container],
+            } } } },
+        },
+    });
+    bed.cluster().apply(&cron_job.to_string()).map(drop)
 }
 
 /// A disk on network storage becomes a local one when somebody asks for that, and not before.
@@ -124,18 +151,21 @@ fn removed(bed: &Bed, migration: &Value, image: &Path, old: &str) -> Result<()> 
 pub fn of_a_wukong(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
     let target = another(bed, &node)?;
-    wukong::start(bed, &node)?;
-    let start =
-        || Ok::<_, anyhow::Error>(bed.api().get(Kind::WUKONG, VMS, WUKONG)?["spec"]["startStrategy"].clone());
-    let (before, start_before) = (disks(bed, &node)?, start()?);
-    bed.plugin(&["migrate", wukong::VM, "-n", VMS, "--to-node", &target])?;
-    succeeded(bed, wukong::VM)?;
+    wukong::start(bed, &node, &[wukong::FIRST])?;
+    let start = || {
+        Ok::<_, anyhow::Error>(
+            bed.api().get(Kind::WUKONG, VMS, wukong::FIRST.name)?["spec"]["startStrategy"].clone(),
+        )
+    };
+    let (before, start_before) = (wukong::disks(bed, wukong::FIRST, &node)?, start()?);
+    bed.plugin(&["migrate", wukong::FIRST.vm, "-n", VMS, "--to-node", &target])?;
+    succeeded(bed, wukong::FIRST.vm)?;
     ensure!(start()? == start_before, "its start strategy was not given back: {}", start()?);
     until("both disks are written on, on the other node", WRITE_DEADLINE, &[bed.standin_log()], || {
-        let now = disks(bed, &target)?;
+        let now = wukong::disks(bed, wukong::FIRST, &target)?;
         Ok((now.iter().all(|disk| disk.instances().len() == 2)).then_some(()))
     })?;
-    for (disk, before) in disks(bed, &target)?.iter().zip(&before) {
+    for (disk, before) in wukong::disks(bed, wukong::FIRST, &target)?.iter().zip(&before) {
         let faults = disk.continues(before);
         ensure!(faults.is_empty(), "{faults:?}");
     }

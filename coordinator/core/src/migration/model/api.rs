@@ -110,14 +110,60 @@ impl World {
         if to_new && self.faults.swap_refused == Some(claim.name.as_str()) {
             return Err("as the test asked".into());
         }
+        if let Some(why) = self.over_quota(template) {
+            return Err(why);
+        }
         if !self.is_prebound(volume, claim) {
             return Err("not pre-bound".into());
         }
         self.create_claim(claim, Some(volume.clone()));
         let made = self.fleet.claims.get_mut(claim).expect("just made");
+        made.class.clone_from(&template.class);
         made.labels.clone_from(&template.labels);
         made.annotations.extend(template.annotations.clone());
         Ok(())
+    }
+
+    /// What a dry run of each claim says, beside the claims that are there.
+    pub(super) fn admitted(&self, question: &DryRun) -> Vec<Verdict> {
+        let verdict = |claim: &NewClaim| {
+            let new = claim.volume.0.starts_with("smst-") && !claim.volume.0.ends_with("-lock");
+            if self.faults.claims_not_admitted && new {
+                Verdict::Refused("a policy says no".into())
+            } else {
+                self.over_quota(&claim.template).map_or(Verdict::Admitted, Verdict::OverQuota)
+            }
+        };
+        question.claims.iter().flatten().map(verdict).collect()
+    }
+
+    /// As the API server counts now.
+    pub(super) fn counted(&self, quota: &Quota) -> Quota {
+        let used = |resource: &String| {
+            let of_class = resource.split_once(".storageclass.storage.k8s.io/");
+            let (class, what) =
+                of_class.map_or((None, resource.as_str()), |(class, what)| (Some(class), what));
+            let counts =
+                self.fleet.claims.values().filter(|claim| class.is_none_or(|class| claim.class == class));
+            let bytes = what == "requests.storage";
+            let used = counts.map(|claim| if bytes { claim.requested_bytes } else { 1 }).sum();
+            (resource.clone(), used)
+        };
+        Quota { used: quota.hard.keys().map(used).collect(), ..quota.clone() }
+    }
+
+    fn over_quota(&self, template: &ClaimTemplate) -> Option<String> {
+        self.quotas.iter().map(|quota| self.counted(quota)).find_map(|quota| {
+            quota.hard.iter().find_map(|(resource, hard)| {
+                let (class, what) = match resource.split_once(".storageclass.storage.k8s.io/") {
+                    Some((class, what)) => (class, what),
+                    None => (template.class.as_str(), resource.as_str()),
+                };
+                let adds = if what == "requests.storage" { template.requested_bytes } else { 1 };
+                let over = class == template.class && quota.used[resource] + adds > *hard;
+                over.then(|| format!("exceeded quota: {}", quota.name))
+            })
+        })
     }
 
     pub(super) fn delete_claim(&mut self, claim: &Key, uid: &Uid) -> Result<(), String> {

@@ -25,8 +25,13 @@
 //! | `DeleteClaim` | persistentvolumeclaims: get, patch, delete; pods: list; datavolumes: get | uid |
 //! | `ReimportClaim` | persistentvolumeclaims: get, delete; persistentvolumes, datavolumes: get; pods: list | uid |
 //! | `CreateClaim` | persistentvolumeclaims: get, create; datavolumes: get | name |
+//!
+//! A dry run: persistentvolumeclaims: create; resourcequotas: list.
+//! Besides, and only where component `probe-jobs` of `deploy/` gives these rights: cronjobs: get; jobs: get, create.
 
 mod claims;
+pub(super) mod dry_run;
+pub(super) mod job;
 mod live;
 mod staging;
 mod start;
