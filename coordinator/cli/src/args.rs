@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(read(&["db", "--probe", "http:80"]), Ok(Some("http:80/".to_owned())));
         assert_eq!(read(&["db", "--probe", "job:check"]), Ok(Some("job:check".to_owned())));
         for (wrong, told) in [
-            ("5432", "must be tcp:PORT or http:PORT/PATH"),
+            ("5432", "must be tcp:PORT, http:PORT/PATH or job:CRONJOB"),
             ("tcp:0", "a number from 1 to 65535"),
             ("http:80/a b", "the path must begin with /"),
         ] {

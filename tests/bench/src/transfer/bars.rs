@@ -123,6 +123,7 @@ mod tests {
 
     fn line(work: Work, tool: Tool, ms: u64, bytes: u64) -> Line {
         let run = Run {
+            read_back: None,
             time: Duration::from_millis(ms),
             sent_bytes: 1,
             rss_bytes: bytes,
