@@ -84,7 +84,8 @@ impl Fetch {
             why = bad.why,
             "the source could not read all; trying that again"
         );
-        let again = bad.chunks.into_keys().map(|(file, chunk)| Unit { file, chunks: vec![chunk..chunk + 1] });
+        let one = |chunk: u64| std::iter::once(chunk..chunk + 1).collect();
+        let again = bad.chunks.into_keys().map(|(file, chunk)| Unit { file, chunks: one(chunk) });
         let bad = self.pass(session, Some(again.collect())).await?;
         if bad.chunks.is_empty() { Ok(()) } else { Err(bad.report(session.manifest())) }
     }
@@ -271,13 +272,11 @@ impl Request {
             let taken = sink.take(&chunk, expected, offer.as_ref())?;
             place.send(Arrived { file: self.file, chunk: expected.chunk, taken, handle: handle.clone() });
         }
-        match stream.next().await? {
-            None => Ok(()),
-            Some(_) => {
-                let why = format!("more chunks of {} than asked for", shown(&entry.path));
-                Err(TransferError::SourceInvalid(why))
-            }
+        if stream.next().await?.is_some() {
+            let why = format!("more chunks of {} than asked for", shown(&entry.path));
+            return Err(TransferError::SourceInvalid(why));
         }
+        Ok(())
     }
 
     async fn next(&self, stream: &mut Chunks, expected: &Expected) -> Result<Chunk, TransferError> {

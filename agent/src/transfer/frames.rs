@@ -362,10 +362,8 @@ mod tests {
                 all(cut(frames, &cuts)).await
             });
             prop_assert_eq!(arrived, wire);
-            prop_assert_eq!(ended.map_err(|status| (status.code(), status.message().to_owned())), match fails {
-                true => Err((failure.code(), failure.message().to_owned())),
-                false => Ok(()),
-            });
+            let told = |status: Status| (status.code(), status.message().to_owned());
+            prop_assert_eq!(ended.map_err(told), if fails { Err(told(failure)) } else { Ok(()) });
         }
 
         #[test]

@@ -82,12 +82,11 @@ pub(super) fn offers(have: Vec<v1::Have>, size_bytes: u64) -> Result<Offers, Str
         }
         let len = chunk_len(size_bytes, chunk);
         let blocks = Blocks::from_bytes(&have.hashes, len);
-        let leaf = match &blocks {
-            Some(blocks) => blocks.leaf(),
-            None => {
-                let hash = <[u8; 32]>::try_from(have.hashes.as_ref()).map_err(|_| wrong())?;
-                Leaf::from_wire(hash, len).ok_or_else(wrong)?
-            }
+        let leaf = if let Some(blocks) = &blocks {
+            blocks.leaf()
+        } else {
+            let hash = <[u8; 32]>::try_from(have.hashes.as_ref()).map_err(|_| wrong())?;
+            Leaf::from_wire(hash, len).ok_or_else(wrong)?
         };
         Ok((chunk, Offered { leaf, blocks }))
     };
@@ -137,13 +136,12 @@ impl Answer {
             Ok(Some(item)) => item,
             Ok(None) => return Some(Err(Status::internal("the agent stops"))),
             Err(_) => {
-                let rest: VecDeque<u64> = self.left.iter().copied().skip(1).collect();
-                match self.work.means.stuck.one_more() {
-                    true => {
-                        self.receiver = self.work.clone().start(rest);
-                        Ok(self.work.hangs(chunk))
-                    }
-                    false => Err(self.work.hangs_for_good(chunk)),
+                if self.work.means.stuck.one_more() {
+                    let rest: VecDeque<u64> = self.left.iter().copied().skip(1).collect();
+                    self.receiver = self.work.clone().start(rest);
+                    Ok(self.work.hangs(chunk))
+                } else {
+                    Err(self.work.hangs_for_good(chunk))
                 }
             }
         };
@@ -176,10 +174,12 @@ impl Work {
                 let item = read.map(|read| if self.wanted.version >= 1 { packer.pack(read) } else { read });
                 let failed = item.is_err();
                 let worked = began.elapsed();
+                let handed_over = Instant::now();
                 if sender.blocking_send(item.map(Read::into_wire)).is_err() || failed {
                     return;
                 }
-                packer.sent(chunk_len(self.file.entry.size_bytes, chunk), worked, began.elapsed() - worked);
+                let bytes = chunk_len(self.file.entry.size_bytes, chunk);
+                packer.sent(bytes, worked, handed_over.elapsed());
             }
         });
         receiver
@@ -247,7 +247,7 @@ impl Opened {
             }
             read => read.map(Ok),
         };
-        match read.map_err(|error| self.failed(chunk, error))? {
+        match read.map_err(|error| self.failed(chunk, &error))? {
             Ok(content) if wanted.version >= 1 => {
                 Ok(Self::in_parts(chunk, content, wanted.offers.get(&chunk), pool))
             }
@@ -304,7 +304,7 @@ impl Opened {
         first: &std::io::Error,
     ) -> std::io::Result<Result<Buffer, Read>> {
         let (mut content, mut bad): (_, Vec<Range<u64>>) = (pool.take(), Vec::new());
-        let mut pieces: Vec<Range<u64>> = vec![0..len];
+        let mut pieces: Vec<Range<u64>> = std::iter::once(0..len).collect();
         for size in PIECES {
             let smaller = pieces.into_iter().flat_map(|piece| {
                 let end = piece.end;
@@ -349,7 +349,7 @@ impl Opened {
         let mut leaves = Vec::new();
         for chunk in chunks {
             let len = chunk_len(self.entry.size_bytes, chunk);
-            let content = self.content(chunk, len).map_err(|error| self.failed(chunk, error))?;
+            let content = self.content(chunk, len).map_err(|error| self.failed(chunk, &error))?;
             leaves.extend_from_slice(&Leaf::of(content.as_ref()).to_wire(len));
         }
         Ok(v1::Hashes { first_chunk, leaves: leaves.into() })
@@ -359,16 +359,12 @@ impl Opened {
         self.reader.read(chunk * CHUNK_BYTES, usize::try_from(len).unwrap_or(super::io::CHUNK))
     }
 
-    fn failed(&self, chunk: u64, error: std::io::Error) -> TransferError {
-        match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                TransferError::SourceChanged(format!("{} was cut", shown(&self.entry.path)))
-            }
-            _ => {
-                let why = format!("at byte {}: {error}", chunk * CHUNK_BYTES);
-                read_failed(&self.entry.path, std::io::Error::other(why))
-            }
+    fn failed(&self, chunk: u64, error: &std::io::Error) -> TransferError {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            return TransferError::SourceChanged(format!("{} was cut", shown(&self.entry.path)));
         }
+        let why = format!("at byte {}: {error}", chunk * CHUNK_BYTES);
+        read_failed(&self.entry.path, std::io::Error::other(why))
     }
 }
 

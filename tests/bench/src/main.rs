@@ -73,7 +73,7 @@ fn run() -> Result<ExitCode> {
         What::Node { specification } => return fleet::run_node(&specification).map(|()| ExitCode::SUCCESS),
         What::Scale(options) => return scale::run(options).map(|()| ExitCode::SUCCESS),
         What::Transfer(options) => return transfer::run(&options),
-        What::TransferSource(options) => return transfer::serve(options).map(|()| ExitCode::SUCCESS),
+        What::TransferSource(options) => return transfer::serve(&options).map(|()| ExitCode::SUCCESS),
         What::TransferTarget(options) => return transfer::pull(options).map(|()| ExitCode::SUCCESS),
         What::Detection { repetitions, hog_seconds } => (repetitions, Duration::from_secs(hog_seconds)),
     };

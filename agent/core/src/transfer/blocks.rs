@@ -122,13 +122,11 @@ impl Blocks {
     }
 
     fn root(&self) -> [u8; 32] {
-        match self.hashes.as_slice() {
-            [only] => *only,
-            hashes => {
-                let (left, right) = halves(hashes, self.len);
-                *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
-            }
+        if let [only] = self.hashes.as_slice() {
+            return *only;
         }
+        let (left, right) = halves(&self.hashes, self.len);
+        *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
     }
 }
 
@@ -169,13 +167,11 @@ fn halves(hashes: &[ChainingValue], len: u64) -> (ChainingValue, ChainingValue) 
 }
 
 fn subtree(hashes: &[ChainingValue], len: u64) -> ChainingValue {
-    match hashes {
-        [only] => *only,
-        _ => {
-            let (left, right) = halves(hashes, len);
-            merge_subtrees_non_root(&left, &right, Mode::Hash)
-        }
+    if let [only] = hashes {
+        return *only;
     }
+    let (left, right) = halves(hashes, len);
+    merge_subtrees_non_root(&left, &right, Mode::Hash)
 }
 
 #[cfg(test)]
@@ -186,7 +182,7 @@ mod tests {
 
     /// Something that differs from block to block, as long as asked for.
     fn content(len: usize, seed: u8) -> Vec<u8> {
-        (0..len).map(|at| (at / 1000) as u8 ^ (at % 251) as u8 ^ seed).collect()
+        (0..len).map(|at| u8::try_from((at / 1000 + at % 251) % 256).expect("a byte") ^ seed).collect()
     }
 
     #[test]

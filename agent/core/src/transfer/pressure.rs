@@ -135,7 +135,7 @@ mod tests {
         let mut pressure = Pressure::default();
         run(&mut pressure, 10, 12 << 20, Duration::from_millis(3));
         assert!(pressure.is_worth(1 << 20, 1 << 19) && !pressure.is_worth(1 << 20, (1 << 20) - 9));
-        let tried = (0..PAUSE + 1).filter(|_| {
+        let tried = (0..=PAUSE).filter(|_| {
             pressure.sent(CHUNK, Duration::ZERO, Duration::from_millis(80));
             pressure.level().is_some()
         });

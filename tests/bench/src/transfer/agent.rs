@@ -82,7 +82,7 @@ pub fn refusal(is_plain: bool) -> Option<&'static str> {
 }
 
 /// Serves until it is killed.
-pub fn serve(options: SourceOptions) -> Result<()> {
+pub fn serve(options: &SourceOptions) -> Result<()> {
     let (transfers, tls) = engine(&options.side)?;
     runtime()?.block_on(async {
         let listener = TcpListener::bind(options.listen).await.context("opening the source's port")?;

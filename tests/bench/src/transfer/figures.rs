@@ -147,7 +147,7 @@ impl Figures {
         };
         Some(Self {
             median_s: times.percentile(50).as_secs_f64(),
-            spread_s: (times.percentile(100) - times.percentile(0)).as_secs_f64(),
+            spread_s: times.percentile(100).saturating_sub(times.percentile(0)).as_secs_f64(),
             sent_bytes: bytes(|run| Some(run.sent_bytes)).unwrap_or_default(),
             rss_max_bytes: most(|run| run.rss_bytes),
             cache_growth_bytes: most(|run| run.cache_bytes).max(from_disk.map_or(0, |run| run.cache_bytes)),

@@ -84,9 +84,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     places::clean_up(&work)?;
     let sizes = if options.quick { Sizes::QUICK } else { Sizes { files: options.files, ..Sizes::FULL } };
     let places = Places::make(&work, sizes.dense_bytes)?;
-    let rounds = options.rounds.map_or(if options.quick { 1 } else { ROUNDS }, usize::from);
+    let repetitions = options.rounds.map_or(if options.quick { 1 } else { ROUNDS }, usize::from);
     let name = if options.quick { "transfer-quick" } else { "transfer" };
-    let bench = Rounds { world: &World::build()?, places: &places, sizes, rounds, tools: &options.tool };
+    let bench = Rounds { world: &World::build()?, places: &places, sizes, repetitions, tools: &options.tool };
 
     let mut lines: Vec<Line> = Vec::new();
     for work in Work::chosen(&options.work) {

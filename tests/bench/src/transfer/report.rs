@@ -1,6 +1,7 @@
 //! The results for people and for programs: one table on the terminal and in Markdown, and a line of JSON for each work
 //! and tool.
 
+use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -87,7 +88,8 @@ fn unmeasured(lines: &[Line], bullet: &str) -> String {
     let mut told = String::new();
     for line in lines.iter().filter(|line| line.figures().is_none()) {
         let (word, why) = line.outcome.words();
-        told += &format!("{bullet}{}, {}: {word}: {why}\n", line.work, line.tool);
+        // Writing into memory does not fail.
+        let _ = writeln!(told, "{bullet}{}, {}: {word}: {why}", line.work, line.tool);
     }
     told
 }

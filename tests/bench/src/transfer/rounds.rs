@@ -21,7 +21,7 @@ pub struct Rounds<'a> {
     pub world: &'a World,
     pub places: &'a Places,
     pub sizes: Sizes,
-    pub rounds: usize,
+    pub repetitions: usize,
     /// Only these; all where there are none.
     pub tools: &'a [Tool],
 }
@@ -56,10 +56,10 @@ impl Rounds<'_> {
         content::make(&site.source(), work.content(), self.sizes)?;
         let mut original = check::hashes(&site.source())?;
         if let Some(mbit) = work.link_mbit() {
-            self.world.limit(Some(mbit))?;
+            World::limit(Some(mbit))?;
         }
         let count = entrants.len();
-        for round in 0..self.rounds {
+        for round in 0..self.repetitions {
             for turn in 0..count {
                 let entrant = &mut entrants[(round + turn) % count];
                 if entrant.out.is_none() {
@@ -68,10 +68,10 @@ impl Rounds<'_> {
             }
         }
         if work.is_also_from_disk() {
-            self.from_disk(&site, &mut entrants, &mut original)?;
+            self.once_more(&site, &mut entrants, &mut original)?;
         }
         if work.link_mbit().is_some() {
-            self.world.limit(None)?;
+            World::limit(None)?;
         }
         for root in [&site.source_root, &site.target_root] {
             places::empty(root)?;
@@ -79,11 +79,11 @@ impl Rounds<'_> {
         Ok(entrants.into_iter().map(|entrant| entrant.line(work)).collect())
     }
 
-    fn from_disk(&self, site: &Site, entrants: &mut [Entrant], original: &mut Hashes) -> Result<()> {
+    fn once_more(&self, site: &Site, entrants: &mut [Entrant], original: &mut Hashes) -> Result<()> {
         let site = Site { source_root: self.places.on_disk()?, ..site.clone() };
         content::make(&site.source(), site.work.content(), self.sizes)?;
         println!("  once more, from a disk:");
-        let first = self.rounds * entrants.len();
+        let first = self.repetitions * entrants.len();
         for (run, entrant) in (first..).zip(entrants).filter(|(_, entrant)| entrant.out.is_none()) {
             entrant.from_disk = entrant.attempt(self.world, &site, run, Course::Whole, original)?;
             entrant.show(entrant.from_disk.as_ref());
@@ -148,8 +148,8 @@ impl Entrant {
             }
             Err(error) => Outcome::Failed { failed: error.downcast::<NotCopied>()?.to_string() },
         };
-        let (word, why) = outcome.words();
-        println!("  {:<18} {word}: {why}", self.tool.to_string());
+        let (outcome_word, why) = outcome.words();
+        println!("  {:<18} {outcome_word}: {why}", self.tool.to_string());
         self.out = Some(outcome);
         Ok(None)
     }

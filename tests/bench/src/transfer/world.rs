@@ -101,7 +101,7 @@ impl World {
     }
 
     /// Makes the link as slow as this, both ways, or as fast as it is.
-    pub fn limit(&self, mbit: Option<u32>) -> Result<()> {
+    pub fn limit(mbit: Option<u32>) -> Result<()> {
         for side in Side::BOTH {
             let device = ["-n", side.name(), "qdisc"];
             let Some(mbit) = mbit else {

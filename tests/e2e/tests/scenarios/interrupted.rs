@@ -174,7 +174,7 @@ impl<'a> Stage<'a> {
         let node = bed.node_without_leader()?;
         wukong::start(bed, &node, wukongs)?;
         let staged =
-            |wukong: &&'static Wukong| Staged { wukong: *wukong, node: node.clone(), left: Vec::new() };
+            |wukong: &&'static Wukong| Staged { wukong, node: node.clone(), left: Vec::new() };
         eprintln!("   staged within {} s", began.elapsed().as_secs());
         Ok(Self { bed, vms: wukongs.iter().map(staged).collect() })
     }

@@ -211,7 +211,7 @@ fn classes(bed: &Bed, source: &str) -> Result<()> {
         objects.push(json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("{MOUNTED}-{node}")},
             "spec": {
-                "capacity": {"storage": "10Gi"},
+                "capacity": {"storage": "1Gi"},
                 "accessModes": ["ReadWriteOnce"],
                 "storageClassName": MOUNTED,
                 "persistentVolumeReclaimPolicy": "Delete",
