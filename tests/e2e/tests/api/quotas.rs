@@ -87,7 +87,8 @@ async fn exactly_full(bed: &Bed) -> Result<()> {
         .await?;
     bed.until("the quota is counted", async || {
         let quota = bed.get(QUOTA, "full").await?;
-        Ok(quota["status"]["used"]["count/persistentvolumeclaims"] .as_str() == Some(claims.to_string().as_str()))
+        Ok(quota["status"]["used"]["count/persistentvolumeclaims"].as_str()
+            == Some(claims.to_string().as_str()))
     })
     .await?;
     let spare = |name: &str| {

@@ -173,8 +173,7 @@ impl<'a> Stage<'a> {
         bed.wait_whole(RUN_DEADLINE)?;
         let node = bed.node_without_leader()?;
         wukong::start(bed, &node, wukongs)?;
-        let staged =
-            |wukong: &&'static Wukong| Staged { wukong, node: node.clone(), left: Vec::new() };
+        let staged = |wukong: &&'static Wukong| Staged { wukong, node: node.clone(), left: Vec::new() };
         eprintln!("   staged within {} s", began.elapsed().as_secs());
         Ok(Self { bed, vms: wukongs.iter().map(staged).collect() })
     }
