@@ -11,10 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
-/// See Cargo.toml.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Lines of log that wait for a slow reader, about 1 MB. More are dropped: a container runtime whose disk is dead
 /// must not stop the agent that is to report it.
 const LOG_LINES_MAX: usize = 8192;

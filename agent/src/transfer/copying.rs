@@ -226,6 +226,10 @@ impl Copying {
             let file = open_beneath(&self.files.folder, name, OFlags::RDONLY | flags, Mode::empty())
                 .map_err(failed)?;
             let now = metadata::set(&file, entry.metadata, &entry.path)?;
+            if entry.kind == Kind::Regular {
+                // What was still on its way to the disk when its part of the cache was dropped.
+                drop_cache(&file, 0, entry.size_bytes);
+            }
             if entry.kind == Kind::Regular && u64::try_from(now.st_size).unwrap_or(0) != entry.size_bytes {
                 return Err(metadata::lost(&entry.path));
             }

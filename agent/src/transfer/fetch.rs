@@ -29,8 +29,9 @@ use super::received::{Expected, Settled, Sink, Taken, wire_bytes};
 use super::scan::shown;
 use super::target::join;
 
-/// Requests in flight on each lane: while one ends and the next begins, the other keeps its connection busy.
-const REQUESTS_PER_LANE: usize = 2;
+/// Requests in flight on each lane. More would only be more threads that read at the source: one asks for as much as a second
+/// of a fast link.
+const REQUESTS_PER_LANE: usize = 1;
 
 /// Chunks that are written and not yet in the list.
 const WRITTEN_AHEAD: usize = 1024;

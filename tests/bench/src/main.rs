@@ -19,10 +19,6 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use somersault_test_support::world::enter;
 
-/// The agent's, whose engine is measured here.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Parser)]
 #[command(name = "somersault-bench", version, about = "Measures Somersault on this machine")]
 struct Cli {

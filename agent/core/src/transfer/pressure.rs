@@ -2,10 +2,14 @@
 //! fast enough.
 //!
 //! ```text
-//!   plain ──the connection is what everything waits for, and slow──► 1 ◄──► 3 ◄──► 6 ◄──► 9
+//!                                                                  begin
+//!                                                                    ▼
+//!   plain ──the connection is what everything waits for, and slow──► 1 ◄──► 3 ◄──► 6 ◄──► 9 ◄──► 12
 //!     ▲                                                              │   up: it still waits
 //!     └──────────packing is what it waits for at the lowest level────┘   down: packing is what it waits for
 //! ```
+//!
+//! It begins with a little, since nobody knows the connection yet: what is sent plain over a slow one is sent for seconds.
 //!
 //! A sender tells how long it worked for a chunk (reading, hashing, packing) and how long it then waited for the connection
 //! to take it. Content that does not shrink is sent as it is, and tried again only now and then.
@@ -13,7 +17,7 @@
 use std::time::Duration;
 
 /// zstd's levels, each about half as fast as the one before. Beyond the last one little is gained for disk images.
-const LEVELS: [i32; 4] = [1, 3, 6, 9];
+const LEVELS: [i32; 5] = [1, 3, 6, 9, 12];
 
 /// Packing is of no use to a sender that is this fast without it, in bytes per second: the lowest level packs several times
 /// as much on one core.
@@ -32,7 +36,7 @@ const PAUSE: u32 = 16;
 const WORTH_SIXTEENTHS: usize = 14;
 
 /// What a sender has seen of its connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Pressure {
     /// Place in [`LEVELS`]; `None` is plain.
     level: Option<usize>,
@@ -40,6 +44,12 @@ pub struct Pressure {
     waited: Duration,
     bytes: u64,
     pause: u32,
+}
+
+impl Default for Pressure {
+    fn default() -> Self {
+        Self { level: Some(0), worked: Duration::ZERO, waited: Duration::ZERO, bytes: 0, pause: 0 }
+    }
 }
 
 impl Pressure {
@@ -115,7 +125,6 @@ mod tests {
     #[test]
     fn a_slow_connection_gets_packed_content_soon() {
         let mut pressure = Pressure::default();
-        run(&mut pressure, 3, 12 << 20, Duration::from_millis(3));
         assert_eq!(pressure.level(), Some(1));
         run(&mut pressure, 200, 12 << 20, Duration::from_millis(3));
         assert!(pressure.level() > Some(1));

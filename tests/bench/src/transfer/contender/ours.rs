@@ -37,6 +37,8 @@ impl Ours {
 
     fn command(&self, side: Side, what: &str, root: &Path) -> Command {
         let mut command = side.command(&self.program);
+        // As the agent's manifest has it.
+        command.env("MALLOC_ARENA_MAX", "2");
         let key = blake3::Hash::from_bytes(self.signer.public_key()).to_hex();
         command.arg(what).arg("--node").arg(side.name()).arg("--root").arg(root);
         command.arg("--certs").arg(self.certs.join(side.name())).arg("--token-key").arg(key.as_str());
