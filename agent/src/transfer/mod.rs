@@ -1,10 +1,11 @@
 //! The copying of volumes between agents: the target pulls, the source only reads.
 //!
 //! ```text
-//!   order --Transfers::pull--> target.rs --gRPC over mutual TLS--> source.rs of the other agent
-//!                                  |                                    |
-//!            partial.rs, copying.rs, journal.rs                      scan.rs
-//!            mounted.rs
+//!   order --Transfers::pull--> target.rs ---------gRPC over mutual TLS---------> serving.rs, source.rs of the other agent
+//!                                  |                                                   |
+//!            partial.rs, copying.rs, journal.rs, blocks.rs                    scan.rs, sending.rs
+//!            fetch.rs on lanes.rs, received.rs                                         |
+//!            mounted.rs                              frames.rs: content on the wire, for both
 //!              (below a storage root or mounted for a pod, through root.rs on both sides)
 //! ```
 //!

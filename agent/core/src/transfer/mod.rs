@@ -6,7 +6,7 @@
 //!             v                                v
 //!   Session::begin: per chunk, the leaf that the target holds, and whether it is settled
 //!            |
-//!            |   have == leaf of an older state, unsettled  --compare--> settled, or unknown
+//!            |   have == leaf of an older state, unsettled  --offer----> same: settled | its blocks that differ: settled
 //!            |   have == unknown or zero, unsettled         --fetch----> settled
 //!            |   a hole of the source, have != zero         --punch----> settled
 //!            v
