@@ -194,7 +194,6 @@ impl Pair {
         let start = Instant::now();
         let done = pull(order(true)?).await?;
         let time = start.elapsed();
-        eprintln!("{done:?}");
         ensure!(done.sent_bytes < done.total_bytes / 10, "{} bytes were sent", done.sent_bytes);
         self.target.cancel(&transfer, true, None).await?;
         std::fs::remove_dir_all(self.to.join("pvc-1"))?;

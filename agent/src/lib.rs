@@ -19,7 +19,7 @@ pub mod host;
 pub mod inventory;
 mod metrics;
 pub mod orders;
-mod peer;
+pub mod peer;
 pub mod probe;
 mod replicas;
 mod report;

@@ -18,9 +18,9 @@ use crate::transfer::Transfers;
 
 /// Streams of one connection at once. An agent asks a ping or two; a transfer reads a few files side by side.
 const STREAMS_MAX: u32 = 32;
-/// Each node may pull from this one over two connections a copy, each coordinator asks over one; far more than ever
+/// Each node may pull from this one over a few connections a copy, each coordinator asks over one; far more than ever
 /// happens together. Strangers have but so many places a host, and lose them after seconds.
-const CONNECTIONS: ConnectionLimits = ConnectionLimits { total: 1024, strangers_per_host: 64 };
+pub const CONNECTIONS: ConnectionLimits = ConnectionLimits { total: 1024, strangers_per_host: 64 };
 /// A connection whose ping goes unanswered this long is closed: its peer is gone, its file handles are not.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 
@@ -34,14 +34,19 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let peer = PeerServer::new(Answering { answer: answer.into() })
         .max_decoding_message_size(FLEET_MESSAGE_BYTES_MAX);
-    Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_keepalive_interval(Some(PING.0))
-        .http2_keepalive_timeout(Some(PING.1))
+    server()
         .add_service(peer)
         .add_service(transfers.service())
         .serve_with_incoming_shutdown(tls.accept(listener, CONNECTIONS), stop.cancelled_owned())
         .await
+}
+
+/// A server as every agent has it, before it serves anything.
+pub fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_keepalive_interval(Some(PING.0))
+        .http2_keepalive_timeout(Some(PING.1))
 }
 
 struct Answering {

@@ -1,10 +1,11 @@
 //! A volume of unknown origin under the final name: is it what the copy would be?
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use somersault_agent_core::transfer::{Held, Kind, Manifest, Session};
+use somersault_agent_core::transfer::{AcceptError, CHUNK_BYTES, Held, Kind, Manifest, Session};
 
 use super::TransferError;
 use super::copying::Files;
@@ -12,7 +13,7 @@ use super::io::Pool;
 use super::meter::Meter;
 use super::peer::Peer;
 use super::root::Place;
-use super::target::{compare_leaves, is_blank, join};
+use super::target::{is_blank, join};
 use super::{scan, verify};
 
 /// The root of the volume if it equals the source in all that a copy keeps. Nothing is written.
@@ -57,6 +58,25 @@ pub(super) async fn compare(
         compare_leaves(peer, &mut session, file, &entry.data, meter).await?;
     }
     Ok(session.is_complete().then(|| session.root()))
+}
+
+/// Takes the source's leaves of chunks of one file.
+async fn compare_leaves(
+    peer: &Peer,
+    session: &mut Session,
+    file: usize,
+    chunks: &[Range<u64>],
+    meter: &Meter,
+) -> Result<(), TransferError> {
+    let size_bytes = session.manifest().entries()[file].size_bytes;
+    let mut hashes = peer.hashes(file, session.manifest().identity(), size_bytes, chunks).await?;
+    while let Some((first, leaves)) = hashes.next(size_bytes).await? {
+        meter.worked(leaves.len() as u64 * CHUNK_BYTES);
+        session
+            .compare(file, first, &leaves)
+            .map_err(|error: AcceptError| TransferError::SourceInvalid(error.to_string()))?;
+    }
+    Ok(())
 }
 
 fn look_alike(

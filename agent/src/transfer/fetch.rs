@@ -7,20 +7,19 @@
 //!                                                       checkpoint: fdatasync, then journal
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Manifest, Session, Unit};
-use somersault_proto::model::{self, Chunk};
+use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Session, Unit};
+use somersault_proto::model::Chunk;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::TransferError;
 use super::copying::{Copying, Written};
-use super::error::printable;
 use super::io::Pool;
 use super::lanes::{self, Lane};
 use super::meter::Meter;
@@ -28,10 +27,7 @@ use super::peer::{Ask, Chunks, Connection, Peer};
 use super::received::{Expected, Settled, Sink, Taken, wire_bytes};
 use super::scan::shown;
 use super::target::join;
-
-/// Requests in flight on each lane. More would only be more threads that read at the source: one asks for as much as a second
-/// of a fast link.
-const REQUESTS_PER_LANE: usize = 1;
+use super::unreadable::Unreadable;
 
 /// Chunks that are written and not yet in the list.
 const WRITTEN_AHEAD: usize = 1024;
@@ -77,18 +73,12 @@ impl Fetch {
     /// by piece. What has been written when it fails is noted all the same.
     pub(super) async fn run(&self, session: &mut Session) -> Result<(), TransferError> {
         let bad = self.pass(session, None).await?;
-        if bad.chunks.is_empty() {
+        if bad.is_empty() {
             return Ok(());
         }
-        tracing::warn!(
-            chunks = bad.chunks.len(),
-            why = bad.why,
-            "the source could not read all; trying that again"
-        );
-        let one = |chunk: u64| std::iter::once(chunk..chunk + 1).collect();
-        let again = bad.chunks.into_keys().map(|(file, chunk)| Unit { file, chunks: one(chunk) });
-        let bad = self.pass(session, Some(again.collect())).await?;
-        if bad.chunks.is_empty() { Ok(()) } else { Err(bad.report(session.manifest())) }
+        tracing::warn!(%bad, "the source could not read all; trying that again");
+        let bad = self.pass(session, Some(bad.units().collect())).await?;
+        if bad.is_empty() { Ok(()) } else { Err(bad.report(session.manifest())) }
     }
 
     /// Fetches these chunks, or all that are not settled. Returns what the source cannot read.
@@ -101,16 +91,19 @@ impl Fetch {
         let (sender, mut written) = mpsc::channel(WRITTEN_AHEAD);
         let mut unreadable = Unreadable::default();
         let mut checkpoints = Checkpoints::new(self.copying.clone(), session.manifest().data_bytes());
-        let mut requests: JoinSet<Result<(), TransferError>> = JoinSet::new();
-        let mut started = 0;
+        let mut requests: JoinSet<Result<usize, TransferError>> = JoinSet::new();
+        // One request at a time on each. More would only be more threads that read at the source: one asks for as much as a
+        // second of a fast link.
+        let mut idle: Vec<usize> = (0..self.lanes.len()).collect();
         let result = loop {
-            while requests.len() < REQUESTS_PER_LANE * self.lanes.len()
+            while let Some(number) = idle.last().copied()
                 && let Some(unit) = again.as_mut().map_or_else(|| session.next_unit(), VecDeque::pop_front)
             {
-                let (lane, connection) = &self.lanes[started % self.lanes.len()];
+                idle.pop();
+                let (lane, connection) = &self.lanes[number];
                 let request = self.request(session, unit, connection, thorough);
-                requests.spawn_on(request.run(sender.clone()), lane.handle());
-                started += 1;
+                let run = request.run(sender.clone());
+                requests.spawn_on(async move { run.await.map(|()| number) }, lane.handle());
             }
             if requests.is_empty() {
                 break Ok(());
@@ -121,7 +114,10 @@ impl Fetch {
                     if let Err(error) = checkpoints.advance().await { break Err(error) }
                 }
                 Some(ended) = requests.join_next() => {
-                    if let Err(error) = join(ended) { break Err(error) }
+                    match join(ended) {
+                        Ok(number) => idle.push(number),
+                        Err(error) => break Err(error),
+                    }
                 }
                 () = self.meter.cancelled() => break Err(TransferError::Cancelled),
             }
@@ -143,7 +139,6 @@ impl Fetch {
         // The list of ranges can be long, and a request does not need it.
         entry.data = Vec::new();
         let expected = |chunk| {
-            use somersault_agent_core::transfer::Leaf;
             let over = session.held(file).is_none_or(|held| held.have.get(chunk) != Leaf::ZERO);
             Expected { chunk, over, offer: session.offer(file, chunk) }
         };
@@ -179,10 +174,7 @@ impl Fetch {
                 self.meter.set_done(session.settled_bytes());
                 checkpoints.add(Written { file, chunk, settled, handle });
             }
-            Taken::Unreadable(ranges, why) => {
-                unreadable.chunks.insert((file, chunk), ranges);
-                unreadable.why = why;
-            }
+            Taken::Unreadable(ranges, why) => unreadable.note(file, chunk, ranges, why),
         }
     }
 }
@@ -194,47 +186,6 @@ struct Arrived {
     chunk: u64,
     taken: Taken,
     handle: Arc<OwnedFd>,
-}
-
-/// Ranges that are named to people; there can be thousands.
-const NAMED_MAX: usize = 8;
-
-/// What the source cannot read.
-#[derive(Debug, Default)]
-struct Unreadable {
-    /// By file and chunk: bytes of the file.
-    chunks: BTreeMap<(usize, u64), Vec<model::Range>>,
-    /// The last reason.
-    why: String,
-}
-
-impl Unreadable {
-    /// Which files, which bytes of them, and what to do.
-    fn report(&self, manifest: &Manifest) -> TransferError {
-        let mut ranges: Vec<(usize, Range<u64>)> = Vec::new();
-        for ((file, _), bad) in &self.chunks {
-            for range in bad {
-                match ranges.last_mut() {
-                    Some((of, last)) if of == file && last.end == range.offset => last.end = range.end(),
-                    _ => ranges.push((*file, range.offset..range.end())),
-                }
-            }
-        }
-        let bytes: u64 = ranges.iter().map(|(_, range)| range.end - range.start).sum();
-        let named = ranges.iter().take(NAMED_MAX).map(|(file, range)| {
-            let path = manifest.entries().get(*file).map(Entry::display).unwrap_or_default();
-            format!("{path} bytes {}..{}", range.start, range.end)
-        });
-        let named: Vec<String> = named.collect();
-        let more = ranges.len().saturating_sub(NAMED_MAX);
-        let more = if more == 0 { String::new() } else { format!(" and {more} ranges more") };
-        TransferError::SourceReadFailed(format!(
-            "{bytes} bytes cannot be read: {}{more}: {}; all the rest has arrived and is kept, and nothing was made up for \
-             what is missing",
-            named.join(", "),
-            printable(&self.why)
-        ))
-    }
 }
 
 /// One request: what to ask for, and what is there already.

@@ -36,6 +36,7 @@ mod sending;
 mod serving;
 mod source;
 mod target;
+mod unreadable;
 mod verify;
 mod wire;
 

@@ -55,8 +55,8 @@ pub(super) struct Wanted {
     pub(super) chunks: Vec<Range<u64>>,
     /// What the target has of some of them.
     pub(super) offers: Offers,
-    /// What the target understands.
-    pub(super) version: u32,
+    /// Whether the target understands parts of chunks, packed ones, and that some cannot be read.
+    pub(super) in_parts: bool,
     /// Whether what cannot be read is tried piece by piece.
     pub(super) thorough: bool,
 }
@@ -171,7 +171,7 @@ impl Work {
             for chunk in chunks {
                 let began = Instant::now();
                 let read = self.file.chunk(chunk, &self.wanted, &self.means.pool);
-                let item = read.map(|read| if self.wanted.version >= 1 { packer.pack(read) } else { read });
+                let item = read.map(|read| if self.wanted.in_parts { packer.pack(read) } else { read });
                 let failed = item.is_err();
                 let worked = began.elapsed();
                 let handed_over = Instant::now();
@@ -238,22 +238,22 @@ impl Opened {
     /// The chunk as it is now, as the target understands it. For one that knows no parts, what cannot be read is an error.
     fn chunk(&self, chunk: u64, wanted: &Wanted, pool: &Pool) -> Result<Read, TransferError> {
         let len = chunk_len(self.entry.size_bytes, chunk);
-        let read = match self.content(chunk, len) {
-            Err(error) if wanted.version >= 1 && wanted.thorough && is_bad(&error) => {
-                self.in_pieces(chunk, len, pool, &error)
+        let failed = |error: std::io::Error| self.failed(chunk, &error);
+        let content = match self.content(chunk, len) {
+            Err(error) if wanted.in_parts && is_bad(&error) => {
+                let whole = || Ok(Err(self.whole_range(chunk)));
+                let found = if wanted.thorough { self.in_pieces(chunk, len, pool) } else { whole() };
+                match found.map_err(failed)? {
+                    Ok(content) => content,
+                    Err(bad) => return Ok(Read::unreadable(chunk, bad, &error.to_string())),
+                }
             }
-            Err(error) if wanted.version >= 1 && is_bad(&error) => {
-                return Ok(Read::unreadable(chunk, self.whole_range(chunk), &error.to_string()));
-            }
-            read => read.map(Ok),
+            content => content.map_err(failed)?,
         };
-        match read.map_err(|error| self.failed(chunk, &error))? {
-            Ok(content) if wanted.version >= 1 => {
-                Ok(Self::in_parts(chunk, content, wanted.offers.get(&chunk), pool))
-            }
-            Ok(content) => Ok(Self::whole(chunk, content)),
-            Err(unreadable) => Ok(unreadable),
+        if !wanted.in_parts {
+            return Ok(Self::whole(chunk, content));
         }
+        Ok(Self::in_parts(chunk, content, wanted.offers.get(&chunk), pool))
     }
 
     /// Without what the target has. Where it has nothing, that is zeroes.
@@ -295,14 +295,13 @@ impl Opened {
         }
     }
 
-    /// A chunk that could not be read at once, piece by piece: all of it after all, or which pieces cannot be read.
+    /// A chunk that could not be read at once, piece by piece: all of it after all, or which bytes of the file cannot be read.
     fn in_pieces(
         &self,
         chunk: u64,
         len: u64,
         pool: &Pool,
-        first: &std::io::Error,
-    ) -> std::io::Result<Result<Buffer, Read>> {
+    ) -> std::io::Result<Result<Buffer, Vec<Range<u64>>>> {
         let (mut content, mut bad): (_, Vec<Range<u64>>) = (pool.take(), Vec::new());
         let mut pieces: Vec<Range<u64>> = std::iter::once(0..len).collect();
         for size in PIECES {
@@ -333,8 +332,7 @@ impl Opened {
             return Ok(Ok(content));
         }
         let offset = chunk * CHUNK_BYTES;
-        let ranges = bad.into_iter().map(|range| offset + range.start..offset + range.end).collect();
-        Ok(Err(Read::unreadable(chunk, ranges, &first.to_string())))
+        Ok(Err(bad.into_iter().map(|range| offset + range.start..offset + range.end).collect()))
     }
 
     /// All bytes of a chunk.

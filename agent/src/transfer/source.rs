@@ -242,7 +242,7 @@ impl Source {
         let wanted = Wanted {
             chunks: chunks.map_err(Status::invalid_argument)?,
             offers: offers.map_err(Status::invalid_argument)?,
-            version: request.version,
+            in_parts: request.version >= 1,
             thorough: request.thorough,
         };
         let permit = self.stream_permit().await?;

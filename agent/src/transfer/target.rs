@@ -1,10 +1,10 @@
-//! The side that makes the copy: asks, compares, fetches, verifies, publishes.
+//! The side that makes the copy: asks, fetches, verifies, publishes.
 //!
 //! ```text
 //!   listed -> locked -> (published and equal?) --yes--> Done
 //!                |no                    (halfway into a mounted volume, and equal? --yes--> finished -> Done)
 //!                v
-//!   ready --compare, punch, fetch--> complete --pre-copy--------------------+
+//!   ready --learn, punch, fetch-----> complete --pre-copy--------------------+
 //!                ^                      |final                                |
 //!                |                      v                                     |
 //!                |                 listed again --source changed (bounded)--> listed
@@ -19,14 +19,11 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_agent_core::transfer::{
-    AcceptError, CHUNK_BYTES, Entry, Kind, Manifest, Metadata, Replay, Session, Stamp,
-};
+use somersault_agent_core::transfer::{Entry, Kind, Manifest, Metadata, Replay, Session, Stamp};
 use somersault_proto::model::{NodeName, Pull};
 use tokio::task::JoinError;
 
@@ -293,25 +290,6 @@ async fn learn(copying: &Arc<Copying>, session: &mut Session, meter: &Meter) -> 
         if session.unknown(file).next().is_some() {
             verify::learn(&copying.files, session, file, meter).await?;
         }
-    }
-    Ok(())
-}
-
-/// Takes the source's leaves of chunks of one file.
-pub(super) async fn compare_leaves(
-    peer: &Peer,
-    session: &mut Session,
-    file: usize,
-    chunks: &[Range<u64>],
-    meter: &Meter,
-) -> Result<(), TransferError> {
-    let size_bytes = session.manifest().entries()[file].size_bytes;
-    let mut hashes = peer.hashes(file, session.manifest().identity(), size_bytes, chunks).await?;
-    while let Some((first, leaves)) = hashes.next(size_bytes).await? {
-        meter.worked(leaves.len() as u64 * CHUNK_BYTES);
-        session
-            .compare(file, first, &leaves)
-            .map_err(|error: AcceptError| TransferError::SourceInvalid(error.to_string()))?;
     }
     Ok(())
 }

@@ -174,7 +174,7 @@ fn no_other_migration(
 }
 
 fn not_migrating_already(asked: &Asked<'_>) -> Answer {
-    let vm = asked.spec.vm.as_ref().map(|name| Key::new(asked.key.namespace.clone(), name));
+    let vm = asked.spec.vm_key(asked.key);
     let instance = vm.as_ref().and_then(|key| asked.ctx.fleet.vms[key].instance.as_ref());
     if instance.is_some_and(|instance| instance.migrating.is_some()) {
         return Err(Refusal::new(
@@ -186,7 +186,7 @@ fn not_migrating_already(asked: &Asked<'_>) -> Answer {
 }
 
 fn disks_unshared(asked: &Asked<'_>) -> Answer {
-    let subject = asked.spec.vm.as_ref().map(|name| Key::new(asked.key.namespace.clone(), name));
+    let subject = asked.spec.vm_key(asked.key);
     for disk in asked.disks {
         if let Some(pods) = asked.ctx.fleet.claims_used_by_others.get(&disk.claim) {
             let message = format!(

@@ -113,6 +113,13 @@ pub struct MigrationSpec {
     pub evacuation: Option<String>,
 }
 
+impl MigrationSpec {
+    /// The VM whose disks are moved by this migration.
+    fn vm_key(&self, migration: &Key) -> Option<Key> {
+        self.vm.as_ref().map(|vm| Key::new(migration.namespace.clone(), vm))
+    }
+}
+
 /// Which disks move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum WhichDisks {

@@ -11,7 +11,7 @@ use super::phases::{Learnt, Moment, Next};
 use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading, staging};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Record, Severity, Subject};
-use crate::names::{Key, VolumeName};
+use crate::names::VolumeName;
 use crate::view::{MigrationView, RemovalView};
 
 /// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
@@ -165,7 +165,7 @@ impl Migration {
             Next::Need(actions) => self.ask(now, actions),
             Next::Copy { final_, hold } => {
                 let record = &self.record;
-                let vm = self.vm_key().and_then(|key| ctx.fleet.vms.get(&key));
+                let vm = self.spec.vm_key(&self.record.key).and_then(|key| ctx.fleet.vms.get(&key));
                 let way = |disk: &DiskMove| Way {
                     source: reading::reach(vm, disk, final_, ctx.fleet),
                     target: target(disk),
@@ -209,12 +209,9 @@ impl Migration {
     }
 
     fn is_running(&self, ctx: &Context<'_>) -> bool {
-        let instance = self.vm_key().and_then(|key| ctx.fleet.vms.get(&key)?.instance.as_ref());
+        let instance =
+            self.spec.vm_key(&self.record.key).and_then(|key| ctx.fleet.vms.get(&key)?.instance.as_ref());
         instance.is_some_and(|instance| instance.phase == "Running")
-    }
-
-    fn vm_key(&self) -> Option<Key> {
-        self.spec.vm.as_ref().map(|name| Key::new(self.record.key.namespace.clone(), name))
     }
 
     fn check(&mut self, now: BootTime, ctx: &Context<'_>, others: &[MigrationRecord]) -> Vec<Effect> {

@@ -1,21 +1,30 @@
 //! What each phase still needs, asked of the newest facts. No phase remembers what it did: it looks.
+//!
+//! ```text
+//!   here: Provisioning ──► PreCopying ──► Stopping ──► FinalCopying ──► Verifying ──► Swapping ──► Starting
+//!              │                                                                                      │
+//!              └──► back.rs: RollingBack                                        confirming.rs: Confirming
+//! ```
+
+mod back;
+mod confirming;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::claims::{self, To, point_all};
 use super::copies::Copies;
 use super::dry_run::{DryRun, DryRuns};
-use super::guest::{Asking, GuestQuestion, PROBE_ANSWERED};
-use super::staging::{self, Clearing, Step};
+use super::guest::{Asking, GuestQuestion};
+use super::staging::{self, Step};
 use super::{
-    Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks, guest, reading,
+    Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading,
 };
 use crate::BootTime;
-use crate::fleet::{Instance, RunStrategy, SavedStart, Vm};
+use crate::fleet::{RunStrategy, SavedStart, Vm};
 use crate::io::Action;
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
-
-use std::collections::BTreeSet;
-use std::time::Duration;
 
 /// A guest may take its time to shut down: three minutes is the longest grace period in common use; beyond that,
 /// the kubelet's own rounds and the few seconds of the locks, something is wrong and the VM is given back.
@@ -129,7 +138,7 @@ impl Moment<'_> {
     }
 
     fn vm(&self) -> Option<(Key, &Vm)> {
-        let key = Key::new(self.record.key.namespace.clone(), self.spec.vm.as_ref()?);
+        let key = self.spec.vm_key(&self.record.key)?;
         self.ctx.fleet.vms.get(&key).map(|vm| (key, vm))
     }
 
@@ -397,184 +406,6 @@ impl Moment<'_> {
             owner: owner.clone(),
             start: start.clone(),
         })
-    }
-
-    fn confirming(&self) -> Next {
-        if self.record.stopped.is_none() {
-            let unasked = self.spec.probe.as_ref().map(|probe| {
-                let why =
-                    format!("the VM was not running and is not started: its guest was not asked {probe}");
-                Learnt::Checked(vec![checks::failed(PROBE_ANSWERED, &Refusal::new("NotAsked", why))])
-            });
-            return Next::Enter(Phase::Succeeded, unasked.into_iter().collect());
-        }
-        let instance = self.vm().and_then(|(_, vm)| vm.instance.clone());
-        if let Some(instance) = &instance
-            && instance.phase == "Running"
-            && let Some(node) = &instance.node
-        {
-            if let Some(wrong) =
-                self.record.disks.iter().find(|disk| disk.new.node.as_ref().is_some_and(|at| at != node))
-            {
-                let message = format!(
-                    "the VM runs on {node}, its volume {} is on {}",
-                    wrong.new.name, wrong.target_node
-                );
-                return Next::Fail(Refusal::new("RunsElsewhere", message));
-            }
-            return self.guest(node, instance);
-        }
-        if self.now.saturating_sub(self.entered) <= START_WAIT_MAX {
-            return WAIT;
-        }
-        let seconds = START_WAIT_MAX.as_secs();
-        if instance.is_some_and(|instance| instance.node.is_some()) {
-            let message = format!(
-                "the VM was scheduled and is not Running after {seconds} s; both volumes are kept, and it may have written to the new ones: look at the instance, then decide"
-            );
-            Next::Fail(Refusal::new("NotRunning", message))
-        } else if self.watched {
-            let message =
-                format!("the VM was not scheduled within {seconds} s; it goes back to its old volumes");
-            Next::Undo(Refusal::new(NOT_SCHEDULED, message))
-        } else {
-            let message = format!(
-                "the VM was not scheduled within {seconds} s, and may have run on the new volumes before this coordinator \
-                 led; both volumes are kept: look at the VM, then decide"
-            );
-            Next::Fail(Refusal::new(NOT_SCHEDULED, message))
-        }
-    }
-
-    /// It runs where it should: what its guest had before must be there again, and then it must answer what a person asks
-    /// of it. Its data is whole either way.
-    fn guest(&self, node: &NodeName, instance: &Instance) -> Next {
-        let mut answers = vec![checks::passed("VmRunning", format!("the VM runs on node {node}"))];
-        let (mut missing, mut is_final) = (Vec::new(), false);
-        let mut take = |name, answer: Result<String, Refusal>| match answer {
-            Ok(found) => answers.push(checks::passed(name, found)),
-            Err(refusal) => {
-                answers.push(checks::failed(name, &refusal));
-                is_final |= !refusal.transient;
-                missing.push(refusal.message);
-            }
-        };
-        let mut is_as_before = true;
-        for (name, answer) in checks::postflight(self.record, instance) {
-            is_as_before &= answer.is_ok();
-            take(name, answer);
-        }
-        let mut next = WAIT;
-        if let Some(probe) = &self.spec.probe {
-            let launchers = self.vm().map(|(_, vm)| vm.pods.as_slice()).unwrap_or_default();
-            let vm = self.spec.vm.as_deref().unwrap_or_default();
-            let question = if is_as_before {
-                guest::question(self.record, vm, probe, node, instance, launchers)
-            } else {
-                let why = format!("the guest is not asked {probe} before it is as it was");
-                Err(Refusal::not_yet("NotAsked", why))
-            };
-            let answer = question.as_ref().map_err(Clone::clone).and_then(|asked| self.asking.answer(asked));
-            take(PROBE_ANSWERED, answer);
-            next = question.map_or(WAIT, Next::AskGuest);
-        }
-        if missing.is_empty() {
-            return Next::Enter(Phase::Succeeded, vec![Learnt::Checked(answers)]);
-        }
-        let waited = self.now.saturating_sub(self.entered);
-        if !is_final && waited <= GUEST_WAIT_MAX {
-            return next;
-        }
-        let message = format!(
-            "the VM runs on its new volumes, which are whole, and after {} s {}: look at its console; the old volumes are kept",
-            waited.as_secs(),
-            missing.join("; ")
-        );
-        let why = Refusal::new("GuestNotConfirmed", message);
-        Next::Enter(Phase::Succeeded, vec![Learnt::Checked(answers), Learnt::NotSeenAgain(why)])
-    }
-
-    /// Something of the VM has a node: it runs, or may at any moment.
-    fn is_scheduled(&self) -> bool {
-        self.vm().is_some_and(|(_, vm)| vm.node().is_some())
-    }
-
-    /// Somebody deleted all of it, as with its namespace, where no claim can be made any more: there is nothing to put
-    /// back, and nobody to put it back for. Of a bare claim only that tells.
-    fn is_given_up(&self) -> bool {
-        let gone = |disk: &DiskMove| !self.ctx.fleet.claims.contains_key(&disk.claim);
-        let nobody = if self.spec.vm.is_some() { self.vm().is_none() } else { self.refused };
-        self.spec.cancelled
-            && nobody
-            && self.record.disks.iter().all(gone)
-            && self.now.saturating_sub(self.entered) > GIVE_UP_AFTER
-    }
-
-    fn rolling_back(&mut self) -> Next {
-        if !self.copies.dropped(self.now) {
-            return Next::DropCopies;
-        }
-        let disks = &self.record.disks;
-        // It can run on its new volumes, and may have done so between two looks: only a VM that was watched and was not
-        // scheduled all the time that it was wanted to has not.
-        let never_ran =
-            self.watched && !self.is_scheduled() && self.record.reason.as_deref() == Some(NOT_SCHEDULED);
-        if claims::all_new(disks, self.ctx) && !never_ran {
-            return Next::Enter(Phase::Starting, vec![]);
-        }
-        // It was deleted while a pod used it, and goes when that pod does.
-        if claims::any_going(disks, self.ctx) && !self.is_halted() {
-            return self.stop_again();
-        }
-        // Before a claim has its old volume again: what we have mounted, the VM must not.
-        let letting = reading::let_all_go(disks, self.unstaged, self.ctx.fleet);
-        let let_go = letting.is_empty() && reading::are_gone(disks, self.ctx);
-        if !let_go && self.now.saturating_sub(self.entered) <= LET_GO_WAIT_MAX {
-            return Next::Need(letting);
-        }
-        let (clearing, cleared) = match staging::clear(disks, self.unstaged, self.ctx.fleet) {
-            Clearing::Learn(made) => {
-                let made = made.into_iter().map(|(place, name)| (place, name, None));
-                return Next::Enter(Phase::RollingBack, vec![Learnt::Made(made.collect())]);
-            }
-            Clearing::Need(needs) => (needs, false),
-            Clearing::Done => (Vec::new(), true),
-        };
-        if self.is_given_up() {
-            let mut needs = claims::leftovers(disks, self.ctx);
-            needs.extend(clearing);
-            let old: Vec<&str> = disks.iter().map(|disk| disk.old.as_str()).collect();
-            let (reason, what) = match &self.spec.vm {
-                Some(_) => ("VmGone", "VM and claims were deleted"),
-                None => ("ClaimGone", "the claim was deleted and cannot be made anew"),
-            };
-            let gone = Refusal::new(reason, format!("{what}; kept: {}", old.join(", ")));
-            return if needs.is_empty() && cleared { Next::Fail(gone) } else { Next::Need(needs) };
-        }
-        match claims::put_back(self.record, self.ctx) {
-            Ok(None) => {}
-            Ok(Some(actions)) => return Next::Need(actions.into_iter().chain(clearing).collect()),
-            Err(refusal) if cleared => return Next::Fail(refusal),
-            Err(_) => return Next::Need(clearing),
-        }
-        let mut needs = Vec::new();
-        if self.watched || claims::never_all_new(disks, self.ctx) {
-            needs = claims::given_back(disks, self.ctx);
-        }
-        // Those that were never bound tell that the others were never used: they go last.
-        if needs.is_empty() {
-            needs = claims::leftovers(disks, self.ctx);
-        }
-        needs.extend(self.restore());
-        needs.extend(clearing);
-        if !needs.is_empty() || !cleared {
-            return Next::Need(needs);
-        }
-        let cancelled = self.record.reason.as_deref() == Some("Cancelled");
-        let left = staging::left_over(disks, self.ctx.fleet);
-        let learnt = (!left.is_empty()).then_some(Learnt::LeftOver(left));
-        let phase = if cancelled { Phase::Cancelled } else { Phase::RolledBack };
-        Next::Enter(phase, learnt.into_iter().collect())
     }
 }
 

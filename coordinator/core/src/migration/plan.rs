@@ -57,7 +57,7 @@ pub(super) fn disks_to_move(
         );
         return Err(Refusal::new("SourceDead", message));
     }
-    let vm = spec.vm.as_ref().map(|vm| Key::new(migration.namespace.clone(), vm));
+    let vm = spec.vm_key(migration);
     let target = choose_target(spec, vm.as_ref(), &local, ctx)?;
     let runs_on = vm.and_then(|vm| ctx.fleet.vms.get(&vm)?.node());
     local.into_iter().map(|source| disk_move(migration, uid, source, &target, runs_on, ctx)).collect()

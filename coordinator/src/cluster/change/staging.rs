@@ -37,11 +37,6 @@ pub(in crate::cluster) fn holder_id(namespace: &str, name: &str) -> ObjectId {
     ObjectId::namespaced("Pod", &Key::new(namespace, name))
 }
 
-/// The alias.
-pub(in crate::cluster) fn alias_id(name: &str) -> ObjectId {
-    ObjectId::cluster("PersistentVolume", name)
-}
-
 /// The alias's manifest, of a volume as it is stored: only of one that no claim has any more, and that stays.
 pub(in crate::cluster) fn alias(
     namespace: &str,
@@ -357,7 +352,7 @@ mod tests {
     #[test]
     fn only_an_alias_of_ours_on_retain_is_deleted() {
         let made = alias("system", &of_alias(), &volume::id(&"pvc-1".into()), &released()).expect("made");
-        let id = alias_id("smst-1");
+        let id = volume::id(&"smst-1".into());
         check_is_alias("system", &id, &made).expect("ours");
         check_same_alias("system", &id, &made, &made).expect("the same");
         let mut elsewhere = made.clone();

@@ -6,21 +6,18 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use somersault_agent::peer::{CONNECTIONS, server};
 use somersault_agent::transfer::{PullProgress, PullRequest, TransferConfig, Transfers};
-use somersault_proto::tls::{ConnectionLimits, TlsSource};
+use somersault_proto::tls::TlsSource;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 /// As many as the agent has.
 const WORKER_THREADS: usize = 2;
 /// Any name: it stands for the coordinator that has signed the tokens.
 const COORDINATOR: &str = "bench";
-/// The agent's own limits, as it has them for its peers.
-const CONNECTIONS: ConnectionLimits = ConnectionLimits { total: 1024, strangers_per_host: 64 };
-const STREAMS_MAX: u32 = 32;
 
 /// What both sides are told.
 #[derive(Clone, Debug, clap::Args)]
@@ -86,7 +83,7 @@ pub fn serve(options: &SourceOptions) -> Result<()> {
     let (transfers, tls) = engine(&options.side)?;
     runtime()?.block_on(async {
         let listener = TcpListener::bind(options.listen).await.context("opening the source's port")?;
-        let server = Server::builder().max_concurrent_streams(STREAMS_MAX).add_service(transfers.service());
+        let server = server().add_service(transfers.service());
         if options.side.plaintext {
             return server
                 .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))

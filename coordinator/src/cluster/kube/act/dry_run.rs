@@ -15,7 +15,6 @@ use super::Api;
 use crate::cluster::ClusterError;
 use crate::cluster::change::job::ProbeJob;
 use crate::cluster::change::{claim, quota};
-use crate::cluster::error::not_found;
 
 /// What the API server says where a quota would not hold: `exceeded quota: NAME, requested: …, used: …, limited: …`.
 const OVER_QUOTA: &str = "exceeded quota: ";
@@ -43,10 +42,8 @@ pub(in crate::cluster::kube) async fn answer(
 }
 
 async fn job(api: &Api, question: &DryRun, template: &CronJobName) -> Result<(), ClusterError> {
-    let job = ProbeJob::to_try(question, template);
-    let template_id = job.template_id();
-    let cron_job = api.get(&template_id).await?.ok_or_else(|| not_found(&template_id))?;
-    api.try_create(&job.of(&cron_job)?).await.map(drop)
+    let job = super::job::manifest(api, &ProbeJob::to_try(question, template)).await?;
+    api.try_create(&job).await.map(drop)
 }
 
 /// Trouble on the way is no verdict.

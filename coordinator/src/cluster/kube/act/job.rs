@@ -1,5 +1,6 @@
 //! Jobs of users' own that look at a guest.
 
+use serde_json::Value;
 use somersault_coordinator_core::migration::{CronJobName, GuestAnswer, GuestQuestion};
 
 use super::Api;
@@ -19,10 +20,15 @@ pub(in crate::cluster::kube) async fn answer(
     if let Some(stored) = api.get(&id).await? {
         return job.answer(&stored);
     }
-    let template_id = job.template_id();
-    let cron_job = api.get(&template_id).await?.ok_or_else(|| not_found(&template_id))?;
-    match api.create(&job.of(&cron_job)?).await? {
+    match api.create(&manifest(api, &job).await?).await? {
         Some(made) => job.answer(&made),
         None => Err(conflict(&id, "it was made by somebody else at this moment")),
     }
+}
+
+/// The Job's manifest, of the `CronJob` as it is now.
+pub(super) async fn manifest(api: &Api, job: &ProbeJob<'_>) -> Result<Value, ClusterError> {
+    let id = job.template_id();
+    let cron_job = api.get(&id).await?.ok_or_else(|| not_found(&id))?;
+    job.of(&cron_job)
 }

@@ -21,7 +21,7 @@ pub(super) async fn stage(api: &Api, wanted: &Staging) -> Result<(), ClusterErro
         let id = volume::id(volume);
         let of = api.get(&id).await?.ok_or_else(|| not_found(&id))?;
         let alias = staging::alias(&namespace, wanted, &id, &of)?;
-        let id = staging::alias_id(&wanted.name);
+        let id = volume::id(&wanted.name.as_str().into());
         let check_same = |stored: &_| staging::check_same_alias(&namespace, &id, stored, &alias);
         create_once(api, &id, &alias, check_same).await?;
     }

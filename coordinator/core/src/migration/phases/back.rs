@@ -1,0 +1,90 @@
+//! Back to the old volumes: what was made goes, and what was found is given back.
+
+use super::{GIVE_UP_AFTER, LET_GO_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next};
+use crate::migration::staging::{self, Clearing};
+use crate::migration::{DiskMove, Phase, Refusal, claims, reading};
+
+impl Moment<'_> {
+    /// Something of the VM has a node: it runs, or may at any moment.
+    fn is_scheduled(&self) -> bool {
+        self.vm().is_some_and(|(_, vm)| vm.node().is_some())
+    }
+
+    /// Somebody deleted all of it, as with its namespace, where no claim can be made any more: there is nothing to put
+    /// back, and nobody to put it back for. Of a bare claim only that tells.
+    fn is_given_up(&self) -> bool {
+        let gone = |disk: &DiskMove| !self.ctx.fleet.claims.contains_key(&disk.claim);
+        let nobody = if self.spec.vm.is_some() { self.vm().is_none() } else { self.refused };
+        self.spec.cancelled
+            && nobody
+            && self.record.disks.iter().all(gone)
+            && self.now.saturating_sub(self.entered) > GIVE_UP_AFTER
+    }
+
+    pub(super) fn rolling_back(&mut self) -> Next {
+        if !self.copies.dropped(self.now) {
+            return Next::DropCopies;
+        }
+        let disks = &self.record.disks;
+        // It can run on its new volumes, and may have done so between two looks: only a VM that was watched and was not
+        // scheduled all the time that it was wanted to has not.
+        let never_ran =
+            self.watched && !self.is_scheduled() && self.record.reason.as_deref() == Some(NOT_SCHEDULED);
+        if claims::all_new(disks, self.ctx) && !never_ran {
+            return Next::Enter(Phase::Starting, vec![]);
+        }
+        // It was deleted while a pod used it, and goes when that pod does.
+        if claims::any_going(disks, self.ctx) && !self.is_halted() {
+            return self.stop_again();
+        }
+        // Before a claim has its old volume again: what we have mounted, the VM must not.
+        let letting = reading::let_all_go(disks, self.unstaged, self.ctx.fleet);
+        let let_go = letting.is_empty() && reading::are_gone(disks, self.ctx);
+        if !let_go && self.now.saturating_sub(self.entered) <= LET_GO_WAIT_MAX {
+            return Next::Need(letting);
+        }
+        let (clearing, cleared) = match staging::clear(disks, self.unstaged, self.ctx.fleet) {
+            Clearing::Learn(made) => {
+                let made = made.into_iter().map(|(place, name)| (place, name, None));
+                return Next::Enter(Phase::RollingBack, vec![Learnt::Made(made.collect())]);
+            }
+            Clearing::Need(needs) => (needs, false),
+            Clearing::Done => (Vec::new(), true),
+        };
+        if self.is_given_up() {
+            let mut needs = claims::leftovers(disks, self.ctx);
+            needs.extend(clearing);
+            let old: Vec<&str> = disks.iter().map(|disk| disk.old.as_str()).collect();
+            let (reason, what) = match &self.spec.vm {
+                Some(_) => ("VmGone", "VM and claims were deleted"),
+                None => ("ClaimGone", "the claim was deleted and cannot be made anew"),
+            };
+            let gone = Refusal::new(reason, format!("{what}; kept: {}", old.join(", ")));
+            return if needs.is_empty() && cleared { Next::Fail(gone) } else { Next::Need(needs) };
+        }
+        match claims::put_back(self.record, self.ctx) {
+            Ok(None) => {}
+            Ok(Some(actions)) => return Next::Need(actions.into_iter().chain(clearing).collect()),
+            Err(refusal) if cleared => return Next::Fail(refusal),
+            Err(_) => return Next::Need(clearing),
+        }
+        let mut needs = Vec::new();
+        if self.watched || claims::never_all_new(disks, self.ctx) {
+            needs = claims::given_back(disks, self.ctx);
+        }
+        // Those that were never bound tell that the others were never used: they go last.
+        if needs.is_empty() {
+            needs = claims::leftovers(disks, self.ctx);
+        }
+        needs.extend(self.restore());
+        needs.extend(clearing);
+        if !needs.is_empty() || !cleared {
+            return Next::Need(needs);
+        }
+        let cancelled = self.record.reason.as_deref() == Some("Cancelled");
+        let left = staging::left_over(disks, self.ctx.fleet);
+        let learnt = (!left.is_empty()).then_some(Learnt::LeftOver(left));
+        let phase = if cancelled { Phase::Cancelled } else { Phase::RolledBack };
+        Next::Enter(phase, learnt.into_iter().collect())
+    }
+}
