@@ -210,9 +210,9 @@ fn roots(registry: &mut Registry, roots: &[WatchedRoot]) {
         let label = ByRoot { root: root.path.to_string() };
         stuck.get_or_create(&label).set(watch.stuck().into());
         let Some(sample) = watch.sample() else { continue };
-        size.get_or_create(&label).set(gauge(sample.size_bytes));
-        avail.get_or_create(&label).set(gauge(sample.available_bytes));
-        readonly.get_or_create(&label).set(sample.read_only.into());
+        size.get_or_create(&label).set(gauge(sample.room.size_bytes));
+        avail.get_or_create(&label).set(gauge(sample.room.available_bytes));
+        readonly.get_or_create(&label).set(sample.room.read_only.into());
         age.get_or_create(&label).set(boottime().saturating_sub(sample.taken_at).as_secs_f64());
     }
 }

@@ -8,7 +8,7 @@ use somersault_agent_core::health::{self, Assessment};
 use somersault_proto::model::limits::{DISKS_MAX, VOLUMES_MAX};
 use somersault_proto::model::{AbsolutePath, Disk, Grade, Host, Report, StorageRoot, Volume};
 
-use crate::inventory::{VolumeSample, volume_path};
+use crate::inventory::{Room, VolumeSample, volume_path};
 use crate::sense::{Sensed, WatchedRoot};
 
 /// What the agent knows of its node now; `None` before the first look at the machine. `pods` is what it may copy from and
@@ -60,8 +60,8 @@ pub fn shape(report: &Report) -> Report {
 fn storage_root(watched: &WatchedRoot, sensed: &Sensed, now: Duration, complete: bool) -> StorageRoot {
     let sample = watched.watch.sample();
     // A root that was never seen has no room: nothing must be planned onto it.
-    let figures = sample.as_deref().map(|s| (s.size_bytes, s.available_bytes, s.read_only));
-    let (size_bytes, available_bytes, read_only) = figures.unwrap_or((0, 0, false));
+    let Room { size_bytes, available_bytes, read_only } =
+        sample.as_deref().map(|sample| sample.room).unwrap_or_default();
     let disks = sensed.disks_of_root.get(watched.root.path.as_str());
     let listed_at = sample.as_deref().filter(|_| complete).and_then(|sample| sample.listed_at);
     StorageRoot {
@@ -154,8 +154,7 @@ mod tests {
         };
         RootSample {
             listed_at: Some(Duration::from_mins(1)),
-            size_bytes: 1000,
-            available_bytes: 400,
+            room: Room { size_bytes: 1000, available_bytes: 400, read_only: false },
             volumes: (0..volumes).map(|n| (format!("pvc-{n}"), volume)).collect(),
             ..RootSample::default()
         }
@@ -191,7 +190,7 @@ mod tests {
         let one = made(watched(Some(sample(1))), &sensed(&[]), Duration::from_secs(100));
         assert_eq!(one.volumes[0].sample_age, Duration::from_secs(40));
         let mut grown = sample(1);
-        grown.available_bytes = 300;
+        grown.room.available_bytes = 300;
         let two = made(watched(Some(grown)), &sensed(&[]), Duration::from_secs(200));
         assert_eq!(shape(&one), shape(&two));
     }

@@ -2,7 +2,7 @@
 //! thread for each root.
 //!
 //! ```text
-//!   waiting --period--> sampling --done--> published, waiting
+//!   waiting --period--> sampling --done--> published, waiting --10 s--> room --> published, waiting
 //!                          '--no step for 30 s--> stuck (a dead mount); the last sample stays, and ages
 //! ```
 //!
@@ -34,6 +34,9 @@ use walk::{Pace, walk_volume};
 /// A thread that took no step for this long hangs in its mount: one directory entry takes milliseconds even on a
 /// slow disk, and the NFS client's first complaint comes after 60 s.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
+/// How often it is asked how much room there is, between two listings: one system call, and who has just made room for a copy
+/// does not want to wait for a listing.
+const ROOM_PERIOD: Duration = Duration::from_secs(10);
 /// The walks of a root take at most one part in this many of the time.
 const WALK_DUTY: u32 = 100;
 
@@ -44,17 +47,36 @@ pub struct RootSample {
     pub taken_at: Duration,
     /// The root with symbolic links resolved, for the search of its mount.
     pub real_path: PathBuf,
-    /// Size of its filesystem.
-    pub size_bytes: u64,
-    /// What an unprivileged process could still write there.
-    pub available_bytes: u64,
-    /// It is mounted read-only.
-    pub read_only: bool,
+    /// Its filesystem.
+    pub room: Room,
     /// When its folders were listed; `None` where some of them could not be told, so that the absence of a name from
     /// `volumes` says nothing.
     pub listed_at: Option<Duration>,
     /// Folders that are volumes, by their path below the root.
     pub volumes: BTreeMap<String, VolumeSample>,
+}
+
+/// How much a filesystem holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Its size.
+    pub size_bytes: u64,
+    /// What an unprivileged process could still write there.
+    pub available_bytes: u64,
+    /// It is mounted read-only.
+    pub read_only: bool,
+}
+
+impl Room {
+    fn of(folder: &OwnedFd) -> io::Result<Self> {
+        let filesystem = fstatvfs(folder)?;
+        let size_bytes = filesystem.f_blocks.saturating_mul(filesystem.f_frsize);
+        Ok(Self {
+            size_bytes,
+            available_bytes: filesystem.f_bavail.saturating_mul(filesystem.f_frsize).min(size_bytes),
+            read_only: filesystem.f_flag.contains(StatVfsMountFlags::RDONLY),
+        })
+    }
 }
 
 /// A volume as it was found.
@@ -94,6 +116,19 @@ impl RootWatch {
         Self { sample: Mutex::new(sample.map(Arc::new)), ..Self::default() }
     }
 
+    fn publish(&self, sample: RootSample) {
+        *self.sample.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(sample));
+    }
+
+    /// Work that may hang.
+    fn stepping<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.step();
+        self.sampling.store(true, Ordering::Relaxed);
+        let done = work();
+        self.sampling.store(false, Ordering::Relaxed);
+        done
+    }
+
     fn step(&self) {
         let now = u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX);
         self.stepped_ms.store(now, Ordering::Relaxed);
@@ -110,14 +145,10 @@ pub fn start(root: &Path, depth: u8, period: Duration) -> io::Result<Arc<RootWat
         let watch = watch.clone();
         move || {
             loop {
-                watch.step();
-                watch.sampling.store(true, Ordering::Relaxed);
-                let sample = sampler.sample(&|| watch.step());
-                watch.sampling.store(false, Ordering::Relaxed);
-                match sample {
+                match watch.stepping(|| sampler.sample(&|| watch.step())) {
                     Ok(sample) => {
                         last_error.clear();
-                        *watch.sample.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(sample));
+                        watch.publish(sample);
                     }
                     Err(error) if error.to_string() != last_error => {
                         last_error = error.to_string();
@@ -125,7 +156,17 @@ pub fn start(root: &Path, depth: u8, period: Duration) -> io::Result<Arc<RootWat
                     }
                     Err(_) => {}
                 }
-                thread::sleep(period);
+                let mut rest = period;
+                while rest > ROOM_PERIOD {
+                    thread::sleep(ROOM_PERIOD);
+                    rest -= ROOM_PERIOD;
+                    if let Some(mut sample) = watch.sample().map(Arc::unwrap_or_clone)
+                        && watch.stepping(|| sampler.look_again(&mut sample)).is_ok()
+                    {
+                        watch.publish(sample);
+                    }
+                }
+                thread::sleep(rest);
             }
         }
     })?;
@@ -159,9 +200,8 @@ impl Sampler {
     /// entry.
     pub fn sample(&mut self, step: &dyn Fn()) -> io::Result<RootSample> {
         let real_path = fs::canonicalize(&self.root)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(&self.root, flags, Mode::empty())?;
-        let filesystem = fstatvfs(&root)?;
+        let root = self.open()?;
+        let room = Room::of(&root)?;
         step();
         let listed_at = boottime();
         let Listing { names, unreportable, complete } = Listing::of(&root, &self.root, self.depth, step)?;
@@ -180,16 +220,25 @@ impl Sampler {
         for (name, volume) in &mut self.volumes {
             volume.disk_image = images.get(name).copied().flatten();
         }
-        let size_bytes = filesystem.f_blocks.saturating_mul(filesystem.f_frsize);
         Ok(RootSample {
             taken_at: boottime(),
             real_path,
-            size_bytes,
-            available_bytes: filesystem.f_bavail.saturating_mul(filesystem.f_frsize).min(size_bytes),
-            read_only: filesystem.f_flag.contains(StatVfsMountFlags::RDONLY),
+            room,
             listed_at: complete.then_some(listed_at),
             volumes: self.volumes.clone(),
         })
+    }
+
+    /// Asks how much room there is by now. Where the root leads elsewhere since, the next listing says so.
+    pub fn look_again(&self, sample: &mut RootSample) -> io::Result<()> {
+        sample.room = Room::of(&self.open()?)?;
+        sample.taken_at = boottime();
+        Ok(())
+    }
+
+    fn open(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(open(&self.root, flags, Mode::empty())?)
     }
 
     fn walk(&mut self, root: &OwnedFd, names: BTreeSet<String>, step: &dyn Fn()) {

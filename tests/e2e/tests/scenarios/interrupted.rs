@@ -37,6 +37,8 @@ const END_DEADLINE: Duration = Duration::from_mins(12);
 const LOOK: Duration = Duration::from_millis(20);
 /// A node without power is declared, fenced and decided upon.
 const OFF: Duration = Duration::from_secs(15);
+/// Room that was made is seen within ten seconds, and reported within thirty more.
+const ROOM_DEADLINE: Duration = Duration::from_mins(2);
 /// A question to which no guest has an answer.
 const NEVER: &str = "tcp:1";
 /// In their order.
@@ -436,10 +438,16 @@ fn fill(bed: &Bed, node: &str) -> Result<Repair> {
     let length = i64::try_from(bytes)?;
     // The last blocks may be the filesystem's own: what it gives is enough.
     let _full = nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length);
-    Ok(Box::new(move |_| {
+    let node = node.to_owned();
+    Ok(Box::new(move |bed| {
         // Longer than three tries of a copy.
         std::thread::sleep(Duration::from_secs(20));
-        std::fs::remove_file(&filler).context("removing the filler")
+        std::fs::remove_file(&filler).context("removing the filler")?;
+        until("the agent tells of the room", ROOM_DEADLINE, &[], || {
+            let roots = bed.api().get(Kind::NODE_HEALTH, "", &node)?["status"]["roots"].clone();
+            let left = roots.as_array().into_iter().flatten().map(|root| root["availableBytes"].as_u64());
+            Ok(left.flatten().any(|left| left > bytes / 2).then_some(()))
+        })
     }))
 }
 
