@@ -5,11 +5,40 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use somersault_agent_core::replicas::REPLICAS_MAX;
 use somersault_proto::model::limits::{DEPTH_MAX, ROOTS_MAX};
 use somersault_proto::model::{AbsolutePath, Address, BootId, Malformed, NodeName};
 use somersault_proto::tls::{Identity, TlsError};
+
+/// The agent, or what else its binary can be.
+#[derive(Debug, Parser)]
+#[command(
+    name = "somersault-agent",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Cli {
+    /// What to be instead of an agent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The agent.
+    #[command(flatten)]
+    pub agent: Option<Config>,
+}
+
+/// What else this binary can be.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Hand a block device of this pod to the agent of the node, until told to stop.
+    Hold {
+        /// The device, as the container sees it.
+        device: PathBuf,
+        /// Where the agent asks for it: a folder that it reaches too.
+        folder: PathBuf,
+    },
+}
 
 /// Somersault's agent: runs on every node, tells the coordinator that the node lives and how its disks are, and
 /// copies volumes when ordered to.

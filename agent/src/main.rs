@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
-use somersault_agent::config::Config;
+use clap::{CommandFactory, Parser};
+use somersault_agent::config::{Cli, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -18,7 +18,7 @@ const LOG_LINES_MAX: usize = 8192;
 const STUCK_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let config = Config::parse();
+    let cli = Cli::parse();
     let (writer, _flushed_at_the_end) = tracing_appender::non_blocking::NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_LINES_MAX)
         .lossy(true)
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi).init();
-    match start(config) {
+    match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -55,7 +55,15 @@ fn start(config: Config) -> anyhow::Result<()> {
                 stop.cancel();
             }
         });
-        Ok(somersault_agent::run::run(config, stop).await?)
+        match cli {
+            Cli { command: Some(Command::Hold { device, folder }), .. } => {
+                let held = somersault_agent::transfer::hold(&device, &folder, stop).await;
+                held.with_context(|| format!("cannot hold {} for {}", device.display(), folder.display()))
+            }
+            Cli { agent: Some(config), .. } => Ok(somersault_agent::run::run(config, stop).await?),
+            // clap asks for the agent's flags before it comes to this.
+            Cli { .. } => Cli::command().print_help().context("cannot print the help"),
+        }
     });
     runtime.shutdown_timeout(STUCK_MAX);
     outcome

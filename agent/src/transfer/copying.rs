@@ -18,6 +18,7 @@ use somersault_proto::model::Pull;
 
 use super::TransferError;
 use super::blocks::BlockHashes;
+use super::device::Device;
 use super::extents::{data_chunks, holes_are_trusted};
 use super::io::{ChunkReader, Pool, drop_cache, punch};
 use super::journal::Journal;
@@ -42,21 +43,33 @@ pub(super) struct Copying {
 /// The files of a volume on this node.
 #[derive(Debug)]
 pub(super) struct Files {
-    folder: OwnedFd,
+    medium: Medium,
     pool: Pool,
+}
+
+/// What they lie on.
+#[derive(Debug)]
+enum Medium {
+    Folder(OwnedFd),
+    /// The one file is a device.
+    Device(Device),
 }
 
 impl Files {
     pub(super) fn new(folder: OwnedFd, pool: Pool) -> Self {
-        Self { folder, pool }
+        Self { medium: Medium::Folder(folder), pool }
     }
 
     /// Opens a file so that reading it asks the device, not the cache.
     pub(super) fn reader(&self, entry: &Entry) -> Result<ChunkReader, TransferError> {
+        let folder = match &self.medium {
+            Medium::Folder(folder) => folder,
+            Medium::Device(device) => return device.reader(self.pool.clone()),
+        };
         let failed = |error: Errno| TransferError::target("cannot read back", shown(&entry.path), error);
         let open = |flags| {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | flags;
-            open_beneath(&self.folder, entry.path.as_slice(), flags, Mode::empty())
+            open_beneath(folder, entry.path.as_slice(), flags, Mode::empty())
         };
         match open(OFlags::DIRECT) {
             Ok(file) => Ok(ChunkReader::new(file, self.pool.clone(), true)),
@@ -67,6 +80,21 @@ impl Files {
             }
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// Opens a file for writing.
+    fn writer(&self, entry: &Entry) -> Result<OwnedFd, TransferError> {
+        let folder = match &self.medium {
+            Medium::Folder(folder) => folder,
+            Medium::Device(device) => return device.writer(),
+        };
+        open_beneath(folder, entry.path.as_slice(), OFlags::RDWR | OFlags::NONBLOCK, Mode::empty())
+            .map_err(|error| TransferError::target("cannot open", shown(&entry.path), error))
+    }
+
+    /// Whether reading them before a copy tells what need not be sent. A device that no journal knows is fresh.
+    pub(super) fn are_worth_reading(&self) -> bool {
+        matches!(self.medium, Medium::Folder(_))
     }
 }
 
@@ -98,21 +126,16 @@ impl Copying {
             replay.head.identity == manifest.identity() && replay.head.final_copy == pull.final_copy
         });
         let mut noted = replay.map(|replay| replay.held).unwrap_or_default();
-        let data = partial.data()?;
-        clean(&data, &manifest)?;
-        check_room(&data, &manifest)?;
-        let mut held = BTreeMap::new();
-        let mut made = Vec::new();
-        for entry in manifest.entries().iter().skip(1) {
-            if entry.kind == Kind::Folder {
-                make_folder(&data, &entry.path)?;
-                continue;
-            }
-            let (file, found) = make_file(&data, entry, noted.remove(&entry.path))?;
-            metadata::own(&file, entry.metadata, &entry.path)?;
-            held.insert(entry.path.clone(), found);
-            made.push((file, entry.size_bytes));
-        }
+        let (medium, held, made) = if partial.place.is_device() {
+            let device = Device::of(&partial.place)?;
+            let (image, found) = device.ready(&manifest, |path| noted.remove(path))?;
+            let held = BTreeMap::from([(image.path.clone(), found)]);
+            (Medium::Device(device), held, Vec::new())
+        } else {
+            let data = partial.data()?;
+            let (held, made) = make_files(&data, &manifest, &mut noted)?;
+            (Medium::Folder(data), held, made)
+        };
         let begins = Head {
             transfer: pull.transfer.clone(),
             source_node: pull.source_node.to_string(),
@@ -128,19 +151,13 @@ impl Copying {
         }
         let journal = Journal::create(&partial.folder, begins, session.records())
             .map_err(|error| partial.failed("cannot write the journal in", error))?;
-        let files = Arc::new(Files::new(data, pool));
+        let files = Arc::new(Files { medium, pool });
         Ok((Self { partial, files, journal: Mutex::new(journal), final_copy: pull.final_copy }, session))
     }
 
     /// Opens a file of the copy for writing.
     pub(super) fn open(&self, entry: &Entry) -> Result<OwnedFd, TransferError> {
-        open_beneath(
-            &self.files.folder,
-            entry.path.as_slice(),
-            OFlags::RDWR | OFlags::NONBLOCK,
-            Mode::empty(),
-        )
-        .map_err(|error| TransferError::target("cannot open", shown(&entry.path), error))
+        self.files.writer(entry)
     }
 
     /// What is kept of the blocks of a file of the copy.
@@ -200,6 +217,10 @@ impl Copying {
     /// How each file is, once it is on the disk.
     pub(super) fn stamps(&self, manifest: &Manifest) -> Result<BTreeMap<u32, Stamp>, TransferError> {
         let mut stamps = BTreeMap::new();
+        if let Medium::Device(device) = &self.files.medium {
+            // It has no times that would tell.
+            return device.sync().map(|()| stamps);
+        }
         for (file, entry) in manifest.entries().iter().enumerate() {
             if entry.kind != Kind::Regular {
                 continue;
@@ -216,6 +237,10 @@ impl Copying {
 
     /// Sets owner, permissions and times, and syncs everything: files first, each folder after what is in it.
     pub(super) fn seal(&self, manifest: &Manifest) -> Result<(), TransferError> {
+        let folder = match &self.files.medium {
+            Medium::Folder(folder) => folder,
+            Medium::Device(device) => return device.sync(),
+        };
         for entry in manifest.entries().iter().rev() {
             let failed = |error: Errno| TransferError::target("cannot open", shown(&entry.path), error);
             let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
@@ -223,8 +248,7 @@ impl Copying {
                 (Kind::Folder, path) => (path, OFlags::DIRECTORY),
                 (Kind::Regular, path) => (path, OFlags::NONBLOCK),
             };
-            let file = open_beneath(&self.files.folder, name, OFlags::RDONLY | flags, Mode::empty())
-                .map_err(failed)?;
+            let file = open_beneath(folder, name, OFlags::RDONLY | flags, Mode::empty()).map_err(failed)?;
             let now = metadata::set(&file, entry.metadata, &entry.path)?;
             if entry.kind == Kind::Regular {
                 // What was still on its way to the disk when its part of the cache was dropped.
@@ -239,17 +263,42 @@ impl Copying {
 
     /// Gives the verified copy its final name. `folder` is what the volume's own folder has at the source.
     pub(super) fn publish(&self, root: [u8; 32], folder: Metadata) -> Result<(), TransferError> {
-        let data = &self.files.folder;
-        let (volume, fingerprint) = if self.partial.place.is_mounted() {
-            (&self.partial.place.root, scan::fingerprint_of_mounted(&[data.as_fd()])?)
-        } else {
-            (data, scan::fingerprint(data.as_fd())?)
+        let place = &self.partial.place;
+        let (volume, fingerprint) = match &self.files.medium {
+            Medium::Device(device) => (&place.root, device.state()?),
+            Medium::Folder(data) if place.is_mounted() => {
+                (&place.root, scan::fingerprint_of_mounted(&[data.as_fd()])?)
+            }
+            Medium::Folder(data) => (data, scan::fingerprint(data.as_fd())?),
         };
         let inode =
             rustix::fs::fstat(volume).map_err(|error| self.partial.failed("cannot look into", error))?.st_ino;
         self.note([Record::Publishing(Published { inode, fingerprint, root })])?;
         self.partial.publish(folder)
     }
+}
+
+/// Makes a folder's files ready for a manifest. Returns what they hold, by path, and the files with the size that they are to
+/// have once the pass has begun.
+fn make_files(
+    data: &OwnedFd,
+    manifest: &Manifest,
+    noted: &mut BTreeMap<Vec<u8>, Held>,
+) -> Result<(BTreeMap<Vec<u8>, Held>, Vec<(OwnedFd, u64)>), TransferError> {
+    clean(data, manifest)?;
+    check_room(data, manifest)?;
+    let (mut held, mut made) = (BTreeMap::new(), Vec::new());
+    for entry in manifest.entries().iter().skip(1) {
+        if entry.kind == Kind::Folder {
+            make_folder(data, &entry.path)?;
+            continue;
+        }
+        let (file, found) = make_file(data, entry, noted.remove(&entry.path))?;
+        metadata::own(&file, entry.metadata, &entry.path)?;
+        held.insert(entry.path.clone(), found);
+        made.push((file, entry.size_bytes));
+    }
+    Ok((held, made))
 }
 
 /// Chunks that are holes now, as records.

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{CHUNK_BYTES, chunk_count};
 
@@ -13,8 +13,13 @@ use somersault_agent_core::transfer::{CHUNK_BYTES, chunk_count};
 /// may know less than their server; those and all others are read in full.
 const TRUSTED: [u64; 4] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994];
 
-/// Whether the holes of this file's filesystem can be believed: ext4, xfs, btrfs, tmpfs.
+/// Whether the holes of this file's filesystem can be believed: ext4, xfs, btrfs, tmpfs. A device has none, though its node may
+/// lie on one of these.
 pub(super) fn holes_are_trusted(file: impl AsFd) -> bool {
+    let is_file = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !rustix::fs::fstat(&file).is_ok_and(is_file) {
+        return false;
+    }
     rustix::fs::fstatfs(file).is_ok_and(|stat| {
         // The type's width and sign differ between platforms; magic numbers fit 32 bits.
         u64::try_from(stat.f_type).is_ok_and(|magic| TRUSTED.contains(&magic))

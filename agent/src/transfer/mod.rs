@@ -6,7 +6,8 @@
 //!            partial.rs, copying.rs, journal.rs, blocks.rs                    scan.rs, sending.rs
 //!            fetch.rs on lanes.rs, received.rs                                         |
 //!            mounted.rs                              frames.rs: content on the wire, for both
-//!              (below a storage root or mounted for a pod, through root.rs on both sides)
+//!              (below a storage root or mounted for a pod, through root.rs on both sides;
+//!               device.rs: a block device, which a pod hands over by handing.rs)
 //! ```
 //!
 //! What is decided without IO (what is missing, what a journal proves, what may be believed of a manifest) is in
@@ -14,11 +15,13 @@
 
 mod blocks;
 mod copying;
+mod device;
 mod error;
 mod existing;
 mod extents;
 mod fetch;
 mod frames;
+mod handing;
 mod io;
 mod journal;
 mod keys;
@@ -51,6 +54,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
 pub use error::TransferError;
+pub use handing::{SOCKET, hold};
 pub use root::PARTIAL_PREFIX;
 pub use serving::Serving;
 /// An order to copy a volume to here.

@@ -10,7 +10,8 @@
 //!
 //! The folder with its journal stays after the publishing, and is how a repeated order finds out that it is done.
 //! Removing it never touches the published volume. Where the volume is the root of a mount, the folder lies in it, and
-//! all of this goes in the steps that mounted.rs tells of.
+//! all of this goes in the steps that mounted.rs tells of. Where it is a block device, the folder lies where the device is
+//! handed over, has no `data`, and publishing is a word in the journal.
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,6 +22,7 @@ use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFla
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{MAX_DEPTH, Metadata, Published, Replay};
 
+use super::device::Device;
 use super::root::{PARTIAL_PREFIX, PARTIAL_SUFFIX, Place, Seat, open_beneath};
 use super::{TransferError, blocks, journal, metadata, mounted, scan};
 
@@ -105,8 +107,10 @@ impl Partial {
 
     /// What is under the final name.
     pub(super) fn standing(&self) -> Result<Standing, TransferError> {
-        if self.place.is_mounted() {
-            return self.standing_of_mounted();
+        match self.place.seat {
+            Seat::Mounted => return self.standing_of_mounted(),
+            Seat::Device => return self.standing_of_device(),
+            Seat::Named(_) => {}
         }
         let failed = |error: Errno| TransferError::target("cannot open", self.place.display(), error);
         let volume = match self.place.open() {
@@ -161,6 +165,14 @@ impl Partial {
         })
     }
 
+    /// The same for a block device: whatever is on it when no copy of ours has ended there, its pod is ours, and so it is free.
+    fn standing_of_device(&self) -> Result<Standing, TransferError> {
+        let Some(replay) = self.replay()? else { return Ok(Standing::Free) };
+        let Some(published) = replay.published.clone() else { return Ok(Standing::Free) };
+        let untouched = Device::of(&self.place)?.state()? == published.fingerprint;
+        Ok(if untouched { Standing::Ours(Box::new(replay), published) } else { Standing::Free })
+    }
+
     /// The folder of the volume to be, made where it is missing.
     pub(super) fn data(&self) -> Result<OwnedFd, TransferError> {
         match rustix::fs::mkdirat(&self.folder, DATA, Mode::RWXU) {
@@ -175,9 +187,17 @@ impl Partial {
     /// volume's own folder is to have, which it has already where it is renamed.
     pub(super) fn publish(&self, folder: Metadata) -> Result<(), TransferError> {
         let Place { root, .. } = &*self.place;
-        let Seat::Named(name) = &self.place.seat else {
-            let there = mounted::names(root).map_err(|error| self.failed("cannot look around", error))?;
-            return if there.is_empty() { self.finish(folder) } else { Err(self.taken()) };
+        let name = match &self.place.seat {
+            Seat::Named(name) => name,
+            Seat::Mounted => {
+                let there = mounted::names(root).map_err(|error| self.failed("cannot look around", error))?;
+                return if there.is_empty() { self.finish(folder) } else { Err(self.taken()) };
+            }
+            // It has no other name, and the journal says so already.
+            Seat::Device => {
+                blocks::remove(&self.folder);
+                return Ok(());
+            }
         };
         match rustix::fs::unlinkat(root, name.as_os_str(), AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
@@ -234,6 +254,8 @@ impl Partial {
                 let data = self.data()?;
                 mounted::move_all(root, &data).and_then(|()| rustix::fs::fsync(&data))
             }
+            // The next pass begins with a journal that does not say so.
+            Seat::Device => Ok(()),
         };
         moved
             .and_then(|()| rustix::fs::fsync(&self.folder))
@@ -255,7 +277,7 @@ impl Partial {
     fn taken(&self) -> TransferError {
         let why = match self.place.seat {
             Seat::Named(_) => "something else has taken the name while the copy ran",
-            Seat::Mounted => "something else has been put there while the copy ran",
+            Seat::Mounted | Seat::Device => "something else has been put there while the copy ran",
         };
         TransferError::TargetExists { path: self.place.display(), why }
     }

@@ -4,6 +4,7 @@
 //!   ROOT/<name>                                       below a storage root, or a folder deeper
 //!   PODS/<uid>/volumes/kubernetes.io~csi/<name>/mount    mounted for a pod by a CSI driver
 //!   PODS/<uid>/volumes/<plugin>/<name>                   mounted for a pod otherwise
+//!   PODS/<uid>/volumes/kubernetes.io~empty-dir/somersault-device    where a pod of ours hands over a block device
 //! ```
 //!
 //! What lies in a volume was written by a guest, a pod or another node. A symbolic link in it must lead nowhere,
@@ -40,6 +41,10 @@ const PLUGIN_PREFIX: &str = "kubernetes.io~";
 /// and some of it is secret.
 const NOT_PERSISTENT: [&str; 5] = ["configmap", "downward-api", "empty-dir", "projected", "secret"];
 
+/// The folder of a pod that holds a block device: empty at first, on the node's own disk, and gone with the pod.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+const DEVICE_FOLDER: &str = "somersault-device";
+
 /// Where this agent serves volumes.
 #[derive(Clone, Debug)]
 pub(super) struct Roots {
@@ -52,8 +57,8 @@ pub(super) struct Roots {
 /// A volume's place: a folder, open, and how the volume lies there.
 #[derive(Debug)]
 pub(super) struct Place {
-    /// The storage root, or where volumes lie deeper the folder between; the volume itself where it is mounted. Copies
-    /// keep their partial folders there.
+    /// The storage root, or where volumes lie deeper the folder between; the volume itself where it is mounted; where a block
+    /// device is handed over. Copies keep their partial folders there.
     pub(super) root: OwnedFd,
     /// Its path, for messages.
     pub(super) root_path: PathBuf,
@@ -68,6 +73,8 @@ pub(super) enum Seat {
     Named(OsString),
     /// It is the folder: the root of a mount, onto which nothing can be renamed.
     Mounted,
+    /// It is a block device, which the holder hands over there.
+    Device,
 }
 
 impl Place {
@@ -75,15 +82,15 @@ impl Place {
     pub(super) fn display(&self) -> String {
         match &self.seat {
             Seat::Named(name) => self.root_path.join(name).display().to_string(),
-            Seat::Mounted => self.root_path.display().to_string(),
+            Seat::Mounted | Seat::Device => self.root_path.display().to_string(),
         }
     }
 
-    /// Opens the volume's folder.
+    /// Opens the volume's folder; of a block device the one where it is handed over.
     pub(super) fn open(&self) -> rustix::io::Result<OwnedFd> {
         match &self.seat {
             Seat::Named(name) => open_volume(&self.root, name),
-            Seat::Mounted => open_volume(&self.root, OsStr::new(".")),
+            Seat::Mounted | Seat::Device => open_volume(&self.root, OsStr::new(".")),
         }
     }
 
@@ -95,6 +102,11 @@ impl Place {
     /// Whether the volume is the root of a mount.
     pub(super) fn is_mounted(&self) -> bool {
         self.seat == Seat::Mounted
+    }
+
+    /// Whether the volume is a block device.
+    pub(super) fn is_device(&self) -> bool {
+        self.seat == Seat::Device
     }
 }
 
@@ -112,7 +124,7 @@ impl Roots {
     /// mounted it.
     pub(super) fn place(&self, path: &str) -> Result<Place, TransferError> {
         match self.split_mounted(path) {
-            Some((pods, names)) => mounted_place(pods, &names, path),
+            Some((pods, names)) => pods_place(pods, &names, path),
             None => self.place_below_root(path),
         }
     }
@@ -120,7 +132,7 @@ impl Roots {
     /// The same for the place of a copy.
     pub(super) fn place_of_copy(&self, path: &str) -> Result<Place, TransferError> {
         let place = self.place(path)?;
-        if place.is_mounted() || self.of_copies().any(|root| root == place.root_path) {
+        if place.is_mounted() || place.is_device() || self.of_copies().any(|root| root == place.root_path) {
             return Ok(place);
         }
         Err(TransferError::PathNotAllowed { path: path.to_owned() })
@@ -143,29 +155,11 @@ impl Roots {
         Ok(Place { root, root_path, seat: Seat::Named((*name).to_owned()) })
     }
 
-    /// What of a path stays as long as a transfer's source does. A mounted volume has another path in each pod, and by another
-    /// of its `PersistentVolume`s another name: only the plugin remains. That a transfer has one source, its name sees to.
-    pub(super) fn lasting<'a>(&self, path: &'a str) -> &'a str {
-        match self.split_mounted(path) {
-            Some((_, names)) => names[2],
-            None => path,
-        }
-    }
-
     /// The folder with the pods, and the names from there on, of a path where the kubelet mounts volumes.
     fn split_mounted<'a>(&self, path: &'a str) -> Option<(&Path, Vec<&'a str>)> {
         let pods = self.pods.as_deref()?;
         let names: Vec<_> = below(pods, path)?.split('/').collect();
-        let (uid, plugin, name) = match names[..] {
-            [uid, "volumes", CSI, name, CSI_MOUNT] => (uid, CSI, name),
-            [uid, "volumes", plugin, name] if plugin != CSI => (uid, plugin, name),
-            _ => return None,
-        };
-        let is_uid =
-            !uid.is_empty() && uid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
-        let kind = plugin.strip_prefix(PLUGIN_PREFIX).filter(|kind| !is_hostile(kind))?;
-        let fits = is_uid && !is_hostile(name) && !NOT_PERSISTENT.contains(&kind);
-        fits.then_some((pods, names))
+        plugin_of(&names).map(|_| (pods, names))
     }
 
     /// The root of a path, and the names from there on.
@@ -183,6 +177,33 @@ fn below<'a>(folder: &Path, path: &'a str) -> Option<&'a str> {
     path.strip_prefix(folder.to_str()?)?.strip_prefix('/')
 }
 
+/// What of a path stays as long as a transfer's source does. A mounted volume has another path in each pod, and by another of its
+/// `PersistentVolume`s another name, and each node has its pods where it wants: only the plugin remains. That a transfer has one
+/// source, its name sees to.
+pub(super) fn lasting(path: &str) -> &str {
+    let names: Vec<_> = path.split('/').collect();
+    // From the pod's uid on: the longer form is a CSI driver's.
+    let plugin = |length: usize| plugin_of(&names[names.len().checked_sub(length)?..]);
+    plugin(5).or_else(|| plugin(4)).unwrap_or(path)
+}
+
+/// The kubelet's plugin, of the names from a pod's uid on to a persistent volume of the pod.
+fn plugin_of<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let (uid, plugin, name) = match *names {
+        [uid, "volumes", CSI, name, CSI_MOUNT] => (uid, CSI, name),
+        [uid, "volumes", EMPTY_DIR, DEVICE_FOLDER] => return is_uid(uid).then_some(EMPTY_DIR),
+        [uid, "volumes", plugin, name] if plugin != CSI => (uid, plugin, name),
+        _ => return None,
+    };
+    let kind = plugin.strip_prefix(PLUGIN_PREFIX).filter(|kind| !is_hostile(kind))?;
+    (is_uid(uid) && !is_hostile(name) && !NOT_PERSISTENT.contains(&kind)).then_some(plugin)
+}
+
+/// Whether it can be a pod's.
+fn is_uid(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
+}
+
 /// A name that no volume has: one that leads elsewhere, or is ours.
 fn is_hostile(name: &str) -> bool {
     matches!(name, "" | "." | "..") || name.starts_with(PARTIAL_PREFIX) || name.contains(['/', '\0'])
@@ -192,8 +213,8 @@ fn cannot_open(what: &Path, error: &io::Error) -> TransferError {
     TransferError::OrderRefused(format!("cannot open {}: {error}", what.display()))
 }
 
-/// Opens what the kubelet has mounted for a pod; mounts may be crossed on the way down.
-fn mounted_place(pods: &Path, names: &[&str], path: &str) -> Result<Place, TransferError> {
+/// Opens what the kubelet has made for a pod; mounts may be crossed on the way down.
+fn pods_place(pods: &Path, names: &[&str], path: &str) -> Result<Place, TransferError> {
     let not_mounted = |why| TransferError::NotMounted { path: path.to_owned(), why };
     let (mut root, mut root_path) =
         (open_root(pods).map_err(|error| cannot_open(pods, &error))?, pods.to_owned());
@@ -203,6 +224,9 @@ fn mounted_place(pods: &Path, names: &[&str], path: &str) -> Result<Place, Trans
             Errno::NOENT => not_mounted("the folder is missing"),
             error => cannot_open(&root_path, &error.into()),
         })?;
+    }
+    if names.ends_with(&[EMPTY_DIR, DEVICE_FOLDER]) {
+        return Ok(Place { root, root_path, seat: Seat::Device });
     }
     // A kernel that cannot tell (before Linux 5.8) sets neither the attribute nor its bit in the mask.
     let stat = rustix::fs::statx(&root, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())
@@ -325,6 +349,7 @@ mod tests {
             "0a-9f/volumes/kubernetes.io~csi/pvc-1/mount",
             "0a-9f/volumes/kubernetes.io~nfs/pvc-1",
             "0a-9f/volumes/kubernetes.io~local-volume/mount",
+            "0a-9f/volumes/kubernetes.io~empty-dir/somersault-device",
         ] {
             assert!(parsed(path), "{path}");
         }
@@ -370,16 +395,12 @@ mod tests {
 
     #[test]
     fn a_mounted_volume_is_known_again_in_another_pod_and_by_another_name() {
-        let roots = Roots::new(Vec::new(), Some("/var/volumes".into()));
         let path =
             |uid: &str, name: &str| format!("/var/volumes/{uid}/volumes/kubernetes.io~csi/{name}/mount");
-        assert_eq!(roots.lasting(&path("0a", "pvc-1")), "kubernetes.io~csi");
-        assert_eq!(roots.lasting(&path("0a", "pvc-1")), roots.lasting(&path("0b", "smst-1-source")));
-        assert_ne!(
-            roots.lasting(&path("0a", "pvc-1")),
-            roots.lasting("/var/volumes/0a/volumes/kubernetes.io~nfs/n")
-        );
-        assert_eq!(roots.lasting("/srv/volumes/pvc-1"), "/srv/volumes/pvc-1");
+        assert_eq!(lasting(&path("0a", "pvc-1")), "kubernetes.io~csi");
+        assert_eq!(lasting(&path("0a", "pvc-1")), lasting(&path("0b", "smst-1-source")));
+        assert_ne!(lasting(&path("0a", "pvc-1")), lasting("/var/volumes/0a/volumes/kubernetes.io~nfs/n"));
+        assert_eq!(lasting("/srv/volumes/pvc-1"), "/srv/volumes/pvc-1");
     }
 
     #[test]

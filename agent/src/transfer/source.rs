@@ -24,6 +24,7 @@ use somersault_proto::v1::{self, transfer_server::Transfer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status};
 
+use super::device::Device;
 use super::io::{ChunkReader, Pool};
 use super::keys::Keys;
 use super::root::Roots;
@@ -144,7 +145,10 @@ impl Source {
             let Some(entry) = entry.cloned() else {
                 return Err(TransferError::OrderRefused(format!("there is no file {file} in the manifest")));
             };
-            let (volume, _) = volume(&roots, &session.path)?;
+            let volume = match volume(&roots, &session.path)? {
+                Volume::Folder(volume, _) => volume,
+                Volume::Device(device) => return Ok(Opened { entry, reader: device.reader(pool)? }),
+            };
             let opened = scan::open(volume.as_fd(), &entry.path, OFlags::NONBLOCK)?;
             let stat = scan::stat_of(opened.as_fd(), &entry.path)?;
             if stat.st_ino != scanned.inodes[file] {
@@ -176,9 +180,9 @@ impl Transfer for Source {
         let path = claims.source_path.as_str().to_owned();
         let scanned = {
             let path = path.clone();
-            blocking(move || {
-                let (volume, top) = volume(&roots, &path)?;
-                scan::scan(volume.as_fd(), top)
+            blocking(move || match volume(&roots, &path)? {
+                Volume::Folder(volume, top) => scan::scan(volume.as_fd(), top),
+                Volume::Device(device) => device.scan(),
             })
             .await?
         };
@@ -250,14 +254,23 @@ impl Source {
     }
 }
 
-/// Opens a volume; also says what lies at its top.
-fn volume(roots: &Roots, path: &str) -> Result<(OwnedFd, Top), TransferError> {
+/// A volume, open.
+enum Volume {
+    /// Its folder, and what lies at its top.
+    Folder(OwnedFd, Top),
+    Device(Device),
+}
+
+fn volume(roots: &Roots, path: &str) -> Result<Volume, TransferError> {
     let place = roots.place(path).map_err(|error| match error {
         TransferError::NotMounted { .. } => TransferError::SourceMissing(error.message()),
         error => error,
     })?;
+    if place.is_device() {
+        return Device::of(&place).map(Volume::Device);
+    }
     let missing = |error| TransferError::SourceMissing(format!("{}: {error}", place.display()));
-    Ok((place.open().map_err(missing)?, place.top()))
+    Ok(Volume::Folder(place.open().map_err(missing)?, place.top()))
 }
 
 /// Whole chunks of the file, in order, without overlap, and no more than the limit.

@@ -34,7 +34,7 @@ use super::keys::Keys;
 use super::meter::Meter;
 use super::partial::{Opened, Partial, Standing};
 use super::peer::Peer;
-use super::root::{Place, Roots};
+use super::root::{Place, Roots, lasting};
 use super::scan::{LOST_AND_FOUND, is_reserved};
 use super::wire::Wire;
 use super::{Limits, PullDone, TransferError, existing, verify};
@@ -222,7 +222,7 @@ impl Target<'_> {
             }
         };
         let (pass, pool) = (pull.clone(), self.pool.clone());
-        let source_path = self.roots.lasting(pull.source_path.as_str()).to_owned();
+        let source_path = lasting(pull.source_path.as_str()).to_owned();
         let begun =
             tokio::task::spawn_blocking(move || Copying::begin(partial, manifest, &pass, &source_path, pool));
         let (copying, mut session) = join(begun.await)?;
@@ -286,6 +286,9 @@ impl Target<'_> {
 
 /// Finds out what the target holds where no journal tells of it: reading it costs less than fetching it again.
 async fn learn(copying: &Arc<Copying>, session: &mut Session, meter: &Meter) -> Result<(), TransferError> {
+    if !copying.files.are_worth_reading() {
+        return Ok(());
+    }
     for file in 0..session.manifest().entries().len() {
         if session.unknown(file).next().is_some() {
             verify::learn(&copying.files, session, file, meter).await?;

@@ -66,7 +66,7 @@ impl Drop for Mount {
     }
 }
 
-fn may_skip<T>(made: Result<T, String>) -> Option<T> {
+pub fn may_skip<T>(made: Result<T, String>) -> Option<T> {
     let error = match made {
         Ok(made) => return Some(made),
         Err(error) => error,
