@@ -3,7 +3,7 @@
 
 use super::{Check, Context, Destination, DiskMove, Guest, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
-use crate::fleet::{Fleet, Instance, Owner, VolumeMode, pods_words};
+use crate::fleet::{Fleet, Instance, Owner, pods_words};
 use crate::names::{Key, Uid};
 
 /// A planned migration, and what was found on the way.
@@ -210,44 +210,42 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
 /// Room that stays free on the target beside the copies: a filesystem filled to the brim hurts its neighbours.
 const TARGET_RESERVE_PERCENT: u64 = 5;
 
-fn target_has_storage(asked: &Asked<'_>) -> Answer {
-    let mut needed = 0;
-    for disk in asked.disks {
-        if disk.reading.is_some() {
-            // Nobody looks into it: all that it is made for may be there.
-            let volume = asked.ctx.fleet.volumes.get(&disk.old);
-            needed += volume.map_or(disk.new.capacity_bytes, |volume| volume.capacity_bytes);
-            continue;
-        }
-        let usage = asked
-            .ctx
-            .fleet
-            .reports
-            .get(&disk.source_node)
-            .and_then(|report| report.usage.get(&disk.source_path));
-        // The copy is as sparse as its source, but the VM may go on to fill it: what is allocated must fit.
-        let Some(usage) = usage else {
-            let message = format!(
-                "the agent of node {} has not reported {}: is the folder there, and below one of its storage roots?",
-                disk.source_node, disk.source_path
-            );
-            return Err(Refusal::not_yet("SourceNotReported", message));
-        };
-        needed += usage.allocated_bytes;
+/// What a disk takes at its destination.
+fn needed(disk: &DiskMove, asked: &Asked<'_>) -> Result<u64, Refusal> {
+    if disk.reading.is_some() {
+        // Nobody looks into it: all that it is made for may be there.
+        let volume = asked.ctx.fleet.volumes.get(&disk.old);
+        return Ok(volume.map_or(disk.new.capacity_bytes, |volume| volume.capacity_bytes));
     }
-    let differs =
-        |disk: &&DiskMove| disk.template.mode != disk.new.mode || disk.new.mode != VolumeMode::Filesystem;
+    let report = asked.ctx.fleet.reports.get(&disk.source_node);
+    // The copy is as sparse as its source, but the VM may go on to fill it: what is allocated must fit.
+    let usage = report.and_then(|report| report.usage.get(&disk.source_path));
+    usage.map(|usage| usage.allocated_bytes).ok_or_else(|| {
+        let message = format!(
+            "the agent of node {} has not reported {}: is the folder there, and below one of its storage roots?",
+            disk.source_node, disk.source_path
+        );
+        Refusal::not_yet("SourceNotReported", message)
+    })
+}
+
+/// What a provisioner makes, it makes where it has room; the rest goes below one root.
+fn target_has_storage(asked: &Asked<'_>) -> Answer {
+    let differs = |disk: &&DiskMove| disk.template.mode != disk.new.mode;
     if let Some(disk) = asked.disks.iter().find(differs) {
         let message = format!("claim {} asks another volume mode", disk.claim);
         return Err(Refusal::new("VolumeModeDiffers", message));
     }
-    let disk = &asked.disks[0];
-    if disk.staging.is_some() {
-        let class = &disk.new.class;
+    let sum = |made: bool| -> Result<u64, Refusal> {
+        asked.disks.iter().filter(|disk| disk.staging.is_some() == made).map(|disk| needed(disk, asked)).sum()
+    };
+    let (by_provisioner, needed) = (sum(true)?, sum(false)?);
+    let Some(disk) = asked.disks.iter().find(|disk| disk.staging.is_none()) else {
+        let class = &asked.disks[0].new.class;
         return Ok(format!(
-            "{needed} bytes needed; the provisioner of class {class} says whether it has them"
+            "{by_provisioner} bytes needed; the provisioner of class {class} says whether it has them"
         ));
-    }
+    };
     let report = asked.ctx.fleet.reports.get(&disk.target_node);
     let root =
         report.and_then(|report| report.roots.iter().find(|root| disk.new.path.starts_with(&root.path)));

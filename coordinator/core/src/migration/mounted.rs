@@ -1,6 +1,7 @@
-//! Where kubelets mount volumes for pods, and of which kinds agents find them there.
+//! Where kubelets mount volumes for pods, and of which kinds agents find them there. A block device is mounted nowhere: a holder of
+//! ours hands it over, and nobody else does.
 
-use crate::fleet::VolumeSource;
+use crate::fleet::{Volume, VolumeMode, VolumeSource};
 use crate::names::{Uid, VolumeName};
 
 /// The kubelet's plugin that mounts a volume, and the folder below the volume's own that it mounts it on.
@@ -19,7 +20,18 @@ pub(super) fn is_found(source: &VolumeSource) -> bool {
     plugin(source).is_some()
 }
 
-/// Where a kubelet has a volume mounted for a pod, below the folder of all its pods.
+/// Where an agent finds a volume that a holder of ours has, below the folder of all pods of a kubelet.
+pub(super) fn held(pods: &str, holder: &Uid, volume: &Volume, name: &VolumeName) -> Option<String> {
+    match volume.mode {
+        VolumeMode::Filesystem => path(pods, holder, &volume.source, name),
+        // The name of the folder is an agreement with the agent.
+        VolumeMode::Block => {
+            Some(format!("{pods}/{holder}/volumes/kubernetes.io~empty-dir/somersault-device"))
+        }
+    }
+}
+
+/// The same of one that any pod has mounted.
 pub(super) fn path(pods: &str, pod: &Uid, source: &VolumeSource, volume: &VolumeName) -> Option<String> {
     let (plugin, last) = plugin(source)?;
     Some(format!("{pods}/{pod}/volumes/kubernetes.io~{plugin}/{volume}{last}"))

@@ -21,7 +21,7 @@ use super::{
     Check, Context, DiskMove, Guest, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading,
 };
 use crate::BootTime;
-use crate::fleet::{RunStrategy, SavedStart, Vm};
+use crate::fleet::{RunStrategy, SavedStart, Vm, VolumeMode};
 use crate::io::Action;
 use crate::locality;
 use crate::names::{Key, NodeName, VolumeName};
@@ -240,16 +240,16 @@ impl Moment<'_> {
         }
     }
 
-    /// Claims whose old volumes only kubelets mount, and none does before the claims are locked: nobody runs the VM, or will
-    /// by himself. A holder of ours would keep it from starting elsewhere.
+    /// Claims whose old volumes no agent finds mounted before the claims are locked: block devices, which no pod of a VM hands
+    /// over; and all that only kubelets mount where nobody runs the VM, or will by himself. A holder of ours would keep it from
+    /// starting elsewhere.
     fn not_mounted(&self) -> BTreeSet<Key> {
         let vm = self.vm().map(|(_, vm)| vm);
-        if vm.is_some_and(|vm| vm.run == RunStrategy::Always || vm.instance.is_some() || !vm.pods.is_empty())
-        {
-            return BTreeSet::new();
-        }
-        let disks = self.record.disks.iter().filter(|disk| disk.reading.is_some());
-        disks.map(|disk| disk.claim.clone()).collect()
+        let runs = vm
+            .is_some_and(|vm| vm.run == RunStrategy::Always || vm.instance.is_some() || !vm.pods.is_empty());
+        let is_left_out =
+            |disk: &&DiskMove| disk.reading.is_some() && (!runs || disk.new.mode == VolumeMode::Block);
+        self.record.disks.iter().filter(is_left_out).map(|disk| disk.claim.clone()).collect()
     }
 
     /// No VM is stopped for what the API server would refuse afterwards.

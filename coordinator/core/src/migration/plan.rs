@@ -238,11 +238,6 @@ fn source<'a>(
     let volume_name = claim.volume.clone().ok_or_else(|| missing("is not bound"))?;
     let volume =
         ctx.fleet.volumes.get(&volume_name).ok_or_else(|| missing("names a volume that is not there"))?;
-    if volume.mode == VolumeMode::Block {
-        let message =
-            format!("volume {volume_name} is a block device: only folders with disk images can be moved yet");
-        return Err(Refusal::new("BlockModeNotSupported", message));
-    }
     data_volume_is_filled(&claim_key, claim, ctx)?;
     let path = path(&volume_name, volume, node.as_ref(), ctx)?;
     Ok(Source { claim_key, claim, volume_name, volume, node, path })
@@ -256,7 +251,7 @@ fn path(
     ctx: &Context<'_>,
 ) -> Result<Option<String>, Refusal> {
     let is_found = mounted::is_found(&volume.source);
-    let Some(path) = volume.source.path() else {
+    let Some(path) = volume.source.path().filter(|_| volume.mode == VolumeMode::Filesystem) else {
         let message = format!(
             "volume {name} is {}: only what agents reach below a storage root can be copied, or where kubelets mount CSI, NFS \
              and local volumes",
@@ -427,7 +422,16 @@ fn disk_move(
         None => mounting_reader(&source, &target.node, runs_on, ctx)?,
     };
     let name = volume_name(migration, uid, &source);
-    let root = target.root.as_ref();
+    let is_device = source.volume.mode == VolumeMode::Block;
+    let root = target.root.as_ref().filter(|_| !is_device);
+    if is_device && !ctx.fleet.reports.get(&target.node).is_some_and(|report| report.pods.is_some()) {
+        let message = format!(
+            "volume {} is a block device, and the agent of node {} may not reach the pods that hold such (component movers of \
+             Somersault's deploy/)",
+            source.volume_name, target.node
+        );
+        return Err(Refusal::new("ClassNotReachable", message));
+    }
     let new = NewVolume {
         class: target.class.clone(),
         node: root.filter(|root| !root.shared).map(|_| target.node.clone()),
@@ -529,12 +533,12 @@ fn mounting_reader(
     reader.cloned().ok_or_else(|| refused("no healthy node's agent where it can be used".to_owned()))
 }
 
-/// A folder below a root is as large as its filesystem, whatever its volume says. A volume that a provisioner makes has its
+/// A folder below a root is as large as its filesystem, whatever its volume says, and a block device as large as it says. A volume that a provisioner makes has its
 /// own filesystem, which takes a part of it, ext4 with its reserve some 7 %: the disk image must fit when the guest has
 /// filled it. Of a volume that no agent looks into, the image may be as large as all of it.
 fn capacity(source: &Source<'_>, reader: &NodeName, made: bool, ctx: &Context<'_>) -> u64 {
     let asked = source.volume.capacity_bytes.max(source.claim.requested_bytes);
-    if !made {
+    if !made || source.volume.mode == VolumeMode::Block {
         return asked;
     }
     let image = match &source.path {

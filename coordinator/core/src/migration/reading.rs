@@ -2,7 +2,8 @@
 //! root covers): from where they are read.
 //!
 //! ```text
-//!   the VM runs ──► read where its own pod has them mounted: the pre-copy
+//!   the VM runs ──► read where its own pod has them mounted: the pre-copy. A block device, which no pod but a holder hands
+//!        │          over, is left to the last copy.
 //!        │
 //!        │ stopped, every claim locked, and with that Released
 //!        ▼
@@ -26,7 +27,7 @@
 use std::collections::BTreeSet;
 
 use super::{Context, DiskMove, MigrationRecord, mounted, staging};
-use crate::fleet::{Fleet, Staged, Vm};
+use crate::fleet::{Fleet, Staged, Vm, VolumeMode};
 use crate::io::{Action, ClaimTemplate, Staging};
 use crate::names::{NodeName, Uid, VolumeName};
 
@@ -40,17 +41,15 @@ pub(super) fn reach(
     let Some(name) = &disk.reading else {
         return Some((disk.source_node.clone(), disk.source_path.clone()));
     };
-    let alias = VolumeName(name.clone());
-    let (node, pod, volume) = if final_ {
-        let (node, pod) = held(fleet.staged.get(name)?)?;
-        (node, pod, &alias)
-    } else {
-        let (node, pod) = used(vm?, &disk.claim.name)?;
-        (node, pod, &disk.old)
-    };
+    let (node, pod) = if final_ { held(fleet.staged.get(name)?)? } else { used(vm?, &disk.claim.name)? };
     let pods = fleet.reports.get(node)?.pods.as_ref()?;
-    let source = &fleet.volumes.get(&disk.old)?.source;
-    Some((node.clone(), mounted::path(pods, pod, source, volume)?))
+    let old = fleet.volumes.get(&disk.old)?;
+    let path = if final_ {
+        mounted::held(pods, pod, old, &VolumeName(name.clone()))?
+    } else {
+        mounted::path(pods, pod, &old.source, &disk.old).filter(|_| old.mode == VolumeMode::Filesystem)?
+    };
+    Some((node.clone(), path))
 }
 
 /// The pod of a VM that has the claim mounted, where the VM runs.

@@ -16,7 +16,7 @@
 use std::collections::BTreeSet;
 
 use super::{DiskMove, MigrationRecord, Refusal, mounted};
-use crate::fleet::{Fleet, Holder, Staged, StorageRoot, Volume, VolumeSource};
+use crate::fleet::{Fleet, Holder, Staged, StorageRoot, Volume, VolumeMode, VolumeSource};
 use crate::io::{Action, ClaimTemplate, Staging};
 use crate::locality;
 use crate::names::{Key, NodeName, Uid, VolumeName};
@@ -236,7 +236,8 @@ fn path(
     let report =
         fleet.reports.get(&disk.target_node).filter(|_| holder.node.as_ref() == Some(&disk.target_node))?;
     let here = locality::pinned_node(fleet, volume).map(|node| node == disk.target_node);
-    if let Some(path) = volume.source.path()
+    if volume.mode == VolumeMode::Filesystem
+        && let Some(path) = volume.source.path()
         && let Some(root) = report.root_of(path)
         && root.lists(path)
         && root.takes_copies()
@@ -249,5 +250,5 @@ fn path(
         VolumeSource::Local { .. } => here == Some(true),
         _ => true,
     };
-    mounted::path(report.pods.as_ref()?, &holder.uid, &volume.source, name).filter(|_| reached)
+    mounted::held(report.pods.as_ref()?, &holder.uid, volume, name).filter(|_| reached)
 }

@@ -6,6 +6,7 @@
 //! and no class, and is deleted by [`check_is_alias`] alone, which wants all of that to be so still: no storage goes with it.
 
 use serde_json::{Value, json};
+use somersault_coordinator_core::fleet::VolumeMode;
 use somersault_coordinator_core::io::Staging;
 use somersault_coordinator_core::names::{Key, Uid};
 
@@ -18,8 +19,13 @@ use crate::cluster::manifest::{ObjectId, PROVISIONED_BY, STAGING_LABEL};
 const MIGRATION_ANNOTATION: &str = "somersault.novasphere.dev/migration";
 /// The reclaim policy under which a volume goes with its claim.
 const DELETE: &str = "Delete";
-/// Our binary in our image.
+/// Our binaries in our image.
 const PROGRAM: &str = "/usr/local/bin/somersault-coordinator";
+const AGENT: &str = "/usr/local/bin/somersault-agent";
+/// Where a holder has a block device, and the volume where it hands it to the agent. The volume's name is an agreement with that
+/// agent.
+const DEVICE: &str = "/dev/held";
+const HANDING: (&str, &str) = ("somersault-device", "/handing");
 /// Who runs it in our image.
 const USER: u32 = 65532;
 /// Kinds of storage that kubelets mount where agents find it, by their fields of a volume's `spec`.
@@ -130,7 +136,8 @@ pub(in crate::cluster) fn claim(namespace: &str, staging: &Staging) -> Value {
 /// The pod's manifest. It can be scheduled to one node only, since the volume must be where the agent is that writes it; where
 /// a provisioner or a static volume waits for the first consumer, the scheduler tells which node that is. It may nothing, and
 /// does nothing. What is read by an alias is mounted read-only, by the kubelet. `ours` is a pod template of our own, for the
-/// image and the right to pull it.
+/// image and the right to pull it. A block device has no other way to the agent than the holder's hand: there it opens what belongs
+/// to root, as root without any right.
 pub(in crate::cluster) fn holder(namespace: &str, staging: &Staging, ours: &Value) -> Value {
     let name = json!({ "key": "metadata.name", "operator": "In", "values": [staging.node.as_str()] });
     let mut spec = json!({
@@ -167,6 +174,21 @@ pub(in crate::cluster) fn holder(namespace: &str, staging: &Staging, ours: &Valu
     });
     if staging.alias_of.is_some() {
         spec["volumes"][0]["persistentVolumeClaim"]["readOnly"] = json!(true);
+    }
+    if staging.template.mode == VolumeMode::Block {
+        let (name, folder) = HANDING;
+        let container = &mut spec["containers"][0];
+        container["command"] = json!([AGENT, "hold", DEVICE, folder]);
+        container["volumeDevices"] = json!([{ "name": "held", "devicePath": DEVICE }]);
+        container["volumeMounts"] = json!([{ "name": name, "mountPath": folder }]);
+        spec["securityContext"] = json!({
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        });
+        if let Some(volumes) = spec["volumes"].as_array_mut() {
+            volumes.push(json!({ "name": name, "emptyDir": {} }));
+        }
     }
     if ours["spec"]["imagePullSecrets"].is_array() {
         spec["imagePullSecrets"] = ours["spec"]["imagePullSecrets"].clone();
@@ -392,6 +414,25 @@ mod tests {
         assert_eq!(spec["volumes"][0]["persistentVolumeClaim"]["claimName"], "smst-1");
         let claim = claim("system", &staging());
         assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "4096");
+    }
+
+    #[test]
+    fn a_holder_of_a_block_device_hands_it_over_and_may_nothing_else() {
+        let ours = json!({ "spec": { "containers": [{ "image": "i" }] } });
+        let mut staging = staging();
+        staging.template.mode = VolumeMode::Block;
+        let spec = holder("system", &staging, &ours)["spec"].clone();
+        let container = &spec["containers"][0];
+        assert_eq!(container["command"], json!([AGENT, "hold", "/dev/held", "/handing"]));
+        assert_eq!(container["volumeDevices"], json!([{ "name": "held", "devicePath": "/dev/held" }]));
+        assert_eq!(
+            container["volumeMounts"],
+            json!([{ "name": "somersault-device", "mountPath": "/handing" }])
+        );
+        assert_eq!(spec["volumes"][1], json!({ "name": "somersault-device", "emptyDir": {} }));
+        assert_eq!(container["securityContext"]["capabilities"]["drop"], json!(["ALL"]));
+        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+        assert_eq!(claim("system", &staging)["spec"]["volumeMode"], "Block");
     }
 
     #[test]

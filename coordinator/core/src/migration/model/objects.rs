@@ -143,6 +143,16 @@ impl World {
         }
     }
 
+    /// The same as block devices.
+    pub fn put_on_devices(&mut self, vm: &str, network: bool) {
+        self.put_where_kubelets_mount(vm, network);
+        for claim in self.fleet.vms[&key(vm)].claims("default").collect::<Vec<_>>() {
+            let claim = self.fleet.claims.get_mut(&claim).expect("there");
+            let volume = self.fleet.volumes.get_mut(claim.volume.as_ref().expect("bound")).expect("there");
+            (claim.mode, volume.mode) = (VolumeMode::Block, VolumeMode::Block);
+        }
+    }
+
     pub(super) fn report_usage(&mut self, node: &NodeName, path: &str) {
         let usage = Usage {
             allocated_bytes: 1 << 30,

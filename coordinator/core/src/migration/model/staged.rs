@@ -12,6 +12,8 @@ use crate::names::{Key, Uid, VolumeName};
 const SYSTEM: &str = "system";
 /// Where the kubelets of the model mount volumes.
 pub(super) const PODS: &str = "/pods";
+/// Where a holder hands over a block device, below its own.
+const HANDED: &str = "somersault-device";
 /// Where volumes of the CSI driver are, as a place of contents.
 pub(super) const CSI: &str = "/csi/";
 
@@ -156,7 +158,7 @@ impl World {
             path: String::new(),
             capacity_bytes: template.requested_bytes,
             access_modes: template.access_modes,
-            mode: VolumeMode::Filesystem,
+            mode: template.mode,
             claim: Key::new(SYSTEM, name),
         });
         let made = self.fleet.volumes.get_mut(&volume).expect("just made");
@@ -179,14 +181,20 @@ impl World {
     /// The path that an agent writes to, as a place of contents: what is mounted for a holder that runs there.
     pub(super) fn mounted(&self, node: &str, path: &str) -> Option<String> {
         let mut parts = path.strip_prefix(PODS)?.split('/').skip(1);
-        let (uid, volume) = (parts.next()?, parts.nth(2)?);
-        let holds = |staged: &&Staged| {
+        let (uid, seen) = (parts.next()?, parts.nth(2)?);
+        let (_, staged) = self.holder(uid, node)?;
+        let name = staged.claim.as_ref()?.volume.as_ref().filter(|_| staged.alias.is_none())?;
+        let is_device = self.fleet.volumes.get(name)?.mode == VolumeMode::Block;
+        (seen == if is_device { HANDED } else { name.as_str() })
+            .then(|| place(EVERYWHERE, &format!("{CSI}{name}")))
+    }
+
+    /// What a holder that runs there has.
+    fn holder(&self, uid: &str, node: &str) -> Option<(&String, &Staged)> {
+        self.fleet.staged.iter().find(|(_, staged)| {
             let holder = staged.holder.as_ref().filter(|holder| holder.running && holder.uid.0 == uid);
-            let of_claim = staged.claim.as_ref().and_then(|claim| claim.volume.as_ref());
             holder.is_some_and(|holder| holder.node == Some(node.into()))
-                && of_claim.is_some_and(|name| name.0 == volume)
-        };
-        self.fleet.staged.values().find(holds).map(|_| place(EVERYWHERE, &format!("{CSI}{volume}")))
+        })
     }
 
     /// The path that an agent reads from, as a place of contents: what is mounted for a VM's own pod, or an alias for a
@@ -197,18 +205,17 @@ impl World {
             return Some(place_of(at, path));
         };
         let mut parts = below.split('/').skip(1);
-        let (uid, volume) = (parts.next()?, VolumeName(parts.nth(2)?.to_owned()));
+        let (uid, seen) = (parts.next()?, VolumeName(parts.nth(2)?.to_owned()));
         let pods = self.fleet.vms.iter().flat_map(|(key, vm)| vm.pods.iter().map(move |pod| (key, pod)));
         let mut own = pods.filter(|(_, pod)| pod.uid.0 == uid && pod.node == Some(node.into()));
         let volume = if let Some((vm, pod)) = own.next() {
             let mut claims = pod.claims.iter().map(|name| Key::new(vm.namespace.clone(), name));
-            claims
-                .any(|claim| self.fleet.claims[&claim].volume.as_ref() == Some(&volume))
-                .then_some(&volume)?
+            claims.any(|claim| self.fleet.claims[&claim].volume.as_ref() == Some(&seen)).then_some(&seen)?
         } else {
-            let holder = self.fleet.staged.get(volume.as_str())?.holder.as_ref()?;
-            let holds = holder.running && holder.uid.0 == uid && holder.node == Some(node.into());
-            self.aliases.get(volume.as_str()).filter(|_| holds)?
+            let (name, staged) = self.holder(uid, node)?;
+            let of = self.aliases.get(name).filter(|_| staged.alias.is_some())?;
+            let is_device = self.fleet.volumes.get(of)?.mode == VolumeMode::Block;
+            Some(of).filter(|_| seen.as_str() == if is_device { HANDED } else { name.as_str() })?
         };
         let (node, path) = place_of_volume(self.fleet.volumes.get(volume)?)?;
         Some(place_of(node.as_deref(), &path))

@@ -1,4 +1,5 @@
-//! Old volumes that only kubelets mount: read where the VM's own pod has them, and by an alias once nobody else can.
+//! Old volumes that only kubelets mount: read where the VM's own pod has them, and by an alias once nobody else can; and block
+//! devices, which only an alias's holder hands over.
 
 use super::{ROUNDS, assert_whole};
 use crate::fleet::{Alias, RunStrategy, Staged, VolumeMode, VolumeSource};
@@ -9,12 +10,24 @@ use crate::names::{Key, VolumeName};
 
 /// Rounds in which Kubernetes brings to its end what was deleted.
 const AFTERWARDS: usize = 6;
-/// On network storage, and in a folder of their node.
-const KINDS: [bool; 2] = [true, false];
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Network,
+    /// In a folder of their node.
+    Local,
+    /// A block device of their node.
+    Device,
+    /// One on the network.
+    NetworkDevice,
+}
+const KINDS: [Kind; 4] = [Kind::Network, Kind::Local, Kind::Device, Kind::NetworkDevice];
 
-fn asked(network: bool) -> World {
+fn asked(kind: Kind) -> World {
     let mut world = World::new();
-    world.put_where_kubelets_mount("vm", network);
+    match kind {
+        Kind::Network | Kind::Local => world.put_where_kubelets_mount("vm", kind == Kind::Network),
+        Kind::Device | Kind::NetworkDevice => world.put_on_devices("vm", kind == Kind::NetworkDevice),
+    }
     world.ask("m", all_to_class("vm", "local-path"));
     world
 }
@@ -24,8 +37,19 @@ fn assert_ended(world: &mut World, phase: Phase, what: &str) {
     world.rounds(AFTERWARDS);
     assert_whole(world, phase, what);
     assert!(world.fleet.staged.is_empty(), "{what}: something of ours leaked: {:?}", world.fleet.staged);
-    let made = world.fleet.volumes.keys().filter(|name| name.0.starts_with("smst-")).count();
-    assert_eq!(made, if phase == Phase::Succeeded { 2 } else { 0 }, "{what}: a volume leaked");
+    let made: Vec<_> = world.fleet.volumes.keys().filter(|name| name.0.starts_with("smst-")).collect();
+    if phase == Phase::Succeeded {
+        assert_eq!(made.len(), 2, "{what}: {made:?}");
+    } else {
+        // Of what a provisioner made, those stay that were kept for the VM's claim already.
+        let message = &world.store[&key("m")].message;
+        assert!(
+            made.iter().all(|name| message.contains(name.as_str())),
+            "{what}: a volume leaked: {message}"
+        );
+        let by_us = made.iter().filter(|name| world.fleet.volumes[**name].provisioned_by.is_none());
+        assert_eq!(by_us.count(), 0, "{what}: {made:?}");
+    }
     let expected = if phase == Phase::Succeeded { "Released" } else { "Bound" };
     for name in ["pv-vm-system", "pv-vm-data"] {
         let old = &world.fleet.volumes[&VolumeName::from(name)];
@@ -55,20 +79,29 @@ fn position(world: &World, wanted: impl Fn(&Effect) -> bool) -> usize {
 
 #[test]
 fn they_are_read_where_the_vms_pod_has_them_and_at_last_by_an_alias() {
-    for network in KINDS {
-        let mut world = asked(network);
+    for kind in KINDS {
+        let mut world = asked(kind);
         let phase = world.run(ROUNDS, "m");
         assert_eq!(phase, Phase::Succeeded, "{:?}", world.store);
         assert_ended(&mut world, phase, "undisturbed");
-        let plugin = if network { "csi" } else { "local-volume" };
-        for (source, is_last) in sources(&world) {
-            let middle = format!("/volumes/kubernetes.io~{plugin}/");
-            assert!(source.starts_with("n2:/pods/") && source.contains(&middle), "{source}");
+        let (middle, is_device) = match kind {
+            Kind::Network => ("/volumes/kubernetes.io~csi/", false),
+            Kind::Local => ("/volumes/kubernetes.io~local-volume/", false),
+            Kind::Device | Kind::NetworkDevice => {
+                ("/volumes/kubernetes.io~empty-dir/somersault-device", true)
+            }
+        };
+        let sources = sources(&world);
+        assert_eq!(sources.iter().filter(|(_, is_last)| *is_last).count(), 2, "{sources:?}");
+        for (source, is_last) in sources {
+            assert!(source.starts_with("n2:/pods/") && source.contains(middle), "{source}");
             assert_eq!(source.contains("pod-of-vmi"), !is_last, "{source}");
-            assert_eq!(source.contains("-source"), is_last, "{source}");
+            assert!(is_last || !is_device, "{source}");
+            assert_eq!(source.contains("-source"), is_last && !is_device, "{source}");
         }
         // The VM's claims are locked before, and the aliases told to go before it may start.
-        let stage = position(&world, |effect| matches!(effect, Effect::Act(Action::Stage(_))));
+        let is_alias = |effect: &Effect| matches!(effect, Effect::Act(Action::Stage(staging)) if staging.alias_of.is_some());
+        let stage = position(&world, is_alias);
         let unstage = position(&world, |effect| matches!(effect, Effect::Act(Action::Unstage { .. })));
         let start = position(&world, |effect| matches!(effect, Effect::Act(Action::RestoreStart { .. })));
         let locked = position(
@@ -90,16 +123,16 @@ fn whatever_happens_at_whichever_round_nothing_is_lost() {
         World::take_over,
         |world| world.run_unseen("vm"),
     ];
-    for network in KINDS {
+    for kind in KINDS {
         for slow in [0, 3] {
             for at in 0..80 {
                 for (number, disturb) in disturb.iter().enumerate() {
-                    let mut world = asked(network);
+                    let mut world = asked(kind);
                     world.faults.slow_stages = slow;
                     world.rounds(at);
                     disturb(&mut world);
                     let phase = world.run(ROUNDS, "m");
-                    let what = format!("network: {network}, slow: {slow}, at {at}, {number}");
+                    let what = format!("{kind:?}, slow: {slow}, at {at}, {number}");
                     assert_eq!(phase, Phase::Succeeded, "{what}: {:?}", world.store);
                     assert_ended(&mut world, phase, &what);
                 }
@@ -110,12 +143,12 @@ fn whatever_happens_at_whichever_round_nothing_is_lost() {
 
 #[test]
 fn cancelled_at_every_round_the_vm_has_its_old_volumes_and_nobody_else_has() {
-    for network in KINDS {
+    for kind in KINDS {
         for slow in [0, 3] {
             for crash in [false, true] {
                 let mut ends = Vec::new();
                 for at in 0..80 {
-                    let mut world = asked(network);
+                    let mut world = asked(kind);
                     world.faults.slow_stages = slow;
                     world.rounds(at);
                     world.spec("m").cancelled = true;
@@ -124,7 +157,7 @@ fn cancelled_at_every_round_the_vm_has_its_old_volumes_and_nobody_else_has() {
                         world.take_over();
                     }
                     let phase = world.run(ROUNDS, "m");
-                    let what = format!("network: {network}, slow: {slow}, crash: {crash}, cancelled at {at}");
+                    let what = format!("{kind:?}, slow: {slow}, crash: {crash}, cancelled at {at}");
                     assert!(matches!(phase, Phase::Cancelled | Phase::Succeeded), "{what}: {phase:?}");
                     assert_ended(&mut world, phase, &what);
                     ends.push((phase, aliases_made(&world) > 0));
@@ -140,7 +173,7 @@ fn cancelled_at_every_round_the_vm_has_its_old_volumes_and_nobody_else_has() {
 #[test]
 fn deleted_at_every_round_it_leaves_nothing_of_ours() {
     for at in 0..80 {
-        let mut world = asked(true);
+        let mut world = asked(Kind::Network);
         world.rounds(at);
         world.delete("m");
         world.rounds(ROUNDS);
@@ -180,7 +213,7 @@ fn from_where_kubelets_mount_them_to_where_kubelets_mount_them() {
 /// Nobody has it mounted, and a holder of ours would keep the VM from starting elsewhere: there is no pre-copy.
 #[test]
 fn of_a_vm_that_does_not_run_nothing_is_copied_before_its_claims_are_locked() {
-    let mut world = asked(true);
+    let mut world = asked(Kind::Network);
     world.set_run("vm", RunStrategy::Halted);
     world.unseen(1);
     world.spec("m").pre_copy_only = true;
@@ -222,7 +255,7 @@ fn a_bare_claim_is_read_by_the_target_where_that_can() {
 /// A kubelet cannot unmount what an agent reads, and keeps the pod until it can.
 #[test]
 fn a_copy_is_broken_off_when_the_vms_pod_has_ended() {
-    let mut world = asked(true);
+    let mut world = asked(Kind::Network);
     world.faults.copies_hang = true;
     while sources(&world).is_empty() {
         world.round();
@@ -245,7 +278,7 @@ fn a_copy_is_broken_off_when_the_vms_pod_has_ended() {
 
 #[test]
 fn an_old_volume_that_nothing_mounts_for_us_goes_back_to_its_vm() {
-    let mut world = asked(true);
+    let mut world = asked(Kind::Network);
     world.faults.nothing_mounts = true;
     let phase = world.run(ROUNDS, "m");
     let record = &world.store[&key("m")];
@@ -260,7 +293,7 @@ fn an_old_volume_that_nothing_mounts_for_us_goes_back_to_its_vm() {
 #[test]
 fn a_holder_that_does_not_go_is_waited_for_unless_its_node_is_dead() {
     for dies in [false, true] {
-        let mut world = asked(true);
+        let mut world = asked(Kind::Network);
         while world.fleet.staged.values().filter(|staged| staged.holder.is_some()).count() < 2 {
             world.round();
         }
@@ -285,7 +318,7 @@ fn a_holder_that_does_not_go_is_waited_for_unless_its_node_is_dead() {
 /// Kubernetes itself takes the volume from the node then, and the VM is down for nothing.
 #[test]
 fn a_holder_that_never_goes_is_waited_for_for_minutes() {
-    let mut world = asked(true);
+    let mut world = asked(Kind::Network);
     while world.phase("m") != Phase::FinalCopying || world.fleet.staged.is_empty() {
         world.round();
     }
@@ -303,7 +336,7 @@ fn a_holder_that_never_goes_is_waited_for_for_minutes() {
 /// Whoever takes a lock off may have the VM run on what our holder has mounted: that goes, and the last copy is made anew.
 #[test]
 fn a_lock_that_is_taken_away_has_the_aliases_go_first() {
-    let mut world = asked(true);
+    let mut world = asked(Kind::Network);
     while world.phase("m") != Phase::Verifying {
         world.round();
     }
@@ -321,7 +354,7 @@ fn a_lock_that_is_taken_away_has_the_aliases_go_first() {
 /// A deposed leader's last request arrives while another one has the VM run again.
 #[test]
 fn an_alias_that_nobody_needs_is_swept() {
-    let mut world = asked(true);
+    let mut world = asked(Kind::Network);
     world.spec("m").pre_copy_only = true;
     while world.phase("m") != Phase::PreCopying {
         world.round();
@@ -348,7 +381,7 @@ fn what_cannot_be_read_is_refused_with_what_to_do() {
         ("VolumeNotReachable", "of kind rbd", |world| {
             old(world).source = VolumeSource::Network { field: "rbd".into() };
         }),
-        ("BlockModeNotSupported", "block device", |world| old(world).mode = VolumeMode::Block),
+        ("VolumeModeDiffers", "another volume mode", |world| old(world).mode = VolumeMode::Block),
         ("SourceNotUsable", "status", |world| {
             world.usable.remove(&"n2".into());
         }),
@@ -360,7 +393,7 @@ fn what_cannot_be_read_is_refused_with_what_to_do() {
         }),
     ];
     for (reason, words, spoil) in table {
-        let mut world = asked(true);
+        let mut world = asked(Kind::Network);
         spoil(&mut world);
         assert_eq!(world.run(ROUNDS, "m"), Phase::Failed, "{reason}");
         let record = &world.store[&key("m")];
@@ -390,7 +423,7 @@ fn nobody_is_asked_to_read_it_who_cannot_use_it() {
 #[test]
 fn an_old_volume_is_kept_and_whoever_wants_it_gone_is_told_how() {
     for provisioner in [None, Some("rbd.csi.ceph.com")] {
-        let mut world = asked(true);
+        let mut world = asked(Kind::Network);
         for name in ["pv-vm-system", "pv-vm-data"] {
             let old = world.fleet.volumes.get_mut(&name.into()).expect("there");
             old.provisioned_by = provisioner.map(str::to_owned);

@@ -47,7 +47,7 @@ fn refuses_with_a_reason_and_touches_nothing() {
         ("ClaimUsedByPod", |world| {
             world.fleet.claims_used_by_others.insert(key("vm-data"), ["backup".to_owned()].into());
         }),
-        ("BlockModeNotSupported", |world| {
+        ("VolumeModeDiffers", |world| {
             world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").mode = VolumeMode::Block;
         }),
         ("DataVolumeMissing", |world| {
