@@ -34,6 +34,8 @@ const DISK: &str = "disk";
 /// Of a VM that has a system disk besides; claim and `DataVolume` are `<vm>-system`.
 pub const SYSTEM_DISK: &str = "system";
 const LOCAL_CLASS: &str = "local-path";
+/// Class of block devices that somebody has made beforehand.
+pub const DEVICE_CLASS: &str = "devices";
 /// Nobody looks: the stand-in's importer makes the image itself.
 const IMAGE_URL: &str = "http://images.invalid/system.img";
 
@@ -51,6 +53,8 @@ pub enum Storage {
     NetworkAndImage,
     /// local-path, imported from an image by CDI.
     LocalFromImage,
+    /// A block device of its node, of [`DEVICE_CLASS`].
+    Device,
 }
 
 /// A VM to stage.
@@ -108,6 +112,11 @@ impl<'a> Stage<'a> {
     /// Removes the VMs of earlier scenarios, and starts these on a node.
     pub fn set(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
         clear(bed)?;
+        Self::create_on(bed, node, vms)
+    }
+
+    /// The same without removing anything before.
+    pub fn create_on(bed: &'a Bed, node: &str, vms: &[Vm]) -> Result<Self> {
         only_on(bed, node, || Self::create(bed, node, vms))
     }
 
@@ -246,11 +255,13 @@ pub fn claim_disk(bed: &Bed, claim: &str, node: &str) -> Result<Disk> {
     judge::read(&place_of_claim(bed, claim, node)?.path(bed)?)
 }
 
-/// Where the `disk.img` of a volume is on its node.
+/// Where the `disk.img` of a volume is on its node; of a block device the device.
 pub fn image_of(bed: &Bed, volume: &str) -> Result<String> {
     let volume = bed.api().get(Kind::VOLUME, "", volume)?;
-    let folder = ["hostPath", "local"].iter().find_map(|kind| volume["spec"][kind]["path"].as_str());
-    Ok(format!("{}/disk.img", folder.context("a volume without a path")?))
+    let path = ["hostPath", "local"].iter().find_map(|kind| volume["spec"][kind]["path"].as_str());
+    let path = path.context("a volume without a path")?;
+    let is_device = volume["spec"]["volumeMode"] == "Block";
+    Ok(if is_device { path.to_owned() } else { format!("{path}/disk.img") })
 }
 
 fn place_of(bed: &Bed, vm: &Vm, node: &str) -> Result<Place> {
@@ -331,6 +342,7 @@ fn create(bed: &Bed, vm: &Vm, node: &str) -> Result<()> {
         Storage::Network | Storage::NetworkAndImage => NETWORK_CLASS,
         Storage::Local | Storage::LocalFromImage => LOCAL_CLASS,
         Storage::Unknown => HOSTPATH_CLASS,
+        Storage::Device => DEVICE_CLASS,
     };
     let mut made = builders::Vm::new(vm.name)
         .namespace(VMS)
@@ -343,6 +355,7 @@ fn create(bed: &Bed, vm: &Vm, node: &str) -> Result<()> {
     }
     made = match vm.storage {
         Storage::LocalFromImage => made.data_volume_template(DISK, class, IMAGE_URL),
+        Storage::Device => made.device(DISK, class),
         _ => made.claim(DISK, class),
     };
     for object in made.objects() {

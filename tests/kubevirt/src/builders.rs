@@ -85,6 +85,16 @@ impl Vm {
         vm
     }
 
+    /// The same as a block device.
+    #[must_use]
+    pub fn device(self, disk: &str, class: &str) -> Self {
+        let mut vm = self.claim(disk, class);
+        if let Some(claim) = vm.claims.last_mut() {
+            claim["spec"]["volumeMode"] = json!("Block");
+        }
+        vm
+    }
+
     /// A disk with a claim that somebody else makes.
     #[must_use]
     pub fn existing_claim(self, disk: &str, claim: &str) -> Self {

@@ -67,11 +67,16 @@ pub fn pod(objects: &Objects, vmi: &Value) -> Value {
     let disks = volumes::of(&vmi["spec"]).filter(|volume| !volume.hotplugged).filter_map(|volume| {
         let claim = volumes::claim(objects, vmi, volume)?;
         let lock = if volumes::has_no_lock(objects, claim) { ",nolock" } else { "" };
-        Some(format!("{}/disk.img,{}{lock}", mount_path(volume.name), volumes::bytes(claim)?))
+        let path = if volumes::is_block(claim) {
+            device_path(volume.name)
+        } else {
+            format!("{}/disk.img", mount_path(volume.name))
+        };
+        Some(format!("{path},{}{lock}", volumes::bytes(claim)?))
     });
     let arguments = ["guest", "-instance", uid(vmi), "-node", "$(NODE_NAME)", "-port"].map(str::to_owned);
     let arguments = arguments.into_iter().chain([GUEST_PORT.to_string()]).chain(disks);
-    let mut pod = frame(vmi, &short(uid(vmi)));
+    let mut pod = frame(objects, vmi, &short(uid(vmi)));
     pod["spec"]["containers"][0]["args"] = json!(arguments.collect::<Vec<_>>());
     pod["spec"]["containers"][0]["startupProbe"] = json!({
         "tcpSocket": {"port": GUEST_PORT}, "periodSeconds": 1, "failureThreshold": PROBE_FAILURES_MAX,
@@ -81,8 +86,8 @@ pub fn pod(objects: &Objects, vmi: &Value) -> Value {
 
 /// The launcher on a migration's target (pkg/virt-controller/watch/migration/migration.go, `createTargetPod`): it
 /// holds the claims and waits, as QEMU does for the incoming guest.
-pub fn migration_target(vmi: &Value, migration: &Value) -> Value {
-    let mut pod = frame(vmi, &format!("{}-{}", short(uid(vmi)), short(uid(migration))));
+pub fn migration_target(objects: &Objects, vmi: &Value, migration: &Value) -> Value {
+    let mut pod = frame(objects, vmi, &format!("{}-{}", short(uid(vmi)), short(uid(migration))));
     pod["metadata"]["labels"][MIGRATION_LABEL] = json!(uid(migration));
     pod["spec"]["containers"][0]["args"] = json!(["pause"]);
     let elsewhere = json!({
@@ -100,7 +105,7 @@ fn host_name(vmi: &Value) -> &str {
     told.unwrap_or_else(|| name(vmi).split('.').next().unwrap_or_default())
 }
 
-fn frame(vmi: &Value, suffix: &str) -> Value {
+fn frame(objects: &Objects, vmi: &Value, suffix: &str) -> Value {
     let spec = &vmi["spec"];
     let mut labels = vmi["metadata"]["labels"].clone();
     for (key, value) in [
@@ -115,9 +120,17 @@ fn frame(vmi: &Value, suffix: &str) -> Value {
     selector[SCHEDULABLE_LABEL] = json!("true");
     let grace = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(DEFAULT_GRACE_SECONDS);
     let names: Vec<_> = volumes::of(spec).filter(|volume| !volume.hotplugged).collect();
-    let mounts: Vec<_> = names
+    let is_block =
+        |volume: &volumes::Volume<'_>| volumes::claim(objects, vmi, *volume).is_some_and(volumes::is_block);
+    let (devices, folders): (Vec<&volumes::Volume<'_>>, Vec<_>) =
+        names.iter().partition(|volume| is_block(volume));
+    let mounts: Vec<_> = folders
         .iter()
         .map(|volume| json!({"name": volume.name, "mountPath": mount_path(volume.name)}))
+        .collect();
+    let devices: Vec<_> = devices
+        .iter()
+        .map(|volume| json!({"name": volume.name, "devicePath": device_path(volume.name)}))
         .collect();
     let claims: Vec<_> = names
         .iter()
@@ -135,7 +148,7 @@ fn frame(vmi: &Value, suffix: &str) -> Value {
                 "name": "compute", "image": IMAGE, "imagePullPolicy": "Never",
                 "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
                 "resources": {"requests": requests(spec)},
-                "volumeMounts": mounts,
+                "volumeMounts": mounts, "volumeDevices": devices,
             }],
             "volumes": claims,
             "restartPolicy": "Never",
@@ -164,6 +177,11 @@ fn requests(spec: &Value) -> Value {
 
 fn mount_path(volume: &str) -> String {
     format!("/var/run/kubevirt-private/vmi-disks/{volume}")
+}
+
+/// KubeVirt has a volume in Block mode there.
+fn device_path(volume: &str) -> String {
+    format!("/dev/{volume}")
 }
 
 fn short(uid: &str) -> String {

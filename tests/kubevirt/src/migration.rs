@@ -55,7 +55,7 @@ fn one(objects: &Objects, migration: &Value, now: Timestamp) -> Vec<Change> {
         _ if is_deleting(migration) => "Failed",
         ("", ..) => "Pending",
         ("Pending", Some(vmi), None) => {
-            changes.push(Change::Create(launcher::migration_target(vmi, migration)));
+            changes.push(Change::Create(launcher::migration_target(objects, vmi, migration)));
             "Pending"
         }
         ("Pending", Some(_), Some(_)) => "Scheduling",

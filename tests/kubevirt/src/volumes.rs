@@ -52,6 +52,11 @@ pub fn are_populated(data_volumes: &[Option<&Value>]) -> bool {
     data_volumes.iter().all(|found| found.is_some_and(|found| phase(found) == "Succeeded"))
 }
 
+/// Whether a claim is for a block device.
+pub fn is_block(claim: &Value) -> bool {
+    claim["spec"]["volumeMode"] == "Block"
+}
+
 /// Bytes that a claim has, or asks for as long as it has none.
 pub fn bytes(claim: &Value) -> Option<u64> {
     let capacity = claim["status"]["capacity"]["storage"].as_str();

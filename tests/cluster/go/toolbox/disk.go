@@ -93,7 +93,11 @@ func isBlank(slot []byte) bool {
 func findEnd(file *os.File) (end int64, counter uint64, err error) {
 	chunk := make([]byte, chunkBytes)
 	for at := int64(0); ; {
-		at, err = file.Seek(at, seekData)
+		from := at
+		at, err = file.Seek(from, seekData)
+		if errors.Is(err, syscall.EINVAL) { // a block device: all of it is data
+			at, err = from, nil
+		}
 		if errors.Is(err, syscall.ENXIO) { // no data beyond
 			return end, counter, nil
 		}

@@ -117,11 +117,15 @@ func parseDisk(argument string) (*disk, error) {
 	return &disk{path: parts[0], size: size, locks: len(parts) == 2}, nil
 }
 
-// KubeVirt, pkg/host-disk/host-disk.go: sparse, blank, and QEMU's own. Measured on 1.9.0: 107:107, 0644.
+// KubeVirt, pkg/host-disk/host-disk.go: sparse, blank, and QEMU's own. Measured on 1.9.0: 107:107, 0644. A block device
+// becomes QEMU's own too.
 func (d *disk) makeIfMissing() error {
 	file, err := os.OpenFile(d.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, os.ErrExist) {
-		return nil
+		if found, err := os.Stat(d.path); err != nil || found.Mode()&os.ModeDevice == 0 {
+			return err
+		}
+		return os.Chown(d.path, qemu, qemu)
 	}
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 //! behind.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,11 +11,15 @@ use serde_json::json;
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
-use somersault_test_e2e::stage::{self, DB, Stage, Storage, Vm};
+use somersault_test_e2e::stage::{self, DB, DEVICE_CLASS, Stage, Storage, Vm};
 
 use super::migration::{of_vm, succeeded};
 
 const MAIL: Vm = Vm::always("mail", Storage::Local);
+/// VM on a block device.
+const RAW: Vm = Vm::always("raw", Storage::Device);
+/// As large as every disk.
+const DEVICE_BYTES: u64 = 16 << 20;
 /// A class of local volumes in folders that no agent knows: they are reached where kubelets mount them.
 const MOUNTED: &str = "mounted-only";
 /// Where those are on the nodes.
@@ -124,6 +129,83 @@ pub fn back_from_where_kubelets_mount(bed: &Bed) -> Result<()> {
         Ok(Some(()))
     })?;
     stage.judge()
+}
+
+/// A block device of each node, until this is dropped.
+struct Devices(Vec<(tempfile::TempDir, String)>);
+
+impl Devices {
+    fn make(bed: &Bed) -> Result<Self> {
+        let mut made = Self(Vec::new());
+        let mut objects = vec![json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": DEVICE_CLASS},
+            "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer",
+        })];
+        for node in bed.nodes() {
+            let dir = tempfile::tempdir()?;
+            let backing = dir.path().join("backing");
+            fs::File::create(&backing)?.set_len(DEVICE_BYTES)?;
+            let output = Command::new("losetup").args(["--show", "-f"]).arg(&backing).output()?;
+            ensure!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+            let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            let pin = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [node]});
+            objects.push(json!({
+                "apiVersion": "v1", "kind": "PersistentVolume",
+                "metadata": {"name": format!("{DEVICE_CLASS}-{node}")},
+                "spec": {
+                    "capacity": {"storage": DEVICE_BYTES.to_string()},
+                    "accessModes": ["ReadWriteOnce"],
+                    "storageClassName": DEVICE_CLASS,
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "volumeMode": "Block",
+                    "local": {"path": device},
+                    "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [pin]}]}},
+                },
+            }));
+            made.0.push((dir, device));
+        }
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        bed.cluster().apply(&list.to_string())?;
+        Ok(made)
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for (_, device) in &self.0 {
+            // It goes when the last pod has let go of it.
+            let _ = Command::new("losetup").args(["-d", device]).output();
+        }
+    }
+}
+
+/// A block device: a holder hands over the old one when the VM has stopped, and another the new one.
+pub fn of_a_device(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    stage::clear(bed)?;
+    let _devices = Devices::make(bed)?;
+    let mut stage = Stage::create_on(bed, &node, &[RAW])?;
+    let claim = format!("{}-disk", RAW.name);
+    let old = bound_volume(bed, &claim)?;
+    let target = bed.nodes().into_iter().find(|other| *other != node).context("one node")?;
+    bed.plugin(&["migrate", RAW.name, "-n", VMS, "--to-node", &target])?;
+    let migration = succeeded(bed, RAW.name)?;
+    let disk = &migration["status"]["disks"][0];
+    ensure!(disk["staging"].is_string() && disk["reading"].is_string(), "nobody held it: {disk}");
+    ensure!(disk["copied"]["totalBytes"] == DEVICE_BYTES, "{disk}");
+    eprintln!("   {} has moved: {} of {DEVICE_BYTES} bytes sent", RAW.name, disk["copied"]["sentBytes"]);
+    let new = bound_volume(bed, &claim)?;
+    ensure!(new == format!("{DEVICE_CLASS}-{target}"), "the claim has {new}");
+    for name in [&old, &new] {
+        let volume = bed.api().get(Kind::VOLUME, "", name)?;
+        ensure!(volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain", "{volume}");
+    }
+    nothing_of_ours(bed)?;
+    ensure!(stage.node_of(RAW.name)?.as_deref() == Some(&target), "it does not run on {target}");
+    stage.moved(&RAW, &target)?;
+    stage.wait_writes(&RAW, WRITE_DEADLINE)?;
+    stage.judge()?;
+    stage::clear(bed)
 }
 
 /// Cancelled when its new volume was made and filled: the VM was never stopped, and the volume is gone with all that had it

@@ -144,6 +144,11 @@ fn next_data(file: &File, from: u64) -> Result<Option<u64>> {
     match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(from)) {
         Ok(at) => Ok(Some(at)),
         Err(rustix::io::Errno::NXIO) => Ok(None),
+        // A block device, all of which is data.
+        Err(rustix::io::Errno::INVAL) => {
+            let end = rustix::fs::seek(file, rustix::fs::SeekFrom::End(0)).context("finding the end")?;
+            Ok(Some(from).filter(|from| *from < end))
+        }
         Err(error) => Err(error).context("finding data"),
     }
 }
