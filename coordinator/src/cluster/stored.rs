@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use somersault_coordinator_core::io::{Record, RecordKey};
+use somersault_coordinator_core::names::Uid;
 use somersault_crd as crd;
 
 use super::error::{conflict, refused};
@@ -116,10 +117,10 @@ impl Known {
 
 /// Refuses a record of an earlier object of this name.
 fn check_object(id: &ObjectId, object: &Value, record: &Record) -> Result<(), ClusterError> {
+    let of = |uid: &Uid| Err(conflict(id, format!("the record is of its predecessor with uid {uid}")));
     match record {
-        Record::Migration(record) if record.uid.as_str() != change::uid(object) => {
-            Err(conflict(id, format!("the record is of its predecessor with uid {}", record.uid)))
-        }
+        Record::Migration(record) if record.uid.as_str() != change::uid(object) => of(&record.uid),
+        Record::Evacuation(record) if record.uid.as_str() != change::uid(object) => of(&record.uid),
         _ => Ok(()),
     }
 }
@@ -226,7 +227,7 @@ fn read(object: &Value, key: &RecordKey) -> Result<Option<Record>, FieldError> {
         }
         RecordKey::Evacuation(name) => {
             let status: crd::EvacuationStatus = status(object)?;
-            records::evacuation_record(name, Some(&status))?.map(Record::Evacuation)
+            records::evacuation_record(name, change::uid(object), Some(&status))?.map(Record::Evacuation)
         }
         RecordKey::Rebuild(vm) => {
             let status: crd::RecoveryStatus = status(object)?;

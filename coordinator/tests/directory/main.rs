@@ -177,6 +177,7 @@ fn evacuation(epoch: u64) -> Record {
     let message = "one to go".into();
     Record::Evacuation(EvacuationRecord {
         name: "empty-n2".into(),
+        uid: "".into(),
         epoch,
         plan: vec![planned],
         complete: false,

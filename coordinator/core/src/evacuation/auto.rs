@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ACTION_RETRY, by_policy};
+use super::{ACTION_RETRY, EvacuationSpec, by_policy, free_name};
 use crate::BootTime;
 use crate::fleet::{DiskHealth, Grade};
 use crate::io::{Action, Effect, Notice, Severity, Subject};
@@ -47,7 +47,10 @@ impl Automatic {
         let due = self
             .bad_since
             .iter()
-            .filter(|((node, disk), _)| !ctx.requests.evacuations.contains_key(&name(node, disk)))
+            .filter(|(id, _)| {
+                // What was only told may be done now; what was done, however it ended, is a person's turn.
+                of_disk(id, ctx).all(|spec| spec.dry_run && !policy.dry_run)
+            })
             .min_by_key(|(id, since)| (**since, (*id).clone()));
         let Some((id, since)) = due.map(|(id, since)| (id.clone(), *since)) else { return effects };
         let asked = self.asked.get(&id).map_or(BootTime::ZERO, |at| *at + ACTION_RETRY);
@@ -58,10 +61,8 @@ impl Automatic {
         }
         self.asked.insert(id.clone(), now);
         self.wake = Some(now + ACTION_RETRY);
-        effects.push(Effect::Act(Action::CreateEvacuation {
-            name: name(&id.0, &id.1),
-            spec: by_policy(id.0, Some(id.1), ctx),
-        }));
+        let Some(name) = free_name(&name(&id.0, &id.1), ctx) else { return effects };
+        effects.push(Effect::Act(Action::CreateEvacuation { name, spec: by_policy(id.0, Some(id.1), ctx) }));
         effects
     }
 
@@ -111,13 +112,15 @@ impl Automatic {
 
     /// Whether an evacuation that we asked for, of a disk that is still bad, is not over yet.
     fn one_at_work(&self, ctx: &Context<'_>) -> bool {
-        self.bad_since.keys().any(|(node, disk)| {
-            ctx.requests
-                .evacuations
-                .get(&name(node, disk))
-                .is_some_and(|spec| !spec.dry_run && !spec.complete)
-        })
+        self.bad_since.keys().flat_map(|id| of_disk(id, ctx)).any(|spec| !spec.dry_run && !spec.complete)
     }
+}
+
+/// Evacuations that we have asked for, of this disk.
+fn of_disk<'a>(id: &'a DiskId, ctx: &Context<'a>) -> impl Iterator<Item = &'a EvacuationSpec> {
+    let asked = name(&id.0, &id.1);
+    let ours = ctx.requests.evacuations.iter().filter(move |(name, _)| name.starts_with(&asked));
+    ours.map(|(_, spec)| spec).filter(move |spec| spec.node == id.0 && spec.disk.as_ref() == Some(&id.1))
 }
 
 /// Bad enough to move data away: graded Failing, by a reason that leaves no doubt or by several sources. A Failed disk

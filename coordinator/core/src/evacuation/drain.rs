@@ -16,7 +16,7 @@ use super::{ACTION_RETRY, Disruption, EvacuationSpec, free_name, numbered};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Severity, Subject};
 use crate::migration::Context;
-use crate::names::NodeName;
+use crate::names::{NodeName, Uid};
 
 /// What evacuations are called that are asked for in this way.
 const CAUSE: &str = "drain";
@@ -49,7 +49,7 @@ impl Drains {
             }
             let there = |name: &String| ctx.requests.evacuations.contains_key(name);
             let asked = self.asked.get(node);
-            let inherited = !self.looked && there(&numbered(CAUSE, node, 1));
+            let inherited = !self.looked && there(&numbered(&format!("{CAUSE}-{node}"), 1));
             if inherited || asked.is_some_and(|(name, _)| there(name)) {
                 self.answered.insert(node.clone());
                 continue;
@@ -69,7 +69,7 @@ impl Drains {
             if busy || asked.is_some_and(|(_, again)| now < *again) {
                 continue;
             }
-            let Some(name) = free_name(CAUSE, node, ctx) else { continue };
+            let Some(name) = free_name(&format!("{CAUSE}-{node}"), ctx) else { continue };
             self.asked.insert(node.clone(), (name.clone(), now + ACTION_RETRY));
             effects.push(Effect::Act(Action::CreateEvacuation { name, spec: spec(node, disruption) }));
         }
@@ -93,6 +93,7 @@ fn disruption(mark: &str) -> Option<Disruption> {
 
 fn spec(node: &NodeName, disruption: Disruption) -> EvacuationSpec {
     EvacuationSpec {
+        uid: Uid::from(""),
         node: node.clone(),
         disk: None,
         destination: None,

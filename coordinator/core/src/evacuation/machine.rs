@@ -8,7 +8,6 @@ use super::drain::Drains;
 use super::returned::Returned;
 use super::{ACTION_RETRY, Disruption, EvacuationRecord, EvacuationSpec, PlanState, Planned, live, plan};
 use crate::BootTime;
-use crate::fleet::Fleet;
 use crate::io::{Action, Effect, Input, Notice, Record, RecordKey, Severity, Subject};
 use crate::migration::{Context, Migrations, Phase};
 use crate::names::Key;
@@ -129,8 +128,12 @@ impl Evacuation {
         ctx: &Context<'_>,
         migrations: &Migrations,
     ) -> Vec<Effect> {
-        if self.committing.is_some() || self.is_complete() {
+        if self.committing.is_some() {
             return Vec::new();
+        }
+        if self.record.as_ref().is_some_and(|record| record.uid != spec.uid) {
+            // Another one of its name.
+            *self = Self::default();
         }
         let Some(record) = &self.record else {
             if now < self.next_look {
@@ -138,14 +141,17 @@ impl Evacuation {
             }
             return self.commit(first_record(name, spec, ctx));
         };
+        if record.complete {
+            return Vec::new();
+        }
         let mut record = record.clone();
-        follow(&mut record, spec, ctx.fleet, migrations);
+        follow(&mut record, spec, ctx, migrations);
         for line in record.plan.iter_mut().filter(|line| line.live && line.state == PlanState::Waiting) {
             if let Some(why) = self.refused.get(&line.migration) {
                 live::fail(line, why);
             }
         }
-        settle(&mut record, spec);
+        settle(&mut record, name, spec, ctx);
         let mut next = begin(&mut record, name, spec, ctx);
         next.extend(proceed(&record, spec, ctx));
         if Some(&record) != self.record.as_ref() {
@@ -193,13 +199,17 @@ impl Evacuation {
 fn first_record(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> EvacuationRecord {
     let refused = |message: String| EvacuationRecord {
         name: name.to_owned(),
+        uid: spec.uid.clone(),
         epoch: ctx.epoch,
         plan: Vec::new(),
         complete: true,
         message,
     };
     if !ctx.fleet.nodes.contains_key(&spec.node) {
-        return refused(format!("refused: there is no node {}", spec.node));
+        return refused(format!(
+            "refused: there is no node {}: create another Evacuation, for one of kubectl get nodes",
+            spec.node
+        ));
     }
     if spec.cancelled {
         return refused("cancelled before anything was done".to_owned());
@@ -221,17 +231,34 @@ fn first_record(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Evacuat
     let message =
         format!("{what} {bytes} bytes in {} migrations off node {}{stuck}", moving.len(), spec.node);
     let complete = spec.dry_run || plan.is_empty();
-    EvacuationRecord { name: name.to_owned(), epoch: ctx.epoch, plan, complete, message }
+    EvacuationRecord {
+        name: name.to_owned(),
+        uid: spec.uid.clone(),
+        epoch: ctx.epoch,
+        plan,
+        complete,
+        message,
+    }
 }
 
 /// What the migrations have come to.
-fn follow(record: &mut EvacuationRecord, spec: &EvacuationSpec, fleet: &Fleet, migrations: &Migrations) {
+fn follow(record: &mut EvacuationRecord, spec: &EvacuationSpec, ctx: &Context<'_>, migrations: &Migrations) {
     for line in &mut record.plan {
         if line.live {
-            live::follow(spec, line, fleet);
+            live::follow(spec, line, ctx.fleet);
             continue;
         }
-        let Some(migration) = migrations.record(&line.migration) else { continue };
+        let Some(migration) = migrations.record(&line.migration) else {
+            let begun = matches!(line.state, PlanState::Running | PlanState::PreCopied);
+            if begun && !ctx.requests.migrations.contains_key(&line.migration) {
+                line.state = PlanState::Failed;
+                line.message = format!(
+                    "MigrationDeleted: VolumeMigration {} was deleted: look where it is, and evacuate again",
+                    line.migration
+                );
+            }
+            continue;
+        };
         line.state = match migration.phase {
             Phase::Succeeded => PlanState::Succeeded,
             Phase::Failed | Phase::RolledBack | Phase::Cancelled => PlanState::Failed,
@@ -245,7 +272,11 @@ fn follow(record: &mut EvacuationRecord, spec: &EvacuationSpec, fleet: &Fleet, m
     }
 }
 
-fn settle(record: &mut EvacuationRecord, spec: &EvacuationSpec) {
+fn settle(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) {
+    let all_moved = record.plan.iter().all(|line| line.state == PlanState::Succeeded);
+    if all_moved && !spec.cancelled {
+        tell_what_is_left(record, name, spec, ctx);
+    }
     let count = |state| record.plan.iter().filter(|line| line.state == state).count();
     let open = count(PlanState::Waiting) + count(PlanState::Running) + count(PlanState::PreCopied);
     let begun = count(PlanState::Running) + count(PlanState::PreCopied);
@@ -260,6 +291,20 @@ fn settle(record: &mut EvacuationRecord, spec: &EvacuationSpec) {
         if spec.disruption == Disruption::Window { "the window" } else { "a word" },
         if spec.cancelled { "; cancelled" } else { "" }
     );
+}
+
+/// Nobody may take for empty what is not: what came since the plan was made, or came back, is told as what has failed.
+fn tell_what_is_left(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) {
+    let left = plan::plan(name, spec, ctx).into_iter().filter(|line| !line.live);
+    for line in left {
+        let same = |known: &&mut Planned| known.subject == line.subject && known.is_vm == line.is_vm;
+        let message =
+            "CameSince: it is here, and was not when the others had left: evacuate again".to_owned();
+        match record.plan.iter_mut().find(same) {
+            Some(known) => (known.state, known.message) = (PlanState::Failed, message),
+            None => record.plan.push(Planned { state: PlanState::Failed, message, ..line }),
+        }
+    }
 }
 
 /// The word for migrations that have copied ahead, or still do, and may stop their VMs: as many as may move at once.
@@ -303,7 +348,12 @@ fn begin(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx: 
             }
             continue;
         }
-        let Some(destination) = plan::destination(spec, line, ctx.fleet, ctx.usable) else {
+        if !plan::is_here(spec, line, ctx) {
+            line.state = PlanState::Succeeded;
+            "it has left already".clone_into(&mut line.message);
+            continue;
+        }
+        let Some(destination) = plan::destination(spec, line, ctx) else {
             plan::NO_ROOM.clone_into(&mut line.message);
             continue;
         };

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::machine::Evacuations;
 use crate::migration::{Context, Destination};
-use crate::names::{Key, NodeName};
+use crate::names::{Key, NodeName, Uid};
 
 /// A creation whose object does not show is asked for again.
 const ACTION_RETRY: Duration = Duration::from_secs(10);
@@ -41,21 +41,27 @@ const ACTION_RETRY: Duration = Duration::from_secs(10);
 /// Evacuations of one node for one cause that may lie around before somebody should clean up.
 const SAME_NAMES_MAX: usize = 1_000;
 
-/// The name of a node's evacuation for this cause, and of the later ones.
-fn numbered(cause: &str, node: &NodeName, number: usize) -> String {
-    if number == 1 { format!("{cause}-{node}") } else { format!("{cause}-{node}-{number}") }
+/// The name, and those of the later ones of it.
+fn numbered(name: &str, number: usize) -> String {
+    if number == 1 { name.to_owned() } else { format!("{name}-{number}") }
 }
 
-/// The first of these names that no evacuation has; `None` where there are too many.
-fn free_name(cause: &str, node: &NodeName, ctx: &Context<'_>) -> Option<String> {
-    let mut names = (1..=SAME_NAMES_MAX).map(|number| numbered(cause, node, number));
-    names.find(|name| !ctx.requests.evacuations.contains_key(name))
+/// The first of these names that is not taken; `None` where there are too many.
+fn free(name: &str, is_taken: impl Fn(&str) -> bool) -> Option<String> {
+    (1..=SAME_NAMES_MAX).map(|number| numbered(name, number)).find(|name| !is_taken(name))
+}
+
+/// The first of these names that no evacuation has.
+fn free_name(name: &str, ctx: &Context<'_>) -> Option<String> {
+    free(name, |name| ctx.requests.evacuations.contains_key(name))
 }
 
 /// What is to be emptied (`spec` of an `Evacuation`).
 #[expect(clippy::struct_excessive_bools, reason = "fields of an object, each of its own")]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EvacuationSpec {
+    /// `metadata.uid` (read with the spec, never written by it): another one of its name is another evacuation.
+    pub uid: Uid,
     /// The node.
     pub node: NodeName,
     /// Only volumes on this disk of it.
@@ -78,6 +84,7 @@ pub struct EvacuationSpec {
 fn by_policy(node: NodeName, disk: Option<String>, ctx: &Context<'_>) -> EvacuationSpec {
     let policy = &ctx.policy.evacuation;
     EvacuationSpec {
+        uid: Uid::from(""),
         node,
         disk,
         destination: policy.destination_class.clone().map(Destination::Class),
@@ -117,6 +124,8 @@ impl EvacuationSpec {
 pub struct EvacuationRecord {
     /// The object's name.
     pub name: String,
+    /// Its uid.
+    pub uid: Uid,
     /// Epoch of the leader that wrote it.
     pub epoch: u64,
     /// What became of each migration, in the order of the plan.

@@ -1,16 +1,15 @@
 //! Whose disks leave a node or a disk, and in which order.
 
-use std::collections::BTreeSet;
-
 use super::{EvacuationSpec, PlanState, Planned, live};
-use crate::decision::Locality;
-use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot, folder};
+use crate::decision::{Locality, placement};
+use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot, Vm, folder};
 use crate::locality::{self, ClassOverrides};
 use crate::migration::{self, CLASS_NOT_FOUND, Context, Destination, MigrationSpec, WhichDisks};
 use crate::names::{Key, NodeName};
 
 /// Why a line has no destination.
-pub(super) const NO_ROOM: &str = "no healthy node has room in a storage root of its class";
+pub(super) const NO_ROOM: &str =
+    "no other healthy node takes it and has room for its disks: make room, or name a destination";
 
 /// Order of the plan: fields in priority order, the name last so that it is deterministic.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -38,19 +37,12 @@ enum Moves {
 /// Every VM, and every claim that no VM uses, with data on what is to be emptied. What may be there and cannot be moved
 /// has failed from the start, so that nobody takes the node for empty; a dry run says so of each that would fail.
 pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<Planned> {
-    let (fleet, overrides) = (ctx.fleet, &ctx.policy.class_overrides);
     let mut found: Vec<(Rank, Moves)> = Vec::new();
     let mut used: Vec<Key> = Vec::new();
-    for (key, vm) in &fleet.vms {
-        let mut here = Here::default();
-        let runs_here = vm.node() == Some(&spec.node);
-        for disk in &vm.disks {
-            here.unclear |= may_be_here(fleet, overrides, spec, &key.namespace, disk, runs_here);
-            let DiskSource::Claim { name: claim, .. } = &disk.source else { continue };
-            used.push(Key::new(key.namespace.clone(), claim));
-            here.add(disk_here(fleet, overrides, spec, &key.namespace, disk));
-        }
-        let moves = if here.is_empty() && runs_here && spec.disk.is_none() {
+    for (key, vm) in &ctx.fleet.vms {
+        used.extend(vm.claims(&key.namespace));
+        let mut here = of_vm(key, vm, spec, ctx);
+        let moves = if here.is_empty() && vm.node() == Some(&spec.node) && spec.disk.is_none() {
             here.bytes = Some(0);
             Moves::Live
         } else {
@@ -58,24 +50,13 @@ pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<
         };
         found.extend(here.rank(key).map(|rank| (rank, moves)));
     }
-    for key in fleet.claims.keys().filter(|key| !used.contains(key)) {
-        let disk = Disk {
-            name: key.name.clone(),
-            source: DiskSource::Claim { name: key.name.clone(), use_: ClaimUse::Disk },
-            boot: false,
-            image: None,
-        };
-        let mut here = Here {
-            unclear: may_be_here(fleet, overrides, spec, &key.namespace, &disk, false),
-            ..Here::default()
-        };
-        here.add(disk_here(fleet, overrides, spec, &key.namespace, &disk));
-        found.extend(here.rank(key).map(|rank| (rank, Moves::Claim)));
+    for key in ctx.fleet.claims.keys().filter(|key| !used.contains(key)) {
+        found.extend(of_claim(key, spec, ctx).rank(key).map(|rank| (rank, Moves::Claim)));
     }
     found.sort();
     let planned = |(rank, moves): (Rank, Moves)| {
         let mut line = Planned {
-            migration: Key::new(rank.subject.namespace.clone(), format!("{name}-{}", rank.subject.name)),
+            migration: free_migration(name, &rank.subject, ctx),
             subject: rank.subject,
             is_vm: moves != Moves::Claim,
             live: moves == Moves::Live,
@@ -98,6 +79,58 @@ pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<
     found.into_iter().map(planned).collect()
 }
 
+/// What is on what is to be emptied, of a VM.
+fn of_vm(key: &Key, vm: &Vm, spec: &EvacuationSpec, ctx: &Context<'_>) -> Here {
+    let (fleet, overrides) = (ctx.fleet, &ctx.policy.class_overrides);
+    let runs_here = vm.node() == Some(&spec.node);
+    let mut here = Here::default();
+    for disk in &vm.disks {
+        here.unclear |= may_be_here(fleet, overrides, spec, &key.namespace, disk, runs_here);
+        here.add(disk_here(fleet, overrides, spec, &key.namespace, disk));
+    }
+    here
+}
+
+/// The same of a claim that no VM uses.
+fn of_claim(key: &Key, spec: &EvacuationSpec, ctx: &Context<'_>) -> Here {
+    let (fleet, overrides) = (ctx.fleet, &ctx.policy.class_overrides);
+    let disk = Disk {
+        name: key.name.clone(),
+        source: DiskSource::Claim { name: key.name.clone(), use_: ClaimUse::Disk },
+        boot: false,
+        image: None,
+    };
+    let mut here = Here {
+        unclear: may_be_here(fleet, overrides, spec, &key.namespace, &disk, false),
+        ..Here::default()
+    };
+    here.add(disk_here(fleet, overrides, spec, &key.namespace, &disk));
+    here
+}
+
+/// Whether a line's subject still has data there. It may have been moved by somebody else since the plan was made, or be gone.
+pub(super) fn is_here(spec: &EvacuationSpec, line: &Planned, ctx: &Context<'_>) -> bool {
+    let here = if line.is_vm {
+        ctx.fleet.vms.get(&line.subject).map(|vm| of_vm(&line.subject, vm, spec, ctx))
+    } else {
+        Some(of_claim(&line.subject, spec, ctx))
+    };
+    here.is_some_and(|here| !here.is_empty())
+}
+
+/// Name of a migration that is not there yet: those of an earlier evacuation of this name stay until somebody removes them, and
+/// must not be taken for this one's.
+fn free_migration(evacuation: &str, subject: &Key, ctx: &Context<'_>) -> Key {
+    let key = |name: &str| Key::new(subject.namespace.clone(), name);
+    let name = format!("{evacuation}-{}", subject.name);
+    let is_taken = |name: &str| {
+        let key = key(name);
+        ctx.requests.migrations.contains_key(&key) || ctx.fleet.live_migrations.contains_key(&key)
+    };
+    // Where there are too many, the last one is refused when it is made.
+    key(&super::free(&name, is_taken).unwrap_or(name))
+}
+
 /// Why a line would not move now: for good, or while something is still to come.
 fn hindrance(
     name: &str,
@@ -105,7 +138,7 @@ fn hindrance(
     line: &Planned,
     ctx: &Context<'_>,
 ) -> Option<(PlanState, String)> {
-    let whereto = destination(spec, line, ctx.fleet, ctx.usable);
+    let whereto = destination(spec, line, ctx);
     let has_room = whereto.is_some();
     // Without a destination everything else is asked all the same; a class of no name is found last, and not there.
     let asked =
@@ -139,27 +172,31 @@ pub(super) fn migration_spec(
     }
 }
 
-/// Where a line's disks can go: as asked, else the healthy node with most room in a root of the same class.
-pub(super) fn destination(
-    spec: &EvacuationSpec,
-    line: &Planned,
-    fleet: &Fleet,
-    usable: &BTreeSet<NodeName>,
-) -> Option<Destination> {
+/// Where a line's disks can go: as asked, else the healthy node that takes the VM and has most room in a root of the same
+/// class; where no root is of that class, one where its provisioner can make them.
+pub(super) fn destination(spec: &EvacuationSpec, line: &Planned, ctx: &Context<'_>) -> Option<Destination> {
     if let Some(destination) = &spec.destination {
         return Some(destination.clone());
     }
-    let classes = classes_of(line, fleet);
-    let room = |node: &NodeName| {
-        let root = root_of(fleet.reports.get(node)?, &classes)?;
-        Some(root.available_bytes)
+    let classes = classes_of(line, ctx.fleet);
+    let refusals = line.is_vm.then(|| placement::node_refusals(ctx.fleet, &line.subject));
+    let takes = |node: &&NodeName| {
+        **node != spec.node && refusals.as_ref().is_none_or(|refusal| refusal(node).is_none())
     };
-    usable
-        .iter()
-        .filter(|node| **node != spec.node)
-        .filter_map(|node| room(node).filter(|bytes| *bytes >= line.bytes).map(|bytes| (bytes, node)))
-        .max_by_key(|(bytes, node)| (*bytes, std::cmp::Reverse(*node)))
-        .map(|(_, node)| Destination::Node(node.clone()))
+    let others: Vec<&NodeName> = ctx.usable.iter().filter(takes).collect();
+    let root = |node: &NodeName| root_of(ctx.fleet.reports.get(node)?, &classes);
+    let room = |node: &&NodeName| root(node).map(migration::room_in);
+    let enough = others.iter().filter_map(|node| Some((room(node)?, *node)));
+    let roomiest = enough
+        .filter(|(bytes, _)| *bytes >= line.bytes)
+        .max_by_key(|(bytes, node)| (*bytes, std::cmp::Reverse(*node)));
+    let has_root = ctx.fleet.reports.values().any(|report| root_of(report, &classes).is_some());
+    let made = || {
+        let can_hold =
+            |node: &&&NodeName| classes.iter().all(|class| migration::can_hold(ctx.fleet, node, class));
+        others.iter().find(can_hold).copied().filter(|_| !has_root)
+    };
+    roomiest.map(|(_, node)| node).or_else(made).map(|node| Destination::Node(node.clone()))
 }
 
 fn classes_of(line: &Planned, fleet: &Fleet) -> Vec<String> {
@@ -251,14 +288,15 @@ fn disk_here(
     };
     let DiskSource::Claim { name, .. } = &disk.source else { return None };
     let claim = fleet.claims.get(&Key::new(namespace, name))?;
-    let path = fleet.volumes.get(claim.volume.as_ref()?)?.source.path()?;
+    // A driver's volume has none, and lies on a disk that nobody tells.
+    let path = fleet.volumes.get(claim.volume.as_ref()?)?.source.path();
     let report = fleet.reports.get(&node);
-    let root = report.and_then(|report| report.roots.iter().find(|root| path.starts_with(&root.path)));
+    let root = report.zip(path).and_then(|(report, path)| report.root_of(path));
     let physical = root.and_then(|root| root.disk.as_ref());
     if node != spec.node || spec.disk.as_ref().is_some_and(|wanted| physical != Some(wanted)) {
         return None;
     }
-    let usage = report.and_then(|report| report.usage.get(path));
+    let usage = report.zip(path).and_then(|(report, path)| report.usage.get(path));
     let bytes = usage.map_or(claim.requested_bytes, |usage| usage.allocated_bytes);
     let health = report.zip(physical).and_then(|(report, disk)| report.disks.get(disk));
     Some((bytes, health.map_or(Grade::Unknown, |health| health.grade)))

@@ -44,7 +44,7 @@ impl Returned {
             if asked.as_ref().is_some_and(|(_, again)| now < *again) {
                 continue;
             }
-            let Some(name) = free_name("returned", node, ctx) else { continue };
+            let Some(name) = free_name(&format!("returned-{node}"), ctx) else { continue };
             *asked = Some((name.clone(), now + ACTION_RETRY));
             effects.push(Effect::Act(Action::CreateEvacuation {
                 name,

@@ -1,16 +1,17 @@
 //! Evacuations on the model that migrations are tested with.
 
 use super::{Disruption, EvacuationSpec, PlanState};
-use crate::fleet::{DiskHealth, Grade, LiveMigrationState};
+use crate::fleet::{DiskHealth, Grade, LiveMigrationState, VolumeSource};
 use crate::io::{Action, Effect, Severity};
-use crate::migration::Destination;
-use crate::migration::model::{World, key};
+use crate::migration::model::{World, key, to_node};
+use crate::migration::{Destination, Phase};
 use crate::policy::{EvacuationPolicySpec, Policy, PolicySpec};
 
 const ROUNDS: usize = 300;
 
 fn spec(node: &str) -> EvacuationSpec {
     EvacuationSpec {
+        uid: "u1".into(),
         node: node.into(),
         disk: None,
         destination: None,
@@ -165,7 +166,7 @@ fn an_unknown_node_is_refused() {
     let mut world = world();
     world.requests.evacuations.insert("e".into(), spec("n9"));
     run(&mut world, "e");
-    assert_eq!(world.evacuation_store["e"].message, "refused: there is no node n9");
+    assert!(world.evacuation_store["e"].message.starts_with("refused: there is no node n9:"));
 }
 
 fn automatic(dry_run: bool) -> Policy {
@@ -322,7 +323,7 @@ fn a_dry_run_tells_that_no_node_has_room() {
     }
     let found = would_not_move(&mut world);
     assert_eq!(found.len(), 3, "{found:#?}");
-    assert!(found.iter().all(|(_, why)| why.starts_with("no healthy node has room")), "{found:#?}");
+    assert!(found.iter().all(|(_, why)| why.starts_with("no other healthy node takes it")), "{found:#?}");
 }
 
 #[test]
@@ -425,4 +426,148 @@ fn a_live_migration_that_is_refused_is_told_and_not_asked_for_again() {
     world.faults.live_refused = true;
     world.rounds(20);
     assert_eq!(live_line(&world), (PlanState::Failed, "LiveMigrationFailed: as the test asked".into()));
+}
+
+/// The migrations of an earlier evacuation of that name stay until somebody removes them.
+#[test]
+fn an_evacuation_does_not_take_the_migrations_of_an_earlier_one_for_its_own() {
+    let mut world = world();
+    world.requests.evacuations.insert("n2".into(), spec("n2"));
+    run(&mut world, "n2");
+    world.requests.evacuations.remove("n2");
+    world.evacuation_store.remove("n2");
+    world.rounds(3);
+    world.ask("back", to_node("small", "n2"));
+    assert_eq!(world.run(900, "back"), Phase::Succeeded);
+    world.rounds(3);
+    assert_eq!(world.fleet.vms[&key("small")].node(), Some(&"n2".into()));
+    world.requests.evacuations.insert("n2".into(), EvacuationSpec { uid: "u2".into(), ..spec("n2") });
+    run(&mut world, "n2");
+    let record = &world.evacuation_store["n2"];
+    assert_ne!(world.fleet.vms[&key("small")].node(), Some(&"n2".into()), "{record:?}");
+    assert_eq!(record.plan[0].migration.name, "n2-small-2");
+}
+
+/// Replaced between two looks: nobody has seen it gone.
+#[test]
+fn another_evacuation_of_the_same_name_is_another_evacuation() {
+    for recorded in [false, true] {
+        let mut world = world();
+        world.requests.evacuations.insert("e".into(), EvacuationSpec { dry_run: true, ..spec("n2") });
+        run(&mut world, "e");
+        if !recorded {
+            world.evacuation_store.remove("e");
+        }
+        world.requests.evacuations.insert("e".into(), EvacuationSpec { uid: "u2".into(), ..spec("n2") });
+        world.rounds(ROUNDS);
+        let record = &world.evacuation_store["e"];
+        assert_eq!((record.uid.as_str(), record.complete), ("u2", true), "{record:?}");
+        assert!(record.plan.iter().all(|line| line.state == PlanState::Succeeded), "{record:?}");
+    }
+}
+
+#[test]
+fn a_migration_that_somebody_deletes_holds_up_nobody() {
+    for at in 0..40 {
+        let mut world = world();
+        world.requests.evacuations.insert("e".into(), spec("n2"));
+        while !world.requests.migrations.contains_key(&key("e-small")) {
+            world.round();
+        }
+        world.rounds(at);
+        world.delete("e-small");
+        world.rounds(900);
+        let record = &world.evacuation_store["e"];
+        assert!(record.complete, "at {at}: {record:?}");
+        let small = record.plan.iter().find(|line| line.subject.name == "small").expect("planned");
+        let moved = world.fleet.vms[&key("small")].node() != Some(&"n2".into());
+        assert_eq!(small.state == PlanState::Failed, !moved || small.message.starts_with("MigrationDeleted"));
+    }
+}
+
+#[test]
+fn a_node_that_does_not_take_the_vm_is_not_chosen_however_much_room_it_has() {
+    let mut world = world();
+    world.fleet.nodes.get_mut(&"n3".into()).expect("there").unschedulable = true;
+    world.fleet.reports.get_mut(&"n3".into()).expect("there").roots[0].available_bytes = 90 << 30;
+    world.requests.evacuations.insert("e".into(), spec("n2"));
+    run(&mut world, "e");
+    let record = &world.evacuation_store["e"];
+    assert!(record.plan.iter().all(|line| line.state == PlanState::Succeeded), "{record:?}");
+}
+
+#[test]
+fn those_that_wait_for_a_word_take_nobodys_turn() {
+    let mut world = World::new();
+    for name in ["a", "b", "c", "d", "f"] {
+        world.add_vm(name, "n2", &["x"]);
+    }
+    world.add_vm("urgent", "n1", &["x"]);
+    let ahead = EvacuationSpec { disruption: Disruption::PreCopyOnly, ..spec("n2") };
+    world.requests.evacuations.insert("e".into(), ahead);
+    world.rounds(ROUNDS);
+    let states = world.evacuation_store["e"].plan.iter().map(|line| line.state);
+    assert_eq!(states.collect::<Vec<_>>(), [PlanState::PreCopied; 6]);
+    world.ask("urgent", to_node("urgent", "n3"));
+    assert_eq!(world.run(ROUNDS, "urgent"), Phase::Succeeded);
+}
+
+/// Where a driver keeps them, nobody sees: but that they are there, the volume says.
+#[test]
+fn local_disks_without_a_path_are_planned_too() {
+    let mut world = world();
+    world.add_claim("spare", "n2");
+    world.put_where_kubelets_mount("small", false);
+    world.fleet.volumes.get_mut(&"pv-spare".into()).expect("there").source =
+        VolumeSource::Csi { driver: "topolvm.io".into(), handle: "h".into() };
+    world.requests.evacuations.insert("e".into(), EvacuationSpec { dry_run: true, ..spec("n2") });
+    run(&mut world, "e");
+    let record = &world.evacuation_store["e"];
+    for name in ["spare", "small"] {
+        let line = record.plan.iter().find(|line| line.subject.name == name);
+        assert!(line.is_some_and(|line| !line.live), "{name}: {record:?}");
+    }
+}
+
+/// A VM that has gone elsewhere by itself is not stopped a second time, and one that came is told.
+#[test]
+fn who_has_left_is_not_moved_and_who_has_come_is_told() {
+    let mut world = world();
+    world
+        .requests
+        .evacuations
+        .insert("e".into(), EvacuationSpec { disruption: Disruption::Now, ..spec("n2") });
+    world.rounds(5);
+    let waiting = world.evacuation_store["e"].plan.iter().rfind(|line| line.state == PlanState::Waiting);
+    let waiting = waiting.expect("its turn has not come").subject.clone();
+    world.ask("away", to_node(&waiting.name, "n1"));
+    assert_eq!(world.run(900, "away"), Phase::Succeeded);
+    run(&mut world, "e");
+    assert_eq!(world.fleet.vms[&waiting].node(), Some(&"n1".into()));
+    assert!(world.evacuation_store["e"].plan.iter().all(|line| line.state == PlanState::Succeeded));
+
+    let mut world = self::world();
+    world.requests.evacuations.insert("e".into(), spec("n2"));
+    world.rounds(5);
+    world.add_vm("late", "n2", &["x"]);
+    run(&mut world, "e");
+    let record = &world.evacuation_store["e"];
+    let late = record.plan.iter().find(|line| line.subject.name == "late").expect("told");
+    assert_eq!(late.state, PlanState::Failed, "{record:?}");
+    assert!(late.message.contains("evacuate again"), "{record:?}");
+}
+
+/// What was only told may be done later.
+#[test]
+fn an_automatic_dry_run_does_not_stand_in_the_way_of_the_real_one() {
+    let mut world = with_disks(automatic(true));
+    set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
+    world.rounds(ROUNDS);
+    let names = |world: &World| world.requests.evacuations.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&world), ["auto-n2-sda"]);
+    world.policy = automatic(false);
+    world.rounds(ROUNDS);
+    assert_eq!(names(&world), ["auto-n2-sda", "auto-n2-sda-2"]);
+    world.rounds(ROUNDS);
+    assert_eq!(names(&world).len(), 2, "once is enough");
 }

@@ -3,7 +3,7 @@
 
 use super::{Check, Context, Destination, DiskMove, Guest, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
-use crate::fleet::{Fleet, Instance, Owner, pods_words};
+use crate::fleet::{Fleet, Instance, Owner, StorageRoot, pods_words};
 use crate::names::{Key, Uid};
 
 /// A planned migration, and what was found on the way.
@@ -210,6 +210,11 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
 /// Room that stays free on the target beside the copies: a filesystem filled to the brim hurts its neighbours.
 const TARGET_RESERVE_PERCENT: u64 = 5;
 
+/// Bytes that copies may take in a root.
+pub(crate) fn room_in(root: &StorageRoot) -> u64 {
+    root.available_bytes.saturating_sub(root.size_bytes / 100 * TARGET_RESERVE_PERCENT)
+}
+
 /// What a disk takes at its destination.
 fn needed(disk: &DiskMove, asked: &Asked<'_>) -> Result<u64, Refusal> {
     if disk.reading.is_some() {
@@ -258,7 +263,7 @@ fn target_has_storage(asked: &Asked<'_>) -> Answer {
             ),
         ));
     };
-    let usable = root.available_bytes.saturating_sub(root.size_bytes / 100 * TARGET_RESERVE_PERCENT);
+    let usable = room_in(root);
     if root.read_only || usable < needed {
         let message = format!(
             "{} on node {} has {usable} bytes to give and {needed} are needed: make room or choose another destination",

@@ -197,7 +197,7 @@ impl Migrations {
             if waits || self.all[&key].wants_cleanup() {
                 others = self.at_work().filter(|other| other.key != key).cloned().collect();
             }
-            if waits && others.len() >= ACTIVE_MAX {
+            if waits && self.turns() >= ACTIVE_MAX {
                 continue;
             }
             let moves = self.moves(&key);
@@ -211,6 +211,14 @@ impl Migrations {
             }
         }
         effects
+    }
+
+    /// How many copy, or hold up a VM. One that has copied ahead and waits for a word takes nobody's turn, and neither does one
+    /// whose VM has been given back.
+    fn turns(&self) -> usize {
+        let takes =
+            |record: &&MigrationRecord| record.phase < Phase::Confirming && !self.waits_for_word(&record.key);
+        self.at_work().filter(takes).count()
     }
 
     /// Which volumes have replaced which, for a migration that removes old ones.

@@ -47,6 +47,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::checks::room_in;
 pub(crate) use self::claims::reserved;
 pub use self::claims::{LOCK_LABEL, LOCKED_BY};
 pub use self::cleanup::{Moves, OldVolume, kept_because};
@@ -59,6 +60,7 @@ pub use self::machine::Migrations;
 pub use self::phases::GUEST_WAIT_MAX;
 pub(crate) use self::plan::{name_part, template};
 pub use self::quota::{Charge, Quota};
+pub(crate) use self::staging::can_hold;
 use crate::fleet::{Fleet, Owner, SavedStart};
 use crate::io::{ClaimTemplate, NewVolume, Requests};
 use crate::names::{Key, NodeName, Uid, VolumeName};

@@ -32,7 +32,7 @@ pub(super) enum Step {
 
 /// Whether a node's agent can be given a volume of this class that its provisioner makes: kubelets mount most volumes, and
 /// those of a provisioner whose folders are below a root are reached there.
-pub(super) fn can_hold(fleet: &Fleet, node: &NodeName, class: &str) -> bool {
+pub(crate) fn can_hold(fleet: &Fleet, node: &NodeName, class: &str) -> bool {
     let provisioner = |class: &str| fleet.classes.get(class).map(|class| class.provisioner.as_str());
     let known = |root: &str| provisioner(root).is_some() && provisioner(root) == provisioner(class);
     let known = |root: &StorageRoot| root.takes_copies() && known(&root.class);

@@ -284,6 +284,7 @@ pub fn set_evacuation(
 /// The record in an evacuation's status; `None` while no leader has written one.
 pub fn evacuation_record(
     name: &str,
+    uid: &str,
     status: Option<&crd::EvacuationStatus>,
 ) -> Result<Option<EvacuationRecord>, FieldError> {
     let Some(status) = status.filter(|status| status.epoch > 0) else { return Ok(None) };
@@ -300,6 +301,7 @@ pub fn evacuation_record(
     };
     Ok(Some(EvacuationRecord {
         name: name.to_owned(),
+        uid: Uid(uid.to_owned()),
         epoch: status.epoch,
         plan: status.plan.iter().map(planned).collect::<Result<_, FieldError>>()?,
         complete: status.complete,

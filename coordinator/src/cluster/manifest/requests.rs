@@ -32,7 +32,8 @@ pub(super) fn read(inventory: &Inventory, problems: &mut Vec<Problem>) -> Reques
     }
     for (name, placed) in &inventory.evacuations {
         let complete = placed.object.status.as_ref().is_some_and(|status| status.complete);
-        let spec = evacuation(&placed.object.spec, complete);
+        let uid = Uid(placed.object.metadata.uid.clone().unwrap_or_default());
+        let spec = evacuation(&placed.object.spec, uid, complete);
         insert(&mut requests.evacuations, name, placed, spec, problems);
     }
     for (node, placed) in &inventory.node_healths {
@@ -131,7 +132,7 @@ pub fn probe_spec(probe: &GuestProbe) -> Probe {
     }
 }
 
-fn evacuation(spec: &crd::EvacuationSpec, complete: bool) -> Result<EvacuationSpec, FieldError> {
+fn evacuation(spec: &crd::EvacuationSpec, uid: Uid, complete: bool) -> Result<EvacuationSpec, FieldError> {
     if spec.node.is_empty() {
         return Err(FieldError::new("spec.node", "missing"));
     }
@@ -145,6 +146,7 @@ fn evacuation(spec: &crd::EvacuationSpec, complete: bool) -> Result<EvacuationSp
         None => {}
     }
     Ok(EvacuationSpec {
+        uid,
         node: NodeName(spec.node.clone()),
         disk: spec.disk.clone(),
         destination: spec.destination.as_ref().map(destination).transpose()?,
