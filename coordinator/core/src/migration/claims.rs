@@ -26,6 +26,8 @@
 //! - Once all claims are New, the VM may have run there, and the migration goes on, which is whole and loses nothing. It
 //!   is put back only where the VM was wanted to run for minutes and never scheduled, and we have led all that time.
 
+use std::collections::BTreeSet;
+
 use super::dry_run::NewClaim;
 use super::{Context, DiskMove, MigrationRecord, Refusal};
 use crate::fleet::{ClaimRef, Volume};
@@ -103,16 +105,31 @@ pub(super) fn never_all_new(disks: &[DiskMove], ctx: &Context<'_>) -> bool {
     disks.iter().any(|disk| ctx.fleet.volumes.get(&disk.new.name).is_some_and(unbound))
 }
 
-/// The objects of new volumes whose claims went back to the old ones, for a VM that never ran on the new ones. A folder
-/// that was published stays: this forgets no byte.
+/// The objects of new volumes whose claims went back to the old ones, for a VM that never ran on the new ones.
 pub(super) fn given_back(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
+    forget_new(disks, |volume| is_given_back(volume, ctx), ctx).collect()
+}
+
+/// New volumes below roots whose objects are about to be forgotten: [`leftovers`], and where `never_ran` what was
+/// [`given_back`].
+pub(super) fn unused(disks: &[DiskMove], never_ran: bool, ctx: &Context<'_>) -> BTreeSet<VolumeName> {
+    let is_unused = |volume: &Volume| {
+        let never_bound = volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none());
+        never_bound || never_ran && is_given_back(volume, ctx)
+    };
+    let below_root = disks.iter().filter(|disk| disk.staging.is_none()).map(|disk| &disk.new.name);
+    below_root.filter(|name| ctx.fleet.volumes.get(*name).is_some_and(is_unused)).cloned().collect()
+}
+
+/// The claim that had it is gone.
+fn is_given_back(volume: &Volume, ctx: &Context<'_>) -> bool {
     let gone = |claim: &ClaimRef| {
         claim
             .uid
             .as_ref()
             .is_some_and(|uid| ctx.fleet.claims.get(&claim.key).is_none_or(|now| now.uid != *uid))
     };
-    forget_new(disks, |volume| volume.claim.as_ref().is_some_and(gone), ctx).collect()
+    volume.claim.as_ref().is_some_and(gone)
 }
 
 fn forget_new<'a>(

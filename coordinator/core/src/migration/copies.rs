@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Copied, DiskMove, Refusal};
 use crate::BootTime;
 use crate::io::{Effect, Order, OrderState};
-use crate::names::{Key, NodeName, OrderId};
+use crate::names::{Key, NodeName, OrderId, VolumeName};
 use crate::view::CopyView;
 
 /// A copy resumes where it broke off, so three failures in a row are no accident of the network.
@@ -27,10 +27,37 @@ pub(super) struct Copies {
     /// Make order ids of one epoch unique: an agent answers a repeated id with the old result.
     serial: u64,
     round: u64,
-    dropping_since: Option<BootTime>,
-    drops: BTreeMap<OrderId, bool>,
+    dropping: Dropping,
+    removing: Dropping,
     /// Disks that nobody can read now, and of which nothing is waited for.
     left_out: BTreeSet<Key>,
+}
+
+/// Orders to remove what copies have left on their targets.
+#[derive(Clone, Debug, Default)]
+struct Dropping {
+    since: Option<BootTime>,
+    /// Whether each was done; `None` while it is not answered.
+    orders: BTreeMap<OrderId, Option<bool>>,
+}
+
+impl Dropping {
+    fn progress(&mut self, order: &OrderId, state: &OrderState) -> bool {
+        let Some(done) = self.orders.get_mut(order) else { return false };
+        *done = match state {
+            OrderState::Running { .. } => None,
+            OrderState::Done { .. } => Some(true),
+            OrderState::Failed { .. } => Some(false),
+        };
+        true
+    }
+
+    /// Whether nothing more is to be expected.
+    fn is_over(&self, now: BootTime) -> bool {
+        self.since.is_some_and(|since| {
+            self.orders.values().all(Option::is_some) || now.saturating_sub(since) > DROP_WAIT_MAX
+        })
+    }
 }
 
 /// From where to where a disk is copied now.
@@ -64,8 +91,8 @@ impl Copies {
     /// Forgets the phase before, but never a used order id.
     pub fn reset(&mut self) {
         self.by_claim.clear();
-        self.dropping_since = None;
-        self.drops.clear();
+        self.dropping = Dropping::default();
+        self.removing = Dropping::default();
         self.left_out.clear();
         self.round += 1;
     }
@@ -158,8 +185,7 @@ impl Copies {
 
     /// Takes an agent's word about an order; false where it is none of ours.
     pub fn progress(&mut self, now: BootTime, order: &OrderId, state: &OrderState) -> bool {
-        if let Some(done) = self.drops.get_mut(order) {
-            *done = !matches!(state, OrderState::Running { .. });
+        if self.dropping.progress(order, state) || self.removing.progress(order, state) {
             return true;
         }
         let Some(copy) = self.by_claim.values_mut().find(|copy| copy.order == *order) else { return false };
@@ -222,14 +248,14 @@ impl Copies {
         disks: &[DiskMove],
         target: impl Fn(&DiskMove) -> Option<String>,
     ) -> Vec<Effect> {
-        if self.dropping_since.is_some() {
+        if self.dropping.since.is_some() {
             return Vec::new();
         }
-        self.dropping_since = Some(now);
+        self.dropping.since = Some(now);
         let (serial, round) = (self.serial, self.round);
         let cancel = |disk: &DiskMove| {
             let id = OrderId(format!("{migration}:{}:drop:{epoch}.{serial}.{round}", disk.claim.name));
-            self.drops.insert(id.clone(), false);
+            self.dropping.orders.insert(id.clone(), None);
             let order = Order::CancelPull {
                 transfer: disk.new.name.0.clone(),
                 drop_partial: true,
@@ -242,9 +268,41 @@ impl Copies {
 
     /// Whether nothing more is to be expected of [`Copies::cancel`].
     pub fn dropped(&self, now: BootTime) -> bool {
-        self.dropping_since.is_some_and(|since| {
-            self.drops.values().all(|done| *done) || now.saturating_sub(since) > DROP_WAIT_MAX
-        })
+        self.dropping.is_over(now)
+    }
+
+    /// Has the targets remove the folders that copies were published in. Only of volumes that nobody ever used, and whose objects
+    /// are still there: they are what tells so, to a later leader too.
+    pub fn remove(
+        &mut self,
+        now: BootTime,
+        migration: &Key,
+        epoch: u64,
+        disks: &[DiskMove],
+        unused: &BTreeSet<VolumeName>,
+    ) -> Vec<Effect> {
+        if self.removing.since.is_some() {
+            return Vec::new();
+        }
+        self.removing.since = Some(now);
+        let (serial, round) = (self.serial, self.round);
+        let remove = |disk: &DiskMove| {
+            let id = OrderId(format!("{migration}:{}:remove:{epoch}.{serial}.{round}", disk.claim.name));
+            self.removing.orders.insert(id.clone(), None);
+            let order = Order::RemoveVolume { path: disk.new.path.clone() };
+            Effect::Order { node: disk.target_node.clone(), id, order }
+        };
+        disks.iter().filter(|disk| unused.contains(&disk.new.name)).map(remove).collect()
+    }
+
+    /// Whether nothing more is to be expected of [`Copies::remove`].
+    pub fn removed(&self, now: BootTime) -> bool {
+        self.removing.is_over(now)
+    }
+
+    /// Whether a target has not removed what it was asked to.
+    pub fn are_left(&self) -> bool {
+        self.removing.orders.values().any(|done| *done != Some(true))
     }
 
     /// How far each disk is. One that is to be tried again shows nothing.
@@ -264,7 +322,8 @@ impl Copies {
     /// When something of this changes by time alone.
     pub fn next_deadline(&self) -> Option<BootTime> {
         let copies = self.by_claim.values().map(|copy| copy.retry_at.unwrap_or(copy.moved + STALL_MAX));
-        copies.chain(self.dropping_since.map(|since| since + DROP_WAIT_MAX)).min()
+        let since = [self.dropping.since, self.removing.since].into_iter().flatten();
+        copies.chain(since.map(|since| since + DROP_WAIT_MAX)).min()
     }
 }
 

@@ -11,7 +11,6 @@ use super::phases::{Learnt, Moment, Next};
 use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading, staging};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Record, Severity, Subject};
-use crate::names::VolumeName;
 use crate::view::{MigrationView, RemovalView};
 
 /// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
@@ -180,6 +179,9 @@ impl Migration {
             Next::DropCopies => {
                 self.copies.cancel(now, &self.record.key, ctx.epoch, &self.record.disks, target)
             }
+            Next::RemoveCopies(unused) => {
+                self.copies.remove(now, &self.record.key, ctx.epoch, &self.record.disks, &unused)
+            }
             Next::Enter(phase, learnt) => self.enter(ctx, phase, learnt),
             Next::Undo(why) => self.undo(ctx, &why),
             Next::Fail(why) => self.leave_for(ctx, Phase::Failed, &why),
@@ -274,10 +276,8 @@ impl Migration {
                             (new.name, new.node) = (name, node);
                         }
                     }
-                    Learnt::LeftOver(volumes) => {
-                        let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();
-                        let left =
-                            format!("; left over, on Retain, to be deleted by hand: {}", names.join(", "));
+                    Learnt::LeftOver(left) => {
+                        let left = format!("; left over, to be deleted by hand: {}", left.join(", "));
                         record.message.push_str(&left);
                     }
                     Learnt::Copied(results) => {

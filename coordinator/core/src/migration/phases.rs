@@ -84,6 +84,8 @@ pub(super) enum Next {
     DryRun(DryRun),
     /// Take orders back.
     DropCopies,
+    /// Remove what was published of these new volumes, which nobody ever used.
+    RemoveCopies(BTreeSet<VolumeName>),
     /// Go on, with what was learnt.
     Enter(Phase, Vec<Learnt>),
     /// Put everything back.
@@ -99,8 +101,8 @@ pub(super) enum Learnt {
     Stopped(crate::fleet::Owner, SavedStart),
     /// Volumes that provisioners have made, with the one node of each, by the disks' places.
     Made(Vec<(usize, VolumeName, Option<NodeName>)>),
-    /// Volumes that provisioners have made and that nobody has a use for any more.
-    LeftOver(Vec<VolumeName>),
+    /// What was made and nobody has a use for any more, in words.
+    LeftOver(Vec<String>),
     /// Results of the final copy, in the order of the disks.
     Copied(Vec<super::Copied>),
     /// Answers to checks.

@@ -50,6 +50,12 @@ fn assert_whole(world: &World, phase: Phase, what: &str) {
     }
     let lock = world.fleet.volumes.keys().find(|name| name.0.ends_with("-lock"));
     assert_eq!(lock, None, "{what}: a lock was left");
+    if matches!(phase, Phase::RolledBack | Phase::Cancelled)
+        && !world.store[&key("m")].message.contains("left over")
+    {
+        let left = world.content.keys().find(|place| place.contains("/volumes/smst-"));
+        assert_eq!(left, None, "{what}: a copy was left on a target's disk, and nobody was told");
+    }
 }
 
 #[test]

@@ -33,9 +33,15 @@ impl World {
                     OrderState::Failed { reason, message: "a test says so".into() }
                 }
                 Order::RemoveVolume { path } => {
-                    let mut volumes = self.fleet.volumes.values();
-                    let named = volumes.any(|volume| volume.source.path() == Some(path));
-                    assert!(!named, "{path} is removed while a volume names it");
+                    let volumes = self.fleet.volumes.iter();
+                    let mut named = volumes.filter(|(_, volume)| volume.source.path() == Some(path));
+                    let has =
+                        |name| self.fleet.claims.values().any(|claim| claim.volume.as_ref() == Some(name));
+                    let had =
+                        |volume: &Volume| volume.claim.as_ref().and_then(|of| of.uid.as_ref()).is_some();
+                    let kept =
+                        named.any(|(name, volume)| has(name) || had(volume) && !name.0.starts_with("smst-"));
+                    assert!(!kept, "{path} is removed while a volume names it that somebody has or had");
                     self.content.remove(&place(&node.0, path));
                     self.fleet.reports.get_mut(&node).expect("node exists").usage.remove(path);
                     NOTHING_COPIED

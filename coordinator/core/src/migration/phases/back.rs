@@ -68,8 +68,13 @@ impl Moment<'_> {
             Err(refusal) if cleared => return Next::Fail(refusal),
             Err(_) => return Next::Need(clearing),
         }
+        let never_ran = self.watched || claims::never_all_new(disks, self.ctx);
+        let unused = claims::unused(disks, never_ran, self.ctx);
+        if !unused.is_empty() && !self.copies.removed(self.now) {
+            return Next::RemoveCopies(unused);
+        }
         let mut needs = Vec::new();
-        if self.watched || claims::never_all_new(disks, self.ctx) {
+        if never_ran {
             needs = claims::given_back(disks, self.ctx);
         }
         // Those that were never bound tell that the others were never used: they go last.
@@ -82,7 +87,12 @@ impl Moment<'_> {
             return Next::Need(needs);
         }
         let cancelled = self.record.reason.as_deref() == Some("Cancelled");
-        let left = staging::left_over(disks, self.ctx.fleet);
+        let volumes = staging::left_over(disks, self.ctx.fleet);
+        let mut left: Vec<_> = volumes.iter().map(|name| format!("volume {name}, on Retain")).collect();
+        if self.copies.are_left() {
+            let below_root = disks.iter().filter(|disk| disk.staging.is_none());
+            left.extend(below_root.map(|disk| format!("{} on node {}", disk.new.path, disk.target_node)));
+        }
         let learnt = (!left.is_empty()).then_some(Learnt::LeftOver(left));
         let phase = if cancelled { Phase::Cancelled } else { Phase::RolledBack };
         Next::Enter(phase, learnt.into_iter().collect())

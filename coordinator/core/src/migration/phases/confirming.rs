@@ -7,7 +7,15 @@ use crate::migration::{Phase, Refusal, checks, guest};
 use crate::names::NodeName;
 
 impl Moment<'_> {
+    /// Nobody asks for the copies any more: what they have kept beside the volumes goes last.
     pub(super) fn confirming(&self) -> Next {
+        match self.confirmed() {
+            Next::Enter(Phase::Succeeded, _) if !self.copies.dropped(self.now) => Next::DropCopies,
+            next => next,
+        }
+    }
+
+    fn confirmed(&self) -> Next {
         if self.record.stopped.is_none() {
             let unasked = self.spec.probe.as_ref().map(|probe| {
                 let why =

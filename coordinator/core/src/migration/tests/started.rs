@@ -2,7 +2,7 @@
 
 use super::{ROUNDS, asked, assert_whole};
 use crate::fleet::RunStrategy;
-use crate::io::{Action, Effect};
+use crate::io::{Action, Effect, Order};
 use crate::migration::model::{World, key, to_class, to_node};
 use crate::migration::{LOCK_LABEL, LOCKED_BY, MigrationSpec, Phase};
 
@@ -144,7 +144,7 @@ fn a_lock_that_somebody_takes_away_is_put_back_and_everything_copied_again() {
         world.round();
     }
     let orders = |world: &World| {
-        let pull = |effect: &&Effect| matches!(effect, Effect::Order { .. });
+        let pull = |effect: &&Effect| matches!(effect, Effect::Order { order: Order::Pull { .. }, .. });
         world.effects.iter().filter(pull).count()
     };
     let before = orders(&world);
