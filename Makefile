@@ -162,6 +162,8 @@ bench: setup-bench
 	@echo "== copies of volumes, ours and other programs', on the same bytes (half an hour)"
 	@if [ -z "$(AS_ROOT)" ] || command -v sudo > /dev/null; then $(AS_ROOT) target/release/somersault-bench transfer; \
 	  else echo "SKIPPED the copies of volumes: they need root, and there is no sudo"; fi
+	@echo "== what a VM is down for: 4 GiB copied cold, and the last copy after a first one and 1 % of change (a minute)"
+	cargo run --release --locked -p somersault-agent --example copy -- --size-mib 4096 --alone
 
 soak: setup-demo
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p kubectl-somersault -p somersault-demo

@@ -245,6 +245,15 @@ pub struct StorageClass {
     pub allowed_topologies: Option<NodeSelector>,
 }
 
+impl StorageClass {
+    /// Whether a volume of it can be told to Kubernetes by its folder alone: where the class names the export that its folders
+    /// are of. Else only its provisioner knows what a volume of it is.
+    pub fn names_its_export(&self) -> bool {
+        let named = |parameter: &str| self.parameters.contains_key(parameter);
+        named("server") && (named("share") || named("path"))
+    }
+}
+
 /// A CDI `DataVolume`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataVolume {
@@ -298,6 +307,8 @@ pub struct Vm {
     pub start: SavedStart,
     /// Volumes of its template, and those hotplugged or kept for its state.
     pub disks: Vec<Disk>,
+    /// Claims whose disks must stay as they are, and why.
+    pub fixed: BTreeMap<String, Fixed>,
     /// `nodeSelector` of its template.
     pub node_selector: BTreeMap<String, String>,
     /// Required node affinity of its template.
@@ -393,6 +404,15 @@ pub struct Disk {
     pub boot: bool,
     /// Where its content can be had again (an image URL), for system disks.
     pub image: Option<String>,
+}
+
+/// Why a disk is not copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fixed {
+    /// `shareable`: other VMs write to it at the same time.
+    Shareable,
+    /// `readOnly` of its claim: whoever filled it is not this VM.
+    ReadOnly,
 }
 
 /// What a VM's volume is.

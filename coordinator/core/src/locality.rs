@@ -209,7 +209,7 @@ fn named_only(fleet: &Fleet, node: &NodeName, volume: &VolumeName) -> Verdict {
 }
 
 /// The one node that a volume's affinity admits or names, whatever backs the volume.
-pub(crate) fn pinned_node(fleet: &Fleet, volume: &Volume) -> Option<NodeName> {
+pub fn pinned_node(fleet: &Fleet, volume: &Volume) -> Option<NodeName> {
     match Reach::of(fleet, volume).nodes {
         Nodes::One(node) | Nodes::Absent(node) => Some(node),
         Nodes::Any | Nodes::Several(_) | Nodes::None => None,

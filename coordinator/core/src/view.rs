@@ -199,8 +199,6 @@ pub struct MigrationView {
     pub record: MigrationRecord,
     /// How far the present copy of each disk is, by its claim.
     pub copies: BTreeMap<Key, CopyView>,
-    /// From the stop of the VM to its start on the new disks, once known.
-    pub downtime: Option<Duration>,
     /// Where somebody asked for the old volumes to be removed: how that fares.
     pub removal: Option<RemovalView>,
 }

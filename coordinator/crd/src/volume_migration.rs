@@ -174,7 +174,7 @@ fn root() -> String {
     "/".to_owned()
 }
 
-/// How far the migration is. Everything here but `progress`, `downtimeMs`, `conditions` and
+/// How far the migration is. Everything here but `progress`, `conditions` and
 /// `observedGeneration` is the record from which it goes on after a crash.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -210,7 +210,8 @@ pub struct VolumeMigrationStatus {
     /// Progress of the copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<CopyProgress>,
-    /// Milliseconds from the stop of the VM to its start on the new disks.
+    /// Record: milliseconds from the stop of the VM to its start, once the migration has ended. Absent where it was not
+    /// stopped, and where the coordinator's leader changed while it stood still.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
     /// `Complete`: the migration has ended; its reason is the phase in which, or why; before it

@@ -57,7 +57,7 @@ const NODE_FIELDS: [&str; 12] = [
 ];
 const RECOVERY_FIELDS: [&str; 9] =
     ["cause", "node", "decision", "reasons", "remedy", "disks", "progress", "proof", "runbook"];
-const MIGRATION_FIELDS: [&str; 2] = ["progress", "downtimeMs"];
+const MIGRATION_FIELDS: [&str; 1] = ["progress"];
 
 /// What was written when.
 #[derive(Debug)]
@@ -294,7 +294,7 @@ fn others(view: &View, snapshot: &Snapshot) -> Vec<Change> {
             values,
             verdicts,
             generation,
-            prompt: json!([format!("{:?}", migration.record.phase), status.downtime_ms, generation]),
+            prompt: json!([format!("{:?}", migration.record.phase), generation]),
             interval: PROGRESS_INTERVAL,
         });
         changes.extend(tell(&key.to_string(), change));

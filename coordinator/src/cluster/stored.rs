@@ -26,8 +26,8 @@ use super::{ClusterError, change};
 
 /// Fields of each kind's status that are the record; the others are display.
 const FENCE_FIELDS: [&str; 1] = ["fence"];
-const MIGRATION_FIELDS: [&str; 9] =
-    ["phase", "reason", "message", "epoch", "objectUID", "stopped", "guest", "disks", "checks"];
+const MIGRATION_FIELDS: [&str; 10] =
+    ["phase", "reason", "message", "epoch", "objectUID", "stopped", "guest", "disks", "checks", "downtimeMs"];
 const EVACUATION_FIELDS: [&str; 4] = ["epoch", "plan", "complete", "message"];
 const REBUILD_FIELDS: [&str; 1] = ["rebuild"];
 

@@ -112,6 +112,7 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
     MigrationRecord {
         key: shop("move-web"),
         uid: "".into(),
+        downtime_ms: Some(4_301),
         epoch,
         phase,
         reason: Some("Cancelled".into()),

@@ -305,7 +305,6 @@ async fn progress_of_a_migration_is_shown_and_not_of_one_that_is_gone() {
             shop("web-root"),
             CopyView { done_bytes: 5, total_bytes: 10, rate_bytes_per_s: 2 },
         )]),
-        downtime: Some(Duration::from_millis(1_234)),
         removal: None,
     };
     let gone = MigrationView { record: MigrationRecord { key: shop("gone"), ..record }, ..shown.clone() };
@@ -319,7 +318,7 @@ async fn progress_of_a_migration_is_shown_and_not_of_one_that_is_gone() {
             "volumes": [{ "claim": "web-root", "doneBytes": 5, "totalBytes": 10, "rateBytesPerSecond": 2 }],
         })
     );
-    assert_eq!((&status["downtimeMs"], &status["phase"]), (&json!(1_234), &json!("PreCopying")));
+    assert_eq!(status["phase"], "PreCopying");
     assert!(world.get(&ObjectId::namespaced("VolumeMigration", &shop("gone"))).is_null());
 }
 

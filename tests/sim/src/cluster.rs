@@ -125,6 +125,7 @@ impl Api {
                 boot: true,
                 image: None,
             }],
+            fixed: BTreeMap::new(),
             node_selector: BTreeMap::new(),
             node_affinity: None,
             tolerations: Vec::new(),

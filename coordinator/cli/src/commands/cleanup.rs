@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::json;
 use somersault_coordinator::cluster::manifest::{display, records};
 use somersault_coordinator_core::fleet::folder;
+use somersault_coordinator_core::locality;
 use somersault_coordinator_core::migration::{self, DiskMove, MigrationRecord, Moves, OldVolume, Phase};
 use somersault_coordinator_core::names::Key;
 use somersault_crd::VolumeMigration;
@@ -144,7 +145,42 @@ fn rows(
         }
         all.append(&mut rows);
     }
+    all.extend(forgotten(world, &records, args).filter(|row| which(&row.key)));
     Ok(all)
+}
+
+/// Volumes that are Released and were put on Retain by us, and of which no migration tells any more.
+fn forgotten<'a>(
+    world: &'a World,
+    records: &'a [MigrationRecord],
+    args: &'a CleanupArgs,
+) -> impl Iterator<Item = Row> + 'a {
+    let is_known = |name: &str| {
+        let mut disks = records.iter().flat_map(|record| &record.disks);
+        disks.any(|disk| disk.old.as_str() == name || disk.new.name.as_str() == name)
+    };
+    world.retained.iter().filter(move |name| !is_known(name.as_str())).filter_map(|name| {
+        let volume = world.fleet.volumes.get(name).filter(|volume| volume.phase == "Released")?;
+        let claim = &volume.claim.as_ref()?.key;
+        let node = locality::pinned_node(&world.fleet, volume);
+        let path = volume.source.path().unwrap_or_default().to_owned();
+        let is_wanted =
+            args.node.as_ref().is_none_or(|wanted| node.as_ref().is_some_and(|node| node.as_str() == wanted));
+        let usage = node.as_ref().and_then(|node| world.fleet.reports.get(node)?.usage.get(folder(&path)));
+        is_wanted.then(|| Row {
+            key: Key::new(claim.namespace.clone(), ""),
+            migration: String::new(),
+            claim: claim.name.clone(),
+            volume: name.to_string(),
+            node: node.map(|node| node.0).unwrap_or_default(),
+            allocated_bytes: usage.map(|usage| usage.allocated_bytes),
+            path,
+            succeeded: None,
+            kept_because: Some(format!(
+                "no VolumeMigration tells of it any more: look at it, then kubectl delete pv {name}, and remove its folder"
+            )),
+        })
+    })
 }
 
 fn too_young(succeeded: Option<Timestamp>, now: Timestamp, older_than: Duration) -> Option<String> {

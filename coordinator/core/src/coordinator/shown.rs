@@ -42,7 +42,13 @@ impl Coordinator {
             let request = requests.migrations.get(key);
             let refusal = request.and_then(|request| refusal(key, &request.spec, &context));
             let (reason, message) = refusal.map_or_else(
-                || ("WaitsForItsTurn", "it begins as soon as few enough are at work".to_owned()),
+                || {
+                    let limit = migration::ACTIVE_MAX;
+                    (
+                        "WaitsForItsTurn",
+                        format!("{limit} others copy, or hold up their VMs: it begins when one has ended"),
+                    )
+                },
                 |refusal| (refusal.reason, refusal.message),
             );
             view.record.reason = Some(reason.to_owned());

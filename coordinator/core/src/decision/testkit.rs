@@ -184,6 +184,7 @@ pub(crate) fn running_vm(name: &str, node: &str) -> Vm {
         run: RunStrategy::Always,
         start: SavedStart::RunStrategy("Always".to_owned()),
         disks: Vec::new(),
+        fixed: BTreeMap::new(),
         node_selector: BTreeMap::new(),
         node_affinity: None,
         tolerations: Vec::new(),

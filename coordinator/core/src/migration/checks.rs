@@ -3,7 +3,7 @@
 
 use super::{Check, Context, Destination, DiskMove, Guest, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
-use crate::fleet::{Fleet, Instance, Owner, StorageRoot, pods_words};
+use crate::fleet::{Fixed, Fleet, Instance, Owner, StorageRoot, pods_words};
 use crate::names::{Key, Uid};
 
 /// A planned migration, and what was found on the way.
@@ -75,6 +75,16 @@ const POSTFLIGHT: [(&str, AfterQuestion); 3] = [
     ("AddressReported", address_reported),
     ("GuestAgentConnected", guest_agent_connected),
 ];
+
+/// Asked once more before the VM is stopped: somebody may have come since.
+pub(super) fn before_stop(
+    record: &MigrationRecord,
+    spec: &MigrationSpec,
+    ctx: &Context<'_>,
+) -> Result<(), Refusal> {
+    let asked = Asked { key: &record.key, spec, disks: &record.disks, ctx };
+    disks_unshared(&asked).map(drop)
+}
 
 /// What can be asked of a guest that ran before, with the answers of now.
 pub(super) fn postflight(
@@ -148,7 +158,10 @@ fn owner_can_stop(asked: &Asked<'_>) -> Answer {
         Owner::Wukong { name } => Ok(format!("Wukong {name}, by spec.startStrategy.autoStart")),
         Owner::Unknown { kind, name } => Err(Refusal::new(
             "OwnerUnknown",
-            format!("the VM belongs to {kind} {name}, which we do not know how to stop: stop it there first"),
+            format!(
+                "the VM belongs to {kind} {name}, which we know neither how to stop nor how to start again: it can only be moved \
+                 by hand"
+            ),
         )),
     }
 }
@@ -187,7 +200,23 @@ fn not_migrating_already(asked: &Asked<'_>) -> Answer {
 
 fn disks_unshared(asked: &Asked<'_>) -> Answer {
     let subject = asked.spec.vm_key(asked.key);
+    let vm = subject.as_ref().and_then(|key| asked.ctx.fleet.vms.get(key));
     for disk in asked.disks {
+        let (reason, why) = match vm.and_then(|vm| vm.fixed.get(&disk.claim.name)) {
+            Some(Fixed::Shareable) => ("DiskShareable", "shareable: other VMs may write to it meanwhile"),
+            Some(Fixed::ReadOnly) => ("VolumeReadOnly", "readOnly: who fills it is somebody else"),
+            None if disk.template.access_modes == ["ReadOnlyMany"] => {
+                ("VolumeReadOnly", "ReadOnlyMany: who fills it is somebody else")
+            }
+            None => ("", ""),
+        };
+        if !why.is_empty() {
+            let message = format!(
+                "the disk of claim {} is {why}: it is not moved; take it from the VM, or move the VM's other disks by hand",
+                disk.claim
+            );
+            return Err(Refusal::new(reason, message));
+        }
         if let Some(pods) = asked.ctx.fleet.claims_used_by_others.get(&disk.claim) {
             let message = format!(
                 "claim {} is in use outside of any VM, by {}: scale down or delete what uses it first; a pod that has ended \

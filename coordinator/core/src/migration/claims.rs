@@ -204,7 +204,7 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
             return Ok(Pointing::Act(Action::CreateLock { volume: lock, claim, template }));
         }
         let message =
-            format!("volume {wanted} is gone; claim {} is left alone: a person must look", disk.claim);
+            format!("volume {wanted} of claim {} was deleted by somebody during the migration", disk.claim);
         return Err(Refusal::new("VolumeGone", message));
     };
     let prebind =

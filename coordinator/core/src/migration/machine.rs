@@ -15,7 +15,7 @@ use crate::view::MigrationView;
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
 /// Migrations at work at once: each takes a target's disk and network; more of them only make each one longer, and
 /// with it the time during which a VM stands still.
-const ACTIVE_MAX: usize = 4;
+pub(crate) const ACTIVE_MAX: usize = 4;
 /// What keeps an old volume whose removal was asked for is looked at this often.
 const CLEANUP_LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What a migration has left is in nobody's way, and what one is about to make must not be taken for left: a request that is
@@ -263,6 +263,7 @@ impl MigrationRecord {
             guest: None,
             disks: Vec::new(),
             checks: Vec::new(),
+            downtime_ms: None,
         }
     }
 }

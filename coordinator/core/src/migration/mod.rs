@@ -56,6 +56,7 @@ pub use self::guest::{
     BadProbe, CRON_JOB_NAME_LENGTH_MAX, CronJobName, GuestAnswer, GuestProbe, GuestQuestion,
     HTTP_PATH_LENGTH_MAX, HttpPath, NoAnswer,
 };
+pub(crate) use self::machine::ACTIVE_MAX;
 pub use self::machine::Migrations;
 pub use self::phases::GUEST_WAIT_MAX;
 pub(crate) use self::plan::{name_part, template};
@@ -216,6 +217,9 @@ pub struct MigrationRecord {
     pub disks: Vec<DiskMove>,
     /// Checks made, in order.
     pub checks: Vec<Check>,
+    /// Milliseconds from the VM's stop to its start, once it has ended. Absent where it was not stopped, and where more than
+    /// one leader has driven it while it stood still: their clocks have nothing in common.
+    pub downtime_ms: Option<u64>,
 }
 
 /// A guest that ran: what must be seen of it again.

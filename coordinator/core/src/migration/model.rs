@@ -188,7 +188,11 @@ impl World {
         };
         world.fleet.classes.insert("local-path".into(), class);
         for (class, driver) in [("nfs", "nfs.csi.k8s.io"), ("ceph", "rbd.csi.ceph.com")] {
-            let class_of = StorageClass { provisioner: driver.into(), ..StorageClass::default() };
+            let mut class_of = StorageClass { provisioner: driver.into(), ..StorageClass::default() };
+            if class == "nfs" {
+                class_of.parameters =
+                    ["server", "share"].map(|name| (name.to_owned(), "x".to_owned())).into();
+            }
             world.fleet.classes.insert(class.into(), class_of);
         }
         for name in ["n1", "n2", "n3"] {

@@ -49,7 +49,8 @@ pub(super) struct Migration {
     stopped_at: Option<BootTime>,
     /// It runs on its new volumes since then.
     running_at: Option<BootTime>,
-    downtime: Option<Duration>,
+    /// When it was driven last.
+    looked: BootTime,
     /// Its object is gone, whether another one has its name or not, and with it the place to store anything: it is ended
     /// from memory, as by somebody's word to cancel.
     pub(super) orphan: bool,
@@ -76,7 +77,7 @@ impl Migration {
             unstaged: BTreeSet::new(),
             stopped_at: None,
             running_at: None,
-            downtime: None,
+            looked: now,
             orphan: false,
         }
     }
@@ -93,7 +94,6 @@ impl Migration {
         MigrationView {
             record: self.record.clone(),
             copies: self.copies.each(),
-            downtime: self.downtime,
             removal: self.spec.remove_old.then(|| self.removal()),
         }
     }
@@ -125,6 +125,7 @@ impl Migration {
         others: &[MigrationRecord],
         moves: &Moves,
     ) -> Vec<Effect> {
+        self.looked = now;
         if self.committing.is_some() || self.commit_at.is_some_and(|at| now < at) {
             return Vec::new();
         }
@@ -312,8 +313,18 @@ impl Migration {
         let mut record = self.record.clone();
         record.epoch = ctx.epoch;
         change(&mut record);
+        if record.phase.is_final() && !self.record.phase.is_final() {
+            record.downtime_ms =
+                self.downtime().map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        }
         self.committing = Some(record.clone());
         vec![Effect::Commit(Record::Migration(Box::new(record)))]
+    }
+
+    /// How long the VM stood still: until it ran again, or until now.
+    fn downtime(&self) -> Option<Duration> {
+        let until = self.running_at.unwrap_or(self.looked);
+        self.stopped_at.map(|at| until.saturating_sub(at))
     }
 
     pub(super) fn committed(&mut self, now: BootTime) -> Vec<Effect> {
@@ -325,10 +336,6 @@ impl Migration {
         }
         if to == Phase::Stopping && self.record.stopped.is_some() {
             self.stopped_at.get_or_insert(now);
-        }
-        if from != to && matches!(to, Phase::Succeeded | Phase::RolledBack | Phase::Cancelled) {
-            let until = self.running_at.unwrap_or(now);
-            self.downtime = self.stopped_at.map(|at| until.saturating_sub(at));
         }
         self.entered = now;
         self.commit_at = None;

@@ -254,8 +254,11 @@ impl Moment<'_> {
         self.record.disks.iter().filter(is_left_out).map(|disk| disk.claim.clone()).collect()
     }
 
-    /// No VM is stopped for what the API server would refuse afterwards.
+    /// No VM is stopped for what the API server would refuse afterwards, nor while somebody else has its claims.
     fn before_stop(&self) -> Next {
+        if let Err(why) = checks::before_stop(self.record, self.spec, self.ctx) {
+            return Next::Undo(why);
+        }
         let question = DryRun::of(self.record, self.spec, &self.record.disks, self.ctx);
         match self.dry_runs.outcome(self.now, &question) {
             Ok(_) => self.to_stopping(),

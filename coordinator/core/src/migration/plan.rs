@@ -9,7 +9,7 @@ use super::{
 };
 use crate::decision::{Locality, placement};
 use crate::fleet::{
-    Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageRoot, Vm, Volume, VolumeMode, folder,
+    Claim, ClaimUse, Disk, DiskSource, NodeReport, StorageClass, StorageRoot, Vm, Volume, VolumeMode, folder,
 };
 use crate::io::{ClaimTemplate, NewVolume};
 use crate::locality;
@@ -188,6 +188,14 @@ fn claim_alone<'a>(
         boot: false,
         image: None,
     };
+    let claim = ctx.fleet.claims.get(key);
+    if claim.is_none_or(|claim| claim.volume.is_none()) {
+        let message = match claim {
+            None => format!("there is no claim {key}: choose one of kubectl get pvc -n {}", key.namespace),
+            Some(_) => format!("claim {key} is not bound, so there is nothing to move: kubectl describe it"),
+        };
+        return Err(Refusal::new("ClaimNotBound", message));
+    }
     match locality::locate(ctx.fleet, &ctx.policy.class_overrides, &key.namespace, &disk) {
         (Locality::Local { node }, _) if spec.destination == Destination::Node(node.clone()) => Ok(None),
         (Locality::Local { node }, _) => source(&key.namespace, &disk, Some(node), ctx).map(Some),
@@ -323,7 +331,9 @@ fn choose_target(
         }
         Destination::Class(class) => {
             if !ctx.fleet.classes.contains_key(class) {
-                return Err(Refusal::new(CLASS_NOT_FOUND, format!("there is no StorageClass {class}")));
+                let message =
+                    format!("there is no StorageClass {class}: choose one of kubectl get storageclass");
+                return Err(Refusal::new(CLASS_NOT_FOUND, message));
             }
             target_of_class(class, vm, sources, ctx)
         }
@@ -342,13 +352,16 @@ fn target_of_class(
     let on_source = |node: &NodeName| sources.iter().any(|source| source.node.as_ref() == Some(node));
     let refusals = vm.map(|vm| placement::node_refusals(ctx.fleet, vm));
     let takes = |node: &NodeName| refusals.as_ref().is_none_or(|refusal| refusal(node).is_none());
+    // A folder of a share is a volume only to who can say what the share is.
+    let named = ctx.fleet.classes.get(class).is_some_and(StorageClass::names_its_export);
     let below_root = ctx
         .usable
         .iter()
         .filter_map(|node| ctx.fleet.reports.get(node).map(|report| (node, report)))
         .flat_map(|(node, report)| report.roots.iter().map(move |root| (node, root)))
         .filter(|(node, root)| {
-            root.class == class && !root.read_only && root.takes_copies() && (root.shared || !on_source(node))
+            let takes = root.class == class && !root.read_only && root.takes_copies();
+            takes && if root.shared { named } else { !on_source(node) }
         })
         .max_by_key(|(node, root)| {
             let order = std::cmp::Reverse((*node).clone());

@@ -167,15 +167,14 @@ fn shared_source(new: &NewVolume, class: &Value) -> Result<(&'static str, Value)
             let csi = json!({ "driver": NFS_CSI, "volumeHandle": handle, "volumeAttributes": attributes });
             ("csi", csi)
         }
-        (NFS_CSI, ..) => {
-            let why = "its parameters name no server and share, so that nobody can say where the volume is";
-            return Err(refused(&reached_by(new), why));
-        }
         (_, Some(server), Some(share)) => {
             let path = format!("{}/{folder}", share.trim_end_matches('/'));
             ("nfs", json!({ "server": server, "path": path }))
         }
-        (driver, ..) => ("csi", json!({ "driver": driver, "volumeHandle": folder })),
+        _ => {
+            let why = "its class names no server and share, so that only its provisioner can say what a volume of it is";
+            return Err(refused(&reached_by(new), why));
+        }
     })
 }
 

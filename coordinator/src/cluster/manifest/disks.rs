@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
-use somersault_coordinator_core::fleet::{self, ClaimUse, Disk, DiskSource, Fleet};
+use somersault_coordinator_core::fleet::{self, ClaimUse, Disk, DiskSource, Fixed, Fleet};
 use somersault_coordinator_core::names::Key;
 
 use super::convert::FieldError;
@@ -60,6 +60,24 @@ pub(super) fn of_vm(
         Disk { name, source, boot, image }
     });
     Ok(disks.collect())
+}
+
+/// Claims whose disks must stay as they are.
+pub(super) fn fixed(spec: &InstanceSpec) -> BTreeMap<String, Fixed> {
+    let devices = spec.domain.devices.as_ref().and_then(|devices| devices.disks.as_deref());
+    let is_shareable = |name: &str| {
+        let mut devices = devices.unwrap_or_default().iter();
+        devices.any(|device| device.name == name && device.shareable == Some(true))
+    };
+    let of = |volume: &Map<String, Value>| {
+        let (name, DiskSource::Claim { name: claim, .. }) = template_volume(volume, "").ok()? else {
+            return None;
+        };
+        let is_read_only = volume.get("persistentVolumeClaim").is_some_and(|of| of["readOnly"] == true);
+        let why = is_shareable(&name).then_some(Fixed::Shareable);
+        why.or(is_read_only.then_some(Fixed::ReadOnly)).map(|why| (claim, why))
+    };
+    spec.volumes.iter().flatten().filter_map(of).collect()
 }
 
 /// A volume of a template: its name, and the one other field that says what it is.

@@ -11,8 +11,8 @@ use somersault_coordinator_core::fencing::agents::{CHANGE_REFUSED, FenceAgentVie
 use somersault_coordinator_core::fleet::{
     DiskHealth, DiskImage, Fleet, Grade, NodeReport, Volume, VolumeMode,
 };
-use somersault_coordinator_core::migration::Phase;
-use somersault_coordinator_core::names::{NodeName, VolumeName};
+use somersault_coordinator_core::migration::{DiskMove, Phase};
+use somersault_coordinator_core::names::{Key, NodeName, VolumeName};
 use somersault_coordinator_core::view::{
     CopyView, MigrationView, NodeState, NodeView, RecoveryCause, RecoveryProgress, RecoveryView, RemovalView,
 };
@@ -327,8 +327,17 @@ fn disk(finding: &DiskFinding) -> common::DiskFinding {
 /// Display of a migration: what is not in its record.
 pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdict>) {
     let record = &view.record;
-    let all = view.copies.values().fold(CopyView::default(), |sum, copy| sum.and(*copy));
-    let volumes = view.copies.iter().map(|(claim, copy)| volume_migration::VolumeProgress {
+    // Of one that is over, what was copied.
+    let copied = |disk: &DiskMove| {
+        let total_bytes = disk.copied.as_ref()?.total_bytes;
+        Some((disk.claim.clone(), CopyView { done_bytes: total_bytes, total_bytes, rate_bytes_per_s: 0 }))
+    };
+    let mut copies: BTreeMap<Key, CopyView> = record.disks.iter().filter_map(copied).collect();
+    if !record.phase.is_final() || copies.is_empty() {
+        copies.clone_from(&view.copies);
+    }
+    let all = copies.values().fold(CopyView::default(), |sum, copy| sum.and(*copy));
+    let volumes = copies.iter().map(|(claim, copy)| volume_migration::VolumeProgress {
         claim: claim.name.clone(),
         done_bytes: copy.done_bytes,
         total_bytes: copy.total_bytes,
@@ -342,7 +351,6 @@ pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdi
             seconds_left: all.left().map(|left| left.as_secs()),
             volumes: volumes.collect(),
         }),
-        downtime_ms: view.downtime.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         ..crd::VolumeMigrationStatus::default()
     };
     let reason = record.reason.clone().unwrap_or_else(|| format!("{:?}", record.phase));
@@ -429,6 +437,7 @@ mod tests {
             };
             EvacuationRecord {
                 name: "n1".to_owned(),
+                uid: "u".into(),
                 epoch: 1,
                 plan: states.iter().map(line).collect::<Result<_, _>>().expect("a plan"),
                 complete,

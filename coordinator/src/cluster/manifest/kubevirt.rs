@@ -148,6 +148,8 @@ pub struct DiskDevice {
     pub name: String,
     /// Smaller boots first.
     pub boot_order: Option<u32>,
+    /// Other VMs have it too.
+    pub shareable: Option<bool>,
 }
 
 /// `kubevirt.io/v1` `VirtualMachineInstance`.

@@ -106,6 +106,7 @@ pub fn set_migration(
     });
     status.disks = record.disks.iter().map(disk_status).collect::<Result<_, _>>()?;
     status.checks = record.checks.iter().map(check_status).collect();
+    status.downtime_ms = record.downtime_ms;
     Ok(())
 }
 
@@ -136,6 +137,7 @@ pub fn migration_record(
         }),
         disks: status.disks.iter().map(disk_record).collect::<Result<_, _>>()?,
         checks: status.checks.iter().map(check_record).collect(),
+        downtime_ms: status.downtime_ms,
     }))
 }
 

@@ -76,6 +76,7 @@ fn one(
         run: run_strategy(vm)?,
         start,
         disks: disks::of_vm(inventory, key, vm, instance, wukong.map(|(wukong, _)| wukong), states)?,
+        fixed: disks::fixed(spec),
         node_selector: spec.node_selector.clone().unwrap_or_default(),
         node_affinity: affinity.map(convert::node_selector),
         tolerations: spec.tolerations.iter().flatten().map(toleration).collect(),

@@ -52,6 +52,7 @@ pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
     MigrationRecord {
         key: shop(MOVE),
         uid: uid.into(),
+        downtime_ms: Some(4_301),
         epoch,
         phase,
         reason: Some("Cancelled".into()),

@@ -100,11 +100,8 @@ pub fn back_from_where_kubelets_mount(bed: &Bed) -> Result<()> {
     ensure!(target != there && disk["sourceNode"] == there, "{disk}");
     let (sent, all) = (disk["copied"]["sentBytes"].as_u64(), disk["copied"]["totalBytes"].as_u64());
     ensure!(sent.is_some() && sent < all, "the last copy sent all of it again: {disk}");
-    // It is written besides the phase, and may come later.
-    let downtime = until("its downtime is told", WRITE_DEADLINE, &[], || {
-        let downtime = of_vm(bed, DB.name)?["status"]["downtimeMs"].as_u64();
-        Ok(Some(downtime.context("not yet")?))
-    })?;
+    let downtime = &migration["status"]["downtimeMs"];
+    ensure!(downtime.is_u64(), "it was stopped, and for how long is not told: {migration}");
     eprintln!("   {} is on local-path, down for {downtime} ms, {sent:?} of {all:?} bytes sent then", DB.name);
 
     // The old volume is as any migration leaves it, its object untouched but for what Kubernetes notes there.

@@ -65,6 +65,7 @@ impl World {
             run: RunStrategy::Always,
             start: SavedStart::WukongStartStrategy(None),
             disks: disks.iter().map(disk).collect(),
+            fixed: BTreeMap::new(),
             node_selector: BTreeMap::new(),
             node_affinity: None,
             requests: Resources { cpu_millis: 1000, memory_bytes: 1 << 30 },

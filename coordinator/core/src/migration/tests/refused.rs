@@ -1,8 +1,8 @@
 //! What is refused, with a reason, before anything is touched.
 
 use super::{ROUNDS, asked, of_data_volume};
-use crate::fleet::{Owner, VolumeMode};
-use crate::io::Effect;
+use crate::fleet::{Fixed, Owner, VolumeMode};
+use crate::io::{Action, Effect};
 use crate::migration::model::{World, key, to_node};
 use crate::migration::{Destination, MigrationSpec, Phase};
 
@@ -23,7 +23,7 @@ type Spoil = fn(&mut World);
 
 #[test]
 fn refuses_with_a_reason_and_touches_nothing() {
-    let table: [(&str, Spoil); 18] = [
+    let table: [(&str, Spoil); 21] = [
         ("VmNotFound", |world| world.spec("m").vm = Some("nobody".into())),
         ("InvalidSpec", |world| world.spec("m").claim = Some("vm-data".into())),
         ("NodeNotFound", |world| world.spec("m").destination = Destination::Node("n9".into())),
@@ -49,6 +49,18 @@ fn refuses_with_a_reason_and_touches_nothing() {
         }),
         ("VolumeModeDiffers", |world| {
             world.fleet.volumes.get_mut(&"pv-vm-data".into()).expect("there").mode = VolumeMode::Block;
+        }),
+        ("DiskShareable", |world| {
+            let vm = world.fleet.vms.get_mut(&key("vm")).expect("there");
+            vm.fixed.insert("vm-data".into(), Fixed::Shareable);
+        }),
+        ("VolumeReadOnly", |world| {
+            let vm = world.fleet.vms.get_mut(&key("vm")).expect("there");
+            vm.fixed.insert("vm-data".into(), Fixed::ReadOnly);
+        }),
+        ("VolumeReadOnly", |world| {
+            let claim = world.fleet.claims.get_mut(&key("vm-data")).expect("there");
+            claim.access_modes = vec!["ReadOnlyMany".into()];
         }),
         ("DataVolumeMissing", |world| {
             world.fleet.claims.get_mut(&key("vm-system")).expect("there").data_volume =
@@ -147,5 +159,41 @@ fn a_pod_that_is_in_the_way_is_named() {
         (&["a", "b", "c", "d", "e"], "by pods a, b, c and 2 more: "),
     ] {
         assert!(refusal(pods).contains(words), "{words}: {}", refusal(pods));
+    }
+}
+
+/// Whoever has come during the copy is named, and the VM is not stopped.
+#[test]
+fn a_second_user_who_comes_during_the_copy_is_told_and_no_vm_is_stopped() {
+    let mut world = asked();
+    world.spec("m").pre_copy_only = true;
+    while world.phase("m") != Phase::PreCopying {
+        world.round();
+    }
+    world.fleet.claims_used_by_others.insert(key("vm-data"), ["backup".to_owned()].into());
+    world.spec("m").pre_copy_only = false;
+    assert_eq!(world.run(100, "m"), Phase::RolledBack);
+    let record = &world.store[&key("m")];
+    assert_eq!(record.reason.as_deref(), Some("ClaimUsedByPod"), "{record:?}");
+    assert!(record.message.contains("backup"), "{record:?}");
+    let stops = world.effects.iter().filter(|effect| matches!(effect, Effect::Act(Action::StopVm { .. })));
+    assert_eq!(stops.count(), 0);
+}
+
+/// What a claim that cannot move lacks is said, and not something else.
+#[test]
+fn a_claim_that_is_not_there_or_not_bound_is_called_so() {
+    for bound in [false, true] {
+        let mut world = World::new();
+        if bound {
+            world.add_claim("spare", "n2");
+            world.fleet.claims.get_mut(&key("spare")).expect("there").volume = None;
+        }
+        let spec = MigrationSpec { vm: None, claim: Some("spare".into()), ..to_node("vm", "n3") };
+        world.ask("m", spec);
+        assert_eq!(world.run(100, "m"), Phase::Failed);
+        let record = &world.store[&key("m")];
+        assert_eq!(record.reason.as_deref(), Some("ClaimNotBound"), "{record:?}");
+        assert_eq!(record.message.contains("is not bound"), bound, "{record:?}");
     }
 }

@@ -266,9 +266,9 @@ fn a_shared_volume_is_reached_as_its_class_says() {
         json!({ "server": "10.9.0.9", "share": "/export", "subDir": "pv-new" })
     );
     assert_eq!(source("nfs-legacy")["nfs"], json!({ "server": "10.9.0.9", "path": "/export/pv-new" }));
-    assert_eq!(source("other")["csi"], json!({ "driver": "csi.example.org", "volumeHandle": "pv-new" }));
     let world = World::new();
-    world.refused(&Action::CreateVolume(new_volume("nfs-nowhere", None)), "name no server and share");
+    world.refused(&Action::CreateVolume(new_volume("other", None)), "only its provisioner can say");
+    world.refused(&Action::CreateVolume(new_volume("nfs-nowhere", None)), "names no server and share");
     world
         .refused(&Action::CreateVolume(new_volume("no-class", None)), "StorageClass no-class does not exist");
 }
