@@ -42,6 +42,9 @@ use Length::{Long, Short, Soak};
 /// Environment variable without which the scenarios that take hours are not there.
 const SOAK: &str = "SOMERSAULT_SOAK";
 
+/// Environment variable with the cluster's name: two of them stand side by side.
+const CLUSTER: &str = "SOMERSAULT_TEST_CLUSTER";
+
 /// A scenario, its name and its length.
 type Scenario = (&'static str, Length, fn(&Bed) -> Result<()>);
 
@@ -114,7 +117,8 @@ fn run(bed: &Mutex<Option<Bed>>, scenario: fn(&Bed) -> Result<()>) -> Result<(),
         ready
     } else {
         let tell = |what: &str| eprintln!("== {what}");
-        let up = Hold::take("e2e").and_then(|hold| Bed::up(hold, 3, Images::Debug, true, &tell));
+        let name = std::env::var(CLUSTER).unwrap_or_else(|_| "e2e".to_owned());
+        let up = Hold::take(&name).and_then(|hold| Bed::up(hold, 3, Images::Debug, true, &tell));
         up.map_err(|error| told(&error))?
     };
     let outcome = scenario(&ready)
