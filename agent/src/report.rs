@@ -38,8 +38,10 @@ pub fn report(
 pub fn shape(report: &Report) -> Report {
     let mut shape = report.clone();
     for root in &mut shape.roots {
-        // That a root was seen at all is news: until then it has no room.
-        (root.size_bytes, root.available_bytes) = (root.size_bytes.min(1), 0);
+        // How much room there is is news by the twentieth: copies are refused for want of it. And that a root was seen at all:
+        // until then it has none.
+        let twentieths = root.available_bytes.saturating_mul(20).checked_div(root.size_bytes);
+        (root.size_bytes, root.available_bytes) = (root.size_bytes.min(1), twentieths.unwrap_or(0));
         root.listed_age = root.listed_age.map(|_| Duration::ZERO);
     }
     for volume in &mut shape.volumes {
@@ -190,9 +192,22 @@ mod tests {
         let one = made(watched(Some(sample(1))), &sensed(&[]), Duration::from_secs(100));
         assert_eq!(one.volumes[0].sample_age, Duration::from_secs(40));
         let mut grown = sample(1);
-        grown.room.available_bytes = 300;
+        grown.room.available_bytes = 401;
         let two = made(watched(Some(grown)), &sensed(&[]), Duration::from_secs(200));
         assert_eq!(shape(&one), shape(&two));
+    }
+
+    #[test]
+    fn a_disk_that_fills_or_is_emptied_is_news() {
+        let now = Duration::from_secs(100);
+        let with = |available_bytes| {
+            let mut sample = sample(1);
+            sample.room.available_bytes = available_bytes;
+            shape(&made(watched(Some(sample)), &sensed(&[]), now))
+        };
+        assert_ne!(with(400), with(0));
+        assert_ne!(with(0), with(60));
+        assert_eq!(with(410), with(440));
     }
 
     #[test]

@@ -37,8 +37,10 @@ const END_DEADLINE: Duration = Duration::from_mins(12);
 const LOOK: Duration = Duration::from_millis(20);
 /// A node without power is declared, fenced and decided upon.
 const OFF: Duration = Duration::from_secs(15);
-/// Room that was made is seen within ten seconds, and reported within thirty more.
-const ROOM_DEADLINE: Duration = Duration::from_mins(2);
+/// Room that was made is seen by the agent within ten seconds, and told at once.
+const ROOM_SEEN: Duration = Duration::from_secs(20);
+/// Where the nodes have their volumes.
+const ROOT: &str = "/opt/local-path-provisioner";
 /// A question to which no guest has an answer.
 const NEVER: &str = "tcp:1";
 /// In their order.
@@ -276,7 +278,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The VMs' claims and no other, their volumes, and on Retain all that they have left.
+    /// The VMs' claims and no other, their volumes, and on Retain all that they have left; on the nodes' disks their folders alone.
     fn nothing_is_left_over(&self) -> Result<()> {
         let bed = self.bed;
         let mut wanted: Vec<&str> = self.vms.iter().flat_map(|staged| staged.wukong.claims).collect();
@@ -296,6 +298,19 @@ impl<'a> Stage<'a> {
                 ensure!(!ours || now.contains(&name) || left.contains(&&name), "volume {name} is left over");
                 let policy = &volume["spec"]["persistentVolumeReclaimPolicy"];
                 ensure!(!left.contains(&&name) || policy == "Retain", "old volume {name} is on {policy}");
+            }
+            Ok(Some(()))
+        })?;
+        until("no folder of a copy is left over", RUN_DEADLINE, &[], || {
+            let volumes = names(&bed.api().list(Kind::VOLUME, "", "")?);
+            for node in bed.nodes() {
+                let root = bed.cluster().path_on(&node, ROOT)?;
+                for folder in std::fs::read_dir(root)? {
+                    let name = folder?.file_name().to_string_lossy().into_owned();
+                    ensure!(!name.ends_with(".partial"), "{name} is left over on {node}");
+                    let is_known = !name.starts_with("smst-") || volumes.contains(&name);
+                    ensure!(is_known, "{name} is left over on {node}, and no volume is there");
+                }
             }
             Ok(Some(()))
         })?;
@@ -430,7 +445,7 @@ fn off(bed: &Bed, node: &str) -> Result<Repair> {
 
 /// Leaves no byte on the target's disk.
 fn fill(bed: &Bed, node: &str) -> Result<Repair> {
-    let filler = bed.cluster().path_on(node, "/opt/local-path-provisioner/filler")?;
+    let filler = bed.cluster().path_on(node, &format!("{ROOT}/filler"))?;
     let folder = filler.parent().context("a root")?;
     let left = nix::sys::statvfs::statvfs(folder)?;
     let bytes = left.blocks_available() * left.fragment_size();
@@ -438,16 +453,13 @@ fn fill(bed: &Bed, node: &str) -> Result<Repair> {
     let length = i64::try_from(bytes)?;
     // The last blocks may be the filesystem's own: what it gives is enough.
     let _full = nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length);
-    let node = node.to_owned();
-    Ok(Box::new(move |bed| {
+    Ok(Box::new(move |_| {
         // Longer than three tries of a copy.
         std::thread::sleep(Duration::from_secs(20));
         std::fs::remove_file(&filler).context("removing the filler")?;
-        until("the agent tells of the room", ROOM_DEADLINE, &[], || {
-            let roots = bed.api().get(Kind::NODE_HEALTH, "", &node)?["status"]["roots"].clone();
-            let left = roots.as_array().into_iter().flatten().map(|root| root["availableBytes"].as_u64());
-            Ok(left.flatten().any(|left| left > bytes / 2).then_some(()))
-        })
+        // What shows on the node's object may be a minute old.
+        std::thread::sleep(ROOM_SEEN);
+        Ok(())
     }))
 }
 
