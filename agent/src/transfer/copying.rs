@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Metadata, Published, Record, Session, Stamp,
-    chunk_count, span_bytes,
+    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Published, Record, Session, Stamp, chunk_count,
+    span_bytes,
 };
 use somersault_proto::model::Pull;
 
@@ -242,27 +242,21 @@ impl Copying {
             Medium::Device(device) => return device.sync(),
         };
         for entry in manifest.entries().iter().rev() {
-            let failed = |error: Errno| TransferError::target("cannot open", shown(&entry.path), error);
-            let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
-                (Kind::Folder, b"") => (b".", OFlags::DIRECTORY),
-                (Kind::Folder, path) => (path, OFlags::DIRECTORY),
-                (Kind::Regular, path) => (path, OFlags::NONBLOCK),
-            };
-            let file = open_beneath(folder, name, OFlags::RDONLY | flags, Mode::empty()).map_err(failed)?;
-            let now = metadata::set(&file, entry.metadata, &entry.path)?;
-            if entry.kind == Kind::Regular {
-                // What was still on its way to the disk when its part of the cache was dropped.
-                drop_cache(&file, 0, entry.size_bytes);
-            }
-            if entry.kind == Kind::Regular && u64::try_from(now.st_size).unwrap_or(0) != entry.size_bytes {
-                return Err(metadata::lost(&entry.path));
+            match entry.kind {
+                Kind::Regular | Kind::Folder => seal_opened(folder, entry)?,
+                Kind::Symlink | Kind::Pipe => {
+                    let (parent, name) = parent_of(folder, &entry.path)?;
+                    metadata::set_unopened(&parent, name, entry)?;
+                }
+                // It is the file that it names.
+                Kind::Link => {}
             }
         }
         Ok(())
     }
 
     /// Gives the verified copy its final name. `folder` is what the volume's own folder has at the source.
-    pub(super) fn publish(&self, root: [u8; 32], folder: Metadata) -> Result<(), TransferError> {
+    pub(super) fn publish(&self, root: [u8; 32], folder: &Entry) -> Result<(), TransferError> {
         let place = &self.partial.place;
         let (volume, fingerprint) = match &self.files.medium {
             Medium::Device(device) => (&place.root, device.state()?),
@@ -278,6 +272,50 @@ impl Copying {
     }
 }
 
+fn seal_opened(folder: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
+    let failed = |error: Errno| TransferError::target("cannot open", shown(&entry.path), error);
+    let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
+        (Kind::Folder, b"") => (b".", OFlags::DIRECTORY),
+        (Kind::Folder, path) => (path, OFlags::DIRECTORY),
+        (_, path) => (path, OFlags::NONBLOCK),
+    };
+    let file = open_beneath(folder, name, OFlags::RDONLY | flags, Mode::empty()).map_err(failed)?;
+    let now = metadata::set(&file, entry.metadata, entry.attributes(), &entry.path)?;
+    if entry.kind == Kind::Regular {
+        // What was still on its way to the disk when its part of the cache was dropped.
+        drop_cache(&file, 0, entry.size_bytes);
+        if u64::try_from(now.st_size).unwrap_or(0) != entry.size_bytes {
+            return Err(metadata::lost(&entry.path));
+        }
+    }
+    Ok(())
+}
+
+/// The folder in which a name lies, and the name there.
+fn parent_of<'a>(data: &OwnedFd, path: &'a [u8]) -> Result<(OwnedFd, &'a [u8]), TransferError> {
+    let slash = path.iter().rposition(|byte| *byte == b'/');
+    let (parent, name) = slash.map_or((&b"."[..], path), |slash| (&path[..slash], &path[slash + 1..]));
+    let parent = open_beneath(data, parent, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+        .map_err(|error| TransferError::target("cannot open the folder of", shown(path), error))?;
+    Ok((parent, name))
+}
+
+/// Makes a link or a pipe. None of it was there before: [`clean`] keeps only files and folders.
+fn make_name(data: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
+    let (parent, name) = parent_of(data, &entry.path)?;
+    let made = match entry.kind {
+        Kind::Symlink => rustix::fs::symlinkat(entry.target(), &parent, name),
+        Kind::Pipe => rustix::fs::mknodat(&parent, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0),
+        // The file lies there already: its name comes before this one.
+        Kind::Link => {
+            let (of, first) = parent_of(data, entry.target())?;
+            rustix::fs::linkat(&of, first, &parent, name, AtFlags::empty())
+        }
+        Kind::Regular | Kind::Folder => return Ok(()),
+    };
+    made.map_err(|error| TransferError::target("cannot make", shown(&entry.path), error))
+}
+
 /// Makes a folder's files ready for a manifest. Returns what they hold, by path, and the files with the size that they are to
 /// have once the pass has begun.
 fn make_files(
@@ -289,9 +327,16 @@ fn make_files(
     check_room(data, manifest)?;
     let (mut held, mut made) = (BTreeMap::new(), Vec::new());
     for entry in manifest.entries().iter().skip(1) {
-        if entry.kind == Kind::Folder {
-            make_folder(data, &entry.path)?;
-            continue;
+        match entry.kind {
+            Kind::Folder => {
+                make_folder(data, &entry.path)?;
+                continue;
+            }
+            Kind::Symlink | Kind::Pipe | Kind::Link => {
+                make_name(data, entry)?;
+                continue;
+            }
+            Kind::Regular => {}
         }
         let (file, found) = make_file(data, entry, noted.remove(&entry.path))?;
         metadata::own(&file, entry.metadata, &entry.path)?;
@@ -331,10 +376,26 @@ fn stamp(stat: &Stat) -> Stamp {
     }
 }
 
-/// Removes what is not in the manifest, or not of its kind there.
+/// Removes what is not in the manifest, or not of its kind there; and all links and pipes, which are made anew. Then every file
+/// has one name, or somebody else has it too, and it goes.
 fn clean(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> {
     let wanted: BTreeMap<&[u8], Kind> =
         manifest.entries().iter().map(|entry| (entry.path.as_slice(), entry.kind)).collect();
+    remove_where(data, |path, stat| {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::Regular,
+            FileType::Directory => Kind::Folder,
+            _ => return true,
+        };
+        wanted.get(path) != Some(&kind)
+    })?;
+    remove_where(data, |_, stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1
+    })
+}
+
+/// Removes what is so, with all that is below it.
+fn remove_where(data: &OwnedFd, is_so: impl Fn(&[u8], &Stat) -> bool) -> Result<(), TransferError> {
     let mut folders = vec![Vec::new()];
     while let Some(path) = folders.pop() {
         let failed = |error: io::Error| TransferError::target("cannot clean", shown(&path), error);
@@ -352,14 +413,9 @@ fn clean(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> {
             let inner = if path.is_empty() { name.to_vec() } else { [&path, b"/".as_slice(), name].concat() };
             let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|error| failed(error.into()))?;
-            let kind = match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile if stat.st_nlink == 1 => Some(Kind::Regular),
-                FileType::Directory => Some(Kind::Folder),
-                _ => None,
-            };
-            if kind.is_none() || wanted.get(inner.as_slice()).copied() != kind {
+            if is_so(&inner, &stat) {
                 remove_tree(&folder, name, 0).map_err(failed)?;
-            } else if kind == Some(Kind::Folder) {
+            } else if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 folders.push(inner);
             }
         }
@@ -390,10 +446,7 @@ fn check_room(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> 
 
 fn make_folder(data: &OwnedFd, path: &[u8]) -> Result<(), TransferError> {
     let failed = |error| TransferError::target("cannot make the folder", shown(path), error);
-    let slash = path.iter().rposition(|byte| *byte == b'/');
-    let (parent, name) = slash.map_or((&b"."[..], path), |slash| (&path[..slash], &path[slash + 1..]));
-    let parent =
-        open_beneath(data, parent, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).map_err(failed)?;
+    let (parent, name) = parent_of(data, path)?;
     match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(failed(error)),

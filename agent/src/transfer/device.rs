@@ -83,6 +83,7 @@ impl Device {
                 size_bytes: 0,
                 metadata: OF_FOLDER,
                 data: Vec::new(),
+                extra: None,
             },
             Entry {
                 path: DISK_IMAGE.to_vec(),
@@ -90,6 +91,7 @@ impl Device {
                 size_bytes: self.size_bytes,
                 metadata: OF_IMAGE,
                 data,
+                extra: None,
             },
         ];
         let manifest = Manifest::new(self.state()?, entries)

@@ -87,4 +87,5 @@ fn look_alike(
         && ours.kind == theirs.kind
         && ours.size_bytes == theirs.size_bytes
         && ours.metadata == theirs.metadata
+        && ours.extra == theirs.extra
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
-use somersault_agent_core::transfer::{MAX_DEPTH, Metadata, Published, Replay};
+use somersault_agent_core::transfer::{Entry, MAX_DEPTH, Published, Replay};
 
 use super::device::Device;
 use super::root::{PARTIAL_PREFIX, PARTIAL_SUFFIX, Place, Seat, open_beneath};
@@ -185,7 +185,7 @@ impl Partial {
 
     /// Gives the finished copy its final name. Nothing is ever replaced; an empty folder makes room. `folder` is what the
     /// volume's own folder is to have, which it has already where it is renamed.
-    pub(super) fn publish(&self, folder: Metadata) -> Result<(), TransferError> {
+    pub(super) fn publish(&self, folder: &Entry) -> Result<(), TransferError> {
         let Place { root, .. } = &*self.place;
         let name = match &self.place.seat {
             Seat::Named(name) => name,
@@ -224,7 +224,7 @@ impl Partial {
     }
 
     /// Moves into a mounted volume what is not there yet, and makes it complete.
-    pub(super) fn finish(&self, folder: Metadata) -> Result<(), TransferError> {
+    pub(super) fn finish(&self, folder: &Entry) -> Result<(), TransferError> {
         let root = &self.place.root;
         let failed = |error: Errno| match error {
             Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR => self.taken(),
@@ -232,7 +232,7 @@ impl Partial {
         };
         let data = self.data()?;
         mounted::move_all(&data, root).and_then(|()| rustix::fs::fsync(&data)).map_err(failed)?;
-        metadata::set(root, folder, b"")?;
+        metadata::set(root, folder.metadata, folder.attributes(), b"")?;
         match rustix::fs::unlinkat(&data, scan::LOST_AND_FOUND, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(self.failed("cannot leave out lost+found of", error)),

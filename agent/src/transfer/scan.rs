@@ -1,15 +1,21 @@
 //! Lists a volume: what a manifest says, and what tells one state of it from another.
 //!
+//! Of a file with several names the first one, in byte order, has it; the others are further names. A name outside of the volume
+//! could not be kept: such a file is refused, and so is whatever else no copy keeps (sockets, device nodes, attributes of the
+//! host's).
+//!
 //! At the top of a mounted volume lie things that are no part of it, and are not listed: the filesystem's own
 //! `lost+found`, and the folders of copies into it. So it lists as a plain folder with the same content does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use somersault_agent_core::transfer::{Entry, Kind, MAX_DEPTH, MAX_ENTRIES, MAX_RANGES, Manifest, Metadata};
+use somersault_agent_core::transfer::{
+    Attributes, Entry, Extra, Kind, MAX_DEPTH, MAX_ENTRIES, MAX_RANGES, Manifest, Metadata, is_kept,
+};
 
 use super::TransferError;
 use super::extents;
@@ -20,7 +26,11 @@ pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// Extended attributes that belong to the host and not to the content: `SELinux` labels are set anew by the kubelet's
 /// mount, and libvirt's notes on who owned a file before it was opened are void elsewhere.
-const HOST_XATTRS: [&[u8]; 2] = [b"security.selinux", b"trusted.libvirt.security."];
+const HOST_ATTRIBUTES: [&[u8]; 2] = [b"security.selinux", b"trusted.libvirt.security."];
+/// Longest list of names, and longest value, that Linux knows (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const ATTRIBUTE_MAX: usize = 65_536;
+/// Room for the names of a few.
+const ATTRIBUTES_USUAL: usize = 256;
 
 /// A volume as it was found.
 #[derive(Clone, Debug)]
@@ -34,10 +44,12 @@ pub(super) struct Scanned {
 /// Lists the volume whose folder is open. Files are synced first, so that their holes can be told.
 pub(super) fn scan(volume: BorrowedFd<'_>, top: Top) -> Result<Scanned, TransferError> {
     let mut found = Walk { volume, top, entries: BTreeMap::new(), ranges: 0 };
-    check_xattrs(volume, b"")?;
+    let attributes = attributes_of(volume, b"")?;
     let root = stat_of(volume, b"")?;
-    found.entries.insert(Vec::new(), (Entry::folder(Vec::new(), &root), root));
+    let root_entry = Entry { extra: extra(Vec::new(), attributes), ..named(Vec::new(), Kind::Folder, &root) };
+    found.entries.insert(Vec::new(), (root_entry, root));
     found.folders()?;
+    found.name_further_names()?;
     let identity = identity(found.entries.values().map(|(entry, stat)| (entry, stat, true)));
     let inodes = found.entries.values().map(|(_, stat)| stat.st_ino).collect();
     let entries = found.entries.into_values().map(|(entry, _)| entry).collect();
@@ -46,16 +58,16 @@ pub(super) fn scan(volume: BorrowedFd<'_>, top: Top) -> Result<Scanned, Transfer
     Ok(Scanned { manifest, inodes })
 }
 
-/// Differs when a regular file was written to, added, removed or swapped. The folders' own times are left out: the
+/// Differs when anything but a folder was written to, added, removed or swapped. The folders' own times are left out: the
 /// rename to the final name changes them.
 pub(super) fn fingerprint(volume: BorrowedFd<'_>) -> Result<[u8; 32], TransferError> {
     let found = Walk::of(volume, Top::Volume)?;
-    Ok(identity(found.files().map(|(entry, stat)| (entry, stat, true))))
+    Ok(identity(found.but_folders().map(|(entry, stat)| (entry, stat, true))))
 }
 
 /// The same for a mounted volume, which may lie in two folders while it moves from one to the other. Each move changes
-/// the status time (ctime) of a file at the top, so those times are left out too; whoever writes changes the
-/// modification time as well.
+/// the status time (ctime) of a file at the top, by whichever of its names, so those times are left out too; whoever writes
+/// changes the modification time as well.
 pub(super) fn fingerprint_of_mounted(parts: &[BorrowedFd<'_>]) -> Result<[u8; 32], TransferError> {
     let mut whole = BTreeMap::new();
     for part in parts {
@@ -66,8 +78,9 @@ pub(super) fn fingerprint_of_mounted(parts: &[BorrowedFd<'_>]) -> Result<[u8; 32
             }
         }
     }
-    let files = whole.values().filter(|(entry, _)| entry.kind == Kind::Regular);
-    Ok(identity(files.map(|(entry, stat)| (entry, stat, entry.path.contains(&b'/')))))
+    let files = whole.values().filter(|(entry, _)| entry.kind != Kind::Folder);
+    let stays = |entry: &Entry, stat: &Stat| entry.path.contains(&b'/') && stat.st_nlink == 1;
+    Ok(identity(files.map(|(entry, stat)| (entry, stat, stays(entry, stat)))))
 }
 
 /// What lies at the top of a folder that is listed.
@@ -105,8 +118,33 @@ impl<'a> Walk<'a> {
         Ok(found)
     }
 
-    fn files(&self) -> impl Iterator<Item = &(Entry, Stat)> {
-        self.entries.values().filter(|(entry, _)| entry.kind == Kind::Regular)
+    fn but_folders(&self) -> impl Iterator<Item = &(Entry, Stat)> {
+        self.entries.values().filter(|(entry, _)| entry.kind != Kind::Folder)
+    }
+
+    /// Once all are known: the first name of a file has it.
+    fn name_further_names(&mut self) -> Result<(), TransferError> {
+        let mut first: HashMap<u64, (Vec<u8>, u64)> = HashMap::new();
+        for (path, (entry, stat)) in &mut self.entries {
+            if entry.kind != Kind::Regular || stat.st_nlink < 2 {
+                continue;
+            }
+            match first.get_mut(&stat.st_ino) {
+                None => _ = first.insert(stat.st_ino, (path.clone(), 1)),
+                Some((of, names)) => {
+                    *names += 1;
+                    let extra = extra(of.clone(), Attributes::new());
+                    *entry = Entry { extra, ..named(path.clone(), Kind::Link, stat) };
+                }
+            }
+        }
+        for (path, names) in first.values() {
+            let (_, stat) = &self.entries[path];
+            if u64::try_from(stat.st_nlink).unwrap_or(u64::MAX) != *names {
+                return Err(unsupported(path, "a file with another name outside of the volume"));
+            }
+        }
+        Ok(())
     }
 
     fn folders(&mut self) -> Result<(), TransferError> {
@@ -144,13 +182,22 @@ impl<'a> Walk<'a> {
                 FileType::RegularFile => self.file(path)?,
                 FileType::Directory => {
                     let inner = open(self.volume, &path, OFlags::DIRECTORY)?;
-                    check_xattrs(&inner, &path)?;
+                    let extra = extra(Vec::new(), attributes_of(&inner, &path)?);
                     let stat = stat_of(inner.as_fd(), &path)?;
-                    self.entries.insert(path.clone(), (Entry::folder(path.clone(), &stat), stat));
+                    let entry = Entry { extra, ..named(path.clone(), Kind::Folder, &stat) };
+                    self.entries.insert(path.clone(), (entry, stat));
                     folders.push(path);
                 }
-                FileType::Symlink => return Err(unsupported(&path, "a symbolic link")),
-                FileType::Fifo => return Err(unsupported(&path, "a named pipe")),
+                FileType::Symlink => {
+                    let target = rustix::fs::readlinkat(&folder, item.file_name(), Vec::new())
+                        .map_err(|error| read_failed(&path, error))?;
+                    let extra = extra(target.into_bytes(), Attributes::new());
+                    let entry = Entry { extra, ..named(path.clone(), Kind::Symlink, &stat) };
+                    self.entries.insert(path, (entry, stat));
+                }
+                FileType::Fifo => {
+                    self.entries.insert(path.clone(), (named(path, Kind::Pipe, &stat), stat));
+                }
                 FileType::Socket => return Err(unsupported(&path, "a socket")),
                 FileType::CharacterDevice | FileType::BlockDevice => {
                     return Err(unsupported(&path, "a device node"));
@@ -163,7 +210,7 @@ impl<'a> Walk<'a> {
 
     fn file(&mut self, path: Vec<u8>) -> Result<(), TransferError> {
         let file = open(self.volume, &path, OFlags::NONBLOCK)?;
-        check_xattrs(&file, &path)?;
+        let attributes = attributes_of(&file, &path)?;
         if extents::holes_are_trusted(&file) {
             rustix::fs::fsync(&file).map_err(|error| read_failed(&path, error))?;
         }
@@ -171,30 +218,31 @@ impl<'a> Walk<'a> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&path))));
         }
-        if stat.st_nlink > 1 {
-            return Err(unsupported(&path, "a file with several hard links"));
-        }
         let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         let limit = MAX_RANGES.saturating_sub(self.ranges) / 2;
         let data =
             extents::data_chunks(&file, size_bytes, limit).map_err(|error| read_failed(&path, error))?;
         self.ranges += data.len();
-        let metadata = metadata(&stat);
-        let entry = Entry { path: path.clone(), kind: Kind::Regular, size_bytes, metadata, data };
+        let extra = extra(Vec::new(), attributes);
+        let entry = Entry { size_bytes, data, extra, ..named(path.clone(), Kind::Regular, &stat) };
         self.entries.insert(path, (entry, stat));
         Ok(())
     }
 }
 
-/// Makes an entry of a folder.
-trait FolderEntry {
-    fn folder(path: Vec<u8>, stat: &Stat) -> Self;
+/// An entry without content.
+fn named(path: Vec<u8>, kind: Kind, stat: &Stat) -> Entry {
+    let mut metadata = metadata(stat);
+    if kind == Kind::Symlink {
+        // Linux has none for it.
+        metadata.mode = 0o777;
+    }
+    Entry { path, kind, size_bytes: 0, metadata, data: Vec::new(), extra: None }
 }
 
-impl FolderEntry for Entry {
-    fn folder(path: Vec<u8>, stat: &Stat) -> Self {
-        Self { path, kind: Kind::Folder, size_bytes: 0, metadata: metadata(stat), data: Vec::new() }
-    }
+fn extra(target: Vec<u8>, attributes: Attributes) -> Option<Box<Extra>> {
+    let any = !target.is_empty() || !attributes.is_empty();
+    any.then(|| Box::new(Extra { target, attributes }))
 }
 
 /// Opens for reading without touching the access time, where we may.
@@ -240,21 +288,33 @@ fn unsupported(path: &[u8], why: &str) -> TransferError {
     TransferError::SourceUnsupported(format!("{}: {why}", shown(path)))
 }
 
-fn check_xattrs(file: impl AsFd, path: &[u8]) -> Result<(), TransferError> {
-    // A list longer than this is none that host tools write.
-    let mut list = [0; 4096];
+/// Extended attributes that are content; one that no copy keeps is refused.
+pub(super) fn attributes_of(file: impl AsFd, path: &[u8]) -> Result<Attributes, TransferError> {
+    // Most have none, or a label.
+    let mut list = vec![0; ATTRIBUTES_USUAL];
     let length = match rustix::fs::flistxattr(&file, list.as_mut_slice()) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(Errno::RANGE) => return Err(unsupported(path, "has many extended attributes")),
-        Err(error) => return Err(read_failed(path, error)),
+        Err(Errno::RANGE) => {
+            list = vec![0; ATTRIBUTE_MAX];
+            rustix::fs::flistxattr(&file, list.as_mut_slice())
+        }
+        Err(Errno::OPNOTSUPP) => Ok(0),
+        result => result,
     };
+    let length = length.map_err(|error| read_failed(path, error))?;
     let names = list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    let foreign = |name: &&[u8]| !HOST_XATTRS.iter().any(|host| name.starts_with(host));
-    match names.into_iter().find(foreign) {
-        None => Ok(()),
-        Some(name) => Err(unsupported(path, &format!("has the extended attribute {}", name.escape_ascii()))),
+    let of_content = names.filter(|name| !HOST_ATTRIBUTES.iter().any(|host| name.starts_with(host)));
+    let mut found = Attributes::new();
+    for name in of_content {
+        if !is_kept(name) {
+            return Err(unsupported(path, &format!("has the extended attribute {}", name.escape_ascii())));
+        }
+        let mut value = vec![0; ATTRIBUTE_MAX];
+        let length = rustix::fs::fgetxattr(&file, name, value.as_mut_slice())
+            .map_err(|error| read_failed(path, error))?;
+        value.truncate(length);
+        found.insert(name.to_vec(), value);
     }
+    Ok(found)
 }
 
 /// Each entry comes with the word whether its status time counts.
@@ -385,28 +445,52 @@ mod tests {
             assert_eq!(error.reason(), "SourceUnsupported");
             assert!(error.message().contains("sub/odd"), "{}", error.message());
         };
-        refused(&|path| symlink("/etc/passwd", path).expect("linked"));
-        refused(&|path| {
-            rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
-        });
         refused(&|path| drop(std::os::unix::net::UnixListener::bind(path).expect("bound")));
+        let outside = tempfile::tempdir().expect("a folder");
         refused(&|path| {
             std::fs::write(path, "x").expect("written");
-            std::fs::hard_link(path, path.with_extension("again")).expect("linked");
+            std::fs::hard_link(path, outside.path().join("again")).expect("linked");
         });
     }
 
     #[test]
-    fn a_file_with_an_attribute_of_its_own_is_refused() {
+    fn links_pipes_and_further_names_are_listed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("b"), "bb").expect("written");
+        std::fs::hard_link(at("b"), at("a")).expect("linked");
+        std::fs::hard_link(at("b"), at("c")).expect("linked");
+        symlink("/etc/passwd", at("d")).expect("linked");
+        rustix::fs::mknodat(rustix::fs::CWD, at("e"), FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
+        let scanned = list(dir.path()).expect("listed");
+        let found = scanned.manifest.entries().iter().skip(1);
+        let found: Vec<_> = found.map(|entry| (entry.kind, entry.target(), entry.size_bytes)).collect();
+        let expected = [
+            (Kind::Regular, &b""[..], 2),
+            (Kind::Link, b"a", 0),
+            (Kind::Link, b"a", 0),
+            (Kind::Symlink, b"/etc/passwd", 0),
+            (Kind::Pipe, b"", 0),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn attributes_are_listed_and_those_that_no_copy_keeps_are_refused() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("f");
         std::fs::write(&path, "x").expect("written");
-        let flags = rustix::fs::XattrFlags::empty();
-        match rustix::fs::setxattr(&path, "user.note", b"1", flags) {
+        let set = |name: &str| rustix::fs::setxattr(&path, name, b"1", rustix::fs::XattrFlags::empty());
+        match set("user.note") {
             Err(Errno::OPNOTSUPP) => return,
             result => result.expect("set"),
         }
-        let message = list(dir.path()).expect_err("refused").message();
-        assert!(message.contains("user.note"), "{message}");
+        let scanned = list(dir.path()).expect("listed");
+        let found = scanned.manifest.entries()[1].attributes();
+        assert_eq!(found.get(b"user.note".as_slice()).map(Vec::as_slice), Some(&b"1"[..]));
+        if set("trusted.note").is_ok() {
+            let message = list(dir.path()).expect_err("refused").message();
+            assert!(message.contains("trusted.note"), "{message}");
+        }
     }
 }

@@ -310,6 +310,9 @@ fn wire_manifest(manifest: &Manifest) -> v1::Manifest {
         kind: match entry.kind {
             Kind::Regular => model::FileKind::Regular,
             Kind::Folder => model::FileKind::Folder,
+            Kind::Symlink => model::FileKind::Symlink,
+            Kind::Pipe => model::FileKind::Pipe,
+            Kind::Link => model::FileKind::Link,
         },
         size_bytes: entry.size_bytes,
         mode: entry.metadata.mode,
@@ -318,6 +321,12 @@ fn wire_manifest(manifest: &Manifest) -> v1::Manifest {
         mtime_s: entry.metadata.mtime_s,
         mtime_ns: entry.metadata.mtime_ns,
         data: entry.data.iter().map(|range| wire_range(entry.size_bytes, range)).collect(),
+        target: entry.target().to_vec().into(),
+        attributes: entry
+            .attributes()
+            .iter()
+            .map(|(name, value)| (name.clone().into(), value.clone().into()))
+            .collect(),
     });
     model::Manifest { files: files.collect(), identity: manifest.identity().to_vec().into() }.into()
 }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use somersault_agent_core::transfer::{Entry, Kind, Manifest, Metadata, Replay, Session, Stamp};
+use somersault_agent_core::transfer::{Entry, Kind, Manifest, Replay, Session, Stamp};
 use somersault_proto::model::{NodeName, Pull};
 use tokio::task::JoinError;
 
@@ -205,7 +205,7 @@ impl Target<'_> {
             Standing::OursChanged if !place.is_mounted() => return exists(WRITTEN_TO),
             Standing::Halfway(replay, published) if is_this(&replay) => {
                 let folder = of_folder(&manifest);
-                join(tokio::task::spawn_blocking(move || partial.finish(folder)).await)?;
+                join(tokio::task::spawn_blocking(move || partial.finish(&folder)).await)?;
                 meter.set_done(total_bytes);
                 return Ok((published.root, total_bytes));
             }
@@ -260,7 +260,7 @@ impl Target<'_> {
                 let (root, copying) = (session.root(), copying.clone());
                 let kept = if pull.final_copy {
                     let folder = of_folder(session.manifest());
-                    tokio::task::spawn_blocking(move || copying.publish(root, folder)).await
+                    tokio::task::spawn_blocking(move || copying.publish(root, &folder)).await
                 } else {
                     let manifest = session.manifest().clone();
                     tokio::task::spawn_blocking(move || copying.note_read_back(&manifest, &before)).await
@@ -321,8 +321,8 @@ async fn withdraw(partial: Partial) -> Result<Partial, TransferError> {
 }
 
 /// What the volume's own folder has: a manifest begins with it.
-fn of_folder(manifest: &Manifest) -> Metadata {
-    manifest.entries()[0].metadata
+fn of_folder(manifest: &Manifest) -> Entry {
+    manifest.entries()[0].clone()
 }
 
 /// What a mounted volume has at its top without being part of it cannot be copied there. A `lost+found` with nothing in

@@ -1,6 +1,6 @@
 //! What arrives is what was there, and no more crosses the wire or lands on the disk than must.
 
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
@@ -213,13 +213,18 @@ async fn what_would_be_lost_fails_with_its_path() {
         assert!(error.message().contains("odd"), "{what}: {error}");
         std::fs::remove_file(&odd).expect("removed");
     };
-    symlink("disk.img", &odd).expect("linked");
-    refused("a link").await;
-    mknodat(rustix::fs::CWD, &odd, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("made");
-    refused("a pipe").await;
-    std::fs::hard_link(volume.join("disk.img"), &odd).expect("linked");
-    let error = world.pull(world.order("t1", "pvc-1")).await.expect_err("a hard link");
-    assert_eq!(error.reason(), "SourceUnsupported");
+    drop(std::os::unix::net::UnixListener::bind(&odd).expect("bound"));
+    refused("a socket").await;
+    let outside = world.source.path("outside");
+    std::fs::write(&odd, "shared").expect("written");
+    std::fs::hard_link(&odd, &outside).expect("linked");
+    refused("a name outside of the volume").await;
+    if rustix::process::geteuid().is_root() {
+        let device = rustix::fs::makedev(1, 3);
+        mknodat(rustix::fs::CWD, &odd, rustix::fs::FileType::CharacterDevice, Mode::RUSR, device)
+            .expect("made");
+        refused("a device node").await;
+    }
     assert!(!world.target.path("pvc-1").exists());
 }
 

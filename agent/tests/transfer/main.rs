@@ -8,4 +8,5 @@ mod hostile;
 mod mounted;
 mod resume;
 mod tokens;
+mod tree;
 mod world;

@@ -237,7 +237,9 @@ pub fn assert_same(a: &Path, b: &Path) {
 pub fn assert_same_mounted(a: &Path, b: &Path) {
     let volume = |path: &Path| {
         let mut found = list(path);
-        found.retain(|path, _| !path.starts_with("lost+found") && !text(path).starts_with(".somersault-"));
+        found.retain(|path, _| {
+            !path.starts_with("lost+found") && !path.to_string_lossy().starts_with(".somersault-")
+        });
         found
     };
     assert_alike(a, b, &(volume(a), volume(b)));

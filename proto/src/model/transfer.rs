@@ -37,6 +37,12 @@ pub enum FileKind {
     Regular,
     /// A folder.
     Folder,
+    /// A symbolic link.
+    Symlink,
+    /// A named pipe.
+    Pipe,
+    /// A further name of a regular file.
+    Link,
 }
 
 /// One file or folder of a volume.
@@ -60,6 +66,10 @@ pub struct File {
     pub mtime_ns: u32,
     /// Where data may be: whole chunks, ascending, without overlap, within the file. The rest is a hole.
     pub data: Vec<Range>,
+    /// What a symbolic link says; of a further name the path of the file.
+    pub target: Bytes,
+    /// Extended attributes: names and values.
+    pub attributes: Vec<(Bytes, Bytes)>,
 }
 
 /// Some bytes of a file; never empty, and its end does not overflow.
@@ -174,10 +184,13 @@ impl TryFrom<v1::File> for File {
         let kind = match v1::FileKind::try_from(wire.kind) {
             Ok(v1::FileKind::Regular) => FileKind::Regular,
             Ok(v1::FileKind::Folder) => FileKind::Folder,
+            Ok(v1::FileKind::Symlink) => FileKind::Symlink,
+            Ok(v1::FileKind::Pipe) => FileKind::Pipe,
+            Ok(v1::FileKind::Link) => FileKind::Link,
             Err(_) => return Err(ModelError::invalid("kind", format!("{} is no kind of file", wire.kind))),
         };
         check_inner_path(&wire.path, kind)?;
-        let size_max = if kind == FileKind::Folder { 0 } else { FILE_BYTES_MAX };
+        let size_max = if kind == FileKind::Regular { FILE_BYTES_MAX } else { 0 };
         if wire.size_bytes > size_max {
             return Err(ModelError::invalid(
                 "size_bytes",
@@ -192,6 +205,7 @@ impl TryFrom<v1::File> for File {
         }
         let data: Vec<Range> = each("data", wire.data, limits::RANGES_MAX)?;
         check_data(&data, wire.size_bytes)?;
+        check_target(&wire.target, kind)?;
         Ok(Self {
             path: wire.path,
             kind,
@@ -202,6 +216,8 @@ impl TryFrom<v1::File> for File {
             mtime_s: wire.mtime_s,
             mtime_ns: wire.mtime_ns,
             data,
+            target: wire.target,
+            attributes: wire.attributes.into_iter().map(|each| (each.name, each.value)).collect(),
         })
     }
 }
@@ -211,6 +227,9 @@ impl From<File> for v1::File {
         let kind = match file.kind {
             FileKind::Regular => v1::FileKind::Regular,
             FileKind::Folder => v1::FileKind::Folder,
+            FileKind::Symlink => v1::FileKind::Symlink,
+            FileKind::Pipe => v1::FileKind::Pipe,
+            FileKind::Link => v1::FileKind::Link,
         };
         Self {
             path: file.path,
@@ -222,6 +241,12 @@ impl From<File> for v1::File {
             mtime_s: file.mtime_s,
             mtime_ns: file.mtime_ns,
             data: file.data.into_iter().map(Into::into).collect(),
+            target: file.target,
+            attributes: file
+                .attributes
+                .into_iter()
+                .map(|(name, value)| v1::Attribute { name, value })
+                .collect(),
         }
     }
 }
@@ -389,12 +414,29 @@ fn check_data(data: &[Range], size_bytes: u64) -> Result<(), ModelError> {
     Ok(())
 }
 
+/// What a symbolic link says may be anything that a link can say; a further name is of a file inside the volume.
+fn check_target(target: &[u8], kind: FileKind) -> Result<(), ModelError> {
+    let wrong = |why: &str| Err(ModelError::invalid("target", why));
+    match kind {
+        FileKind::Symlink if target.is_empty() || target.len() >= limits::INNER_PATH_BYTES_MAX => {
+            wrong("must have 1 to 4095 bytes")
+        }
+        FileKind::Symlink if target.contains(&0) => wrong("contains NUL"),
+        FileKind::Link => check_inner_path(target, FileKind::Regular)
+            .map_err(|_| ModelError::invalid("target", "no path inside the volume")),
+        FileKind::Regular | FileKind::Folder | FileKind::Pipe if !target.is_empty() => {
+            wrong("only links have one")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A path inside a volume never leaves it.
 fn check_inner_path(path: &[u8], kind: FileKind) -> Result<(), ModelError> {
     if path.is_empty() {
         return match kind {
             FileKind::Folder => Ok(()),
-            FileKind::Regular => Err(ModelError::Missing("path".into())),
+            _ => Err(ModelError::Missing("path".into())),
         };
     }
     if path.len() > limits::INNER_PATH_BYTES_MAX {
@@ -435,6 +477,7 @@ mod tests {
                 v1::Range { offset: 0, length: CHUNK },
                 v1::Range { offset: 2 * CHUNK, length: CHUNK + 5 },
             ],
+            ..v1::File::default()
         }
     }
 
@@ -465,6 +508,21 @@ mod tests {
             );
         }
         assert_eq!(refused(|w| w.files[1].kind = 7), "files[1].kind");
+        let link = |w: &mut v1::Manifest, kind: v1::FileKind, target: &'static [u8]| {
+            w.files[1] = v1::File { path: w.files[1].path.clone(), kind: kind.into(), ..v1::File::default() };
+            w.files[1].target = Bytes::from_static(target);
+        };
+        for (kind, target) in [
+            (v1::FileKind::Symlink, &b""[..]),
+            (v1::FileKind::Symlink, b"a\0b"),
+            (v1::FileKind::Link, b""),
+            (v1::FileKind::Link, b"../x"),
+            (v1::FileKind::Link, b"/x"),
+            (v1::FileKind::Pipe, b"x"),
+            (v1::FileKind::Regular, b"x"),
+        ] {
+            assert_eq!(refused(|w| link(w, kind, target)), "files[1].target", "{kind:?}");
+        }
         assert_eq!(refused(|w| w.files[0].size_bytes = 1), "files[0].size_bytes");
         assert_eq!(refused(|w| w.files[1].size_bytes = u64::MAX), "files[1].size_bytes");
         assert_eq!(refused(|w| w.files[1].mode = 0o120_777), "files[1].mode");

@@ -3,34 +3,49 @@
 //! A [`Manifest`] exists only after the checks: every path stays below the volume, every parent is a folder of
 //! the list, sizes and ranges are possible. Nothing behind it needs to doubt them again.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{
-    MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_RANGES, MAX_VOLUME_BYTES, chunk_count,
-    span_bytes,
+    ATTRIBUTES, MAX_ATTRIBUTE_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_RANGES,
+    MAX_VOLUME_BYTES, chunk_count, span_bytes,
 };
 
-/// The checked list of a volume's files and folders.
+/// The checked list of a volume's files, folders, links and pipes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     identity: [u8; 32],
     entries: Vec<Entry>,
 }
 
-/// A file or a folder.
+/// One name in a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Relative to the volume, empty for the volume's own folder.
     pub path: Vec<u8>,
-    /// Which of the two.
+    /// What it is.
     pub kind: Kind,
-    /// Apparent size; 0 for a folder.
+    /// Apparent size; 0 for all but a regular file.
     pub size_bytes: u64,
     /// What else is kept.
     pub metadata: Metadata,
     /// Chunks that may hold data, in order; the others are holes.
     pub data: Vec<Range<u64>>,
+    /// What few have.
+    pub extra: Option<Box<Extra>>,
 }
+
+/// What few entries have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// What a symbolic link says; of a further name the path of the file, which is in the list before it.
+    pub target: Vec<u8>,
+    /// Extended attributes, of files and folders: ACLs and capabilities among them.
+    pub attributes: Attributes,
+}
+
+/// Extended attributes by their names.
+pub type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +54,25 @@ pub enum Kind {
     Regular,
     /// A folder.
     Folder,
+    /// A symbolic link, which nobody follows.
+    Symlink,
+    /// A named pipe.
+    Pipe,
+    /// A further name of a regular file: owner, permissions, time and content are that one's.
+    Link,
+}
+
+impl Kind {
+    /// As it enters the root.
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Regular => 0,
+            Self::Folder => 1,
+            Self::Symlink => 2,
+            Self::Pipe => 3,
+            Self::Link => 4,
+        }
+    }
 }
 
 /// Owner, permissions and time of an entry.
@@ -96,6 +130,10 @@ impl Manifest {
             if count > limit { Err(ManifestError::TooMany { what, count, limit }) } else { Ok(()) }
         };
         limit("entries", entries.len(), MAX_ENTRIES)?;
+        let attributes = |entry: &Entry| -> usize {
+            entry.attributes().iter().map(|(name, value)| name.len() + value.len()).sum()
+        };
+        limit("bytes of attributes", entries.iter().map(attributes).sum(), MAX_ATTRIBUTE_BYTES)?;
         limit("data ranges", entries.iter().map(|entry| entry.data.len()).sum(), MAX_RANGES)?;
         match entries.first() {
             Some(root) if root.path.is_empty() && root.kind == Kind::Folder => {}
@@ -111,6 +149,7 @@ impl Manifest {
                 check_parent(&entries[..index], &entry.path)?;
             }
             check_entry(entry)?;
+            check_extra(entry, &entries[..index])?;
             // Each size is below 2^45 and there are at most 2^16 of them.
             total += entry.size_bytes;
             if total > MAX_VOLUME_BYTES {
@@ -151,6 +190,17 @@ impl Entry {
     pub fn may_hold_data(&self, chunk: u64) -> bool {
         let behind = self.data.partition_point(|range| range.end <= chunk);
         self.data.get(behind).is_some_and(|range| range.start <= chunk)
+    }
+
+    /// What a link points to; empty for all else.
+    pub fn target(&self) -> &[u8] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.target)
+    }
+
+    /// Its extended attributes.
+    pub fn attributes(&self) -> &Attributes {
+        static NONE: Attributes = Attributes::new();
+        self.extra.as_ref().map_or(&NONE, |extra| &extra.attributes)
     }
 
     /// The path for people: escaped, since names are hostile to terminals too.
@@ -198,8 +248,8 @@ fn check_entry(entry: &Entry) -> Result<(), ManifestError> {
     if entry.metadata.mtime_ns >= 1_000_000_000 {
         return Err(entry_error(entry, "mtime_ns", "a second or more"));
     }
-    if entry.kind == Kind::Folder && (entry.size_bytes != 0 || !entry.data.is_empty()) {
-        return Err(entry_error(entry, "size", "a folder with content"));
+    if entry.kind != Kind::Regular && (entry.size_bytes != 0 || !entry.data.is_empty()) {
+        return Err(entry_error(entry, "size", "only a regular file has content"));
     }
     if entry.size_bytes > MAX_FILE_BYTES {
         return Err(entry_error(entry, "size", "larger than any file can be"));
@@ -218,6 +268,47 @@ fn check_entry(entry: &Entry) -> Result<(), ManifestError> {
         return Err(entry_error(entry, "data", "a range beyond the end of the file"));
     }
     Ok(())
+}
+
+/// A link that leads out of the volume is content like any other: it is written as it is, and nobody follows it. A further name is
+/// of a file of the list.
+fn check_extra(entry: &Entry, before: &[Entry]) -> Result<(), ManifestError> {
+    let target = entry.target();
+    match entry.kind {
+        Kind::Symlink if target.is_empty() || target.contains(&0) || target.len() >= MAX_PATH_BYTES => {
+            return Err(entry_error(entry, "target", "not what a symbolic link can say"));
+        }
+        Kind::Symlink => {}
+        Kind::Link => {
+            let of = before.binary_search_by(|other| other.path.as_slice().cmp(target));
+            if !of.is_ok_and(|of| before[of].kind == Kind::Regular) {
+                return Err(entry_error(
+                    entry,
+                    "target",
+                    "a further name of a file that is not in the list before it",
+                ));
+            }
+        }
+        _ if !target.is_empty() => return Err(entry_error(entry, "target", "only links have one")),
+        _ => {}
+    }
+    let may_have = matches!(entry.kind, Kind::Regular | Kind::Folder);
+    for name in entry.attributes().keys() {
+        if !may_have || !is_kept(name) {
+            return Err(entry_error(entry, "attributes", "one that no copy keeps"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a copy keeps an extended attribute of this name.
+pub fn is_kept(attribute: &[u8]) -> bool {
+    let is_known = ATTRIBUTES.iter().any(|known| match known.strip_suffix(b"*") {
+        Some(prefix) => attribute.len() > prefix.len() && attribute.starts_with(prefix),
+        None => attribute == *known,
+    });
+    // XATTR_NAME_MAX of Linux is 255.
+    is_known && !attribute.contains(&0) && attribute.len() <= 255
 }
 
 fn path_error(path: &[u8], why: &'static str) -> ManifestError {
@@ -243,11 +334,35 @@ pub(super) mod tests {
         Metadata { mode: 0o640, uid: 107, gid: 107, mtime_s: 1_700_000_000, mtime_ns: 5 };
 
     pub(in super::super) fn folder(path: &str) -> Entry {
-        Entry { path: path.into(), kind: Kind::Folder, size_bytes: 0, metadata: METADATA, data: Vec::new() }
+        Entry {
+            path: path.into(),
+            kind: Kind::Folder,
+            size_bytes: 0,
+            metadata: METADATA,
+            data: Vec::new(),
+            extra: None,
+        }
     }
 
     pub(in super::super) fn file(path: &str, size_bytes: u64, data: &[Range<u64>]) -> Entry {
-        Entry { path: path.into(), kind: Kind::Regular, size_bytes, metadata: METADATA, data: data.to_vec() }
+        Entry {
+            path: path.into(),
+            kind: Kind::Regular,
+            size_bytes,
+            metadata: METADATA,
+            data: data.to_vec(),
+            extra: None,
+        }
+    }
+
+    fn linked(path: &str, kind: Kind, target: &str) -> Entry {
+        let extra = Extra { target: target.into(), ..Extra::default() };
+        Entry { kind, extra: Some(Box::new(extra)), ..file(path, 0, &[]) }
+    }
+
+    fn with_attribute(path: &str, name: &str) -> Entry {
+        let attributes = [(name.into(), b"v".to_vec())].into();
+        Entry { extra: Some(Box::new(Extra { attributes, ..Extra::default() })), ..file(path, 0, &[]) }
     }
 
     fn check(entries: Vec<Entry>) -> Result<Manifest, ManifestError> {
@@ -297,10 +412,35 @@ pub(super) mod tests {
             ("empty range", vec![folder(""), file("a", 9 << 20, &[2..2])]),
             #[allow(clippy::reversed_empty_ranges)] // what a hostile source may send
             ("negative", vec![folder(""), file("a", 9 << 20, &[4..2])]),
+            ("a link to nothing", vec![folder(""), linked("a", Kind::Symlink, "")]),
+            ("a link with a null byte", vec![folder(""), linked("a", Kind::Symlink, "x\0y")]),
+            ("a name of nothing", vec![folder(""), linked("a", Kind::Link, "b")]),
+            ("a name of what comes later", vec![folder(""), linked("a", Kind::Link, "b"), file("b", 0, &[])]),
+            ("a name of a folder", vec![folder(""), folder("a"), linked("b", Kind::Link, "a")]),
+            ("a name of a name", {
+                vec![
+                    folder(""),
+                    file("a", 0, &[]),
+                    linked("b", Kind::Link, "a"),
+                    linked("c", Kind::Link, "b"),
+                ]
+            }),
+            ("a name outside", vec![folder(""), file("a", 0, &[]), linked("b", Kind::Link, "../a")]),
+            ("below a link", vec![folder(""), linked("a", Kind::Symlink, "x"), file("a/b", 0, &[])]),
+            ("a file that is a link too", vec![folder(""), linked("a", Kind::Regular, "x")]),
+            ("a label", vec![folder(""), with_attribute("a", "security.selinux")]),
+            ("a bare prefix", vec![folder(""), with_attribute("a", "user.")]),
         ];
         for (name, entries) in refused {
             assert!(check(entries).is_err(), "{name}");
         }
+        let kept = vec![
+            folder(""),
+            with_attribute("a", "user.x"),
+            linked("b", Kind::Link, "a"),
+            linked("c", Kind::Symlink, "/../x"),
+        ];
+        assert!(check(kept).is_ok());
         let full = |name: &str| file(name, MAX_FILE_BYTES, &[]);
         let many = ["a", "b", "c", "d"].map(full).to_vec();
         assert!(check([vec![folder("")], many.clone()].concat()).is_ok());

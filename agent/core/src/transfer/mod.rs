@@ -28,7 +28,7 @@ mod session;
 pub use blocks::{BLOCK_BYTES, BlockSet, Blocks, MAX_BLOCKS};
 pub use journal::{Encoder, Head, JournalError, MAX_RECORD_BYTES, Published, Record, Replay, replay};
 pub use leaf::{Leaf, LeafTable, is_zero};
-pub use manifest::{Entry, Kind, Manifest, ManifestError, Metadata, check_path};
+pub use manifest::{Attributes, Entry, Extra, Kind, Manifest, ManifestError, Metadata, check_path, is_kept};
 pub use pressure::Pressure;
 pub use rate::{RateLimit, RateMeter};
 pub use session::{AcceptError, Held, Session, Stamp, Unit};
@@ -50,6 +50,14 @@ pub const MAX_ENTRIES: usize = 65_536;
 /// Most data ranges in a manifest; a source merges neighbours until it fits. At 16 bytes each they leave half of
 /// the largest message to the names.
 pub const MAX_RANGES: usize = 500_000;
+
+/// Extended attributes that are content, and kept; a name that ends in a star stands for all that begin so. Others belong to the
+/// host (labels that are set anew, a driver's own notes), or need rights that no agent has.
+pub const ATTRIBUTES: [&[u8]; 4] =
+    [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default", b"user.*"];
+
+/// Bytes of all attributes of a volume: a quarter of the largest message.
+pub const MAX_ATTRIBUTE_BYTES: usize = 4 << 20;
 
 /// Longest path of a file relative to its volume: `PATH_MAX` of Linux.
 pub const MAX_PATH_BYTES: usize = 4_096;

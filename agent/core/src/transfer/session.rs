@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CHUNK_BYTES, Entry, Kind, Leaf, LeafTable, MAX_CHUNKS_PER_READ, Manifest, Record, chunk_len, span_bytes,
+    CHUNK_BYTES, Entry, Leaf, LeafTable, MAX_CHUNKS_PER_READ, Manifest, Record, chunk_len, span_bytes,
 };
 
 /// What the target holds of one file.
@@ -410,21 +410,28 @@ impl Session {
             && (0..self.held.len()).all(|file| self.punches(file).is_empty())
     }
 
-    /// BLAKE3 over paths, kinds, metadata, sizes and leaves, in the manifest's order. Numbers are little-endian;
-    /// a chunk of zeroes enters as 32 zero bytes. Meaningful once the session is complete.
+    /// BLAKE3 over paths, kinds, metadata, sizes and leaves, in the manifest's order, with what few entries have where they have
+    /// it. Numbers are little-endian; a chunk of zeroes enters as 32 zero bytes. Meaningful once the session is complete.
     pub fn root(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"somersault volume 1");
         for (entry, held) in self.manifest.entries().iter().zip(&self.held) {
             hasher.update(&(entry.path.len() as u64).to_le_bytes());
             hasher.update(&entry.path);
-            hasher.update(&[u8::from(entry.kind == Kind::Folder)]);
+            hasher.update(&[entry.kind.code()]);
             let metadata = &entry.metadata;
             for number in [metadata.mode, metadata.uid, metadata.gid, metadata.mtime_ns] {
                 hasher.update(&number.to_le_bytes());
             }
             hasher.update(&metadata.mtime_s.to_le_bytes());
             hasher.update(&entry.size_bytes.to_le_bytes());
+            if let Some(extra) = &entry.extra {
+                let attributes = extra.attributes.iter().flat_map(|(name, value)| [name, value]);
+                for bytes in std::iter::once(&extra.target).chain(attributes) {
+                    hasher.update(&(bytes.len() as u64).to_le_bytes());
+                    hasher.update(bytes);
+                }
+            }
             for leaf in held.have.iter() {
                 hasher.update(leaf.as_bytes());
             }
