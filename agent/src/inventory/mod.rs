@@ -201,7 +201,7 @@ impl Sampler {
     pub fn sample(&mut self, step: &dyn Fn()) -> io::Result<RootSample> {
         let real_path = fs::canonicalize(&self.root)?;
         let root = self.open()?;
-        let room = Room::of(&root)?;
+        let filesystem = Room::of(&root)?;
         step();
         let listed_at = boottime();
         let Listing { names, unreportable, complete } = Listing::of(&root, &self.root, self.depth, step)?;
@@ -223,7 +223,7 @@ impl Sampler {
         Ok(RootSample {
             taken_at: boottime(),
             real_path,
-            room,
+            room: filesystem,
             listed_at: complete.then_some(listed_at),
             volumes: self.volumes.clone(),
         })

@@ -98,6 +98,9 @@ impl Files {
     }
 }
 
+/// What files hold, by their paths.
+type Holdings = BTreeMap<Vec<u8>, Held>;
+
 /// A chunk that is there, but perhaps not synced.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
@@ -321,8 +324,8 @@ fn make_name(data: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
 fn make_files(
     data: &OwnedFd,
     manifest: &Manifest,
-    noted: &mut BTreeMap<Vec<u8>, Held>,
-) -> Result<(BTreeMap<Vec<u8>, Held>, Vec<(OwnedFd, u64)>), TransferError> {
+    noted: &mut Holdings,
+) -> Result<(Holdings, Vec<(OwnedFd, u64)>), TransferError> {
     clean(data, manifest)?;
     check_room(data, manifest)?;
     let (mut held, mut made) = (BTreeMap::new(), Vec::new());

@@ -140,7 +140,7 @@ impl<'a> Walk<'a> {
         }
         for (path, names) in first.values() {
             let (_, stat) = &self.entries[path];
-            if u64::try_from(stat.st_nlink).unwrap_or(u64::MAX) != *names {
+            if stat.st_nlink != *names {
                 return Err(unsupported(path, "a file with another name outside of the volume"));
             }
         }

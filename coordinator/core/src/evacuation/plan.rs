@@ -184,8 +184,7 @@ pub(super) fn destination(spec: &EvacuationSpec, line: &Planned, ctx: &Context<'
         **node != spec.node && refusals.as_ref().is_none_or(|refusal| refusal(node).is_none())
     };
     let others: Vec<&NodeName> = ctx.usable.iter().filter(takes).collect();
-    let root = |node: &NodeName| root_of(ctx.fleet.reports.get(node)?, &classes);
-    let room = |node: &&NodeName| root(node).map(migration::room_in);
+    let room = |node: &&NodeName| root_of(ctx.fleet.reports.get(*node)?, &classes).map(migration::room_in);
     let enough = others.iter().filter_map(|node| Some((room(node)?, *node)));
     let roomiest = enough
         .filter(|(bytes, _)| *bytes >= line.bytes)

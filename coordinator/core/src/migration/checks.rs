@@ -3,7 +3,7 @@
 
 use super::{Check, Context, Destination, DiskMove, Guest, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
-use crate::fleet::{Fixed, Fleet, Instance, Owner, StorageRoot, pods_words};
+use crate::fleet::{DiskImage, Fixed, Fleet, Instance, Owner, StorageRoot, VolumeMode, folder, pods_words};
 use crate::names::{Key, Uid};
 
 /// A planned migration, and what was found on the way.
@@ -52,7 +52,7 @@ pub(super) fn preflight(
             return Preflight { checks: vec![failed("DisksMovable", &refusal)], disks: Err(refusal) };
         }
     };
-    let mut checks = vec![passed("DisksMovable", describe(&disks))];
+    let mut checks = vec![passed("DisksMovable", describe(&disks)), passed("DisksKnown", sizes(&disks, ctx))];
     let asked = Asked { key, spec, disks: &disks, ctx };
     for (name, question) in PREFLIGHT {
         match question(&asked) {
@@ -238,6 +238,32 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
 
 /// Room that stays free on the target beside the copies: a filesystem filled to the brim hurts its neighbours.
 const TARGET_RESERVE_PERCENT: u64 = 5;
+
+/// How large each disk is, and what it is.
+fn sizes(disks: &[DiskMove], ctx: &Context<'_>) -> String {
+    let known = |disk: &DiskMove| {
+        if disk.reading.is_some() {
+            let what = match disk.new.mode {
+                VolumeMode::Block => "a block device",
+                VolumeMode::Filesystem => "a volume that nobody looks into before the VM has stopped",
+            };
+            return format!("{}: {what}, of {} bytes", disk.claim.name, disk.new.capacity_bytes);
+        }
+        let report = ctx.fleet.reports.get(&disk.source_node);
+        let Some(usage) = report.and_then(|report| report.usage.get(folder(&disk.source_path))) else {
+            return format!("{}: not reported yet", disk.claim.name);
+        };
+        let what = match usage.disk_image {
+            DiskImage::Present => "a disk image",
+            DiskImage::Untold => "a folder that no listing tells of",
+            // One of before the first start, or of files of the guest's own.
+            DiskImage::Absent | DiskImage::Vanished => "a folder in which no disk.img was seen",
+        };
+        let (size, on_disk) = (usage.apparent_bytes, usage.allocated_bytes);
+        format!("{}: {what}, of {size} bytes, {on_disk} of them allocated", disk.claim.name)
+    };
+    disks.iter().map(known).collect::<Vec<_>>().join("; ")
+}
 
 /// Bytes that copies may take in a root.
 pub(crate) fn room_in(root: &StorageRoot) -> u64 {

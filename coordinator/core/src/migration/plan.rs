@@ -437,7 +437,7 @@ fn disk_move(
     let name = volume_name(migration, uid, &source);
     let is_device = source.volume.mode == VolumeMode::Block;
     let root = target.root.as_ref().filter(|_| !is_device);
-    if is_device && !ctx.fleet.reports.get(&target.node).is_some_and(|report| report.pods.is_some()) {
+    if is_device && ctx.fleet.reports.get(&target.node).is_none_or(|report| report.pods.is_none()) {
         let message = format!(
             "volume {} is a block device, and the agent of node {} may not reach the pods that hold such (component movers of \
              Somersault's deploy/)",

@@ -328,11 +328,11 @@ fn disk(finding: &DiskFinding) -> common::DiskFinding {
 pub fn migration(view: &MigrationView) -> (crd::VolumeMigrationStatus, Vec<Verdict>) {
     let record = &view.record;
     // Of one that is over, what was copied.
-    let copied = |disk: &DiskMove| {
+    let of_disk = |disk: &DiskMove| {
         let total_bytes = disk.copied.as_ref()?.total_bytes;
         Some((disk.claim.clone(), CopyView { done_bytes: total_bytes, total_bytes, rate_bytes_per_s: 0 }))
     };
-    let mut copies: BTreeMap<Key, CopyView> = record.disks.iter().filter_map(copied).collect();
+    let mut copies: BTreeMap<Key, CopyView> = record.disks.iter().filter_map(of_disk).collect();
     if !record.phase.is_final() || copies.is_empty() {
         copies.clone_from(&view.copies);
     }

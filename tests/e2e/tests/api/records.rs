@@ -71,7 +71,7 @@ pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
     }
 }
 
-pub fn evacuation(epoch: u64, complete: bool) -> EvacuationRecord {
+pub fn evacuation(uid: &str, epoch: u64, complete: bool) -> EvacuationRecord {
     let planned = Planned {
         migration: shop("evac-web"),
         subject: shop("web"),
@@ -81,7 +81,14 @@ pub fn evacuation(epoch: u64, complete: bool) -> EvacuationRecord {
         state: PlanState::PreCopied,
         message: "waits for a word".into(),
     };
-    EvacuationRecord { name: EMPTY.into(), epoch, plan: vec![planned], complete, message: "one to go".into() }
+    EvacuationRecord {
+        name: EMPTY.into(),
+        uid: uid.into(),
+        epoch,
+        plan: vec![planned],
+        complete,
+        message: "one to go".into(),
+    }
 }
 
 fn moved(uid: &str, phase: Phase) -> Record {
@@ -92,6 +99,11 @@ fn moved(uid: &str, phase: Phase) -> Record {
 pub async fn uid_of_the_move(bed: &Bed) -> Result<String> {
     let object = bed.get("VolumeMigration", MOVE).await?;
     object["metadata"]["uid"].as_str().map(str::to_owned).context("the migration has no uid")
+}
+
+pub async fn uid_of_the_evacuation(bed: &Bed) -> Result<String> {
+    let object = bed.get("Evacuation", EMPTY).await?;
+    object["metadata"]["uid"].as_str().map(str::to_owned).context("the evacuation has no uid")
 }
 
 async fn commit(bed: &Bed, record: &Record) -> Result<(), ClusterError> {
@@ -152,7 +164,7 @@ pub async fn come_back_as_stored(bed: &Bed) -> Result<()> {
         commit(bed, &record).await?;
         ensure!(bed.writer.records().await?.contains(&record), "{record:?} came back otherwise");
     }
-    let plan = Record::Evacuation(evacuation(EPOCH, false));
+    let plan = Record::Evacuation(evacuation(&uid_of_the_evacuation(bed).await?, EPOCH, false));
     commit(bed, &plan).await?;
     // A restarted coordinator finds the same.
     let found = bed.another_writer().records().await?;

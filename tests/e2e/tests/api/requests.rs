@@ -61,6 +61,7 @@ pub async fn made_once(bed: &Bed) -> Result<()> {
     bed.refused(&nowhere, "its namespace does not exist", "VolumeMigration", "evac-web").await?;
 
     let evacuation = EvacuationSpec {
+        uid: "".into(),
         node: NODE.into(),
         disk: Some("vda".into()),
         destination: Some(Destination::Class("nfs".into())),

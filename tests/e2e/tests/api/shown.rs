@@ -19,7 +19,9 @@ use somersault_coordinator_core::view::{
 
 use crate::bed::{Bed, NODE};
 use crate::claims::shop;
-use crate::records::{EMPTY, EPOCH, MOVE, evacuation, fence, migration, uid_of_the_move};
+use crate::records::{
+    EMPTY, EPOCH, MOVE, evacuation, fence, migration, uid_of_the_evacuation, uid_of_the_move,
+};
 
 /// An epoch in which nothing was shown yet.
 const SHOWN: u64 = EPOCH + 1;
@@ -249,7 +251,7 @@ pub async fn recoveries(bed: &Bed) -> Result<()> {
 pub async fn migrations_and_evacuations(bed: &Bed) -> Result<()> {
     bed.writer.records().await?;
     let record = migration(&uid_of_the_move(bed).await?, EPOCH + 2, Phase::PreCopying);
-    let plan = evacuation(EPOCH + 2, false);
+    let plan = evacuation(&uid_of_the_evacuation(bed).await?, EPOCH + 2, false);
     for record in [Record::Migration(Box::new(record.clone())), Record::Evacuation(plan.clone())] {
         bed.writer.commit(&record, EPOCH + 2, EPOCH + 2).await?;
     }

@@ -14,6 +14,7 @@
 //! copying ahead, and the confirmation while a probe is not answered. A second VM's migration waits in one of these while the
 //! same failure hits the first one's.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -156,6 +157,8 @@ pub fn at(bed: &Bed, phase: &str, failure: Failure) -> Result<()> {
 struct Stage<'a> {
     bed: &'a Bed,
     vms: Vec<Staged>,
+    /// Of stages before: the objects that told of them were deleted with those, and their folders were not.
+    old_folders: BTreeSet<String>,
 }
 
 struct Staged {
@@ -176,10 +179,11 @@ impl<'a> Stage<'a> {
         let began = Instant::now();
         bed.wait_whole(RUN_DEADLINE)?;
         let node = bed.node_without_leader()?;
+        let old_folders = folders(bed)?.into_iter().map(|(_, name)| name).collect();
         wukong::start(bed, &node, wukongs)?;
         let staged = |wukong: &&'static Wukong| Staged { wukong, node: node.clone(), left: Vec::new() };
         eprintln!("   staged within {} s", began.elapsed().as_secs());
-        Ok(Self { bed, vms: wukongs.iter().map(staged).collect() })
+        Ok(Self { bed, vms: wukongs.iter().map(staged).collect(), old_folders })
     }
 
     /// Interrupts the first VM's migration at the first phase, and the second one's, at the same moment, at the second.
@@ -303,14 +307,13 @@ impl<'a> Stage<'a> {
         })?;
         until("no folder of a copy is left over", RUN_DEADLINE, &[], || {
             let volumes = names(&bed.api().list(Kind::VOLUME, "", "")?);
-            for node in bed.nodes() {
-                let root = bed.cluster().path_on(&node, ROOT)?;
-                for folder in std::fs::read_dir(root)? {
-                    let name = folder?.file_name().to_string_lossy().into_owned();
-                    ensure!(!name.ends_with(".partial"), "{name} is left over on {node}");
-                    let is_known = !name.starts_with("smst-") || volumes.contains(&name);
-                    ensure!(is_known, "{name} is left over on {node}, and no volume is there");
-                }
+            for (node, name) in folders(bed)? {
+                ensure!(!name.ends_with(".partial"), "{name} is left over on {node}");
+                let is_ours = name.starts_with("smst-") && !self.old_folders.contains(&name);
+                ensure!(
+                    !is_ours || volumes.contains(&name),
+                    "{name} is left over on {node}, and is no volume"
+                );
             }
             Ok(Some(()))
         })?;
@@ -320,6 +323,17 @@ impl<'a> Stage<'a> {
         }
         Ok(())
     }
+}
+
+/// What lies on the nodes' disks beside the volumes' objects: nodes, and names.
+fn folders(bed: &Bed) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for node in bed.nodes() {
+        for folder in std::fs::read_dir(bed.cluster().path_on(&node, ROOT)?)? {
+            found.push((node.clone(), folder?.file_name().to_string_lossy().into_owned()));
+        }
+    }
+    Ok(found)
 }
 
 /// Lets one that waits for somebody go on.
