@@ -42,6 +42,8 @@ pub(super) struct Migration {
     broken: u32,
     /// We have led since before the claims were swapped: no start on the new volumes was missed.
     watched: bool,
+    /// It had a node since it may start on its new volumes: it may have written there, whatever becomes of it.
+    had_node: bool,
     /// The start field was given back in this phase.
     pub(super) restored: bool,
     /// Claims and holders of ours that were deleted in this phase.
@@ -60,6 +62,7 @@ impl Migration {
     pub(super) fn new(now: BootTime, serial: u64, record: MigrationRecord, spec: MigrationSpec) -> Self {
         Self {
             watched: record.phase < Phase::Swapping,
+            had_node: false,
             record,
             spec,
             committing: None,
@@ -142,6 +145,7 @@ impl Migration {
             let why = Refusal::new("ActionFailed", std::mem::take(&mut self.record.message));
             return self.undo(ctx, &why);
         }
+        self.had_node |= self.record.phase >= Phase::Starting && self.has_node(ctx);
         if self.record.phase == Phase::Confirming && self.is_running(ctx) {
             self.running_at.get_or_insert(now);
         }
@@ -155,6 +159,7 @@ impl Migration {
             dry_runs: &self.dry_runs,
             broken: self.broken,
             watched: self.watched,
+            had_node: self.had_node,
             restored: self.restored,
             unstaged: &self.unstaged,
             refused: self.failures > ACTION_FAILURES_MAX,
@@ -209,6 +214,11 @@ impl Migration {
         let mut effects = self.ask(now, step.actions);
         effects.extend(step.orders);
         effects
+    }
+
+    fn has_node(&self, ctx: &Context<'_>) -> bool {
+        let vm = self.spec.vm_key(&self.record.key).and_then(|key| ctx.fleet.vms.get(&key));
+        vm.is_some_and(|vm| vm.node().is_some())
     }
 
     fn is_running(&self, ctx: &Context<'_>) -> bool {

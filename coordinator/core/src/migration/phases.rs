@@ -62,6 +62,8 @@ pub(super) struct Moment<'a> {
     pub broken: u32,
     /// We have led since before the claims were swapped: no start on the new volumes was missed.
     pub watched: bool,
+    /// The VM had a node since the start was given back.
+    pub had_node: bool,
     /// The start field was given back in this phase.
     pub restored: bool,
     /// Claims and holders of ours that were deleted in this phase.

@@ -392,6 +392,29 @@ fn what_the_guest_had_before_is_waited_for() {
     assert!(downtime < 60_000, "the guest's boot is counted: {downtime:?}");
 }
 
+/// It has written to its new volumes: whoever stops it before its guest was seen does not get the old ones back.
+#[test]
+fn a_vm_that_ran_and_was_stopped_before_its_guest_was_seen_is_not_put_back() {
+    let mut world = asked();
+    while world.phase("m") != Phase::Stopping {
+        world.round();
+    }
+    world.faults.guest_silent = true;
+    while world.phase("m") != Phase::Confirming {
+        world.round();
+    }
+    world.rounds(5);
+    assert!(world.fleet.vms[&key("vm")].instance.is_some(), "it runs");
+    world.set_run("vm", crate::fleet::RunStrategy::Halted);
+    let phase = world.run(900, "m");
+    let record = &world.store[&key("m")];
+    assert_eq!((phase, record.reason.as_deref()), (Phase::Failed, Some("NotRunning")), "{record:?}");
+    for claim in ["vm-system", "vm-data"] {
+        let volume = &world.fleet.claims[&key(claim)].volume.as_ref().expect("bound").0;
+        assert!(volume.starts_with("smst-"), "{claim} is on {volume}, without what the VM has written");
+    }
+}
+
 /// The data is whole and the VM runs: the migration has succeeded, and a person hears of what is missing.
 #[test]
 fn a_guest_that_stays_silent_is_told_of() {

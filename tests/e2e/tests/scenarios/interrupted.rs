@@ -241,6 +241,11 @@ impl<'a> Stage<'a> {
                 format!("{failure:?} at {hit}, meant for {phase}, which ended {end}: {status}")
             })?;
         }
+        // What somebody was told of is his.
+        let is_told = |name: &String| {
+            ends.iter().any(|end| end["message"].as_str().is_some_and(|said| said.contains(name.as_str())))
+        };
+        self.old_folders.extend(folders(bed)?.into_iter().map(|(_, name)| name).filter(is_told));
         self.nothing_is_left_over()?;
         stage::without_migrations(bed)?;
         let (reached, all) = (reached.as_secs(), began.elapsed().as_secs());

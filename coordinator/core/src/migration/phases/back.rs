@@ -28,8 +28,8 @@ impl Moment<'_> {
         let disks = &self.record.disks;
         // It can run on its new volumes, and may have done so between two looks: only a VM that was watched and was not
         // scheduled all the time that it was wanted to has not.
-        let never_ran =
-            self.watched && !self.is_scheduled() && self.record.reason.as_deref() == Some(NOT_SCHEDULED);
+        let was_started = self.record.reason.as_deref() == Some(NOT_SCHEDULED);
+        let never_ran = self.watched && !self.had_node && !self.is_scheduled() && was_started;
         if claims::all_new(disks, self.ctx) && !never_ran {
             return Next::Enter(Phase::Starting, vec![]);
         }
@@ -68,8 +68,10 @@ impl Moment<'_> {
             Err(refusal) if cleared => return Next::Fail(refusal),
             Err(_) => return Next::Need(clearing),
         }
-        let never_ran = self.watched || claims::never_all_new(disks, self.ctx);
-        let unused = claims::unused(disks, never_ran, self.ctx);
+        let never_all_new = claims::never_all_new(disks, self.ctx);
+        let never_ran = self.watched || never_all_new;
+        // What is removed nobody gets back. One that was wanted to run keeps its copies, however surely it was not seen to.
+        let unused = claims::unused(disks, never_all_new || self.watched && !was_started, self.ctx);
         if !unused.is_empty() && !self.copies.removed(self.now) {
             return Next::RemoveCopies(unused);
         }
@@ -89,10 +91,12 @@ impl Moment<'_> {
         let cancelled = self.record.reason.as_deref() == Some("Cancelled");
         let volumes = staging::left_over(disks, self.ctx.fleet);
         let mut left: Vec<_> = volumes.iter().map(|name| format!("volume {name}, on Retain")).collect();
-        if self.copies.are_left() {
-            let below_root = disks.iter().filter(|disk| disk.staging.is_none());
-            left.extend(below_root.map(|disk| format!("{} on node {}", disk.new.path, disk.target_node)));
-        }
+        let all_stay = was_started || self.copies.are_left();
+        let stays = |disk: &&DiskMove| {
+            disk.staging.is_none() && (all_stay || self.ctx.fleet.volumes.contains_key(&disk.new.name))
+        };
+        let folder = |disk: &DiskMove| format!("{} on node {}", disk.new.path, disk.target_node);
+        left.extend(disks.iter().filter(stays).map(folder));
         let learnt = (!left.is_empty()).then_some(Learnt::LeftOver(left));
         let phase = if cancelled { Phase::Cancelled } else { Phase::RolledBack };
         Next::Enter(phase, learnt.into_iter().collect())

@@ -44,7 +44,7 @@ impl Moment<'_> {
             return WAIT;
         }
         let seconds = START_WAIT_MAX.as_secs();
-        if instance.is_some_and(|instance| instance.node.is_some()) {
+        if self.had_node || instance.is_some_and(|instance| instance.node.is_some()) {
             let message = format!(
                 "the VM was scheduled and is not Running after {seconds} s; both volumes are kept, and it may have written to the new ones: look at the instance, then decide"
             );
