@@ -73,6 +73,10 @@ pub(crate) struct Faults {
     pub taken_by_force: bool,
     /// Copies begin and do not end.
     pub copies_hang: bool,
+    /// No agent does anything, or says anything: they are killed, or their nodes are off.
+    pub agents_silent: bool,
+    /// The API server takes nothing.
+    pub api_away: bool,
     /// Rounds until a claim of ours and its pod are made, or deleted.
     pub slow_stages: u32,
     /// Questions that a guest does not answer as it should before it does.
@@ -326,7 +330,7 @@ impl World {
             Effect::Commit(Record::Migration(record)) => {
                 let key = RecordKey::Migration(record.key.clone());
                 let object = self.requests.migrations.get(&record.key);
-                if object.is_none_or(|object| object.uid != record.uid) {
+                if self.faults.api_away || object.is_none_or(|object| object.uid != record.uid) {
                     self.inbox.push(Input::CommitRefused(key));
                 } else {
                     self.inbox.push(Input::Committed(key));
@@ -336,6 +340,10 @@ impl World {
             Effect::Commit(Record::Evacuation(record)) => {
                 self.inbox.push(Input::Committed(RecordKey::Evacuation(record.name.clone())));
                 self.evacuation_store.insert(record.name.clone(), record);
+            }
+            Effect::Act(action) if self.faults.api_away => {
+                let why = "the API server does not answer".to_owned();
+                self.inbox.push(Input::ActionFailed { action, why });
             }
             Effect::Act(action @ (Action::StopVm { .. } | Action::RestoreStart { .. }))
                 if self.faults.slow_starts > 0 =>

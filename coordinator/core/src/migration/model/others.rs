@@ -4,6 +4,9 @@ use super::*;
 
 impl World {
     pub(super) fn agents(&mut self) {
+        if self.faults.agents_silent {
+            return;
+        }
         for (order, (node, what)) in std::mem::take(&mut self.copies) {
             let state = match &what {
                 Order::Pull { .. } if self.faults.copies_hang => {

@@ -74,7 +74,7 @@ fn a_quota_of_the_destinations_class_counts_all_disks() {
     let bytes = "nfs.storageclass.storage.k8s.io/requests.storage";
     for (hard, end) in [(8 * GIB, Phase::Succeeded), (8 * GIB - 1, Phase::Failed)] {
         let mut world = World::new();
-        world.ask("m", super::super::model::to_class("vm", "nfs"));
+        world.ask("m", to_class("vm", "nfs"));
         quota(&mut world, bytes, hard);
         assert_eq!(world.run(ROUNDS, "m"), end, "{hard}: {:?}", world.store);
         assert_whole(&world, end, bytes);
@@ -92,7 +92,7 @@ fn a_quota_that_is_over_its_limit_keeps_the_vm_running() {
         ["persistentvolumeclaims", "local-path.storageclass.storage.k8s.io/persistentvolumeclaims"]
     {
         let mut world = World::new();
-        world.ask("m", super::super::model::to_class("vm", "nfs"));
+        world.ask("m", to_class("vm", "nfs"));
         quota(&mut world, resource, 1);
         assert_eq!(world.run(ROUNDS, "m"), Phase::Failed, "{resource}");
         assert_eq!(reason(&world), Some("QuotaWouldBeExceeded"));
