@@ -562,7 +562,7 @@ proptest! {
             let class = to_class.filter(|class| *class != "nfs").unwrap_or("local-path");
             world.ask("m", all_to_class("vm", class));
         } else if let Some(class) = to_class {
-            world.ask("m", to_class("vm", class));
+            world.ask("m", super::model::to_class("vm", class));
         }
         world.faults.wukong_recreates = recreates;
         for (rounds, event) in events {
