@@ -7,7 +7,7 @@ use super::cleanup::{Cleanup, Moves, OldVolume};
 use super::copies::{Copies, Way};
 use super::dry_run::{DryRun, DryRuns};
 use super::guest::Asking;
-use super::phases::{Learnt, Moment, Next};
+use super::phases::{Learnt, Moment, Next, Seen};
 use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading, staging};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Record, Severity, Subject};
@@ -40,10 +40,8 @@ pub(super) struct Migration {
     failures: u32,
     /// How often a claim's lock was taken away during the last copy.
     broken: u32,
-    /// We have led since before the claims were swapped: no start on the new volumes was missed.
-    watched: bool,
-    /// It had a node since it may start on its new volumes: it may have written there, whatever becomes of it.
-    had_node: bool,
+    /// What we have seen of the VM since the claims were swapped.
+    seen: Seen,
     /// The start field was given back in this phase.
     pub(super) restored: bool,
     /// Claims and holders of ours that were deleted in this phase.
@@ -61,8 +59,7 @@ pub(super) struct Migration {
 impl Migration {
     pub(super) fn new(now: BootTime, serial: u64, record: MigrationRecord, spec: MigrationSpec) -> Self {
         Self {
-            watched: record.phase < Phase::Swapping,
-            had_node: false,
+            seen: if record.phase < Phase::Swapping { Seen::NoNode } else { Seen::NotAll },
             record,
             spec,
             committing: None,
@@ -145,7 +142,9 @@ impl Migration {
             let why = Refusal::new("ActionFailed", std::mem::take(&mut self.record.message));
             return self.undo(ctx, &why);
         }
-        self.had_node |= self.record.phase >= Phase::Starting && self.has_node(ctx);
+        if matches!(self.record.phase, Phase::Starting | Phase::Confirming) && self.has_node(ctx) {
+            self.seen = Seen::HadNode;
+        }
         if self.record.phase == Phase::Confirming && self.is_running(ctx) {
             self.running_at.get_or_insert(now);
         }
@@ -158,8 +157,7 @@ impl Migration {
             asking: &self.asking,
             dry_runs: &self.dry_runs,
             broken: self.broken,
-            watched: self.watched,
-            had_node: self.had_node,
+            seen: self.seen,
             restored: self.restored,
             unstaged: &self.unstaged,
             refused: self.failures > ACTION_FAILURES_MAX,

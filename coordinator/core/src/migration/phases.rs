@@ -60,10 +60,8 @@ pub(super) struct Moment<'a> {
     pub dry_runs: &'a DryRuns,
     /// How often a lock was taken away.
     pub broken: u32,
-    /// We have led since before the claims were swapped: no start on the new volumes was missed.
-    pub watched: bool,
-    /// The VM had a node since the start was given back.
-    pub had_node: bool,
+    /// What we have seen of the VM since the claims were swapped.
+    pub seen: Seen,
     /// The start field was given back in this phase.
     pub restored: bool,
     /// Claims and holders of ours that were deleted in this phase.
@@ -94,6 +92,17 @@ pub(super) enum Next {
     Undo(Refusal),
     /// A person must look; nothing more is touched.
     Fail(Refusal),
+}
+
+/// What a leader has seen of a VM since its claims were swapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Not all: another one led when they were.
+    NotAll,
+    /// It had no node: no start on the new volumes was missed.
+    NoNode,
+    /// It had a node, and may have written to its new volumes, whatever becomes of it.
+    HadNode,
 }
 
 /// What goes into the record with a new phase.

@@ -1,6 +1,6 @@
 //! Back to the old volumes: what was made goes, and what was found is given back.
 
-use super::{GIVE_UP_AFTER, LET_GO_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next};
+use super::{GIVE_UP_AFTER, LET_GO_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next, Seen};
 use crate::migration::staging::{self, Clearing};
 use crate::migration::{DiskMove, Phase, Refusal, claims, reading};
 
@@ -29,7 +29,8 @@ impl Moment<'_> {
         // It can run on its new volumes, and may have done so between two looks: only a VM that was watched and was not
         // scheduled all the time that it was wanted to has not.
         let was_started = self.record.reason.as_deref() == Some(NOT_SCHEDULED);
-        let never_ran = self.watched && !self.had_node && !self.is_scheduled() && was_started;
+        let was_watched = self.seen == Seen::NoNode;
+        let never_ran = was_watched && !self.is_scheduled() && was_started;
         if claims::all_new(disks, self.ctx) && !never_ran {
             return Next::Enter(Phase::Starting, vec![]);
         }
@@ -69,9 +70,9 @@ impl Moment<'_> {
             Err(_) => return Next::Need(clearing),
         }
         let never_all_new = claims::never_all_new(disks, self.ctx);
-        let never_ran = self.watched || never_all_new;
+        let never_ran = was_watched || never_all_new;
         // What is removed nobody gets back. One that was wanted to run keeps its copies, however surely it was not seen to.
-        let unused = claims::unused(disks, never_all_new || self.watched && !was_started, self.ctx);
+        let unused = claims::unused(disks, never_all_new || was_watched && !was_started, self.ctx);
         if !unused.is_empty() && !self.copies.removed(self.now) {
             return Next::RemoveCopies(unused);
         }

@@ -1,6 +1,6 @@
 //! The VM was started on its new volumes: does it run where it should, and is its guest as it was?
 
-use super::{GUEST_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next, START_WAIT_MAX, WAIT};
+use super::{GUEST_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next, START_WAIT_MAX, Seen, WAIT};
 use crate::fleet::Instance;
 use crate::migration::guest::PROBE_ANSWERED;
 use crate::migration::{Phase, Refusal, checks, guest};
@@ -44,12 +44,12 @@ impl Moment<'_> {
             return WAIT;
         }
         let seconds = START_WAIT_MAX.as_secs();
-        if self.had_node || instance.is_some_and(|instance| instance.node.is_some()) {
+        if self.seen == Seen::HadNode || instance.is_some_and(|instance| instance.node.is_some()) {
             let message = format!(
                 "the VM was scheduled and is not Running after {seconds} s; both volumes are kept, and it may have written to the new ones: look at the instance, then decide"
             );
             Next::Fail(Refusal::new("NotRunning", message))
-        } else if self.watched {
+        } else if self.seen == Seen::NoNode {
             let message =
                 format!("the VM was not scheduled within {seconds} s; it goes back to its old volumes");
             Next::Undo(Refusal::new(NOT_SCHEDULED, message))
