@@ -328,3 +328,31 @@ fn imported_from(spec: &DataVolumeSpec, namespace: &str) -> Option<String> {
     let source = spec.source.as_ref()?;
     IMAGE_SOURCES.into_iter().chain(["imageio", "vddk"]).find_map(|field| url(source, field))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn shared_and_read_only_claims_are_told_apart_from_those_that_may_move() {
+        let spec: InstanceSpec = serde_json::from_value(json!({
+            "domain": { "devices": { "disks": [
+                { "name": "root", "disk": {} },
+                { "name": "quorum", "disk": {}, "shareable": true },
+                { "name": "other", "disk": {}, "shareable": false },
+            ] } },
+            "volumes": [
+                { "name": "root", "persistentVolumeClaim": { "claimName": "web-root" } },
+                { "name": "quorum", "persistentVolumeClaim": { "claimName": "web-quorum", "readOnly": true } },
+                { "name": "other", "dataVolume": { "name": "web-other" } },
+                { "name": "iso", "persistentVolumeClaim": { "claimName": "web-iso", "readOnly": true } },
+                { "name": "seed", "cloudInitNoCloud": { "userData": "x" } },
+            ],
+        }))
+        .expect("a spec");
+        let expected = [("web-iso", Fixed::ReadOnly), ("web-quorum", Fixed::Shareable)];
+        assert_eq!(fixed(&spec), expected.map(|(claim, why)| (claim.to_owned(), why)).into());
+    }
+}

@@ -303,7 +303,7 @@ pub async fn a_shared_volume(bed: &Bed) -> Result<()> {
         forgotten(bed, &name).await?;
     }
     let (name, create) = shared("nfs-nowhere");
-    bed.refused(&create, "name no server and share", VOLUME, &name).await?;
+    bed.refused(&create, "names no server and share", VOLUME, &name).await?;
     let (name, create) = shared("no-class");
     bed.refused(&create, "StorageClass no-class does not exist", VOLUME, &name).await
 }
