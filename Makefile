@@ -174,7 +174,7 @@ soak: setup-demo
 	@if [ "$$(id -u)" = 0 ] && command -v go > /dev/null; then $(MAKE) --no-print-directory soak-on-cluster; \
 	  else echo "SKIPPED each failure at each phase of a migration on a Kubernetes cluster: it needs root and Go"; fi
 
-# An hour and a half.
+# Forty minutes where nothing else runs.
 soak-on-cluster: setup-cluster image-test
 	SOMERSAULT_SOAK=1 cargo test --workspace --locked --test scenarios -- --include-ignored migration_interrupted_everywhere
 
