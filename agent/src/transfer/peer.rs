@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt;
 use somersault_agent_core::transfer::{
-    Attributes, CHUNK_BYTES, Entry, Extra, Kind, Leaf, Manifest, Metadata, chunk_count,
+    CHUNK_BYTES, Entry, Extra, Kind, Leaf, Manifest, Metadata, chunk_count,
 };
 use somersault_proto::model::{self, Have, Pull, TRANSFER_MESSAGE_BYTES_MAX, TRANSFER_VERSION};
 use somersault_proto::v1::{self, transfer_client::TransferClient};
@@ -243,16 +242,12 @@ fn core_manifest(wire: v1::Manifest) -> Result<Manifest, TransferError> {
             mtime_ns: file.mtime_ns,
         },
         data: file.data.iter().map(|range| range.offset / CHUNK_BYTES..chunk_count(range.end())).collect(),
-        extra: extra(&file.target, &file.attributes),
+        extra: Extra::of(
+            file.target.to_vec(),
+            file.attributes.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
+        ),
     });
     Ok(Manifest::new(identity, entries.collect())?)
-}
-
-fn extra(target: &[u8], attributes: &[(Bytes, Bytes)]) -> Option<Box<Extra>> {
-    let attributes: Attributes =
-        attributes.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-    let any = !target.is_empty() || !attributes.is_empty();
-    any.then(|| Box::new(Extra { target: target.to_vec(), attributes }))
 }
 
 fn index(file: usize) -> Result<u32, TransferError> {

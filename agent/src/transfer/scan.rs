@@ -46,7 +46,8 @@ pub(super) fn scan(volume: BorrowedFd<'_>, top: Top) -> Result<Scanned, Transfer
     let mut found = Walk { volume, top, entries: BTreeMap::new(), ranges: 0 };
     let attributes = attributes_of(volume, b"")?;
     let root = stat_of(volume, b"")?;
-    let root_entry = Entry { extra: extra(Vec::new(), attributes), ..named(Vec::new(), Kind::Folder, &root) };
+    let root_entry =
+        Entry { extra: Extra::of(Vec::new(), attributes), ..named(Vec::new(), Kind::Folder, &root) };
     found.entries.insert(Vec::new(), (root_entry, root));
     found.folders()?;
     found.name_further_names()?;
@@ -133,7 +134,7 @@ impl<'a> Walk<'a> {
                 None => _ = first.insert(stat.st_ino, (path.clone(), 1)),
                 Some((of, names)) => {
                     *names += 1;
-                    let extra = extra(of.clone(), Attributes::new());
+                    let extra = Extra::of(of.clone(), Attributes::new());
                     *entry = Entry { extra, ..named(path.clone(), Kind::Link, stat) };
                 }
             }
@@ -182,7 +183,7 @@ impl<'a> Walk<'a> {
                 FileType::RegularFile => self.file(path)?,
                 FileType::Directory => {
                     let inner = open(self.volume, &path, OFlags::DIRECTORY)?;
-                    let extra = extra(Vec::new(), attributes_of(&inner, &path)?);
+                    let extra = Extra::of(Vec::new(), attributes_of(&inner, &path)?);
                     let stat = stat_of(inner.as_fd(), &path)?;
                     let entry = Entry { extra, ..named(path.clone(), Kind::Folder, &stat) };
                     self.entries.insert(path.clone(), (entry, stat));
@@ -191,7 +192,7 @@ impl<'a> Walk<'a> {
                 FileType::Symlink => {
                     let target = rustix::fs::readlinkat(&folder, item.file_name(), Vec::new())
                         .map_err(|error| read_failed(&path, error))?;
-                    let extra = extra(target.into_bytes(), Attributes::new());
+                    let extra = Extra::of(target.into_bytes(), Attributes::new());
                     let entry = Entry { extra, ..named(path.clone(), Kind::Symlink, &stat) };
                     self.entries.insert(path, (entry, stat));
                 }
@@ -223,7 +224,7 @@ impl<'a> Walk<'a> {
         let data =
             extents::data_chunks(&file, size_bytes, limit).map_err(|error| read_failed(&path, error))?;
         self.ranges += data.len();
-        let extra = extra(Vec::new(), attributes);
+        let extra = Extra::of(Vec::new(), attributes);
         let entry = Entry { size_bytes, data, extra, ..named(path.clone(), Kind::Regular, &stat) };
         self.entries.insert(path, (entry, stat));
         Ok(())
@@ -238,11 +239,6 @@ fn named(path: Vec<u8>, kind: Kind, stat: &Stat) -> Entry {
         metadata.mode = 0o777;
     }
     Entry { path, kind, size_bytes: 0, metadata, data: Vec::new(), extra: None }
-}
-
-fn extra(target: Vec<u8>, attributes: Attributes) -> Option<Box<Extra>> {
-    let any = !target.is_empty() || !attributes.is_empty();
-    any.then(|| Box::new(Extra { target, attributes }))
 }
 
 /// Opens for reading without touching the access time, where we may.

@@ -44,6 +44,14 @@ pub struct Extra {
     pub attributes: Attributes,
 }
 
+impl Extra {
+    /// `None` where there is nothing of it.
+    pub fn of(target: Vec<u8>, attributes: Attributes) -> Option<Box<Self>> {
+        let any = !target.is_empty() || !attributes.is_empty();
+        any.then(|| Box::new(Self { target, attributes }))
+    }
+}
+
 /// Extended attributes by their names.
 pub type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
 

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ACTION_RETRY, Disruption, EvacuationSpec, free_name, numbered};
+use super::{ACTION_RETRY, Disruption, EvacuationSpec, free_name};
 use crate::BootTime;
 use crate::io::{Action, Effect, Notice, Severity, Subject};
 use crate::migration::Context;
@@ -49,7 +49,7 @@ impl Drains {
             }
             let there = |name: &String| ctx.requests.evacuations.contains_key(name);
             let asked = self.asked.get(node);
-            let inherited = !self.looked && there(&numbered(&format!("{CAUSE}-{node}"), 1));
+            let inherited = !self.looked && there(&format!("{CAUSE}-{node}"));
             if inherited || asked.is_some_and(|(name, _)| there(name)) {
                 self.answered.insert(node.clone());
                 continue;

@@ -94,9 +94,10 @@ pub(super) fn any_going(disks: &[DiskMove], ctx: &Context<'_>) -> bool {
 
 /// The objects of volumes that nobody needs any more: the locks, and new volumes that no claim ever had.
 pub(super) fn leftovers(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
-    let unused = |volume: &Volume| volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none());
     let locks = disks.iter().map(lock).filter(|lock| ctx.fleet.volumes.contains_key(lock));
-    forget_new(disks, unused, ctx).chain(locks.map(|volume| Action::ForgetVolume { volume })).collect()
+    forget_new(disks, was_never_bound, ctx)
+        .chain(locks.map(|volume| Action::ForgetVolume { volume }))
+        .collect()
 }
 
 /// Some new volume was made and never bound by any claim: the VM cannot have run on the new ones, for that takes all of them.
@@ -113,12 +114,14 @@ pub(super) fn given_back(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
 /// New volumes below roots whose objects are about to be forgotten: [`leftovers`], and where `never_ran` what was
 /// [`given_back`].
 pub(super) fn unused(disks: &[DiskMove], never_ran: bool, ctx: &Context<'_>) -> BTreeSet<VolumeName> {
-    let is_unused = |volume: &Volume| {
-        let never_bound = volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none());
-        never_bound || never_ran && is_given_back(volume, ctx)
-    };
+    let is_unused = |volume: &Volume| was_never_bound(volume) || never_ran && is_given_back(volume, ctx);
     let below_root = disks.iter().filter(|disk| disk.staging.is_none()).map(|disk| &disk.new.name);
     below_root.filter(|name| ctx.fleet.volumes.get(*name).is_some_and(is_unused)).cloned().collect()
+}
+
+/// No claim ever had it.
+fn was_never_bound(volume: &Volume) -> bool {
+    volume.claim.as_ref().is_none_or(|claim| claim.uid.is_none())
 }
 
 /// The claim that had it is gone.

@@ -10,6 +10,7 @@ use super::guest::Asking;
 use super::phases::{Learnt, Moment, Next, Seen};
 use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, checks, reading, staging};
 use crate::BootTime;
+use crate::fleet::Vm;
 use crate::io::{Action, Effect, Notice, Record, Severity, Subject};
 use crate::view::{MigrationView, RemovalView};
 
@@ -214,14 +215,16 @@ impl Migration {
         effects
     }
 
+    fn vm<'a>(&self, ctx: &Context<'a>) -> Option<&'a Vm> {
+        self.spec.vm_key(&self.record.key).and_then(|key| ctx.fleet.vms.get(&key))
+    }
+
     fn has_node(&self, ctx: &Context<'_>) -> bool {
-        let vm = self.spec.vm_key(&self.record.key).and_then(|key| ctx.fleet.vms.get(&key));
-        vm.is_some_and(|vm| vm.node().is_some())
+        self.vm(ctx).is_some_and(|vm| vm.node().is_some())
     }
 
     fn is_running(&self, ctx: &Context<'_>) -> bool {
-        let instance =
-            self.spec.vm_key(&self.record.key).and_then(|key| ctx.fleet.vms.get(&key)?.instance.as_ref());
+        let instance = self.vm(ctx).and_then(|vm| vm.instance.as_ref());
         instance.is_some_and(|instance| instance.phase == "Running")
     }
 
