@@ -2,12 +2,13 @@
 //! from where only kubelets mount them. A claim and a pod of ours hold each while it is written or read, and leave nothing
 //! behind.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use somersault_test_cluster::until;
 use somersault_test_e2e::api::Kind;
 use somersault_test_e2e::bed::{Bed, VMS};
@@ -29,6 +30,8 @@ const AGAIN: &str = "local-path-again";
 const WRITE_DEADLINE: Duration = Duration::from_mins(1);
 /// What a copy keeps in a volume while it runs.
 const PARTIAL: &str = ".somersault-";
+/// Label of claims, pods and aliases that are there for a copy only.
+const STAGING: &str = "somersault.novasphere.dev/staging";
 
 pub fn by_provisioners(bed: &Bed) -> Result<()> {
     let node = bed.node_without_leader()?;
@@ -79,15 +82,7 @@ pub fn back_from_where_kubelets_mount(bed: &Bed) -> Result<()> {
     let old = bound_volume(bed, &claim)?;
     let before = bed.api().get(Kind::VOLUME, "", &old)?;
     bed.plugin(&["migrate", DB.name, "-n", VMS, "--to-class", "local-path", "--pre-copy-only"])?;
-    let migration = until("the copy waits for a word", WRITE_DEADLINE * 2, &[bed.standin_log()], || {
-        let migration = of_vm(bed, DB.name)?;
-        let status = &migration["status"];
-        let copied = status["progress"]["totalBytes"]
-            .as_u64()
-            .is_some_and(|total| total > 0 && status["progress"]["doneBytes"] == total);
-        ensure!(status["phase"] == "PreCopying" && copied, "{}: {}", status["phase"], status["message"]);
-        Ok(Some(migration))
-    })?;
+    let migration = copied_ahead(bed, DB.name)?;
     let alias =
         migration["status"]["disks"][0]["reading"].as_str().context("it is read from a root")?.to_owned();
     nothing_of_ours(bed)?;
@@ -214,13 +209,7 @@ pub fn cancelled(bed: &Bed) -> Result<()> {
     let claim = format!("{}-disk", DB.name);
     let old = bound_volume(bed, &claim)?;
     bed.plugin(&["migrate", DB.name, "-n", VMS, "--to-class", AGAIN, "--pre-copy-only"])?;
-    let migration = until("the copy waits for a word", WRITE_DEADLINE * 2, &[], || {
-        let migration = of_vm(bed, DB.name)?;
-        let progress = &migration["status"]["progress"];
-        let copied = progress["totalBytes"].as_u64().is_some_and(|total| progress["doneBytes"] == total);
-        let waits = migration["status"]["phase"] == "PreCopying" && copied;
-        Ok(waits.then_some(migration))
-    })?;
+    let migration = copied_ahead(bed, DB.name)?;
     let disk = &migration["status"]["disks"][0];
     let new = disk["newVolume"]["name"].as_str().context("no new volume")?;
     let target = disk["targetNode"].as_str().context("no target")?;
@@ -241,6 +230,88 @@ pub fn cancelled(bed: &Bed) -> Result<()> {
     stage.undisturbed(WRITE_DEADLINE)
 }
 
+/// The pods that hold a volume for the agents are lost: one is deleted by force as soon as it runs, while the VM does, and all
+/// processes of the next one are killed in the last copy.
+pub fn holders_killed(bed: &Bed) -> Result<()> {
+    let node = bed.node_without_leader()?;
+    let mut stage = Stage::set(bed, &node, &[DB])?;
+    classes(bed, &node)?;
+    let claim = format!("{}-disk", DB.name);
+    let old = bound_volume(bed, &claim)?;
+    let mut lost = BTreeSet::new();
+    bed.plugin(&["migrate", DB.name, "-n", VMS, "--to-class", MOUNTED, "--pre-copy-only"])?;
+    evict(bed, &mut lost)?;
+    let migration = copied_ahead(bed, DB.name)?;
+    let name = migration["metadata"]["name"].as_str().context("a migration without a name")?;
+    bed.api().merge(Kind::MIGRATION, VMS, name, &json!({"spec": {"preCopyOnly": false}}))?;
+    kill(&holder(bed, &mut lost)?)?;
+    let migration = succeeded(bed, DB.name)?;
+    let disk = &migration["status"]["disks"][0];
+    eprintln!("   {} holders were lost; {}", lost.len(), disk["copied"]);
+    let target = disk["targetNode"].as_str().context("no target")?;
+    let new = bound_volume(bed, &claim)?;
+    ensure!(new != old && disk["newVolume"]["name"] == new.as_str(), "the claim has {new}: {disk}");
+    nothing_is_left(bed, &new, target)?;
+    stage.moved(&DB, target)?;
+    stage.wait_writes(&DB, WRITE_DEADLINE)?;
+    stage.judge()
+}
+
+/// Waits until all was copied once, and the VM is not stopped for the rest.
+fn copied_ahead(bed: &Bed, vm: &str) -> Result<Value> {
+    until("the copy waits for a word", WRITE_DEADLINE * 2, &[bed.standin_log()], || {
+        let migration = of_vm(bed, vm)?;
+        let status = &migration["status"];
+        let total = status["progress"]["totalBytes"].as_u64().filter(|total| *total > 0);
+        let copied = total.is_some_and(|total| status["progress"]["doneBytes"] == total);
+        ensure!(status["phase"] == "PreCopying" && copied, "{}: {}", status["phase"], status["message"]);
+        Ok(Some(migration))
+    })
+}
+
+/// Waits for a holder that runs and was not lost before.
+fn holder(bed: &Bed, lost: &mut BTreeSet<String>) -> Result<Value> {
+    let found = until("a pod of ours holds a volume", WRITE_DEADLINE * 2, &[], || {
+        let pods = bed.cluster().ask(&["get", "pods", "-A", "-l", STAGING, "-o", "json"])?;
+        let pods: Value = serde_json::from_str(&pods)?;
+        let all = pods["items"].as_array().context("no list")?;
+        let is_new = |pod: &&Value| {
+            let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+            pod["status"]["phase"] == "Running" && !lost.contains(uid)
+        };
+        Ok(all.iter().find(is_new).cloned())
+    })?;
+    lost.insert(found["metadata"]["uid"].as_str().context("a pod without uid")?.to_owned());
+    Ok(found)
+}
+
+/// As a node's eviction ends it, and without a grace.
+fn evict(bed: &Bed, lost: &mut BTreeSet<String>) -> Result<()> {
+    let pod = holder(bed, lost)?;
+    let name = |field: &str| pod["metadata"][field].as_str().context("a pod without a name");
+    let (namespace, name) = (name("namespace")?, name("name")?);
+    bed.cluster().ask(&["-n", namespace, "delete", "pod", name, "--grace-period=0", "--force"]).map(drop)
+}
+
+/// Kills what runs in a pod.
+fn kill(pod: &Value) -> Result<()> {
+    // As both drivers of cgroups write it.
+    let uid = pod["metadata"]["uid"].as_str().context("a pod without uid")?;
+    let names = [uid.to_owned(), uid.replace('-', "_")];
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
+        // One that has just ended has none.
+        let group = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+        let pid = process.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if names.iter().any(|name| group.contains(name.as_str())) {
+            killed += usize::from(Command::new("kill").args(["-9", pid]).status()?.success());
+        }
+    }
+    ensure!(killed > 0, "nothing runs in {}", pod["metadata"]["name"]);
+    Ok(())
+}
+
 /// The volume of a claim.
 pub fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
     let claim = bed.api().get(Kind::CLAIM, VMS, claim)?;
@@ -249,10 +320,9 @@ pub fn bound_volume(bed: &Bed, claim: &str) -> Result<String> {
 
 /// No claim, no pod, no alias of ours.
 fn nothing_of_ours(bed: &Bed) -> Result<()> {
-    let label = "somersault.novasphere.dev/staging";
     for kind in ["pods", "persistentvolumeclaims", "persistentvolumes"] {
         until("our claim, our pod and our alias are gone", WRITE_DEADLINE, &[], || {
-            let left = bed.cluster().ask(&["get", kind, "-A", "-l", label, "-o", "name"])?;
+            let left = bed.cluster().ask(&["get", kind, "-A", "-l", STAGING, "-o", "name"])?;
             ensure!(left.trim().is_empty(), "left over: {left}");
             Ok(Some(()))
         })?;

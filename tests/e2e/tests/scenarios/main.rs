@@ -63,6 +63,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_disk_comes_back_from_network_storage", Short, migration::back_from_network),
     ("disks_move_to_volumes_that_provisioners_make", Short, made::by_provisioners),
     ("a_disk_comes_back_from_where_only_kubelets_mount_it", Short, made::back_from_where_kubelets_mount),
+    ("a_disk_moves_though_the_pods_that_hold_it_are_killed", Short, made::holders_killed),
     ("a_block_device_moves_to_another_node", Short, made::of_a_device),
     ("a_volume_that_was_made_for_a_cancelled_migration_goes", Long, made::cancelled),
     ("a_node_is_emptied_while_the_leader_changes", Short, migration::of_a_node),
