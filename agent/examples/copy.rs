@@ -175,6 +175,7 @@ impl Pair {
             token: String::new(),
             final_copy: false,
             rate_limit_bytes_per_s: None,
+            accept_unreadable: false,
         };
         let target = agents.remove(1).1;
         Ok(Self { target, order, to: to.to_owned(), _certs: certs, signer, claims })

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use somersault_agent_core::book::{Admission, Book, Refusal};
-use somersault_proto::model::limits::MESSAGE_BYTES_MAX;
 use somersault_proto::model::{
     AbsolutePath, Address, FailureReason, FromAgent, NodeName, Order, OrderKind, ProbeAnswer, Progress,
     ProgressState, Pull,
@@ -34,8 +33,13 @@ const MESSAGES_MAX: usize = 256;
 const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
 
 /// The end of an order that copies nothing.
-const NOTHING_COPIED: ProgressState =
-    ProgressState::Done { root_hash: [0; 32], total_bytes: 0, sent_bytes: 0, elapsed: Duration::ZERO };
+const NOTHING_COPIED: ProgressState = ProgressState::Done {
+    root_hash: [0; 32],
+    total_bytes: 0,
+    sent_bytes: 0,
+    elapsed: Duration::ZERO,
+    unreadable: None,
+};
 
 /// Takes orders and tells how they fare.
 #[derive(Clone)]
@@ -138,6 +142,7 @@ impl Orders {
             token: pull.token,
             final_copy: pull.final_copy,
             rate_limit_bytes_per_s: pull.rate_limit_bytes_per_s,
+            accept_unreadable: pull.accept_unreadable,
         };
         let copying = self.inner.transfers.pull(request, told);
         tokio::pin!(copying);
@@ -163,6 +168,7 @@ impl Orders {
                     total_bytes: done.total_bytes,
                     sent_bytes: done.sent_bytes,
                     elapsed: done.elapsed,
+                    unreadable: done.unreadable,
                 };
                 self.close(&id, progress(&id, state));
             }
@@ -235,12 +241,6 @@ fn progress(id: &str, state: ProgressState) -> FromAgent {
     FromAgent::Progress(Progress { order: id.to_owned(), state })
 }
 
-/// The message is cut and cleaned: it may quote what a peer or a volume says, and a message that the coordinator
-/// refuses would close the session.
 fn failed(id: &str, reason: FailureReason, message: &str) -> FromAgent {
-    let mut clean: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    while clean.len() > MESSAGE_BYTES_MAX {
-        clean.pop();
-    }
-    progress(id, ProgressState::Failed { reason, message: clean })
+    progress(id, ProgressState::Failed { reason, message: message.to_owned() })
 }

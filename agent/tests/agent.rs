@@ -276,6 +276,7 @@ async fn a_volume_is_pulled_on_order_and_its_end_is_remembered() {
         token: coordinator.signer.sign(&claims).expect("signed"),
         r#final: true,
         rate_limit_bytes_per_s: 0,
+        accept_unreadable: false,
     };
     // Orders go to every session here; the source refuses, since it is not the node that the token names.
     coordinator.order("pull-1", Kind::Pull(pull.clone()));
@@ -356,6 +357,7 @@ async fn orders_are_refused_with_a_reason_and_repeated_ones_answered() {
         token: "a.b.c".to_owned(),
         r#final: true,
         rate_limit_bytes_per_s: 0,
+        accept_unreadable: false,
     };
     coordinator.order("pull", Kind::Pull(pull));
     let outcome = coordinator.outcome("pull").await;

@@ -28,12 +28,15 @@ pub fn order_state(state: &model::ProgressState) -> io::OrderState {
                 rate_bytes_per_s: *rate_bytes_per_s,
             }
         }
-        model::ProgressState::Done { root_hash, total_bytes, sent_bytes, elapsed } => io::OrderState::Done {
-            root_hash: *root_hash,
-            total_bytes: *total_bytes,
-            sent_bytes: *sent_bytes,
-            elapsed: *elapsed,
-        },
+        model::ProgressState::Done { root_hash, total_bytes, sent_bytes, elapsed, unreadable } => {
+            io::OrderState::Done {
+                root_hash: *root_hash,
+                total_bytes: *total_bytes,
+                sent_bytes: *sent_bytes,
+                elapsed: *elapsed,
+                unreadable: unreadable.clone(),
+            }
+        }
         model::ProgressState::Failed { reason, message } => {
             io::OrderState::Failed { reason: reason.to_string(), message: message.clone() }
         }

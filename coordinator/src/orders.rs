@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use somersault_coordinator_core::BootTime;
 use somersault_coordinator_core::io;
+use somersault_coordinator_core::migration::Unreadable;
 use somersault_coordinator_core::names;
 use somersault_proto::model::{self, Address, NodeName, OrderKind, ProgressState, Pull};
 use somersault_proto::token::{Claims, TOKEN_LIFETIME, TokenSigner};
@@ -160,7 +161,7 @@ fn wire_kind(
     address_of: &impl Fn(&NodeName) -> Option<Address>,
 ) -> Result<Option<OrderKind>, OrderError> {
     Ok(match order {
-        io::Order::Pull { transfer, source_node, source_path, target_path, final_ } => {
+        io::Order::Pull { transfer, source_node, source_path, target_path, final_, unreadable } => {
             let source_node: NodeName = source_node.as_str().parse()?;
             let Some(source_address) = address_of(&source_node) else { return Ok(None) };
             let claims = Claims {
@@ -180,6 +181,7 @@ fn wire_kind(
                 token: signer.sign(&claims).map_err(OrderError::Token)?,
                 final_copy: *final_,
                 rate_limit_bytes_per_s: None,
+                accept_unreadable: *unreadable == Unreadable::Zeroes,
             }))
         }
         io::Order::CancelPull { transfer, drop_partial, target_path } => Some(OrderKind::CancelPull {
@@ -220,6 +222,7 @@ mod tests {
             source_path: "/srv/a".into(),
             target_path: "/srv/b".into(),
             final_: true,
+            unreadable: Unreadable::Fail,
         }
     }
 

@@ -107,6 +107,8 @@ pub(super) struct Written {
     pub(super) file: usize,
     pub(super) chunk: u64,
     pub(super) settled: Settled,
+    /// It is what the source has. Where zeroes stand for what that could not read, each try asks for it again.
+    pub(super) whole: bool,
     pub(super) handle: Arc<OwnedFd>,
 }
 
@@ -198,7 +200,8 @@ impl Copying {
             let (first, last) = (group[0].chunk, group[group.len() - 1].chunk + 1);
             drop_cache(&group[0].handle, first * CHUNK_BYTES, (last - first) * CHUNK_BYTES);
         }
-        self.note(written.chunk_by(|a, b| a.file == b.file && a.chunk + 1 == b.chunk).flat_map(records))
+        let joined = |a: &Written, b: &Written| (a.file, a.chunk + 1, a.whole) == (b.file, b.chunk, b.whole);
+        self.note(written.chunk_by(joined).flat_map(records))
     }
 
     /// Appends to the journal.
@@ -258,8 +261,14 @@ impl Copying {
         Ok(())
     }
 
-    /// Gives the verified copy its final name. `folder` is what the volume's own folder has at the source.
-    pub(super) fn publish(&self, root: [u8; 32], folder: &Entry) -> Result<(), TransferError> {
+    /// Gives the verified copy its final name. `folder` is what the volume's own folder has at the source; `unreadable` what
+    /// the copy has zeroes for, which whoever asks for the published copy again is to be told, too.
+    pub(super) fn publish(
+        &self,
+        root: [u8; 32],
+        folder: &Entry,
+        unreadable: Option<String>,
+    ) -> Result<(), TransferError> {
         let place = &self.partial.place;
         let (volume, fingerprint) = match &self.files.medium {
             Medium::Device(device) => (&place.root, device.state()?),
@@ -270,7 +279,8 @@ impl Copying {
         };
         let inode =
             rustix::fs::fstat(volume).map_err(|error| self.partial.failed("cannot look into", error))?.st_ino;
-        self.note([Record::Publishing(Published { inode, fingerprint, root })])?;
+        let publishing = Record::Publishing(Published { inode, fingerprint, root });
+        self.note(unreadable.map(Record::Unreadable).into_iter().chain([publishing]))?;
         self.partial.publish(folder)
     }
 }
@@ -366,7 +376,7 @@ fn records(run: &[Written]) -> impl Iterator<Item = Record> + '_ {
     run.chunks(RECORD_LEAVES).map(|part| Record::Leaves {
         file: u32::try_from(part[0].file).unwrap_or(u32::MAX),
         first: part[0].chunk,
-        settled: true,
+        settled: part[0].whole,
         leaves: part.iter().map(|written| written.settled.leaf()).collect(),
     })
 }

@@ -23,8 +23,8 @@ use super::copying::{Copying, Written};
 use super::io::Pool;
 use super::lanes::{self, Lane};
 use super::meter::Meter;
-use super::peer::{Ask, Chunks, Connection, Peer};
-use super::received::{Expected, Settled, Sink, Taken, wire_bytes};
+use super::peer::{Again, Ask, Chunks, Connection, Peer};
+use super::received::{Bad, Expected, Settled, Sink, Taken, wire_bytes};
 use super::scan::shown;
 use super::target::join;
 use super::unreadable::Unreadable;
@@ -70,24 +70,26 @@ impl Fetch {
     }
 
     /// Fetches everything that is not settled: what can be read first, and what a disk could not read once more at last, piece
-    /// by piece. What has been written when it fails is noted all the same.
-    pub(super) async fn run(&self, session: &mut Session) -> Result<(), TransferError> {
+    /// by piece. What has been written when it fails is noted all the same. Returns what cannot be read and was taken as
+    /// zeroes, which is nothing unless somebody accepts that.
+    pub(super) async fn run(&self, session: &mut Session, accept: bool) -> Result<Unreadable, TransferError> {
         let bad = self.pass(session, None).await?;
         if bad.is_empty() {
-            return Ok(());
+            return Ok(bad);
         }
         tracing::warn!(%bad, "the source could not read all; trying that again");
-        let bad = self.pass(session, Some(bad.units().collect())).await?;
-        if bad.is_empty() { Ok(()) } else { Err(bad.report(session.manifest())) }
+        let again = if accept { Again::Salvage } else { Again::Whole };
+        let bad = self.pass(session, Some((bad.units().collect(), again))).await?;
+        if bad.is_empty() || accept { Ok(bad) } else { Err(bad.report(session.manifest())) }
     }
 
     /// Fetches these chunks, or all that are not settled. Returns what the source cannot read.
     async fn pass(
         &self,
         session: &mut Session,
-        mut again: Option<VecDeque<Unit>>,
+        again: Option<(VecDeque<Unit>, Again)>,
     ) -> Result<Unreadable, TransferError> {
-        let thorough = again.is_some();
+        let (mut units, again) = again.unzip();
         let (sender, mut written) = mpsc::channel(WRITTEN_AHEAD);
         let mut unreadable = Unreadable::default();
         let mut checkpoints = Checkpoints::new(self.copying.clone(), session.manifest().data_bytes());
@@ -97,11 +99,11 @@ impl Fetch {
         let mut idle: Vec<usize> = (0..self.lanes.len()).collect();
         let result = loop {
             while let Some(number) = idle.last().copied()
-                && let Some(unit) = again.as_mut().map_or_else(|| session.next_unit(), VecDeque::pop_front)
+                && let Some(unit) = units.as_mut().map_or_else(|| session.next_unit(), VecDeque::pop_front)
             {
                 idle.pop();
                 let (lane, connection) = &self.lanes[number];
-                let request = self.request(session, unit, connection, thorough);
+                let request = self.request(session, unit, connection, again);
                 let run = request.run(sender.clone());
                 requests.spawn_on(async move { run.await.map(|()| number) }, lane.handle());
             }
@@ -132,7 +134,13 @@ impl Fetch {
         result.and(noted).map(|()| unreadable)
     }
 
-    fn request(&self, session: &Session, unit: Unit, connection: &Connection, thorough: bool) -> Request {
+    fn request(
+        &self,
+        session: &Session,
+        unit: Unit,
+        connection: &Connection,
+        again: Option<Again>,
+    ) -> Request {
         let Unit { file, chunks } = unit;
         let manifest = session.manifest();
         let mut entry = manifest.entries()[file].clone();
@@ -152,7 +160,7 @@ impl Fetch {
             entry,
             expected: chunks.iter().cloned().flatten().map(expected).collect(),
             chunks,
-            thorough,
+            again,
         }
     }
 
@@ -164,17 +172,18 @@ impl Fetch {
         arrived: Arrived,
     ) {
         self.meter.worked(CHUNK_BYTES);
-        let Arrived { file, chunk, taken, handle } = arrived;
-        match taken {
-            Taken::Settled(settled) => {
-                match settled {
-                    Settled::Written(leaf) => session.accept(file, chunk, leaf),
-                    Settled::Same(_) => session.same(file, chunk),
-                }
-                self.meter.set_done(session.settled_bytes());
-                checkpoints.add(Written { file, chunk, settled, handle });
+        let Arrived { file, chunk, bad, settled, handle } = arrived;
+        let whole = bad.is_none();
+        if let Some(Bad(ranges, why)) = bad {
+            unreadable.note(file, chunk, ranges, why);
+        }
+        if let Some(settled) = settled {
+            match settled {
+                Settled::Written(leaf) => session.accept(file, chunk, leaf),
+                Settled::Same(_) => session.same(file, chunk),
             }
-            Taken::Unreadable(ranges, why) => unreadable.note(file, chunk, ranges, why),
+            self.meter.set_done(session.settled_bytes());
+            checkpoints.add(Written { file, chunk, settled, whole, handle });
         }
     }
 }
@@ -184,7 +193,10 @@ impl Fetch {
 struct Arrived {
     file: usize,
     chunk: u64,
-    taken: Taken,
+    /// What of it the source cannot read.
+    bad: Option<Bad>,
+    /// It is there: with zeroes for that, where those are accepted.
+    settled: Option<Settled>,
     handle: Arc<OwnedFd>,
 }
 
@@ -200,8 +212,8 @@ struct Request {
     entry: Entry,
     chunks: Vec<Range<u64>>,
     expected: Vec<Expected>,
-    /// Whether it is a second try.
-    thorough: bool,
+    /// Of a second try, what is wanted.
+    again: Option<Again>,
 }
 
 impl Request {
@@ -215,14 +227,29 @@ impl Request {
             offer.as_ref().map(|offer| offer.have(expected.chunk, size_bytes))
         });
         let asked = Ask { file: self.file, identity: self.identity, size_bytes, chunks: &self.chunks };
-        let mut stream = self.connection.read(&asked, have.collect(), self.thorough).await?;
+        let mut stream = self.connection.read(&asked, have.collect(), self.again).await?;
         let sink = Sink { entry, file: &handle, kept: &kept, pool: &self.pool };
         for (expected, offer) in self.expected.iter().zip(&offers) {
             let chunk = self.next(&mut stream, expected).await?;
             // Before it is written, so that what was written is always told.
             let Ok(place) = arrived.reserve().await else { return Err(TransferError::Cancelled) };
             let taken = sink.take(&chunk, expected, offer.as_ref())?;
-            place.send(Arrived { file: self.file, chunk: expected.chunk, taken, handle: handle.clone() });
+            let (bad, settled) = match taken {
+                Taken::Settled(settled) => (None, Some(settled)),
+                Taken::Unreadable(bad) if self.again == Some(Again::Salvage) => {
+                    let chunk = self.next(&mut stream, expected).await?;
+                    match sink.take(&chunk, expected, offer.as_ref())? {
+                        Taken::Settled(settled) => (Some(bad), Some(settled)),
+                        Taken::Unreadable(_) => {
+                            let why = format!("twice that {} is unreadable", shown(&entry.path));
+                            return Err(TransferError::SourceInvalid(why));
+                        }
+                    }
+                }
+                Taken::Unreadable(bad) => (Some(bad), None),
+            };
+            let (file, chunk, handle) = (self.file, expected.chunk, handle.clone());
+            place.send(Arrived { file, chunk, bad, settled, handle });
         }
         if stream.next().await?.is_some() {
             let why = format!("more chunks of {} than asked for", shown(&entry.path));

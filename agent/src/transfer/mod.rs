@@ -150,7 +150,7 @@ pub struct PullProgress {
 }
 
 /// A copy that is complete; a final one is verified and published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PullDone {
     /// BLAKE3 over sizes, leaves and metadata.
     pub root_hash: [u8; 32],
@@ -162,6 +162,8 @@ pub struct PullDone {
     pub elapsed: Duration,
     /// How long until all of it was on the disk, before it was read back from there.
     pub until_durable: Duration,
+    /// What the source could not read, by file and range, in words: the copy has zeroes there, as the order accepts.
+    pub unreadable: Option<String>,
 }
 
 /// The transfers of one agent, as source and as target.

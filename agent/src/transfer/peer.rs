@@ -59,6 +59,15 @@ pub(super) struct Ask<'a> {
     pub(super) chunks: &'a [Range<u64>],
 }
 
+/// A second try at what could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// All of it is wanted, or nothing.
+    Whole,
+    /// Zeroes are taken for what cannot be read even so.
+    Salvage,
+}
+
 /// Who is asked, by which right, and how long is waited for an answer.
 #[derive(Clone, Debug)]
 struct Caller {
@@ -127,7 +136,7 @@ impl Connection {
         &self,
         ask: &Ask<'_>,
         have: Vec<Have>,
-        thorough: bool,
+        again: Option<Again>,
     ) -> Result<Chunks, TransferError> {
         let request = v1::ReadRequest {
             token: self.caller.token.clone(),
@@ -136,7 +145,8 @@ impl Connection {
             identity: ask.identity.to_vec().into(),
             have: have.into_iter().map(Into::into).collect(),
             version: TRANSFER_VERSION,
-            thorough,
+            thorough: again.is_some(),
+            salvage: again == Some(Again::Salvage),
         };
         let request = frames::request(http::Uri::from_static(frames::READ), &request);
         let mut channel = self.channel.clone();

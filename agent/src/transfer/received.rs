@@ -6,7 +6,8 @@
 //!   Zeroes  ── the leaf is that of zeroes           ──► a hole
 //!   Data    ── its blocks merge to the leaf         ──► written; zeroes in it stay holes
 //!   Changed ── with the blocks that we have (of zeroes, where we have nothing) they do ──► those that differ are written
-//!   Unreadable                                      ──► nothing is written; it is asked for again at last
+//!   Unreadable                                      ──► nothing is written; it is asked for again at last, and then, where
+//!                                                       somebody accepts that, comes with zeroes, as any of these
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -79,9 +80,13 @@ pub(super) enum Settled {
 pub(super) enum Taken {
     /// It is there.
     Settled(Settled),
-    /// The source cannot read all of it: which bytes of the file, and why. Nothing was written.
-    Unreadable(Vec<Range>, String),
+    /// The source cannot read all of it. Nothing was written.
+    Unreadable(Bad),
 }
+
+/// What a source cannot read of a chunk: which bytes of the file, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bad(pub(super) Vec<Range>, pub(super) String);
 
 impl Settled {
     pub(super) fn leaf(self) -> Leaf {
@@ -128,7 +133,7 @@ impl Sink<'_> {
         };
         let leaf = match &chunk.content {
             ChunkContent::Unreadable(ranges, why) => {
-                return Ok(Taken::Unreadable(ranges.clone(), why.clone()));
+                return Ok(Taken::Unreadable(Bad(ranges.clone(), why.clone())));
             }
             ChunkContent::Same => {
                 let offer = offer.ok_or_else(|| wrong("it is said to be the same as nothing"))?;

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! What a disk cannot read, or not in time, is told as unreadable, and the rest goes on: what can be had of a dying disk comes
-//! first. The target asks for the remainder at last, and then it is read in pieces.
+//! first. The target asks for the remainder at last, and then it is read in pieces. Where it says that it takes zeroes for what
+//! cannot be read even so, the chunk with those follows the word of what is unreadable.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -59,6 +60,8 @@ pub(super) struct Wanted {
     pub(super) in_parts: bool,
     /// Whether what cannot be read is tried piece by piece.
     pub(super) thorough: bool,
+    /// Whether zeroes are wanted for what cannot be read.
+    pub(super) salvage: bool,
 }
 
 /// What a target has of some chunks, by their numbers.
@@ -114,7 +117,8 @@ pub(super) fn answer(
 ) -> impl Stream<Item = Result<Chunk, Status>> + Send + 'static {
     let left = wanted.chunks.iter().cloned().flatten().collect();
     let work = Arc::new(Work { file, wanted, means });
-    let answer = Answer { receiver: work.clone().start(VecDeque::clone(&left)), work, left };
+    let receiver = work.clone().start(VecDeque::clone(&left));
+    let answer = Answer { receiver, work, left, second: None };
     stream::unfold(answer, move |mut answer| {
         let _held = &permit;
         async move { answer.next().await.map(|item| (item, answer)) }
@@ -125,14 +129,28 @@ pub(super) fn answer(
 struct Answer {
     work: Arc<Work>,
     left: VecDeque<u64>,
-    receiver: mpsc::Receiver<Result<Chunk, TransferError>>,
+    receiver: mpsc::Receiver<Result<Said<Chunk>, TransferError>>,
+    /// The second message of a chunk.
+    second: Option<Chunk>,
+}
+
+/// What is said of a chunk: the chunk, or what of it is unreadable, and then, where it is wanted, the chunk with zeroes there.
+struct Said<T>(T, Option<T>);
+
+impl<T> Said<T> {
+    fn map<U>(self, mut change: impl FnMut(T) -> U) -> Said<U> {
+        Said(change(self.0), self.1.map(change))
+    }
 }
 
 impl Answer {
     /// The next chunk. A read that does not come back is left to itself, with its thread; another one goes on behind it.
     async fn next(&mut self) -> Option<Result<Chunk, Status>> {
+        if let Some(second) = self.second.take() {
+            return Some(Ok(second));
+        }
         let chunk = *self.left.front()?;
-        let item = match timeout(self.work.means.patience, self.receiver.recv()).await {
+        let said = match timeout(self.work.means.patience, self.receiver.recv()).await {
             Ok(Some(item)) => item,
             Ok(None) => return Some(Err(Status::internal("the agent stops"))),
             Err(_) => {
@@ -146,10 +164,14 @@ impl Answer {
             }
         };
         self.left.pop_front();
-        if item.is_err() {
+        if said.is_err() {
             self.left.clear();
         }
-        Some(item.map_err(TransferError::into_status))
+        let said = said.map(|Said(first, second)| {
+            self.second = second;
+            first
+        });
+        Some(said.map_err(TransferError::into_status))
     }
 }
 
@@ -162,7 +184,7 @@ struct Work {
 
 impl Work {
     /// A thread that sends these chunks, in order.
-    fn start(self: Arc<Self>, chunks: VecDeque<u64>) -> mpsc::Receiver<Result<Chunk, TransferError>> {
+    fn start(self: Arc<Self>, chunks: VecDeque<u64>) -> mpsc::Receiver<Result<Said<Chunk>, TransferError>> {
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         let running = self.means.stuck.running();
         tokio::task::spawn_blocking(move || {
@@ -171,11 +193,12 @@ impl Work {
             for chunk in chunks {
                 let began = Instant::now();
                 let read = self.file.chunk(chunk, &self.wanted, &self.means.pool);
-                let item = read.map(|read| if self.wanted.in_parts { packer.pack(read) } else { read });
-                let failed = item.is_err();
+                let pack = |read| if self.wanted.in_parts { packer.pack(read) } else { read };
+                let said = read.map(|said| said.map(pack).map(Read::into_wire));
+                let failed = said.is_err();
                 let worked = began.elapsed();
                 let handed_over = Instant::now();
-                if sender.blocking_send(item.map(Read::into_wire)).is_err() || failed {
+                if sender.blocking_send(said).is_err() || failed {
                     return;
                 }
                 let bytes = chunk_len(self.file.entry.size_bytes, chunk);
@@ -185,9 +208,11 @@ impl Work {
         receiver
     }
 
-    fn hangs(&self, chunk: u64) -> Chunk {
+    fn hangs(&self, chunk: u64) -> Said<Chunk> {
         let why = format!("a read has not come back within {} s", self.means.patience.as_secs_f32());
-        Read::unreadable(chunk, self.file.whole_range(chunk), &why).into_wire()
+        let len = chunk_len(self.file.entry.size_bytes, chunk);
+        let zeroes = self.wanted.salvage.then(|| Read::zeroes(chunk, len));
+        Said(Read::unreadable(chunk, self.file.whole_range(chunk), &why), zeroes).map(Read::into_wire)
     }
 
     fn hangs_for_good(&self, chunk: u64) -> TransferError {
@@ -236,24 +261,26 @@ enum Part {
 
 impl Opened {
     /// The chunk as it is now, as the target understands it. For one that knows no parts, what cannot be read is an error.
-    fn chunk(&self, chunk: u64, wanted: &Wanted, pool: &Pool) -> Result<Read, TransferError> {
+    fn chunk(&self, chunk: u64, wanted: &Wanted, pool: &Pool) -> Result<Said<Read>, TransferError> {
         let len = chunk_len(self.entry.size_bytes, chunk);
         let failed = |error: std::io::Error| self.failed(chunk, &error);
-        let content = match self.content(chunk, len) {
-            Err(error) if wanted.in_parts && is_bad(&error) => {
-                let whole = || Ok(Err(self.whole_range(chunk)));
-                let found = if wanted.thorough { self.in_pieces(chunk, len, pool) } else { whole() };
-                match found.map_err(failed)? {
-                    Ok(content) => content,
-                    Err(bad) => return Ok(Read::unreadable(chunk, bad, &error.to_string())),
-                }
-            }
-            content => content.map_err(failed)?,
+        let in_parts = |content| Self::in_parts(chunk, content, wanted.offers.get(&chunk), pool);
+        let error = match self.content(chunk, len) {
+            Ok(content) if wanted.in_parts => return Ok(Said(in_parts(content), None)),
+            Ok(content) => return Ok(Said(Self::whole(chunk, content), None)),
+            Err(error) if wanted.in_parts && is_bad(&error) => error,
+            Err(error) => return Err(failed(error)),
         };
-        if !wanted.in_parts {
-            return Ok(Self::whole(chunk, content));
+        if !wanted.thorough {
+            let bad = Read::unreadable(chunk, self.whole_range(chunk), &error.to_string());
+            return Ok(Said(bad, None));
         }
-        Ok(Self::in_parts(chunk, content, wanted.offers.get(&chunk), pool))
+        let (content, bad) = self.in_pieces(chunk, len, pool).map_err(failed)?;
+        if bad.is_empty() {
+            return Ok(Said(in_parts(content), None));
+        }
+        let bad = Read::unreadable(chunk, bad, &error.to_string());
+        Ok(Said(bad, wanted.salvage.then(|| in_parts(content))))
     }
 
     /// Without what the target has. Where it has nothing, that is zeroes.
@@ -295,13 +322,9 @@ impl Opened {
         }
     }
 
-    /// A chunk that could not be read at once, piece by piece: all of it after all, or which bytes of the file cannot be read.
-    fn in_pieces(
-        &self,
-        chunk: u64,
-        len: u64,
-        pool: &Pool,
-    ) -> std::io::Result<Result<Buffer, Vec<Range<u64>>>> {
+    /// A chunk that could not be read at once, piece by piece, with zeroes for what cannot be read: which bytes of the file
+    /// those are.
+    fn in_pieces(&self, chunk: u64, len: u64, pool: &Pool) -> std::io::Result<(Buffer, Vec<Range<u64>>)> {
         let (mut content, mut bad): (_, Vec<Range<u64>>) = (pool.take(), Vec::new());
         let mut pieces: Vec<Range<u64>> = std::iter::once(0..len).collect();
         for size in PIECES {
@@ -315,7 +338,11 @@ impl Opened {
                 let length = usize::try_from(piece.end - piece.start).unwrap_or(size);
                 match self.reader.read(chunk * CHUNK_BYTES + piece.start, length) {
                     Ok(read) => content.room()[at..at + length].copy_from_slice(read.as_ref()),
-                    Err(error) if is_bad(&error) => failed.push(piece),
+                    Err(error) if is_bad(&error) => {
+                        // A buffer comes with what was in it last.
+                        content.room()[at..at + length].fill(0);
+                        failed.push(piece);
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -327,12 +354,9 @@ impl Opened {
                 _ => bad.push(piece),
             }
         }
-        if bad.is_empty() {
-            content.truncate(usize::try_from(len).unwrap_or(super::io::CHUNK));
-            return Ok(Ok(content));
-        }
+        content.truncate(usize::try_from(len).unwrap_or(super::io::CHUNK));
         let offset = chunk * CHUNK_BYTES;
-        Ok(Err(bad.into_iter().map(|range| offset + range.start..offset + range.end).collect()))
+        Ok((content, bad.into_iter().map(|range| offset + range.start..offset + range.end).collect()))
     }
 
     /// All bytes of a chunk.

@@ -248,6 +248,7 @@ impl Source {
             offers: offers.map_err(Status::invalid_argument)?,
             in_parts: request.version >= 1,
             thorough: request.thorough,
+            salvage: request.thorough && request.salvage,
         };
         let permit = self.stream_permit().await?;
         Ok(sending::answer(file, wanted, means, permit))

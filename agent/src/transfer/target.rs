@@ -36,6 +36,7 @@ use super::partial::{Opened, Partial, Standing};
 use super::peer::Peer;
 use super::root::{Place, Roots, lasting};
 use super::scan::{LOST_AND_FOUND, is_reserved};
+use super::unreadable::Unreadable;
 use super::wire::Wire;
 use super::{Limits, PullDone, TransferError, existing, verify};
 
@@ -59,8 +60,13 @@ const READ_BACKS_MAX: usize = 3;
 /// Why a published copy is not made anew.
 const WRITTEN_TO: &str = "this transfer has published it, and it was written to since";
 
-/// Root and size of a copy.
-type Copied = ([u8; 32], u64);
+/// A copy that is there.
+struct Copied {
+    root: [u8; 32],
+    total_bytes: u64,
+    /// What has zeroes, since the source could not read it: in words.
+    unreadable: Option<String>,
+}
 
 impl Target<'_> {
     /// Makes the copy, starting over where that can help.
@@ -71,10 +77,17 @@ impl Target<'_> {
         loop {
             let sent_before = meter.sent_bytes();
             let error = match self.attempt(pull, meter).await {
-                Ok((root_hash, total_bytes)) => {
+                Ok(Copied { root: root_hash, total_bytes, unreadable }) => {
                     let sent_bytes = meter.sent_bytes();
                     let (elapsed, until_durable) = (start.elapsed(), meter.until_durable());
-                    return Ok(PullDone { root_hash, total_bytes, sent_bytes, elapsed, until_durable });
+                    return Ok(PullDone {
+                        root_hash,
+                        total_bytes,
+                        sent_bytes,
+                        elapsed,
+                        until_durable,
+                        unreadable,
+                    });
                 }
                 Err(error) => error,
             };
@@ -198,7 +211,7 @@ impl Target<'_> {
             Standing::Free => partial,
             Standing::Ours(replay, published) if is_this(&replay) => {
                 meter.set_done(total_bytes);
-                return Ok((published.root, total_bytes));
+                return Ok(Copied { root: published.root, total_bytes, unreadable: replay.unreadable });
             }
             Standing::Ours(..) if pull.final_copy => withdraw(partial).await?,
             Standing::Ours(..) => return exists("this transfer has published it already"),
@@ -207,7 +220,7 @@ impl Target<'_> {
                 let folder = of_folder(&manifest);
                 join(tokio::task::spawn_blocking(move || partial.finish(&folder)).await)?;
                 meter.set_done(total_bytes);
-                return Ok((published.root, total_bytes));
+                return Ok(Copied { root: published.root, total_bytes, unreadable: replay.unreadable });
             }
             Standing::Halfway(..) => withdraw(partial).await?,
             // Not every filesystem that is mounted anew gives its files the inodes that they had: only the content
@@ -218,7 +231,8 @@ impl Target<'_> {
                     Standing::OursChanged => WRITTEN_TO,
                     _ => "it is not a copy of the source",
                 };
-                return root.map_or_else(|| exists(why), |root| Ok((root, total_bytes)));
+                return root
+                    .map_or_else(|| exists(why), |root| Ok(Copied { root, total_bytes, unreadable: None }));
             }
         };
         let (pass, pool) = (pull.clone(), self.pool.clone());
@@ -226,8 +240,7 @@ impl Target<'_> {
         let begun =
             tokio::task::spawn_blocking(move || Copying::begin(partial, manifest, &pass, &source_path, pool));
         let (copying, mut session) = join(begun.await)?;
-        let root = self.copy(pull, &peer, &Arc::new(copying), &mut session, meter).await?;
-        Ok((root, total_bytes))
+        self.copy(pull, &peer, &Arc::new(copying), &mut session, meter).await
     }
 
     async fn copy(
@@ -237,14 +250,14 @@ impl Target<'_> {
         copying: &Arc<Copying>,
         session: &mut Session,
         meter: &Arc<Meter>,
-    ) -> Result<[u8; 32], TransferError> {
+    ) -> Result<Copied, TransferError> {
         meter.set_done(session.settled_bytes());
         learn(copying, session, meter).await?;
         let fetch = Fetch::connect(peer, copying.clone(), self.pool.clone(), meter.clone()).await?;
-        let mut wrong = Vec::new();
+        let (mut wrong, mut unreadable) = (Vec::new(), Unreadable::default());
         for _ in 0..READ_BACKS_MAX {
             punch(copying, session).await?;
-            fetch.run(session).await?;
+            unreadable.add(fetch.run(session, pull.accept_unreadable).await?);
             if pull.final_copy {
                 let again = peer.manifest(self.limits.listing).await?;
                 if again.identity() != session.manifest().identity() {
@@ -258,15 +271,17 @@ impl Target<'_> {
             wrong = verify::read_back(&copying.files, session, meter).await?;
             if wrong.is_empty() && session.is_complete() {
                 let (root, copying) = (session.root(), copying.clone());
+                let total_bytes = session.manifest().data_bytes();
+                let unreadable = (!unreadable.is_empty()).then(|| unreadable.words(session.manifest()));
                 let kept = if pull.final_copy {
-                    let folder = of_folder(session.manifest());
-                    tokio::task::spawn_blocking(move || copying.publish(root, &folder)).await
+                    let (folder, unreadable) = (of_folder(session.manifest()), unreadable.clone());
+                    tokio::task::spawn_blocking(move || copying.publish(root, &folder, unreadable)).await
                 } else {
                     let manifest = session.manifest().clone();
                     tokio::task::spawn_blocking(move || copying.note_read_back(&manifest, &before)).await
                 };
                 join(kept)?;
-                return Ok(root);
+                return Ok(Copied { root, total_bytes, unreadable });
             }
             tracing::warn!(
                 transfer = pull.transfer,

@@ -40,8 +40,24 @@ impl Unreadable {
         self.chunks.keys().map(move |(file, chunk)| Unit { file: *file, chunks: one(*chunk) })
     }
 
-    /// Which files, which bytes of them, and what to do.
+    /// What another pass could not read either.
+    pub(super) fn add(&mut self, other: Self) {
+        self.chunks.extend(other.chunks);
+        if !other.why.is_empty() {
+            self.why = other.why;
+        }
+    }
+
+    /// For a copy that fails by it.
     pub(super) fn report(&self, manifest: &Manifest) -> TransferError {
+        let what = self.words(manifest);
+        TransferError::SourceReadFailed(format!(
+            "{what}; all the rest has arrived and is kept, and nothing was made up for what is missing"
+        ))
+    }
+
+    /// Which files, which bytes of them, and why.
+    pub(super) fn words(&self, manifest: &Manifest) -> String {
         let mut ranges: Vec<(usize, Range<u64>)> = Vec::new();
         for ((file, _), bad) in &self.chunks {
             for range in bad {
@@ -59,12 +75,7 @@ impl Unreadable {
         let named: Vec<String> = named.collect();
         let more = ranges.len().saturating_sub(NAMED_MAX);
         let more = if more == 0 { String::new() } else { format!(" and {more} ranges more") };
-        TransferError::SourceReadFailed(format!(
-            "{bytes} bytes cannot be read: {}{more}: {}; all the rest has arrived and is kept, and nothing was made up for \
-             what is missing",
-            named.join(", "),
-            printable(&self.why)
-        ))
+        format!("{bytes} bytes cannot be read: {}{more}: {}", named.join(", "), printable(&self.why))
     }
 }
 

@@ -11,7 +11,7 @@ use fuser::{
     BackgroundSession, FileAttr, FileType, Filesystem, MountOption, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyEntry, ReplyOpen, Request,
 };
-use somersault_agent::transfer::Limits;
+use somersault_agent::transfer::{Limits, PullRequest};
 
 use super::world::*;
 
@@ -161,12 +161,22 @@ impl Dying {
         error.message()
     }
 
+    /// The copy with zeroes for what cannot be read; returns what is said of that.
+    async fn salvaged(&self, final_copy: bool) -> Option<String> {
+        let order = PullRequest { accept_unreadable: true, final_copy, ..self.world.order("t1", "pvc-1") };
+        self.world.pull(order).await.expect("copied").unreadable
+    }
+
+    /// What the published image holds.
+    fn image(&self) -> Vec<u8> {
+        std::fs::read(self.world.target.path("pvc-1").join("disk.img")).expect("there")
+    }
+
     /// The copy goes on, and sends no more than this.
     async fn ends(&self, sent_bytes_max: u64) {
         let done = self.world.pull(self.world.order("t1", "pvc-1")).await.expect("copied");
         assert!(done.sent_bytes <= sent_bytes_max, "{done:?}");
-        let image = std::fs::read(self.world.target.path("pvc-1").join("disk.img")).expect("there");
-        assert!(image == content(0, SIZE));
+        assert!(self.image() == content(0, SIZE));
     }
 }
 
@@ -221,4 +231,59 @@ async fn a_read_that_hangs_holds_up_nothing_else() {
     dying.ends(MIB).await;
     // Those that wait are let go, so that the threads of this process end.
     dying.set(|faults| faults.held.clear());
+}
+
+/// The image with zeroes for these bytes.
+fn without(ranges: &[Range<u64>]) -> Vec<u8> {
+    let mut image = content(0, SIZE);
+    for range in ranges {
+        let at = |byte: u64| usize::try_from(byte).expect("small");
+        image[at(range.start)..at(range.end)].fill(0);
+    }
+    image
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zeroes_stand_for_what_cannot_be_read_where_somebody_says_so() {
+    let sector = 5 * MIB + 2 * SECTOR..5 * MIB + 3 * SECTOR;
+    let (bad, hanging) = (vec![sector.clone()], std::iter::once(9 * MIB..9 * MIB + SECTOR).collect());
+    let faults = Faults { bad, hanging, ..Faults::default() };
+    let Some(dying) = Dying::with(faults) else { return };
+    // Nobody has said so: nothing is there.
+    dying.fails().await;
+    let said = dying.salvaged(true).await.expect("not all was read");
+    let hung = 9 * MIB..10 * MIB;
+    for range in [&sector, &hung] {
+        assert!(said.contains(&format!("disk.img bytes {}..{}", range.start, range.end)), "{said}");
+    }
+    assert!(said.contains(&format!("{} bytes cannot be read", SECTOR + MIB)), "{said}");
+    assert!(dying.image() == without(&[sector, hung]));
+
+    // Whoever asks again for what is published is told so, too.
+    assert_eq!(dying.salvaged(true).await, Some(said));
+    dying.set(|faults| faults.hanging.clear());
+    dying.set(|faults| faults.held.clear());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zeroes_of_a_first_copy_are_no_word_about_the_source() {
+    let bad = vec![5 * MIB..5 * MIB + SECTOR, 9 * MIB..9 * MIB + SECTOR];
+    let Some(dying) = Dying::with(Faults { bad: bad.clone(), ..Faults::default() }) else { return };
+    assert!(dying.salvaged(false).await.is_some());
+    assert!(dying.salvaged(false).await.is_some(), "asked again, and read as little");
+    // One of them can be read by the time of the last copy.
+    dying.set(|faults| faults.bad.truncate(1));
+    let said = dying.salvaged(true).await.expect("not all was read");
+    assert!(said.starts_with(&format!("{SECTOR} bytes cannot be read")), "{said}");
+    assert!(dying.image() == without(&bad[..1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_has_come_to_itself_loses_nothing() {
+    let bad = vec![5 * MIB..5 * MIB + SECTOR];
+    let Some(dying) = Dying::with(Faults { bad, ..Faults::default() }) else { return };
+    assert!(dying.salvaged(false).await.is_some());
+    dying.set(|faults| faults.bad.clear());
+    assert_eq!(dying.salvaged(true).await, None);
+    assert!(dying.image() == content(0, SIZE));
 }

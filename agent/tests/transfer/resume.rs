@@ -96,6 +96,7 @@ fn child() {
             token: pull.token,
             final_copy: pull.final_copy,
             rate_limit_bytes_per_s: None,
+            accept_unreadable: false,
         });
         let (told, mut progress) = watch::channel(PullProgress::default());
         let copy = tokio::spawn(transfers.pull(order, told));

@@ -121,6 +121,7 @@ impl World {
             token: self.signer.sign(&self.claims(transfer, volume)).expect("signed"),
             final_copy: true,
             rate_limit_bytes_per_s: None,
+            accept_unreadable: false,
         }
     }
 

@@ -183,15 +183,29 @@ pub struct MigrateArgs {
     pub pre_copy_only: bool,
     /// Move the VM itself while it runs, by KubeVirt's own migration: for VMs with no disk on their node. Without a node
     /// KubeVirt chooses one
-    #[arg(long, conflicts_with_all = ["claim", "to_class", "include_network_disks", "pre_copy_only", "probe"])]
+    #[arg(long, conflicts_with_all = ["claim", "to_class", "include_network_disks", "pre_copy_only", "probe", "unreadable"])]
     pub live: bool,
     /// Ask the guest this once it runs on its new disks, at its launcher pod: to accept a connection (`tcp:5432`), or to answer
     /// a GET without an error (`http:8080/healthz`), or to satisfy a Job of yours, the template of a `CronJob` of the VM's
     /// namespace with the label `somersault.novasphere.dev/probe=true` (`job:check-orders`). Unanswered for ten minutes, it is told of, and the old volumes are kept
     #[arg(long, value_name = "tcp:PORT|http:PORT[/PATH]|job:CRONJOB", conflicts_with = "claim")]
     pub probe: Option<GuestProbe>,
+    /// What becomes of what the old disk cannot read, block by block, in a second try either: the copy fails and says where it
+    /// is, or it has zeroes there and its status says where
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub unreadable: Unreadable,
     #[command(flatten)]
     pub wait: WaitArgs,
+}
+
+/// What becomes of what a disk cannot read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Unreadable {
+    /// Nothing is moved
+    #[default]
+    Fail,
+    /// What was there is lost to the guest
+    Zeroes,
 }
 
 /// Waiting for what was asked.

@@ -166,7 +166,9 @@ pub fn evacuation(global: &Global, source: &Source, name: &str, timeout: Duratio
                 bars.show(&key, &migration.status.unwrap_or_default());
             }
         }
-        bars.tell_stuck(&status);
+        if !status.complete {
+            bars.tell_stuck(&status);
+        }
         // In a window nobody has to say anything.
         let waits = object.spec.disruption == Disruption::PreCopyOnly && waits_for_word(&status);
         if status.complete || waits {

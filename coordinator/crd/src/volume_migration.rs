@@ -89,6 +89,9 @@ pub struct VolumeMigrationSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self || !oldSelf").message("what was to be removed may be gone already"))]
     pub remove_old_volumes: bool,
+    /// What becomes of what the old disk cannot read, block by block, in a second try either.
+    #[serde(default)]
+    pub unreadable: UnreadableData,
     /// A question of your own to the guest, asked once it runs on its new volumes and has all that it had before, and
     /// again until it is answered or ten minutes have passed. Unanswered, the migration has succeeded all the same, with
     /// reason GuestNotConfirmed, and its old volumes are not removed while the question stands.
@@ -98,6 +101,16 @@ pub struct VolumeMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
     pub evacuation: Option<String>,
+}
+
+/// What becomes of what a disk cannot read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UnreadableData {
+    /// The copy fails, and says which files and ranges of bytes it is.
+    #[default]
+    Fail,
+    /// The copy has zeroes there, and status.disks.copied.unreadable says where. What guests kept there is lost to them.
+    Zeroes,
 }
 
 /// Which disks move.
@@ -466,6 +479,9 @@ pub struct Copied {
     pub sent_bytes: u64,
     /// Milliseconds that it took.
     pub elapsed_ms: u64,
+    /// What the old disk could not read, by file and range of bytes: the new one has zeroes there. Absent where all was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// One check.

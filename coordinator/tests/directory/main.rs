@@ -138,7 +138,13 @@ fn migration(epoch: u64, phase: Phase) -> MigrationRecord {
             target_node: "n3".into(),
             staging: None,
             old_volume: OldVolume::Kept,
-            copied: Some(Copied { root_hash: "ab".into(), total_bytes: 3, sent_bytes: 2, elapsed_ms: 1 }),
+            copied: Some(Copied {
+                root_hash: "ab".into(),
+                total_bytes: 3,
+                sent_bytes: 2,
+                elapsed_ms: 1,
+                unreadable: Some("8 bytes".into()),
+            }),
         }],
         checks: vec![Check { name: "Fits".into(), passed: true, message: "it does".into() }],
     }

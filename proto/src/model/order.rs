@@ -72,6 +72,8 @@ pub struct Pull {
     pub final_copy: bool,
     /// `None`: no limit.
     pub rate_limit_bytes_per_s: Option<u64>,
+    /// Zeroes may stand for what the source cannot read: somebody has said so.
+    pub accept_unreadable: bool,
 }
 
 /// How an order fares.
@@ -105,6 +107,8 @@ pub enum ProgressState {
         sent_bytes: u64,
         /// How long it took.
         elapsed: Duration,
+        /// What the source could not read, by file and range, in words: the copy has zeroes there.
+        unreadable: Option<String>,
     },
     /// Failed.
     Failed {
@@ -306,6 +310,7 @@ impl TryFrom<v1::Pull> for Pull {
             token: text("token", wire.token, limits::TOKEN_BYTES_MAX)?,
             final_copy: wire.r#final,
             rate_limit_bytes_per_s: (wire.rate_limit_bytes_per_s > 0).then_some(wire.rate_limit_bytes_per_s),
+            accept_unreadable: wire.accept_unreadable,
         })
     }
 }
@@ -321,6 +326,7 @@ impl From<Pull> for v1::Pull {
             token: pull.token,
             r#final: pull.final_copy,
             rate_limit_bytes_per_s: pull.rate_limit_bytes_per_s.unwrap_or(0),
+            accept_unreadable: pull.accept_unreadable,
         }
     }
 }
@@ -341,6 +347,9 @@ impl TryFrom<v1::Progress> for Progress {
                 total_bytes: done.total_bytes,
                 sent_bytes: done.sent_bytes,
                 elapsed: Duration::from_millis(done.elapsed_ms),
+                unreadable: (!done.unreadable.is_empty())
+                    .then(|| text("done.unreadable", done.unreadable, limits::MESSAGE_BYTES_MAX))
+                    .transpose()?,
             },
             State::Failed(failed) => ProgressState::Failed {
                 reason: failure_reason("failed.reason", failed.reason)?,
@@ -358,12 +367,15 @@ impl From<Progress> for v1::Progress {
             ProgressState::Running { done_bytes, total_bytes, rate_bytes_per_s } => {
                 State::Running(Running { done_bytes, total_bytes, rate_bytes_per_s })
             }
-            ProgressState::Done { root_hash, total_bytes, sent_bytes, elapsed } => State::Done(Done {
-                root_hash: root_hash.to_vec().into(),
-                total_bytes,
-                sent_bytes,
-                elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            }),
+            ProgressState::Done { root_hash, total_bytes, sent_bytes, elapsed, unreadable } => {
+                State::Done(Done {
+                    root_hash: root_hash.to_vec().into(),
+                    total_bytes,
+                    sent_bytes,
+                    elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+                    unreadable: unreadable.as_deref().map(sendable).unwrap_or_default(),
+                })
+            }
             ProgressState::Failed { reason, message } => {
                 State::Failed(Failed { reason: reason.to_string(), message: sendable(&message) })
             }
@@ -372,8 +384,8 @@ impl From<Progress> for v1::Progress {
     }
 }
 
-/// A message for people that the receiver's checks accept: a failure must not be lost because the operating
-/// system's words about it are long, or hold a line break.
+/// A message for people that the receiver's checks accept: a failure must not be lost, nor a session closed, because the words
+/// of the operating system, of a peer or of a volume about it are long, or hold a line break.
 fn sendable(message: &str) -> String {
     let mut clean: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if clean.len() > limits::MESSAGE_BYTES_MAX {
@@ -485,6 +497,7 @@ mod tests {
             token: "a.b.c".into(),
             r#final: true,
             rate_limit_bytes_per_s: 0,
+            accept_unreadable: true,
         }
     }
 
@@ -558,6 +571,7 @@ mod tests {
                 total_bytes: 9,
                 sent_bytes: 4,
                 elapsed_ms: 12,
+                unreadable: "4096 bytes cannot be read: disk.img bytes 0..4096: EIO".into(),
             }),
             State::Failed(Failed { reason: "TargetFull".into(), message: "no room".into() }),
             State::Failed(Failed { reason: "FromTheFuture".into(), message: String::new() }),

@@ -45,6 +45,8 @@ pub enum Record {
         /// How the file was then.
         stamp: Stamp,
     },
+    /// The copy that is published next has zeroes for this, which the source could not read: in words.
+    Unreadable(String),
 }
 
 /// What is being copied.
@@ -92,6 +94,8 @@ pub struct Replay {
     pub held: BTreeMap<Vec<u8>, Held>,
     /// Set once the copy was verified.
     pub published: Option<Published>,
+    /// What of it has zeroes, since the source could not read it: in words.
+    pub unreadable: Option<String>,
     /// Length of the valid part.
     pub valid_bytes: usize,
     /// Goes on behind the valid part.
@@ -141,7 +145,7 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, JournalError> {
     }
     // Chunks that no record names were perhaps written, perhaps not.
     let mut files: Vec<Held> = head.files.iter().map(|(_, size)| Held::unknown(*size)).collect();
-    let mut published = None;
+    let (mut published, mut unreadable) = (None, None);
     let mut valid_bytes = length;
     while let Some((record, length)) = decode(&bytes[valid_bytes..], &encoder) {
         let applied = match record {
@@ -151,6 +155,10 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, JournalError> {
             }
             Record::ReadBack { file, stamp } => {
                 file_of(&mut files, file).map(|file| file.was_read_back(stamp)).is_some()
+            }
+            Record::Unreadable(what) => {
+                unreadable = Some(what);
+                true
             }
             Record::Publishing(this) => {
                 published = Some(this);
@@ -164,7 +172,7 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, JournalError> {
         valid_bytes += length;
     }
     let by_path = head.files.iter().map(|(path, _)| path.clone()).zip(files).collect();
-    Ok(Replay { head, held: by_path, published, valid_bytes, encoder })
+    Ok(Replay { head, held: by_path, published, unreadable, valid_bytes, encoder })
 }
 
 fn decode(bytes: &[u8], encoder: &Encoder) -> Option<(Record, usize)> {

@@ -254,11 +254,6 @@ impl Session {
         self.held.iter().enumerate().flat_map(|(file, held)| runs(file, held))
     }
 
-    /// The same of one file.
-    pub fn records_of(&self, file: usize) -> impl Iterator<Item = Record> + '_ {
-        self.held.get(file).into_iter().flat_map(move |held| runs(file, held))
-    }
-
     /// What the target holds of an entry.
     pub fn held(&self, file: usize) -> Option<&Held> {
         self.held.get(file)

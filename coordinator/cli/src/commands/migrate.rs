@@ -8,12 +8,12 @@ use somersault_coordinator_core::fleet::{Fleet, Vm};
 use somersault_coordinator_core::migration::{self, Refusal};
 use somersault_coordinator_core::names::{Key, NodeName};
 use somersault_crd::common::Destination;
-use somersault_crd::volume_migration::{DisksToMove, Phase};
+use somersault_crd::volume_migration::{DisksToMove, Phase, UnreadableData};
 use somersault_crd::{VolumeMigration, VolumeMigrationSpec};
 
 use super::incident::Told;
 use super::{live, recoveries};
-use crate::args::{Global, MigrateArgs};
+use crate::args::{Global, MigrateArgs, Unreadable};
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::requests::{self, Written};
@@ -72,6 +72,10 @@ fn ask(
         destination: destination.clone(),
         disks: if args.include_network_disks { DisksToMove::All } else { DisksToMove::Local },
         pre_copy_only: args.pre_copy_only,
+        unreadable: match args.unreadable {
+            Unreadable::Fail => UnreadableData::Fail,
+            Unreadable::Zeroes => UnreadableData::Zeroes,
+        },
         probe: args.probe.as_ref().map(probe_spec),
         ..VolumeMigrationSpec::default()
     };

@@ -112,7 +112,7 @@ mod tests {
     use crate::coordinator::testkit::{Bench, fast};
     use crate::decision::testkit::key;
     use crate::io::{Record, RecordKey};
-    use crate::migration::{Destination, MigrationRequest, MigrationSpec, Phase, WhichDisks};
+    use crate::migration::{Destination, MigrationRequest, MigrationSpec, Phase, Unreadable, WhichDisks};
 
     fn ask(bench: &mut Bench) {
         let spec = MigrationSpec {
@@ -122,6 +122,7 @@ mod tests {
             pre_copy_only: false,
             cancelled: false,
             remove_old: false,
+            unreadable: Unreadable::Fail,
             disks: WhichDisks::Local,
             probe: None,
             evacuation: None,

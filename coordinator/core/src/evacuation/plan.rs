@@ -4,7 +4,7 @@ use super::{EvacuationSpec, PlanState, Planned, live};
 use crate::decision::{Locality, placement};
 use crate::fleet::{ClaimUse, Disk, DiskSource, Fleet, Grade, NodeReport, StorageRoot, Vm, folder};
 use crate::locality::{self, ClassOverrides};
-use crate::migration::{self, CLASS_NOT_FOUND, Context, Destination, MigrationSpec, WhichDisks};
+use crate::migration::{self, CLASS_NOT_FOUND, Context, Destination, MigrationSpec, Unreadable, WhichDisks};
 use crate::names::{Key, NodeName};
 
 /// Why a line has no destination.
@@ -68,11 +68,11 @@ pub(super) fn plan(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Vec<
             live::can_move(spec, &mut line, ctx);
             return line;
         }
-        if (rank.unclear || spec.dry_run)
-            && let Some((state, why)) = hindrance(name, spec, &line, ctx)
-        {
-            line.state = state;
-            line.message = why;
+        let hindrance = (rank.unclear || spec.dry_run).then(|| hindrance(name, spec, &line, ctx)).flatten();
+        match hindrance {
+            Some((state, why)) => (line.state, line.message) = (state, why),
+            None if spec.dry_run => line.message = whereto(spec, &line, ctx),
+            None => {}
         }
         line
     };
@@ -151,6 +151,15 @@ fn hindrance(
     Some((state, format!("{}: {}", refusal.reason, refusal.message)))
 }
 
+/// Where a line would go by what is free now, each as if it were the only one.
+fn whereto(spec: &EvacuationSpec, line: &Planned, ctx: &Context<'_>) -> String {
+    match destination(spec, line, ctx) {
+        Some(Destination::Node(node)) => format!("to node {node}"),
+        Some(Destination::Class(class)) => format!("to class {class}"),
+        None => String::new(),
+    }
+}
+
 /// The migration that a line of the plan stands for. `None` while no node can take it.
 pub(super) fn migration_spec(
     evacuation: &str,
@@ -166,6 +175,8 @@ pub(super) fn migration_spec(
         pre_copy_only: spec.disruption != super::Disruption::Now,
         cancelled: false,
         remove_old: false,
+        // Only who asks for one migration can say that.
+        unreadable: Unreadable::Fail,
         disks: WhichDisks::Local,
         probe: None,
         evacuation: Some(evacuation.to_owned()),

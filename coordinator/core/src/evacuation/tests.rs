@@ -65,6 +65,9 @@ fn a_dry_run_only_tells() {
     let record = &world.evacuation_store["e"];
     assert_eq!((record.plan.len(), record.complete), (3, true));
     assert!(record.message.starts_with("dry run"), "{}", record.message);
+    for line in &record.plan {
+        assert_eq!(line.message, "to node n1", "{line:?}");
+    }
     assert!(world.requests.migrations.is_empty());
 }
 

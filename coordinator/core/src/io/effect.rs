@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Action;
 use super::Prober;
 use super::Record;
-use crate::migration::{DryRun, GuestQuestion};
+use crate::migration::{DryRun, GuestQuestion, Unreadable};
 use crate::names::{Key, NodeName, OrderId, Uid};
 
 /// Something to do.
@@ -86,6 +86,8 @@ pub enum Order {
         target_path: String,
         /// Nobody writes to the source any more.
         final_: bool,
+        /// What the source cannot read fails the copy, or becomes zeroes.
+        unreadable: Unreadable,
     },
     /// Stop a copy.
     CancelPull {

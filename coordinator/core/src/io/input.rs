@@ -187,6 +187,8 @@ pub enum OrderState {
         sent_bytes: u64,
         /// How long it took.
         elapsed: Duration,
+        /// What the source could not read, by file and range, in words: the copy has zeroes there.
+        unreadable: Option<String>,
     },
     /// Failed.
     Failed {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Copied, DiskMove, Refusal};
+use super::{Copied, DiskMove, Refusal, Unreadable};
 use crate::BootTime;
 use crate::io::{Effect, Order, OrderState};
 use crate::names::{Key, NodeName, OrderId, VolumeName};
@@ -19,6 +19,12 @@ const STALL_MAX: Duration = Duration::from_mins(5);
 const FRESHEN_EVERY: Duration = Duration::from_mins(10);
 /// Dropping a partial copy is a courtesy to the target's disk; a target that is gone does not hold up the rest.
 const DROP_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Reason of an agent whose source cannot be read.
+const UNREADABLE: &str = "SourceReadFailed";
+/// What can be done about it.
+const TAKE_ZEROES: &str = "; a migration with spec.unreadable Zeroes takes zeroes for what cannot be read (kubectl somersault \
+                           migrate --unreadable zeroes)";
 
 /// Copies of one phase of one migration.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +64,15 @@ impl Dropping {
             self.orders.values().all(Option::is_some) || now.saturating_sub(since) > DROP_WAIT_MAX
         })
     }
+}
+
+/// How all disks of a phase are copied.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    /// Nobody writes to the sources any more.
+    pub final_: bool,
+    /// What becomes of what a source cannot read.
+    pub unreadable: Unreadable,
 }
 
 /// From where to where a disk is copied now.
@@ -116,7 +131,7 @@ impl Copies {
         migration: &Key,
         epoch: u64,
         disks: &[DiskMove],
-        final_: bool,
+        manner: Manner,
         way: impl Fn(&DiskMove) -> Way,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -131,7 +146,7 @@ impl Copies {
                 Some(copy) if copy.retry_at.is_some_and(|at| at <= now) => copy.attempt + 1,
                 Some(_) => continue,
             };
-            let kind = if final_ { "final" } else { "pre" };
+            let kind = if manner.final_ { "final" } else { "pre" };
             let id = OrderId(format!(
                 "{migration}:{}:{kind}:{epoch}.{}.{}.{attempt}",
                 disk.claim.name, self.serial, self.round
@@ -150,7 +165,7 @@ impl Copies {
             effects.push(Effect::Order {
                 node: disk.target_node.clone(),
                 id,
-                order: pull(disk, source, target, final_),
+                order: pull(disk, source, target, manner),
             });
         }
         effects
@@ -207,15 +222,19 @@ impl Copies {
             wanted += 1;
             let Some(copy) = self.by_claim.get(&disk.claim) else { continue };
             match &copy.state {
-                OrderState::Done { root_hash, total_bytes, sent_bytes, elapsed } => results.push(Copied {
-                    root_hash: hex(root_hash),
-                    total_bytes: *total_bytes,
-                    sent_bytes: *sent_bytes,
-                    elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-                }),
+                OrderState::Done { root_hash, total_bytes, sent_bytes, elapsed, unreadable } => {
+                    results.push(Copied {
+                        root_hash: hex(root_hash),
+                        total_bytes: *total_bytes,
+                        sent_bytes: *sent_bytes,
+                        elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+                        unreadable: unreadable.clone(),
+                    });
+                }
                 OrderState::Failed { reason, message } if copy.attempt >= ATTEMPTS_MAX => {
+                    let what_else = if reason == UNREADABLE { TAKE_ZEROES } else { "" };
                     let message = format!(
-                        "copying {} failed {ATTEMPTS_MAX} times, last {reason}: {message}",
+                        "copying {} failed {ATTEMPTS_MAX} times, last {reason}: {message}{what_else}",
                         disk.claim
                     );
                     return Err(Refusal::new("CopyFailed", message));
@@ -327,8 +346,14 @@ impl Copies {
     }
 }
 
-fn pull(disk: &DiskMove, (source_node, source_path): Source, target_path: String, final_: bool) -> Order {
-    Order::Pull { transfer: disk.new.name.0.clone(), source_node, source_path, target_path, final_ }
+fn pull(
+    disk: &DiskMove,
+    (source_node, source_path): Source,
+    target_path: String,
+    Manner { final_, unreadable }: Manner,
+) -> Order {
+    let transfer = disk.new.name.0.clone();
+    Order::Pull { transfer, source_node, source_path, target_path, final_, unreadable }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -178,6 +178,7 @@ impl Migrations {
                 migration.spec.cancelled = request.spec.cancelled;
                 migration.spec.pre_copy_only = request.spec.pre_copy_only;
                 migration.spec.remove_old = request.spec.remove_old;
+                migration.spec.unreadable = request.spec.unreadable;
                 migration.spec.probe.clone_from(&request.spec.probe);
             }
         }

@@ -110,6 +110,8 @@ pub struct MigrationSpec {
     pub cancelled: bool,
     /// Somebody wants the old volumes to be removed, once it has succeeded.
     pub remove_old: bool,
+    /// What becomes of what a source cannot read.
+    pub unreadable: Unreadable,
     /// What is asked of the guest once it runs on its new volumes. Only of a VM.
     pub probe: Option<GuestProbe>,
     /// The evacuation that made it.
@@ -121,6 +123,16 @@ impl MigrationSpec {
     fn vm_key(&self, migration: &Key) -> Option<Key> {
         self.vm.as_ref().map(|vm| Key::new(migration.namespace.clone(), vm))
     }
+}
+
+/// What becomes of what a source's disk cannot read, in a second try, block by block, either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Unreadable {
+    /// The copy fails.
+    #[default]
+    Fail,
+    /// Zeroes stand for it, and it is told which: somebody has said so.
+    Zeroes,
 }
 
 /// Which disks move.
@@ -275,6 +287,8 @@ pub struct Copied {
     pub sent_bytes: u64,
     /// Milliseconds that it took.
     pub elapsed_ms: u64,
+    /// What the source could not read, by file and range, in words: the copy has zeroes there.
+    pub unreadable: Option<String>,
 }
 
 /// One pre-flight or post-migration check.

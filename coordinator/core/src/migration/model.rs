@@ -16,7 +16,7 @@ use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
     Context, Destination, DryRun, DryRunAnswer, GuestQuestion, MigrationRecord, MigrationRequest,
-    MigrationSpec, Migrations, NewClaim, NoAnswer, OldVolume, Phase, Quota, Verdict, WhichDisks,
+    MigrationSpec, Migrations, NewClaim, NoAnswer, OldVolume, Phase, Quota, Unreadable, Verdict, WhichDisks,
 };
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
@@ -40,8 +40,13 @@ const EVERYWHERE: &str = "every node";
 const NOWHERE: &str = "nowhere";
 
 /// The end of an order that copies nothing.
-const NOTHING_COPIED: OrderState =
-    OrderState::Done { root_hash: [0; 32], total_bytes: 0, sent_bytes: 0, elapsed: Duration::ZERO };
+const NOTHING_COPIED: OrderState = OrderState::Done {
+    root_hash: [0; 32],
+    total_bytes: 0,
+    sent_bytes: 0,
+    elapsed: Duration::ZERO,
+    unreadable: None,
+};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,6 +78,8 @@ pub(crate) struct Faults {
     pub taken_by_force: bool,
     /// Copies begin and do not end.
     pub copies_hang: bool,
+    /// No source can be read everywhere.
+    pub bad_sectors: bool,
     /// No agent does anything, or says anything: they are killed, or their nodes are off.
     pub agents_silent: bool,
     /// The API server takes nothing.
@@ -151,6 +158,7 @@ pub(crate) fn to_node(vm: &str, node: &str) -> MigrationSpec {
         pre_copy_only: false,
         cancelled: false,
         remove_old: false,
+        unreadable: Unreadable::Fail,
         disks: WhichDisks::Local,
         probe: None,
         evacuation: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::cleanup::{Cleanup, Moves, OldVolume};
-use super::copies::{Copies, Way};
+use super::copies::{Copies, Manner, Way};
 use super::dry_run::{DryRun, DryRuns};
 use super::guest::Asking;
 use super::phases::{Learnt, Moment, Next, Seen};
@@ -174,7 +174,8 @@ impl Migration {
                     source: reading::reach(vm, disk, final_, ctx.fleet),
                     target: target(disk),
                 };
-                let orders = self.copies.order(now, &record.key, ctx.epoch, &record.disks, final_, way);
+                let manner = Manner { final_, unreadable: self.spec.unreadable };
+                let orders = self.copies.order(now, &record.key, ctx.epoch, &record.disks, manner, way);
                 let mut effects = self.ask(now, hold);
                 effects.extend(orders);
                 effects
@@ -252,12 +253,13 @@ impl Migration {
                 }
             }
         }
+        let (_, _, what) = self.told(Phase::Provisioning);
         match found.disks {
             Ok(disks) => self.commit(ctx, |record| {
                 record.phase = Phase::Provisioning;
                 record.disks = disks;
                 record.checks = found.checks;
-                record.message.clear();
+                what.clone_into(&mut record.message);
             }),
             Err(why) if why.transient && now.saturating_sub(self.entered) < REPORT_WAIT_MAX => Vec::new(),
             Err(why) => self.commit(ctx, |record| {
@@ -270,11 +272,19 @@ impl Migration {
     }
 
     fn enter(&mut self, ctx: &Context<'_>, phase: Phase, learnt: Vec<Learnt>) -> Vec<Effect> {
+        let (_, _, what) = self.told(phase);
+        let what = match self.zeroes() {
+            Some(zeroes) if phase == Phase::Succeeded => format!("{what}. {zeroes}"),
+            _ => what.to_owned(),
+        };
         self.commit(ctx, |record| {
             // What was to be put back goes on instead.
             if record.phase == Phase::RollingBack && phase == Phase::Starting {
                 record.reason = None;
-                record.message.clear();
+            }
+            // Why it is put back is said to the end.
+            if record.reason.is_none() {
+                record.message = what;
             }
             record.phase = phase;
             for fact in learnt {
@@ -392,11 +402,38 @@ impl Migration {
 
     fn notice(&self) -> Notice {
         let record = &self.record;
+        let (severity, reason, what) = self.told(record.phase);
+        let message = match &record.reason {
+            Some(why) if what.is_empty() => format!("{why}: {}", record.message),
+            Some(_) => what.to_owned(),
+            None => record.message.clone(),
+        };
+        Notice { severity, subject: Subject::Migration(record.key.clone()), reason, message }
+    }
+
+    /// What the new volumes have zeroes for.
+    fn zeroes(&self) -> Option<String> {
+        let of_disk = |disk: &DiskMove| {
+            let what = disk.copied.as_ref()?.unreadable.as_ref()?;
+            Some(format!("{}: {what}", disk.claim.name))
+        };
+        let all: Vec<String> = self.record.disks.iter().filter_map(of_disk).collect();
+        (!all.is_empty())
+            .then(|| format!("Zeroes stand for what the old ones could not give: {}", all.join("; ")))
+    }
+
+    /// How a phase is told: as an Event, and in the status while it lasts. What went wrong has words of its own.
+    fn told(&self, phase: Phase) -> (Severity, &'static str, &'static str) {
         let moves_vm = self.spec.vm.is_some();
-        let (severity, reason, what) = match record.phase {
+        match phase {
             Phase::Provisioning => {
                 (Severity::Info, "MigrationStarted", "checks passed, target volumes are being made")
             }
+            Phase::PreCopying if self.spec.pre_copy_only => (
+                Severity::Info,
+                "PreCopying",
+                "copying while the VM runs; it is not stopped before spec.preCopyOnly is false",
+            ),
             Phase::PreCopying => (Severity::Info, "PreCopying", "copying while the VM runs"),
             Phase::Stopping if !moves_vm => {
                 (Severity::Info, "Halted", "no VM uses the claim: nothing is to be stopped")
@@ -416,18 +453,16 @@ impl Migration {
             Phase::Confirming => {
                 (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes")
             }
-            Phase::Succeeded if record.reason.is_some() => (Severity::Warning, "GuestNotConfirmed", ""),
+            Phase::Succeeded if self.record.reason.is_some() => (Severity::Warning, "GuestNotConfirmed", ""),
+            Phase::Succeeded if self.zeroes().is_some() => {
+                (Severity::Warning, "MigrationSucceeded", "done; the old volumes are kept")
+            }
             Phase::Succeeded => (Severity::Info, "MigrationSucceeded", "done; the old volumes are kept"),
             Phase::Failed => (Severity::Warning, "MigrationFailed", ""),
             Phase::RollingBack => (Severity::Warning, "RollingBack", ""),
             Phase::RolledBack => (Severity::Warning, "MigrationRolledBack", ""),
             Phase::Cancelled => (Severity::Info, "MigrationCancelled", ""),
             Phase::Pending | Phase::Checking => (Severity::Info, "MigrationSeen", "to be checked"),
-        };
-        let message = match &record.reason {
-            Some(why) if what.is_empty() => format!("{why}: {}", record.message),
-            _ => what.to_owned(),
-        };
-        Notice { severity, subject: Subject::Migration(record.key.clone()), reason, message }
+        }
     }
 }

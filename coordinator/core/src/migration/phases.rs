@@ -376,6 +376,12 @@ impl Moment<'_> {
                 Err(refusal) => return Next::Undo(refusal),
             }
         }
+        answers.extend(self.record.disks.iter().filter_map(|disk| {
+            let what = disk.copied.as_ref()?.unreadable.as_ref()?;
+            let message =
+                format!("{}: {what}; the copy has zeroes there, as spec.unreadable says", disk.claim);
+            Some(Check { name: "AllRead".to_owned(), passed: false, message })
+        }));
         Next::Enter(Phase::Swapping, vec![Learnt::Checked(answers)])
     }
 

@@ -210,6 +210,7 @@ fn disk_status(disk: &DiskMove) -> Result<vmig::DiskMove, FieldError> {
             total_bytes: copied.total_bytes,
             sent_bytes: copied.sent_bytes,
             elapsed_ms: copied.elapsed_ms,
+            unreadable: copied.unreadable.clone(),
         }),
     })
 }
@@ -248,6 +249,7 @@ fn disk_record(disk: &vmig::DiskMove) -> Result<DiskMove, FieldError> {
             total_bytes: copied.total_bytes,
             sent_bytes: copied.sent_bytes,
             elapsed_ms: copied.elapsed_ms,
+            unreadable: copied.unreadable.clone(),
         }),
     })
 }

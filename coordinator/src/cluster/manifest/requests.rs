@@ -6,11 +6,11 @@ use std::num::NonZeroU16;
 use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
 use somersault_coordinator_core::io::{Attestation, Requests};
 use somersault_coordinator_core::migration::{
-    BadProbe, Destination, GuestProbe, MigrationRequest, MigrationSpec, WhichDisks,
+    BadProbe, Destination, GuestProbe, MigrationRequest, MigrationSpec, Unreadable, WhichDisks,
 };
 use somersault_coordinator_core::names::{BootId, NodeName, Uid};
 use somersault_crd as crd;
-use somersault_crd::volume_migration::{DisksToMove, HttpProbe, JobProbe, Probe, TcpProbe};
+use somersault_crd::volume_migration::{DisksToMove, HttpProbe, JobProbe, Probe, TcpProbe, UnreadableData};
 
 use super::convert::FieldError;
 use super::inventory::{Inventory, insert};
@@ -73,6 +73,10 @@ pub fn migration(spec: &crd::VolumeMigrationSpec) -> Result<MigrationSpec, Field
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
         remove_old: spec.remove_old_volumes,
+        unreadable: match spec.unreadable {
+            UnreadableData::Fail => Unreadable::Fail,
+            UnreadableData::Zeroes => Unreadable::Zeroes,
+        },
         probe: spec.probe.as_ref().map(probe).transpose()?,
         evacuation: spec.evacuation.clone(),
     })
@@ -91,6 +95,10 @@ pub fn migration_spec(spec: &MigrationSpec) -> crd::VolumeMigrationSpec {
         pre_copy_only: spec.pre_copy_only,
         cancelled: spec.cancelled,
         remove_old_volumes: spec.remove_old,
+        unreadable: match spec.unreadable {
+            Unreadable::Fail => UnreadableData::Fail,
+            Unreadable::Zeroes => UnreadableData::Zeroes,
+        },
         probe: spec.probe.as_ref().map(probe_spec),
         evacuation: spec.evacuation.clone(),
     }

@@ -106,6 +106,7 @@ pub fn pull(options: TargetOptions) -> Result<()> {
         token: options.token,
         final_copy: !options.pre_copy,
         rate_limit_bytes_per_s: None,
+        accept_unreadable: false,
     };
     let (progress, _nobody_looks) = watch::channel(PullProgress::default());
     let done = runtime()?.block_on(transfers.pull(request, progress))?;

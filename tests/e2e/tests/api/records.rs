@@ -47,7 +47,13 @@ pub fn migration(uid: &str, epoch: u64, phase: Phase) -> MigrationRecord {
         target_node: "n3".into(),
         staging: None,
         old_volume: OldVolume::Kept,
-        copied: Some(Copied { root_hash: "ab".into(), total_bytes: 3, sent_bytes: 2, elapsed_ms: 1 }),
+        copied: Some(Copied {
+            root_hash: "ab".into(),
+            total_bytes: 3,
+            sent_bytes: 2,
+            elapsed_ms: 1,
+            unreadable: Some("8 bytes".into()),
+        }),
     };
     MigrationRecord {
         key: shop(MOVE),

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use somersault_coordinator_core::evacuation::{Disruption, EvacuationSpec};
 use somersault_coordinator_core::io::Action;
-use somersault_coordinator_core::migration::{Destination, MigrationSpec, WhichDisks};
+use somersault_coordinator_core::migration::{Destination, MigrationSpec, Unreadable, WhichDisks};
 use somersault_coordinator_core::names::Key;
 
 use crate::bed::{Bed, NODE, SHOP};
@@ -37,6 +37,7 @@ pub async fn made_once(bed: &Bed) -> Result<()> {
         pre_copy_only: true,
         cancelled: false,
         remove_old: false,
+        unreadable: Unreadable::Zeroes,
         probe: None,
         evacuation: Some("empty-n1".into()),
     };

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What agents say of a disk that cannot be read everywhere.
+const BAD: &str = "4096 bytes cannot be read: disk.img bytes 0..4096";
+
 impl World {
     pub(super) fn agents(&mut self) {
         if self.faults.agents_silent {
@@ -11,6 +14,9 @@ impl World {
             let state = match &what {
                 Order::Pull { .. } if self.faults.copies_hang => {
                     OrderState::Running { done_bytes: 1, total_bytes: 2, rate_bytes_per_s: 1 }
+                }
+                Order::Pull { unreadable: Unreadable::Fail, .. } if self.faults.bad_sectors => {
+                    OrderState::Failed { reason: "SourceReadFailed".into(), message: BAD.into() }
                 }
                 Order::Pull { source_node, source_path, target_path, .. }
                     if self.faults.failing_copies == 0 =>
@@ -71,6 +77,7 @@ impl World {
             total_bytes: 1,
             sent_bytes: 1,
             elapsed: Duration::from_secs(1),
+            unreadable: self.faults.bad_sectors.then(|| BAD.to_owned()),
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 use somersault_coordinator_core::fleet::{OUT_OF_SERVICE_TAINT, Owner, SavedStart, VolumeMode};
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
-use somersault_coordinator_core::migration::{Destination, MigrationSpec, WhichDisks};
+use somersault_coordinator_core::migration::{Destination, MigrationSpec, Unreadable, WhichDisks};
 use somersault_coordinator_core::names::VolumeName;
 use tempfile::TempDir;
 
@@ -546,6 +546,7 @@ fn migrations_and_evacuations_are_created_once() {
         pre_copy_only: true,
         cancelled: false,
         remove_old: false,
+        unreadable: Unreadable::Zeroes,
         probe: None,
         evacuation: Some("empty-n2".into()),
     };
