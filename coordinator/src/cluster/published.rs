@@ -335,8 +335,13 @@ fn node_change(
     let id = ObjectId::cluster("NodeHealth", name.as_str());
     let mut prompt = values.clone();
     prompt.remove("host");
-    // Which folders there are is worth telling at once, how full they are is not.
-    let roots = status.roots.iter().map(|root| json!([root.path, root.class, root.read_only, root.disk]));
+    // Which folders there are is worth telling at once, how full they are is not; but by the room of a root people's requests are
+    // refused, so that is told by the twentieth, as agents tell it.
+    let room = |root: &crd::node_health::RootInfo| {
+        root.available_bytes.saturating_mul(20).checked_div(root.size_bytes)
+    };
+    let roots =
+        status.roots.iter().map(|root| json!([root.path, root.class, root.read_only, root.disk, room(root)]));
     prompt.insert("roots".to_owned(), roots.collect());
     let volumes = status.volumes.iter();
     let volumes = volumes.map(|volume| json!([volume.path, volume.volume, volume.claim, volume.disk_image]));
@@ -469,7 +474,9 @@ fn boot_instant() -> Timestamp {
 mod tests {
     //! Shows that what a node shows follows its view and its volumes, though it is made anew only when they change.
 
-    use somersault_coordinator_core::fleet::{NodeReport, Usage, Volume, VolumeMode, VolumeSource};
+    use somersault_coordinator_core::fleet::{
+        NodeReport, StorageRoot, Usage, Volume, VolumeMode, VolumeSource,
+    };
 
     use super::*;
 
@@ -531,6 +538,33 @@ mod tests {
         assert_eq!(shown[0]["volumes"][0]["volume"], "pv-a");
         let before = snapshot(&["pv-a"]);
         assert_eq!(write(&mut published, &view("b"), &before).len(), 0, "another fleet, the same volumes");
+    }
+
+    /// People's requests are refused by the room that the object tells.
+    #[test]
+    fn room_that_was_made_is_shown_at_once_and_a_little_of_it_is_not() {
+        let with_room = |available_bytes| {
+            let root = StorageRoot {
+                path: "/srv/volumes".into(),
+                class: String::new(),
+                depth: 1,
+                shared: false,
+                size_bytes: 1000,
+                available_bytes,
+                read_only: false,
+                disk: None,
+                listed_age: None,
+            };
+            let mut view = view("a");
+            let node = view.nodes.get_mut(&"n1".into()).unwrap();
+            node.report = Some(NodeReport { roots: vec![root], ..NodeReport::default() });
+            view
+        };
+        let mut published = Published::new();
+        let empty = snapshot(&[]);
+        write(&mut published, &with_room(0), &empty);
+        assert_eq!(write(&mut published, &with_room(40), &empty).len(), 0);
+        assert_eq!(write(&mut published, &with_room(60), &empty)[0]["roots"][0]["availableBytes"], 60);
     }
 
     #[test]
