@@ -184,6 +184,7 @@ async fn open(config: &SessionConfig, coordinator: SocketAddr) -> Result<Convers
     };
     let conversation = timeout(WELCOME_MAX, opening).await.map_err(|_| Broken::Timeout)??;
     config.transfers.set_token_key(&coordinator.to_string(), conversation.welcome.token_key);
+    config.transfers.set_rates(conversation.welcome.rates);
     // A replica that does not lead greets with an older epoch. Its orders are refused one by one, should any come.
     let epoch = conversation.welcome.epoch;
     if let Err(stale) = config.beats.with_lease(|lease| lease.admit(epoch)) {
@@ -243,8 +244,11 @@ fn obey(config: &SessionConfig, message: v1::FromCoordinator) -> Option<FromAgen
     };
     match FromCoordinator::try_from(message) {
         Ok(FromCoordinator::Order(order)) => config.orders.take(order),
-        // It has greeted already.
-        Ok(FromCoordinator::Welcome(_)) => None,
+        // It has greeted already, and tells what has changed.
+        Ok(FromCoordinator::Welcome(welcome)) => {
+            config.transfers.set_rates(welcome.rates);
+            None
+        }
         Err(error) => {
             warn!(order = id.escape_debug().to_string(), %error, "an order that makes no sense");
             (!id.is_empty()).then(|| Orders::refuse(&id, &error.to_string()))

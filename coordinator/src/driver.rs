@@ -23,7 +23,7 @@ use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::policy::Policy;
 use somersault_coordinator_core::view::View;
 use somersault_coordinator_core::{BootTime, Coordinator, Effect, Input};
-use somersault_proto::model::{self, FromCoordinator, Grant, Welcome};
+use somersault_proto::model::{self, CopyRates, FromCoordinator, Grant, Welcome};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -208,7 +208,17 @@ impl<C: Cluster> Driver<C> {
 
     fn take_policy(&mut self) {
         let policy = Policy::clone(&self.parts.policies.borrow_and_update());
+        let before = self.parts.core.policy().copies;
         self.step(Input::Policy(Box::new(policy)));
+        if self.parts.core.policy().copies != before
+            && let Some(welcome) = self.welcome()
+        {
+            // An agent that knows us takes from it how fast its copies may be.
+            let nodes: Vec<model::NodeName> = self.agents.with_session().cloned().collect();
+            for node in nodes {
+                self.agents.send(&node, FromCoordinator::Welcome(welcome));
+            }
+        }
     }
 
     fn take_snapshot(&mut self) {
@@ -243,7 +253,7 @@ impl<C: Cluster> Driver<C> {
 
     /// Greets back first, so that the agent knows our epoch and key before any order.
     fn open_session(&mut self, node: &model::NodeName, session: Session) {
-        let Some(epoch) = self.epoch else {
+        let Some(welcome) = self.welcome() else {
             drop(
                 session
                     .orders
@@ -254,12 +264,21 @@ impl<C: Cluster> Driver<C> {
         };
         tracing::info!(%node, version = session.hello.version, address = %session.hello.address, "session opened");
         self.agents.open_session(node.clone(), session);
-        let token_key = self.parts.orders.token_key();
-        let welcome = Welcome { epoch, token_key, report_period: REPORT_PERIOD };
         self.agents.send(node, FromCoordinator::Welcome(welcome));
         self.parts.orders.session_opened(node);
         // To everybody: orders may have waited for this node's address.
         self.send_all_orders();
+    }
+
+    /// What agents are greeted with, while this process leads.
+    fn welcome(&self) -> Option<Welcome> {
+        let copies = self.parts.core.policy().copies;
+        Some(Welcome {
+            epoch: self.epoch?,
+            token_key: self.parts.orders.token_key(),
+            report_period: REPORT_PERIOD,
+            rates: CopyRates { node: copies.node, copy: copies.copy },
+        })
     }
 
     fn send_all_orders(&mut self) {

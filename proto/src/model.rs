@@ -16,7 +16,7 @@ mod transfer;
 
 pub use enroll::{EnrollReply, EnrollRequest};
 pub use fence::{FenceEnded, FenceEvent, FenceList, FencePower, FenceRun, FenceStatus, FencedNode};
-pub use fleet::{Beat, FromAgent, FromCoordinator, Grant, Hello, PingReply, Welcome};
+pub use fleet::{Beat, CopyRates, FromAgent, FromCoordinator, Grant, Hello, PingReply, Welcome};
 pub use names::{AbsolutePath, Address, BootId, Malformed, NodeName};
 pub use order::{FailureReason, Order, OrderKind, ProbeAnswer, Progress, ProgressState, Pull, Reachability};
 pub use report::{Disk, Grade, Host, Report, StorageRoot, Volume};

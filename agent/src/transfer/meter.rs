@@ -1,13 +1,43 @@
 //! What a running copy tells, and what it is told: progress, the rate limit, the word to stop.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use somersault_agent_core::transfer::{RateLimit, RateMeter};
+use somersault_proto::model::CopyRates;
 use tokio_util::sync::CancellationToken;
 
 use super::PullProgress;
+
+/// How fast the copies of this node may be. Changed while they run.
+#[derive(Debug)]
+pub(super) struct Rates {
+    start: Instant,
+    node: Mutex<RateLimit>,
+    /// Of each copy, in bytes per second; 0 means no limit.
+    copy: AtomicU64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { start: Instant::now(), node: Mutex::new(RateLimit::new(0)), copy: AtomicU64::new(0) }
+    }
+}
+
+impl Rates {
+    pub(super) fn set(&self, rates: CopyRates) {
+        let bytes_per_s = |rate: Option<NonZeroU64>| rate.map_or(0, NonZeroU64::get);
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).set(bytes_per_s(rates.node));
+        self.copy.store(bytes_per_s(rates.copy), Ordering::Relaxed);
+    }
+
+    /// Takes bytes of content, to or from here, and returns how long to wait before the next ones.
+    pub(super) fn take(&self, bytes: u64) -> Duration {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).take(self.start.elapsed(), bytes)
+    }
+}
 
 /// Shared by everything that works on one copy.
 #[derive(Debug)]
@@ -20,14 +50,17 @@ pub(super) struct Meter {
     /// Since the start, in microseconds.
     durable_us: AtomicU64,
     rate: Mutex<RateMeter>,
+    /// What its order says; `None` for no limit of its own.
+    ordered: Option<NonZeroU64>,
     limit: Mutex<RateLimit>,
+    rates: Arc<Rates>,
     cancel: CancellationToken,
     drop_partial: AtomicBool,
     ended: CancellationToken,
 }
 
 impl Meter {
-    pub(super) fn new(limit_bytes_per_s: u64) -> Self {
+    pub(super) fn new(ordered_bytes_per_s: Option<u64>, rates: Arc<Rates>) -> Self {
         Self {
             start: Instant::now(),
             done_bytes: AtomicU64::new(0),
@@ -36,7 +69,9 @@ impl Meter {
             worked_bytes: AtomicU64::new(0),
             durable_us: AtomicU64::new(0),
             rate: Mutex::default(),
-            limit: Mutex::new(RateLimit::new(limit_bytes_per_s)),
+            ordered: ordered_bytes_per_s.and_then(NonZeroU64::new),
+            limit: Mutex::new(RateLimit::new(0)),
+            rates,
             cancel: CancellationToken::new(),
             drop_partial: AtomicBool::new(false),
             ended: CancellationToken::new(),
@@ -58,13 +93,17 @@ impl Meter {
         self.worked_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts bytes that crossed the wire, and waits as long as the rate limit says.
+    /// Counts bytes that crossed the wire, and waits as long as the limits say that are in force now.
     pub(super) async fn received(&self, bytes: u64) {
         self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let wait = {
+        let of_each = NonZeroU64::new(self.rates.copy.load(Ordering::Relaxed));
+        let lowest = [self.ordered, of_each].into_iter().flatten().min();
+        let of_this = {
             let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+            limit.set(lowest.map_or(0, NonZeroU64::get));
             limit.take(self.start.elapsed(), bytes)
         };
+        let wait = of_this.max(self.rates.take(bytes));
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -81,8 +120,8 @@ impl Meter {
     }
 
     /// When it last was, since the start.
-    pub(super) fn until_durable(&self) -> std::time::Duration {
-        std::time::Duration::from_micros(self.durable_us.load(Ordering::Relaxed))
+    pub(super) fn until_durable(&self) -> Duration {
+        Duration::from_micros(self.durable_us.load(Ordering::Relaxed))
     }
 
     pub(super) fn progress(&self) -> PullProgress {

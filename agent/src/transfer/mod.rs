@@ -48,7 +48,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use somersault_proto::model::NodeName;
+use somersault_proto::model::{CopyRates, NodeName};
 use somersault_proto::tls::TlsSource;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
@@ -62,7 +62,7 @@ pub use somersault_proto::model::Pull as PullRequest;
 
 use io::Pool;
 use keys::Keys;
-use meter::Meter;
+use meter::{Meter, Rates};
 use root::Roots;
 use source::Source;
 use target::Target;
@@ -178,6 +178,7 @@ struct Inner {
     roots: Roots,
     keys: Arc<Keys>,
     pool: Pool,
+    rates: Arc<Rates>,
     permits: Semaphore,
     running: Mutex<HashMap<String, Arc<Meter>>>,
     /// One volume is removed at a time: it keeps a disk busy enough.
@@ -205,13 +206,14 @@ impl Transfers {
 
     fn carried_by(wire: Wire, config: TransferConfig, limits: Limits) -> Self {
         let roots = Roots::new(config.roots.clone(), config.pods.clone());
-        let (keys, pool) = (Arc::new(Keys::default()), Pool::default());
+        let (keys, pool, rates) = (Arc::new(Keys::default()), Pool::default(), Arc::<Rates>::default());
         let source = Source::new(
             config.node.clone(),
             wire.clone(),
             roots.clone(),
             keys.clone(),
             pool.clone(),
+            rates.clone(),
             &limits,
         );
         let permits = Semaphore::new(limits.pulls_max);
@@ -222,6 +224,7 @@ impl Transfers {
             roots,
             keys,
             pool,
+            rates,
             permits,
             running: Mutex::default(),
             removing: tokio::sync::Mutex::default(),
@@ -239,6 +242,11 @@ impl Transfers {
         if let Err(error) = self.0.keys.set(coordinator, key) {
             tracing::warn!(coordinator, %error, "the coordinator's token key is refused; its transfers will be too");
         }
+    }
+
+    /// How fast copies may be from now on, those that run among them.
+    pub fn set_rates(&self, rates: CopyRates) {
+        self.0.rates.set(rates);
     }
 
     /// A coordinator is no more. Its key is kept as long as there is room, for the copies that it has ordered.
@@ -294,7 +302,7 @@ impl Inner {
         request: &PullRequest,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<PullDone, TransferError> {
-        let meter = Arc::new(Meter::new(request.rate_limit_bytes_per_s.unwrap_or(0)));
+        let meter = Arc::new(Meter::new(request.rate_limit_bytes_per_s, self.rates.clone()));
         let running = Running::enter(self.clone(), &request.transfer, &meter).await?;
         let result = self.supervise(request, &meter, progress).await;
         progress.send_replace(meter.progress());

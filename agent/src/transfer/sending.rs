@@ -32,6 +32,8 @@ use tonic::Status;
 
 use super::TransferError;
 use super::io::{Buffer, ChunkReader, Pool};
+use super::meter::Rates;
+use super::received::wire_bytes;
 use super::scan::{read_failed, shown};
 
 /// Chunks ready for the connection: one is sent while the next ones come from the disk. More would only be old by the time
@@ -106,6 +108,8 @@ pub(super) struct Means {
     pub(super) stuck: Stuck,
     /// How long a read may take.
     pub(super) patience: Duration,
+    /// Of the agent.
+    pub(super) rates: Arc<Rates>,
 }
 
 /// The answer to a request. It ends, and its thread with it, when the connection does.
@@ -118,7 +122,7 @@ pub(super) fn answer(
     let left = wanted.chunks.iter().cloned().flatten().collect();
     let work = Arc::new(Work { file, wanted, means });
     let receiver = work.clone().start(VecDeque::clone(&left));
-    let answer = Answer { receiver, work, left, second: None };
+    let answer = Answer { receiver, work, left, second: None, unpaid: 0 };
     stream::unfold(answer, move |mut answer| {
         let _held = &permit;
         async move { answer.next().await.map(|item| (item, answer)) }
@@ -132,6 +136,8 @@ struct Answer {
     receiver: mpsc::Receiver<Result<Said<Chunk>, TransferError>>,
     /// The second message of a chunk.
     second: Option<Chunk>,
+    /// Bytes of content that were sent, and not yet counted.
+    unpaid: u64,
 }
 
 /// What is said of a chunk: the chunk, or what of it is unreadable, and then, where it is wanted, the chunk with zeroes there.
@@ -148,6 +154,11 @@ impl Answer {
     async fn next(&mut self) -> Option<Result<Chunk, Status>> {
         if let Some(second) = self.second.take() {
             return Some(Ok(second));
+        }
+        // What was sent last is paid for before the next chunk.
+        let wait = self.work.means.rates.take(std::mem::take(&mut self.unpaid));
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
         }
         let chunk = *self.left.front()?;
         let said = match timeout(self.work.means.patience, self.receiver.recv()).await {
@@ -168,6 +179,7 @@ impl Answer {
             self.left.clear();
         }
         let said = said.map(|Said(first, second)| {
+            self.unpaid = wire_bytes(&first) + second.as_ref().map_or(0, wire_bytes);
             self.second = second;
             first
         });

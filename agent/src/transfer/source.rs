@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status};
 use super::device::Device;
 use super::io::{ChunkReader, Pool};
 use super::keys::Keys;
+use super::meter::Rates;
 use super::root::Roots;
 use super::scan::{self, Scanned, Top, shown};
 use super::sending::{self, Means, Opened, Stuck, Wanted};
@@ -62,6 +63,7 @@ struct Inner {
     scans: Semaphore,
     pool: Pool,
     stuck: Stuck,
+    rates: Arc<Rates>,
     /// With a read, and with one of the second try.
     patience: (Duration, Duration),
 }
@@ -86,6 +88,7 @@ impl Source {
         roots: Roots,
         keys: Arc<Keys>,
         pool: Pool,
+        rates: Arc<Rates>,
         limits: &Limits,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -98,6 +101,7 @@ impl Source {
             scans: Semaphore::new(SCANS_MAX),
             pool,
             stuck: Stuck::default(),
+            rates,
             patience: (limits.read_patience, limits.reread_patience),
         }))
     }
@@ -237,6 +241,7 @@ impl Source {
             pool: self.0.pool.clone(),
             pressure: session.pressure.clone(),
             stuck: self.0.stuck.clone(),
+            rates: self.0.rates.clone(),
             patience: if request.thorough { self.0.patience.1 } else { self.0.patience.0 },
         };
         let file = self.open(session, index(request.file)).await?;

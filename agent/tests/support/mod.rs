@@ -295,6 +295,7 @@ impl Fleet for Service {
             epoch: self.manner.epoch,
             token_key: self.token_key.to_vec().into(),
             report_period_ms: 60_000,
+            ..v1::Welcome::default()
         });
         let send = |message| Ok(v1::FromCoordinator { message: Some(message) });
         outbox.send(send(welcome)).await.expect("room");

@@ -1,11 +1,13 @@
 //! What arrives is what was there, and no more crosses the wire or lands on the disk than must.
 
+use std::num::NonZeroU64;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Mode, mknodat};
 use somersault_agent::transfer::{Limits, PullProgress, PullRequest};
+use somersault_proto::model::CopyRates;
 use tokio::sync::watch;
 
 use super::world::*;
@@ -324,6 +326,29 @@ async fn a_limited_copy_tells_its_progress_and_can_be_cancelled() {
     world.target.transfers.cancel("t1", true, None).await.expect("removed");
     assert!(!partial.exists(), "the journal of a published copy can go");
     assert_same(&world.source.path("pvc-1"), &world.target.path("pvc-1"));
+}
+
+/// A limit that comes while a copy runs slows it down, on either side, and one that goes lets it run.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_while_a_copy_runs() {
+    let slow = NonZeroU64::new(8 * MIB);
+    let (node, copy) = (CopyRates { node: slow, copy: None }, CopyRates { node: None, copy: slow });
+    for (name, at_source, rates) in [("t1", true, node), ("t2", false, node), ("t3", false, copy)] {
+        let world = World::on(&std::env::temp_dir(), &Limits::default());
+        make_volume(&world.source.path("pvc-1"), 256 * MIB, &[(0, 256 * MIB)], 1);
+        let limited = if at_source { &world.source.transfers } else { &world.target.transfers };
+        limited.set_rates(rates);
+        let (told, mut progress) = watch::channel(PullProgress::default());
+        let copy = tokio::spawn(world.target.transfers.pull(world.order(name, "pvc-1"), told));
+        progress.wait_for(|seen| seen.done_bytes >= 4 * MIB).await.expect("goes on");
+        let (began, before) = (std::time::Instant::now(), progress.borrow().done_bytes);
+        progress.wait_for(|seen| seen.done_bytes >= before + 16 * MIB).await.expect("goes on");
+        // Two seconds by the limit, less what may be in flight.
+        assert!(began.elapsed() > Duration::from_millis(500), "{name}: {:?}", began.elapsed());
+        limited.set_rates(CopyRates::default());
+        let done = copy.await.expect("ended").expect("copied");
+        assert!(done.elapsed < Duration::from_secs(25), "{name}: the limit would have taken 32 s: {done:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

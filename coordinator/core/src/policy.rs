@@ -14,11 +14,12 @@ mod spec;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::ops::Deref;
 use std::time::Duration;
 
 pub use self::spec::{
-    DetectionSpec, EvacuationPolicySpec, FencingSpec, LeaderSpec, LeaseSpec, PolicySpec, Profile,
+    CopiesSpec, DetectionSpec, EvacuationPolicySpec, FencingSpec, LeaderSpec, LeaseSpec, PolicySpec, Profile,
     RecoverySpec, StormSpec,
 };
 use crate::evacuation::Disruption;
@@ -63,11 +64,26 @@ pub struct Limits {
     pub recovery: Recovery,
     /// Evacuation without a person's order.
     pub evacuation: AutomaticEvacuation,
+    /// How fast volumes may be copied.
+    pub copies: Copies,
     /// What people say of storage classes.
     pub class_overrides: ClassOverrides,
     /// Nodes enrolled for watchdog fencing. No policy file can fill it: it exists for the simulation until
     /// the guard, which arms the watchdog and reads it back, exists.
     pub watchdog_fencing: BTreeSet<NodeName>,
+}
+
+/// How fast volumes may be copied, in bytes of content per second; `None` for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copies {
+    /// All copies from and to a node together.
+    pub node: Option<NonZeroU64>,
+    /// Each copy.
+    pub copy: Option<NonZeroU64>,
+}
+
+fn bytes_per_s(mib: u32) -> Option<NonZeroU64> {
+    NonZeroU64::new(u64::from(mib) << 20)
 }
 
 /// How soon a silent node is declared unreachable.
@@ -365,6 +381,10 @@ fn limits(spec: PolicySpec) -> Limits {
             concurrent_max: spec.evacuation.concurrent_max as usize,
             after_return: spec.evacuation.after_return,
         },
+        copies: Copies {
+            node: spec.copies.node_mib_per_s.and_then(bytes_per_s),
+            copy: spec.copies.copy_mib_per_s.and_then(bytes_per_s),
+        },
         class_overrides: spec.storage_classes,
         watchdog_fencing: BTreeSet::new(),
     }
@@ -463,7 +483,17 @@ fn check_ranges(spec: &PolicySpec) -> Result<(), PolicyError> {
     range("recovery.concurrentMax", spec.recovery.concurrent_max, 1, 1_000, "none would never end")?;
     range("evacuation.concurrentMax", spec.evacuation.concurrent_max, 1, 100, "none would never end")?;
     range("evacuation.guardPercent", spec.evacuation.guard_percent, 1, 100, "it is a share of the disks")?;
-    range("evacuation.sourcesMin", spec.evacuation.sources_min, 1, 10, "there must be a reason")
+    range("evacuation.sourcesMin", spec.evacuation.sources_min, 1, 10, "there must be a reason")?;
+    let rates = [
+        ("copies.nodeMibPerS", spec.copies.node_mib_per_s),
+        ("copies.copyMibPerS", spec.copies.copy_mib_per_s),
+    ];
+    let said = rates.into_iter().filter_map(|(name, rate)| Some((name, rate?)));
+    for (name, rate) in said {
+        let why = "a chunk of 1 MiB that takes longer than seconds counts as a copy that stands still";
+        range(name, rate, 1, 100_000, why)?;
+    }
+    Ok(())
 }
 
 fn check_detection(limits: &Limits) -> Result<(), PolicyError> {

@@ -83,6 +83,9 @@ pub struct RecoveryPolicySpec {
     /// Evacuation without a person's order, when a disk starts to fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation: Option<EvacuationPolicy>,
+    /// How fast volumes may be copied; as fast as disks and links are, where absent. A change counts for copies that run, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<CopiesPolicy>,
     /// Where the data of a storage class is, by the class's name, for drivers that cannot be known.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = CLASSES_MAX))]
@@ -292,6 +295,20 @@ pub struct RecoveryLimits {
     /// the whole node, pods that are no VM's included. Off where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_of_service: Option<bool>,
+}
+
+/// How fast volumes may be copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CopiesPolicy {
+    /// All copies from and to a node together, in MiB of content per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub node_mib_per_s: Option<u32>,
+    /// Each copy, in MiB of content per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub copy_mib_per_s: Option<u32>,
 }
 
 /// Evacuation without a person's order, when a disk starts to fail or a node has come back from the dead.

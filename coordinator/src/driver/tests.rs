@@ -1,11 +1,12 @@
 //! The loop on a simulated clock: order of effects, slow stores, its own lateness, sessions.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use somersault_coordinator_core::fencing::FenceStage;
 use somersault_coordinator_core::io::FenceResult;
 use somersault_coordinator_core::names::{BootId, NodeName as CoreName};
-use somersault_coordinator_core::policy::{Policy, PolicySpec, Profile};
+use somersault_coordinator_core::policy::{CopiesSpec, Policy, PolicySpec, Profile};
 use somersault_coordinator_core::view::NodeState;
 use somersault_proto::model::{Address, Hello, NodeName as WireName, ProbeAnswer, Reachability};
 use somersault_proto::token::TokenSigner;
@@ -242,6 +243,21 @@ async fn a_session_is_welcomed_with_the_epoch_and_ends_with_it() {
     let mut third = world.open_session("n2", 3).await;
     let Ok(FromCoordinator::Welcome(welcome)) = next(&mut third).await else { panic!("no welcome") };
     assert_eq!(welcome.epoch, 2);
+}
+
+/// Agents are told how fast copies may be when they greet, and when that changes.
+#[tokio::test(start_paused = true)]
+async fn the_rates_of_copies_are_told_when_they_change() {
+    let world = World::start(Duration::ZERO).await;
+    let mut session = world.open_session("n2", 1).await;
+    let Ok(FromCoordinator::Welcome(welcome)) = next(&mut session).await else { panic!("no welcome") };
+    assert_eq!(welcome.rates, CopyRates::default());
+    let mut spec = PolicySpec { profile: Profile::Fast, ..PolicySpec::default() };
+    spec.copies = CopiesSpec { node_mib_per_s: Some(100), copy_mib_per_s: None };
+    world.policies.send_replace(Arc::new(Policy::try_from(spec).unwrap()));
+    let Ok(FromCoordinator::Welcome(changed)) = next(&mut session).await else { panic!("no word of it") };
+    assert_eq!(changed.rates, CopyRates { node: NonZeroU64::new(100 << 20), copy: None });
+    assert_eq!(Welcome { rates: CopyRates::default(), ..changed }, welcome);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! Beats, grants and the greetings of a session.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::{
@@ -81,6 +82,17 @@ pub struct Welcome {
     pub token_key: [u8; 32],
     /// How often to report when nothing changes.
     pub report_period: Duration,
+    /// How fast copies may be.
+    pub rates: CopyRates,
+}
+
+/// Limits of copies, in bytes of content per second; `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyRates {
+    /// All of a node together, from it and to it.
+    pub node: Option<NonZeroU64>,
+    /// Each copy to a node.
+    pub copy: Option<NonZeroU64>,
 }
 
 /// An agent's answer to a ping.
@@ -190,6 +202,10 @@ impl TryFrom<v1::Welcome> for Welcome {
             epoch: wire.epoch,
             token_key: hash("token_key", &wire.token_key)?,
             report_period: millis("report_period_ms", wire.report_period_ms, 100, REPORT_PERIOD_MS_MAX)?,
+            rates: CopyRates {
+                node: NonZeroU64::new(wire.node_bytes_per_s),
+                copy: NonZeroU64::new(wire.copy_bytes_per_s),
+            },
         })
     }
 }
@@ -200,6 +216,8 @@ impl From<Welcome> for v1::Welcome {
             epoch: welcome.epoch,
             token_key: welcome.token_key.to_vec().into(),
             report_period_ms: wire_millis(welcome.report_period),
+            node_bytes_per_s: welcome.rates.node.map_or(0, NonZeroU64::get),
+            copy_bytes_per_s: welcome.rates.copy.map_or(0, NonZeroU64::get),
         }
     }
 }
@@ -345,7 +363,12 @@ mod tests {
 
     #[test]
     fn a_token_key_of_the_wrong_length_is_refused() {
-        let wire = v1::Welcome { epoch: 1, token_key: vec![0; 31].into(), report_period_ms: 30_000 };
+        let wire = v1::Welcome {
+            epoch: 1,
+            token_key: vec![0; 31].into(),
+            report_period_ms: 30_000,
+            ..v1::Welcome::default()
+        };
         assert_eq!(Welcome::try_from(wire).unwrap_err().field(), "token_key");
     }
 

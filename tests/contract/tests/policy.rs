@@ -15,6 +15,7 @@ fn everything() -> Result<Value> {
     });
     spec["fencing"]["nodes"] = json!(["n1"]);
     spec["evacuation"]["destinationClass"] = json!("ceph-rbd");
+    spec["copies"] = json!({"nodeMibPerS": 200, "copyMibPerS": 100});
     spec["storageClasses"] = json!({"own-nfs": "Network"});
     Ok(spec)
 }
@@ -34,6 +35,8 @@ fn what_the_cluster_says_builds_a_policy() -> Result<()> {
     let policy = Policy::try_from(spec)?;
     assert_eq!(policy.evacuation.destination_class.as_deref(), Some("ceph-rbd"));
     assert_eq!(policy.class_overrides.0.len(), 1);
+    assert_eq!(policy.copies.node.map(u64::from), Some(200 << 20));
+    assert_eq!(policy.copies.copy.map(u64::from), Some(100 << 20));
     Ok(())
 }
 

@@ -40,6 +40,11 @@ impl RateLimit {
         Self { bytes_per_s, due: Duration::ZERO }
     }
 
+    /// Another limit from now on.
+    pub fn set(&mut self, bytes_per_s: u64) {
+        self.bytes_per_s = bytes_per_s;
+    }
+
     /// Takes bytes and returns how long to wait before they are used.
     pub fn take(&mut self, now: Duration, bytes: u64) -> Duration {
         const BURST: Duration = Duration::from_millis(250);

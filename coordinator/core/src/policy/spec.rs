@@ -28,6 +28,8 @@ pub struct PolicySpec {
     pub recovery: RecoverySpec,
     /// Evacuation without a person's order.
     pub evacuation: EvacuationPolicySpec,
+    /// How fast volumes may be copied.
+    pub copies: CopiesSpec,
     /// What people say of storage classes that nobody can know, by name.
     pub storage_classes: ClassOverrides,
 }
@@ -235,4 +237,14 @@ impl Default for EvacuationPolicySpec {
             after_return: false,
         }
     }
+}
+
+/// How fast volumes may be copied, in MiB of content per second. Absent: as fast as disks and links are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct CopiesSpec {
+    /// All copies from and to a node together.
+    pub node_mib_per_s: Option<u32>,
+    /// Each copy.
+    pub copy_mib_per_s: Option<u32>,
 }
