@@ -31,6 +31,10 @@ use super::scan::{self, shown};
 /// Leaves of one journal record.
 const RECORD_LEAVES: usize = 8192;
 
+/// Up to so many files are synced one by one. Each sync of one waits for the disk; one of the whole filesystem waits once, but for
+/// everything that anybody has written to it.
+const SYNCED_EACH_MAX: usize = 64;
+
 /// A pass under way.
 #[derive(Debug)]
 pub(super) struct Copying {
@@ -131,15 +135,15 @@ impl Copying {
             replay.head.identity == manifest.identity() && replay.head.final_copy == pull.final_copy
         });
         let mut noted = replay.map(|replay| replay.held).unwrap_or_default();
-        let (medium, held, made) = if partial.place.is_device() {
+        let (medium, held) = if partial.place.is_device() {
             let device = Device::of(&partial.place)?;
             let (image, found) = device.ready(&manifest, |path| noted.remove(path))?;
             let held = BTreeMap::from([(image.path.clone(), found)]);
-            (Medium::Device(device), held, Vec::new())
+            (Medium::Device(device), held)
         } else {
             let data = partial.data()?;
-            let (held, made) = make_files(&data, &manifest, &mut noted)?;
-            (Medium::Folder(data), held, made)
+            let held = make_files(&data, &manifest, &mut noted)?;
+            (Medium::Folder(data), held)
         };
         let begins = Head {
             transfer: pull.transfer.clone(),
@@ -149,10 +153,10 @@ impl Copying {
             final_copy: pull.final_copy,
             files: manifest.entries().iter().map(|entry| (entry.path.clone(), entry.size_bytes)).collect(),
         };
+        let sizes = held.iter().map(|(path, held)| (path.clone(), held.size_bytes)).collect();
         let session = Session::begin(manifest, held, same_pass);
-        for (file, size_bytes) in made {
-            rustix::fs::ftruncate(&file, size_bytes)
-                .map_err(|error| partial.failed("cannot resize a file in", error))?;
+        if let Medium::Folder(data) = &medium {
+            resize(data, session.manifest(), &sizes)?;
         }
         let journal = Journal::create(&partial.folder, begins, session.records())
             .map_err(|error| partial.failed("cannot write the journal in", error))?;
@@ -193,10 +197,17 @@ impl Copying {
     pub(super) fn checkpoint(&self, mut written: Vec<Written>) -> Result<(), TransferError> {
         written.sort_by_key(|written| (written.file, written.chunk));
         let is_new = |written: &Written| matches!(written.settled, Settled::Written(_));
-        for group in written.chunk_by(|a, b| a.file == b.file).filter(|group| group.iter().any(is_new)) {
-            // One descriptor is enough: fdatasync writes out the file, whoever wrote to it.
-            rustix::fs::fdatasync(&group[0].handle)
-                .map_err(|error| self.partial.failed("cannot sync a file in", error))?;
+        let files = || written.chunk_by(|a, b| a.file == b.file).filter(|group| group.iter().any(is_new));
+        let failed = |error| self.partial.failed("cannot sync a file in", error);
+        let at_once = files().nth(SYNCED_EACH_MAX).is_some();
+        if at_once {
+            rustix::fs::syncfs(&written[0].handle).map_err(failed)?;
+        }
+        for group in files() {
+            if !at_once {
+                // One descriptor is enough: fdatasync writes out the file, whoever wrote to it.
+                rustix::fs::fdatasync(&group[0].handle).map_err(failed)?;
+            }
             let (first, last) = (group[0].chunk, group[group.len() - 1].chunk + 1);
             drop_cache(&group[0].handle, first * CHUNK_BYTES, (last - first) * CHUNK_BYTES);
         }
@@ -227,18 +238,29 @@ impl Copying {
             // It has no times that would tell.
             return device.sync().map(|()| stamps);
         }
+        let at_once = self.sync_many(manifest)?;
         for (file, entry) in manifest.entries().iter().enumerate() {
             if entry.kind != Kind::Regular {
                 continue;
             }
             let opened = self.open(entry)?;
-            let stamp =
-                rustix::fs::fsync(&opened).and_then(|()| rustix::fs::fstat(&opened)).map(|stat| stamp(&stat));
+            let synced = if at_once { Ok(()) } else { rustix::fs::fsync(&opened) };
+            let stamp = synced.and_then(|()| rustix::fs::fstat(&opened)).map(|stat| stamp(&stat));
             let stamp =
                 stamp.map_err(|error| TransferError::target("cannot sync", shown(&entry.path), error))?;
             stamps.insert(u32::try_from(file).unwrap_or(u32::MAX), stamp);
         }
         Ok(stamps)
+    }
+
+    /// Syncs everything at once, where that costs less than one by one; false where it does not, and nothing was synced.
+    fn sync_many(&self, manifest: &Manifest) -> Result<bool, TransferError> {
+        let many = manifest.entries().len() > SYNCED_EACH_MAX;
+        if many {
+            rustix::fs::syncfs(&self.partial.folder)
+                .map_err(|error| self.partial.failed("cannot sync the filesystem of", error))?;
+        }
+        Ok(many)
     }
 
     /// Sets owner, permissions and times, and syncs everything: files first, each folder after what is in it.
@@ -247,9 +269,10 @@ impl Copying {
             Medium::Folder(folder) => folder,
             Medium::Device(device) => return device.sync(),
         };
+        let one_by_one = manifest.entries().len() <= SYNCED_EACH_MAX;
         for entry in manifest.entries().iter().rev() {
             match entry.kind {
-                Kind::Regular | Kind::Folder => seal_opened(folder, entry)?,
+                Kind::Regular | Kind::Folder => seal_opened(folder, entry, one_by_one)?,
                 Kind::Symlink | Kind::Pipe => {
                     let (parent, name) = parent_of(folder, &entry.path)?;
                     metadata::set_unopened(&parent, name, entry)?;
@@ -258,7 +281,7 @@ impl Copying {
                 Kind::Link => {}
             }
         }
-        Ok(())
+        self.sync_many(manifest).map(drop)
     }
 
     /// Gives the verified copy its final name. `folder` is what the volume's own folder has at the source; `unreadable` what
@@ -285,7 +308,7 @@ impl Copying {
     }
 }
 
-fn seal_opened(folder: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
+fn seal_opened(folder: &OwnedFd, entry: &Entry, sync: bool) -> Result<(), TransferError> {
     let failed = |error: Errno| TransferError::target("cannot open", shown(&entry.path), error);
     let (name, flags): (&[u8], _) = match (entry.kind, entry.path.as_slice()) {
         (Kind::Folder, b"") => (b".", OFlags::DIRECTORY),
@@ -294,6 +317,10 @@ fn seal_opened(folder: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
     };
     let file = open_beneath(folder, name, OFlags::RDONLY | flags, Mode::empty()).map_err(failed)?;
     let now = metadata::set(&file, entry.metadata, entry.attributes(), &entry.path)?;
+    if sync {
+        rustix::fs::fsync(&file)
+            .map_err(|error| TransferError::target("cannot sync", shown(&entry.path), error))?;
+    }
     if entry.kind == Kind::Regular {
         // What was still on its way to the disk when its part of the cache was dropped.
         drop_cache(&file, 0, entry.size_bytes);
@@ -329,16 +356,11 @@ fn make_name(data: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
     made.map_err(|error| TransferError::target("cannot make", shown(&entry.path), error))
 }
 
-/// Makes a folder's files ready for a manifest. Returns what they hold, by path, and the files with the size that they are to
-/// have once the pass has begun.
-fn make_files(
-    data: &OwnedFd,
-    manifest: &Manifest,
-    noted: &mut Holdings,
-) -> Result<(Holdings, Vec<(OwnedFd, u64)>), TransferError> {
+/// Makes a folder's files ready for a manifest. Returns what they hold, by path.
+fn make_files(data: &OwnedFd, manifest: &Manifest, noted: &mut Holdings) -> Result<Holdings, TransferError> {
     clean(data, manifest)?;
     check_room(data, manifest)?;
-    let (mut held, mut made) = (BTreeMap::new(), Vec::new());
+    let mut held = BTreeMap::new();
     for entry in manifest.entries().iter().skip(1) {
         match entry.kind {
             Kind::Folder => {
@@ -354,9 +376,19 @@ fn make_files(
         let (file, found) = make_file(data, entry, noted.remove(&entry.path))?;
         metadata::own(&file, entry.metadata, &entry.path)?;
         held.insert(entry.path.clone(), found);
-        made.push((file, entry.size_bytes));
     }
-    Ok((held, made))
+    Ok(held)
+}
+
+/// Gives each file the size that it is to have, once what it holds is known.
+fn resize(data: &OwnedFd, manifest: &Manifest, before: &BTreeMap<Vec<u8>, u64>) -> Result<(), TransferError> {
+    let differs = |entry: &&Entry| before.get(&entry.path).is_some_and(|size| *size != entry.size_bytes);
+    for entry in manifest.entries().iter().filter(differs) {
+        open_beneath(data, entry.path.as_slice(), OFlags::RDWR | OFlags::NONBLOCK, Mode::empty())
+            .and_then(|file| rustix::fs::ftruncate(&file, entry.size_bytes))
+            .map_err(|error| TransferError::target("cannot resize", shown(&entry.path), error))?;
+    }
+    Ok(())
 }
 
 /// Chunks that are holes now, as records.

@@ -27,7 +27,7 @@ pub(super) fn own(file: impl AsFd, wanted: Metadata, path: &[u8]) -> Result<(), 
     Ok(())
 }
 
-/// Sets them, and syncs the file. Returns what it has then, which is what was wanted.
+/// Sets them; who calls syncs. Returns what it has then, which is what was wanted.
 pub(super) fn set(
     file: impl AsFd,
     wanted: Metadata,
@@ -39,7 +39,6 @@ pub(super) fn set(
     set_attributes(&file, attributes, path)?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(wanted.mode)).map_err(failed)?;
     set_time(&file, wanted.mtime_s, wanted.mtime_ns.into()).map_err(failed)?;
-    rustix::fs::fsync(&file).map_err(failed)?;
     let now = rustix::fs::fstat(&file).map_err(failed)?;
     if scan::metadata(&now) == wanted { Ok(now) } else { Err(lost(path)) }
 }

@@ -233,6 +233,7 @@ impl Partial {
         let data = self.data()?;
         mounted::move_all(&data, root).and_then(|()| rustix::fs::fsync(&data)).map_err(failed)?;
         metadata::set(root, folder.metadata, folder.attributes(), b"")?;
+        rustix::fs::fsync(root).map_err(|error| self.failed("cannot sync the volume's folder at", error))?;
         match rustix::fs::unlinkat(&data, scan::LOST_AND_FOUND, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(self.failed("cannot leave out lost+found of", error)),

@@ -14,7 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{
-    Attributes, Entry, Extra, Kind, MAX_DEPTH, MAX_ENTRIES, MAX_RANGES, Manifest, Metadata, is_kept,
+    Attributes, CHUNK_BYTES, Entry, Extra, Kind, MAX_DEPTH, MAX_ENTRIES, MAX_RANGES, Manifest, Metadata,
+    is_kept,
 };
 
 use super::TransferError;
@@ -212,17 +213,25 @@ impl<'a> Walk<'a> {
     fn file(&mut self, path: Vec<u8>) -> Result<(), TransferError> {
         let file = open(self.volume, &path, OFlags::NONBLOCK)?;
         let attributes = attributes_of(&file, &path)?;
-        if extents::holes_are_trusted(&file) {
-            rustix::fs::fsync(&file).map_err(|error| read_failed(&path, error))?;
-        }
         let stat = stat_of(file.as_fd(), &path)?;
+        // Of one chunk there is nothing to be left out; a hole in it is found by its zeroes.
+        let is_small = u64::try_from(stat.st_size).is_ok_and(|size| size <= CHUNK_BYTES);
+        let stat = if !is_small && extents::holes_are_trusted(&file) {
+            rustix::fs::fsync(&file).map_err(|error| read_failed(&path, error))?;
+            stat_of(file.as_fd(), &path)?
+        } else {
+            stat
+        };
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&path))));
         }
         let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         let limit = MAX_RANGES.saturating_sub(self.ranges) / 2;
-        let data =
-            extents::data_chunks(&file, size_bytes, limit).map_err(|error| read_failed(&path, error))?;
+        let data = if size_bytes <= CHUNK_BYTES {
+            (size_bytes > 0).then_some(0..1).into_iter().collect()
+        } else {
+            extents::data_chunks(&file, size_bytes, limit).map_err(|error| read_failed(&path, error))?
+        };
         self.ranges += data.len();
         let extra = Extra::of(Vec::new(), attributes);
         let entry = Entry { size_bytes, data, extra, ..named(path.clone(), Kind::Regular, &stat) };
