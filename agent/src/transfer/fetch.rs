@@ -14,17 +14,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Session, Unit};
-use somersault_proto::model::Chunk;
+use somersault_proto::model::{Chunk, Have};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::TransferError;
+use super::blocks::BlockHashes;
 use super::copying::{Copying, Written};
 use super::io::Pool;
 use super::lanes::{self, Lane};
 use super::meter::Meter;
 use super::peer::{Again, Ask, Chunks, Connection, Peer};
-use super::received::{Bad, Expected, Settled, Sink, Taken, wire_bytes};
+use super::received::{Bad, Expected, Offer, Settled, Sink, Taken, wire_bytes};
 use super::scan::shown;
 use super::target::join;
 use super::unreadable::Unreadable;
@@ -45,9 +46,11 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 /// The fetching of one pass.
 pub(super) struct Fetch {
     lanes: Vec<(Lane, Connection)>,
-    copying: Arc<Copying>,
+    pub(super) copying: Arc<Copying>,
     pool: Pool,
     meter: Arc<Meter>,
+    /// Small files of one request.
+    files_max: usize,
 }
 
 impl Fetch {
@@ -57,6 +60,7 @@ impl Fetch {
         copying: Arc<Copying>,
         pool: Pool,
         meter: Arc<Meter>,
+        files_max: usize,
     ) -> Result<Self, TransferError> {
         let mut lanes = Vec::new();
         for _ in 0..lanes::count() {
@@ -66,7 +70,7 @@ impl Fetch {
             let connected = lane.handle().spawn(async move { peer.connection().await });
             lanes.push((lane, join(connected.await)?));
         }
-        Ok(Self { lanes, copying, pool, meter })
+        Ok(Self { lanes, copying, pool, meter, files_max })
     }
 
     /// Fetches everything that is not settled: what can be read first, and what a disk could not read once more at last, piece
@@ -98,12 +102,17 @@ impl Fetch {
         // second of a fast link.
         let mut idle: Vec<usize> = (0..self.lanes.len()).collect();
         let result = loop {
-            while let Some(number) = idle.last().copied()
-                && let Some(unit) = units.as_mut().map_or_else(|| session.next_unit(), VecDeque::pop_front)
-            {
+            while let Some(number) = idle.last().copied() {
+                let units = match &mut units {
+                    None => session.next_units(self.files_max),
+                    Some(units) => units.pop_front().into_iter().collect(),
+                };
+                if units.is_empty() {
+                    break;
+                }
                 idle.pop();
                 let (lane, connection) = &self.lanes[number];
-                let request = self.request(session, unit, connection, again);
+                let request = self.request(session, units, connection, again);
                 let run = request.run(sender.clone());
                 requests.spawn_on(async move { run.await.map(|()| number) }, lane.handle());
             }
@@ -137,29 +146,28 @@ impl Fetch {
     fn request(
         &self,
         session: &Session,
-        unit: Unit,
+        units: Vec<Unit>,
         connection: &Connection,
         again: Option<Again>,
     ) -> Request {
-        let Unit { file, chunks } = unit;
-        let manifest = session.manifest();
-        let mut entry = manifest.entries()[file].clone();
-        // The list of ranges can be long, and a request does not need it.
-        entry.data = Vec::new();
-        let expected = |chunk| {
-            let over = session.held(file).is_none_or(|held| held.have.get(chunk) != Leaf::ZERO);
-            Expected { chunk, over, offer: session.offer(file, chunk) }
+        let part = |Unit { file, chunks }: Unit| {
+            let mut entry = session.manifest().entries()[file].clone();
+            // The list of ranges can be long, and a request does not need it.
+            entry.data = Vec::new();
+            let expected = |chunk| {
+                let over = session.held(file).is_none_or(|held| held.have.get(chunk) != Leaf::ZERO);
+                Expected { chunk, over, offer: session.offer(file, chunk) }
+            };
+            let expected = chunks.iter().cloned().flatten().map(expected).collect();
+            Part { file, entry, expected, chunks }
         };
         Request {
             connection: connection.clone(),
             copying: self.copying.clone(),
             pool: self.pool.clone(),
             meter: self.meter.clone(),
-            file,
-            identity: manifest.identity(),
-            entry,
-            expected: chunks.iter().cloned().flatten().map(expected).collect(),
-            chunks,
+            identity: session.manifest().identity(),
+            parts: units.into_iter().map(part).collect(),
             again,
         }
     }
@@ -207,37 +215,93 @@ struct Request {
     copying: Arc<Copying>,
     pool: Pool,
     meter: Arc<Meter>,
-    file: usize,
     identity: [u8; 32],
+    /// One file, or several small ones.
+    parts: Vec<Part>,
+    /// Of a second try, what is wanted.
+    again: Option<Again>,
+}
+
+/// What is asked for of one file.
+struct Part {
+    file: usize,
     entry: Entry,
     chunks: Vec<Range<u64>>,
     expected: Vec<Expected>,
-    /// Of a second try, what is wanted.
-    again: Option<Again>,
+}
+
+/// What is there of it.
+struct Present {
+    kept: BlockHashes,
+    /// Of each chunk that is expected.
+    offers: Vec<Option<Offer>>,
+}
+
+impl Part {
+    fn present(&self, copying: &Copying) -> Present {
+        let kept = copying.block_hashes(&self.entry);
+        let offer = |expected: &Expected| expected.offer(self.entry.size_bytes, &kept);
+        Present { offers: self.expected.iter().map(offer).collect(), kept }
+    }
+
+    /// As the source is told of it.
+    fn have(&self, present: &Present) -> Vec<Have> {
+        let size_bytes = self.entry.size_bytes;
+        let have = |(expected, offer): (&Expected, &Option<Offer>)| {
+            offer.as_ref().map(|offer| offer.have(expected.chunk, size_bytes))
+        };
+        self.expected.iter().zip(&present.offers).filter_map(have).collect()
+    }
 }
 
 impl Request {
     /// The chunks that were asked for, in order, and nothing else. It runs on a lane, where it may block.
     async fn run(self, arrived: mpsc::Sender<Arrived>) -> Result<(), TransferError> {
-        let (entry, size_bytes) = (&self.entry, self.entry.size_bytes);
+        let present: Vec<Present> = self.parts.iter().map(|part| part.present(&self.copying)).collect();
+        let Some((first, more)) = self.parts.split_first() else { return Ok(()) };
+        let ask = Ask {
+            file: first.file,
+            identity: self.identity,
+            size_bytes: first.entry.size_bytes,
+            chunks: &first.chunks,
+            have: first.have(&present[0]),
+            more: more
+                .iter()
+                .zip(&present[1..])
+                .map(|(part, has)| (part.file, part.have(has).pop()))
+                .collect(),
+        };
+        let mut stream = self.connection.read(ask, self.again).await?;
+        for (part, present) in self.parts.iter().zip(&present) {
+            self.take(part, present, &mut stream, &arrived).await?;
+        }
+        if stream.next().await?.is_some() {
+            let why = format!("more chunks than asked for, behind those of {}", shown(&first.entry.path));
+            return Err(TransferError::SourceInvalid(why));
+        }
+        Ok(())
+    }
+
+    /// The chunks of one file.
+    async fn take(
+        &self,
+        part: &Part,
+        present: &Present,
+        stream: &mut Chunks,
+        arrived: &mpsc::Sender<Arrived>,
+    ) -> Result<(), TransferError> {
+        let entry = &part.entry;
         let handle = Arc::new(self.copying.open(entry)?);
-        let kept = self.copying.block_hashes(entry);
-        let offers: Vec<_> = self.expected.iter().map(|expected| expected.offer(size_bytes, &kept)).collect();
-        let have = self.expected.iter().zip(&offers).filter_map(|(expected, offer)| {
-            offer.as_ref().map(|offer| offer.have(expected.chunk, size_bytes))
-        });
-        let asked = Ask { file: self.file, identity: self.identity, size_bytes, chunks: &self.chunks };
-        let mut stream = self.connection.read(&asked, have.collect(), self.again).await?;
-        let sink = Sink { entry, file: &handle, kept: &kept, pool: &self.pool };
-        for (expected, offer) in self.expected.iter().zip(&offers) {
-            let chunk = self.next(&mut stream, expected).await?;
+        let sink = Sink { entry, file: &handle, kept: &present.kept, pool: &self.pool };
+        for (expected, offer) in part.expected.iter().zip(&present.offers) {
+            let chunk = self.next(stream, entry, expected).await?;
             // Before it is written, so that what was written is always told.
             let Ok(place) = arrived.reserve().await else { return Err(TransferError::Cancelled) };
             let taken = sink.take(&chunk, expected, offer.as_ref())?;
             let (bad, settled) = match taken {
                 Taken::Settled(settled) => (None, Some(settled)),
                 Taken::Unreadable(bad) if self.again == Some(Again::Salvage) => {
-                    let chunk = self.next(&mut stream, expected).await?;
+                    let chunk = self.next(stream, entry, expected).await?;
                     match sink.take(&chunk, expected, offer.as_ref())? {
                         Taken::Settled(settled) => (Some(bad), Some(settled)),
                         Taken::Unreadable(_) => {
@@ -248,19 +312,20 @@ impl Request {
                 }
                 Taken::Unreadable(bad) => (Some(bad), None),
             };
-            let (file, chunk, handle) = (self.file, expected.chunk, handle.clone());
+            let (file, chunk, handle) = (part.file, expected.chunk, handle.clone());
             place.send(Arrived { file, chunk, bad, settled, handle });
-        }
-        if stream.next().await?.is_some() {
-            let why = format!("more chunks of {} than asked for", shown(&entry.path));
-            return Err(TransferError::SourceInvalid(why));
         }
         Ok(())
     }
 
-    async fn next(&self, stream: &mut Chunks, expected: &Expected) -> Result<Chunk, TransferError> {
+    async fn next(
+        &self,
+        stream: &mut Chunks,
+        entry: &Entry,
+        expected: &Expected,
+    ) -> Result<Chunk, TransferError> {
         let chunk = stream.next().await?.ok_or_else(|| {
-            let path = shown(&self.entry.path);
+            let path = shown(&entry.path);
             TransferError::SourceInvalid(format!(
                 "chunk {} of {path}: the stream ends before it",
                 expected.chunk

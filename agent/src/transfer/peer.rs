@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Entry, Extra, Kind, Leaf, Manifest, Metadata, chunk_count,
+    CHUNK_BYTES, Entry, Extra, Kind, Leaf, MAX_FILES_PER_READ, Manifest, Metadata, chunk_count,
 };
 use somersault_proto::model::{self, Have, Pull, TRANSFER_MESSAGE_BYTES_MAX, TRANSFER_VERSION};
 use somersault_proto::v1::{self, transfer_client::TransferClient};
@@ -44,6 +44,13 @@ pub(super) struct Peer {
     lists: TransferClient<Channel>,
 }
 
+/// A volume as its source lists it.
+pub(super) struct Listed {
+    pub(super) manifest: Manifest,
+    /// How many small files may be asked for at once.
+    pub(super) files_max: usize,
+}
+
 /// A connection for content.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
@@ -51,12 +58,15 @@ pub(super) struct Connection {
     channel: Channel,
 }
 
-/// Which chunks of which file.
+/// Which chunks of which file, and what is held of them.
 pub(super) struct Ask<'a> {
     pub(super) file: usize,
     pub(super) identity: [u8; 32],
     pub(super) size_bytes: u64,
     pub(super) chunks: &'a [Range<u64>],
+    pub(super) have: Vec<Have>,
+    /// Behind them, all of these small files, and what is held of each.
+    pub(super) more: Vec<(usize, Option<Have>)>,
 }
 
 /// A second try at what could not be read.
@@ -102,11 +112,11 @@ impl Peer {
     }
 
     /// The volume as it is now. `patience` is longer than the stall limit, since the source syncs the files first.
-    pub(super) async fn manifest(&self, patience: Duration) -> Result<Manifest, TransferError> {
+    pub(super) async fn manifest(&self, patience: Duration) -> Result<Listed, TransferError> {
         let mut client = self.lists.clone();
         let request = Request::new(v1::ManifestRequest { token: self.caller.token.clone() });
         let reply = self.caller.within(patience, client.get_manifest(request)).await?;
-        core_manifest(reply.into_inner())
+        listed(reply.into_inner())
     }
 
     /// Leaves of chunks of a file, batch by batch.
@@ -131,19 +141,18 @@ impl Peer {
 }
 
 impl Connection {
-    /// Asks for chunks of a file, and says what is held of them.
-    pub(super) async fn read(
-        &self,
-        ask: &Ask<'_>,
-        have: Vec<Have>,
-        again: Option<Again>,
-    ) -> Result<Chunks, TransferError> {
+    /// Asks for chunks, and says what is held of them.
+    pub(super) async fn read(&self, ask: Ask<'_>, again: Option<Again>) -> Result<Chunks, TransferError> {
+        let small = |(file, held): (usize, Option<Have>)| {
+            Ok(v1::Small { file: index(file)?, held: held.map(|have| have.hashes).unwrap_or_default() })
+        };
         let request = v1::ReadRequest {
             token: self.caller.token.clone(),
             file: index(ask.file)?,
             ranges: ask.chunks.iter().map(|range| wire_range(ask.size_bytes, range).into()).collect(),
             identity: ask.identity.to_vec().into(),
-            have: have.into_iter().map(Into::into).collect(),
+            have: ask.have.into_iter().map(Into::into).collect(),
+            more: ask.more.into_iter().map(small).collect::<Result<_, TransferError>>()?,
             version: TRANSFER_VERSION,
             thorough: again.is_some(),
             salvage: again == Some(Again::Salvage),
@@ -229,7 +238,7 @@ impl Chunks {
     }
 }
 
-fn core_manifest(wire: v1::Manifest) -> Result<Manifest, TransferError> {
+fn listed(wire: v1::Manifest) -> Result<Listed, TransferError> {
     let wire =
         model::Manifest::try_from(wire).map_err(|error| TransferError::SourceInvalid(error.to_string()))?;
     let identity = <[u8; 32]>::try_from(wire.identity.as_ref())
@@ -257,7 +266,8 @@ fn core_manifest(wire: v1::Manifest) -> Result<Manifest, TransferError> {
             file.attributes.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
         ),
     });
-    Ok(Manifest::new(identity, entries.collect())?)
+    let files_max = if wire.packs { MAX_FILES_PER_READ } else { 1 };
+    Ok(Listed { manifest: Manifest::new(identity, entries.collect())?, files_max })
 }
 
 fn index(file: usize) -> Result<u32, TransferError> {

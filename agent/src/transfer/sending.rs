@@ -52,12 +52,17 @@ pub(super) struct Opened {
     pub(super) reader: ChunkReader,
 }
 
-/// What a request asks for.
-pub(super) struct Wanted {
-    /// Of the file.
+/// What a request asks for of one file.
+pub(super) struct Asked {
+    pub(super) file: Opened,
     pub(super) chunks: Vec<Range<u64>>,
     /// What the target has of some of them.
     pub(super) offers: Offers,
+}
+
+/// How it is to be answered.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
     /// Whether the target understands parts of chunks, packed ones, and that some cannot be read.
     pub(super) in_parts: bool,
     /// Whether what cannot be read is tried piece by piece.
@@ -114,13 +119,16 @@ pub(super) struct Means {
 
 /// The answer to a request. It ends, and its thread with it, when the connection does.
 pub(super) fn answer(
-    file: Opened,
+    asked: Vec<Asked>,
     wanted: Wanted,
     means: Means,
     permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Chunk, Status>> + Send + 'static {
-    let left = wanted.chunks.iter().cloned().flatten().collect();
-    let work = Arc::new(Work { file, wanted, means });
+    let of_file = |(part, asked): (usize, &Asked)| {
+        asked.chunks.clone().into_iter().flatten().map(move |chunk| (part, chunk))
+    };
+    let left = asked.iter().enumerate().flat_map(of_file).collect();
+    let work = Arc::new(Work { asked, wanted, means });
     let receiver = work.clone().start(VecDeque::clone(&left));
     let answer = Answer { receiver, work, left, second: None, unpaid: 0 };
     stream::unfold(answer, move |mut answer| {
@@ -129,10 +137,13 @@ pub(super) fn answer(
     })
 }
 
+/// A file's place among those that were asked for, and a chunk of it.
+type Place = (usize, u64);
+
 /// An answer under way: a thread that works, and the chunks that are still to come from it.
 struct Answer {
     work: Arc<Work>,
-    left: VecDeque<u64>,
+    left: VecDeque<Place>,
     receiver: mpsc::Receiver<Result<Said<Chunk>, TransferError>>,
     /// The second message of a chunk.
     second: Option<Chunk>,
@@ -160,17 +171,17 @@ impl Answer {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        let chunk = *self.left.front()?;
+        let place = *self.left.front()?;
         let said = match timeout(self.work.means.patience, self.receiver.recv()).await {
             Ok(Some(item)) => item,
             Ok(None) => return Some(Err(Status::internal("the agent stops"))),
             Err(_) => {
                 if self.work.means.stuck.one_more() {
-                    let rest: VecDeque<u64> = self.left.iter().copied().skip(1).collect();
+                    let rest: VecDeque<Place> = self.left.iter().copied().skip(1).collect();
                     self.receiver = self.work.clone().start(rest);
-                    Ok(self.work.hangs(chunk))
+                    Ok(self.work.hangs(place))
                 } else {
-                    Err(self.work.hangs_for_good(chunk))
+                    Err(self.work.hangs_for_good(place))
                 }
             }
         };
@@ -189,22 +200,23 @@ impl Answer {
 
 /// One request.
 struct Work {
-    file: Opened,
+    asked: Vec<Asked>,
     wanted: Wanted,
     means: Means,
 }
 
 impl Work {
     /// A thread that sends these chunks, in order.
-    fn start(self: Arc<Self>, chunks: VecDeque<u64>) -> mpsc::Receiver<Result<Said<Chunk>, TransferError>> {
+    fn start(self: Arc<Self>, chunks: VecDeque<Place>) -> mpsc::Receiver<Result<Said<Chunk>, TransferError>> {
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         let running = self.means.stuck.running();
         tokio::task::spawn_blocking(move || {
             let _running = running;
             let mut packer = Packer { means: &self.means, context: None };
-            for chunk in chunks {
+            for (part, chunk) in chunks {
                 let began = Instant::now();
-                let read = self.file.chunk(chunk, &self.wanted, &self.means.pool);
+                let asked = &self.asked[part];
+                let read = asked.chunk(chunk, self.wanted, &self.means.pool);
                 let pack = |read| if self.wanted.in_parts { packer.pack(read) } else { read };
                 let said = read.map(|said| said.map(pack).map(Read::into_wire));
                 let failed = said.is_err();
@@ -213,23 +225,24 @@ impl Work {
                 if sender.blocking_send(said).is_err() || failed {
                     return;
                 }
-                let bytes = chunk_len(self.file.entry.size_bytes, chunk);
+                let bytes = chunk_len(asked.file.entry.size_bytes, chunk);
                 packer.sent(bytes, worked, handed_over.elapsed());
             }
         });
         receiver
     }
 
-    fn hangs(&self, chunk: u64) -> Said<Chunk> {
+    fn hangs(&self, (part, chunk): Place) -> Said<Chunk> {
+        let file = &self.asked[part].file;
         let why = format!("a read has not come back within {} s", self.means.patience.as_secs_f32());
-        let len = chunk_len(self.file.entry.size_bytes, chunk);
+        let len = chunk_len(file.entry.size_bytes, chunk);
         let zeroes = self.wanted.salvage.then(|| Read::zeroes(chunk, len));
-        Said(Read::unreadable(chunk, self.file.whole_range(chunk), &why), zeroes).map(Read::into_wire)
+        Said(Read::unreadable(chunk, file.whole_range(chunk), &why), zeroes).map(Read::into_wire)
     }
 
-    fn hangs_for_good(&self, chunk: u64) -> TransferError {
+    fn hangs_for_good(&self, (part, chunk): Place) -> TransferError {
         let why = format!("reads from byte {} on do not come back, nor do others", chunk * CHUNK_BYTES);
-        read_failed(&self.file.entry.path, std::io::Error::other(why))
+        read_failed(&self.asked[part].file.entry.path, std::io::Error::other(why))
     }
 }
 
@@ -271,30 +284,33 @@ enum Part {
     Changed(u32, Buffer),
 }
 
-impl Opened {
+impl Asked {
     /// The chunk as it is now, as the target understands it. For one that knows no parts, what cannot be read is an error.
-    fn chunk(&self, chunk: u64, wanted: &Wanted, pool: &Pool) -> Result<Said<Read>, TransferError> {
-        let len = chunk_len(self.entry.size_bytes, chunk);
-        let failed = |error: std::io::Error| self.failed(chunk, &error);
-        let in_parts = |content| Self::in_parts(chunk, content, wanted.offers.get(&chunk), pool);
-        let error = match self.content(chunk, len) {
+    fn chunk(&self, chunk: u64, wanted: Wanted, pool: &Pool) -> Result<Said<Read>, TransferError> {
+        let file = &self.file;
+        let len = chunk_len(file.entry.size_bytes, chunk);
+        let failed = |error: std::io::Error| file.failed(chunk, &error);
+        let in_parts = |content| Opened::in_parts(chunk, content, self.offers.get(&chunk), pool);
+        let error = match file.content(chunk, len) {
             Ok(content) if wanted.in_parts => return Ok(Said(in_parts(content), None)),
-            Ok(content) => return Ok(Said(Self::whole(chunk, content), None)),
+            Ok(content) => return Ok(Said(Opened::whole(chunk, content), None)),
             Err(error) if wanted.in_parts && is_bad(&error) => error,
             Err(error) => return Err(failed(error)),
         };
         if !wanted.thorough {
-            let bad = Read::unreadable(chunk, self.whole_range(chunk), &error.to_string());
+            let bad = Read::unreadable(chunk, file.whole_range(chunk), &error.to_string());
             return Ok(Said(bad, None));
         }
-        let (content, bad) = self.in_pieces(chunk, len, pool).map_err(failed)?;
+        let (content, bad) = file.in_pieces(chunk, len, pool).map_err(failed)?;
         if bad.is_empty() {
             return Ok(Said(in_parts(content), None));
         }
         let bad = Read::unreadable(chunk, bad, &error.to_string());
         Ok(Said(bad, wanted.salvage.then(|| in_parts(content))))
     }
+}
 
+impl Opened {
     /// Without what the target has. Where it has nothing, that is zeroes.
     fn in_parts(chunk: u64, content: Buffer, offered: Option<&Offered>, pool: &Pool) -> Read {
         let len = content.as_ref().len() as u64;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use rustix::fs::OFlags;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Kind, MAX_CHUNKS_PER_READ, Manifest, Pressure, chunk_count,
+    CHUNK_BYTES, Kind, MAX_CHUNKS_PER_READ, MAX_FILES_PER_READ, Manifest, Pressure, chunk_count,
 };
 use somersault_proto::model::{self, Chunk, NodeName};
 use somersault_proto::token::Claims;
@@ -30,7 +30,7 @@ use super::keys::Keys;
 use super::meter::Rates;
 use super::root::Roots;
 use super::scan::{self, Scanned, Top, shown};
-use super::sending::{self, Means, Opened, Stuck, Wanted};
+use super::sending::{self, Asked, Means, Opened, Stuck, Wanted};
 use super::wire::Wire;
 use super::{Limits, TransferError};
 
@@ -143,28 +143,61 @@ impl Source {
     /// Opens a file of a session, and checks that it is the one that was listed.
     async fn open(&self, session: Arc<Session>, file: usize) -> Result<Opened, Status> {
         let (roots, pool) = (self.0.roots.clone(), self.0.pool.clone());
+        blocking(move || session.open(&volume(&roots, &session.path)?, file, pool)).await
+    }
+
+    /// Opens further files of a session, each of one chunk.
+    async fn small(
+        &self,
+        session: Arc<Session>,
+        more: Vec<v1::Small>,
+    ) -> Result<Vec<Result<Asked, String>>, Status> {
+        if more.is_empty() {
+            return Ok(Vec::new());
+        }
+        if more.len() > MAX_FILES_PER_READ {
+            let why = format!("more than {MAX_FILES_PER_READ} files in one request");
+            return Err(Status::invalid_argument(why));
+        }
+        let (roots, pool) = (self.0.roots.clone(), self.0.pool.clone());
         blocking(move || {
-            let scanned = &session.scanned;
-            let entry = scanned.manifest.entries().get(file).filter(|entry| entry.kind == Kind::Regular);
-            let Some(entry) = entry.cloned() else {
-                return Err(TransferError::OrderRefused(format!("there is no file {file} in the manifest")));
+            let volume = volume(&roots, &session.path)?;
+            let small = |small: v1::Small| {
+                let file = session.open(&volume, index(small.file), pool.clone())?;
+                let size_bytes = file.entry.size_bytes;
+                if chunk_count(size_bytes) != 1 {
+                    return Ok(Err(format!("file {} is not of one chunk", small.file)));
+                }
+                let have = v1::Have { offset: 0, hashes: small.held };
+                let have = Some(have).filter(|have| !have.hashes.is_empty());
+                let offers = sending::offers(have.into_iter().collect(), size_bytes);
+                Ok(offers.map(|offers| Asked { file, chunks: std::iter::once(0..1).collect(), offers }))
             };
-            let volume = match volume(&roots, &session.path)? {
-                Volume::Folder(volume, _) => volume,
-                Volume::Device(device) => return Ok(Opened { entry, reader: device.reader(pool)? }),
-            };
-            let opened = scan::open(volume.as_fd(), &entry.path, OFlags::NONBLOCK)?;
-            let stat = scan::stat_of(opened.as_fd(), &entry.path)?;
-            if stat.st_ino != scanned.inodes[file] {
-                return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&entry.path))));
-            }
-            Ok(Opened { entry, reader: ChunkReader::new(opened, pool, false) })
+            more.into_iter().map(small).collect()
         })
         .await
     }
 }
 
 impl Session {
+    /// A file of the volume, if it is the one that was listed.
+    fn open(&self, volume: &Volume, file: usize, pool: Pool) -> Result<Opened, TransferError> {
+        let entry = self.scanned.manifest.entries().get(file).filter(|entry| entry.kind == Kind::Regular);
+        let Some(entry) = entry.cloned() else {
+            return Err(TransferError::OrderRefused(format!("there is no file {file} in the manifest")));
+        };
+        let volume = match volume {
+            Volume::Folder(volume, _) => volume,
+            Volume::Device(device) => return Ok(Opened { entry, reader: device.reader(pool)? }),
+        };
+        let opened = scan::open(volume.as_fd(), &entry.path, OFlags::NONBLOCK)?;
+        let stat = scan::stat_of(opened.as_fd(), &entry.path)?;
+        if stat.st_ino != self.scanned.inodes[file] {
+            return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&entry.path))));
+        }
+        Ok(Opened { entry, reader: ChunkReader::new(opened, pool, false) })
+    }
+
     fn is_of(&self, target: &NodeName, claims: &Claims) -> bool {
         self.job == claims.job && self.path == claims.source_path.as_str() && self.target == *target
     }
@@ -244,19 +277,24 @@ impl Source {
             rates: self.0.rates.clone(),
             patience: if request.thorough { self.0.patience.1 } else { self.0.patience.0 },
         };
-        let file = self.open(session, index(request.file)).await?;
+        let file = self.open(session.clone(), index(request.file)).await?;
         let size_bytes = file.entry.size_bytes;
         let chunks = requested(&request.ranges, size_bytes, MAX_CHUNKS_PER_READ);
         let offers = sending::offers(request.have, size_bytes);
-        let wanted = Wanted {
+        let first = Asked {
+            file,
             chunks: chunks.map_err(Status::invalid_argument)?,
             offers: offers.map_err(Status::invalid_argument)?,
+        };
+        let asked = std::iter::once(Ok(first)).chain(self.small(session, request.more).await?);
+        let asked = asked.collect::<Result<_, String>>().map_err(Status::invalid_argument)?;
+        let wanted = Wanted {
             in_parts: request.version >= 1,
             thorough: request.thorough,
             salvage: request.thorough && request.salvage,
         };
         let permit = self.stream_permit().await?;
-        Ok(sending::answer(file, wanted, means, permit))
+        Ok(sending::answer(asked, wanted, means, permit))
     }
 }
 
@@ -334,7 +372,8 @@ fn wire_manifest(manifest: &Manifest) -> v1::Manifest {
             .map(|(name, value)| (name.clone().into(), value.clone().into()))
             .collect(),
     });
-    model::Manifest { files: files.collect(), identity: manifest.identity().to_vec().into() }.into()
+    model::Manifest { files: files.collect(), identity: manifest.identity().to_vec().into(), packs: true }
+        .into()
 }
 
 /// A chunk range in bytes; the last chunk of a file may be short.

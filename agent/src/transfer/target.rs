@@ -33,7 +33,7 @@ use super::io::Pool;
 use super::keys::Keys;
 use super::meter::Meter;
 use super::partial::{Opened, Partial, Standing};
-use super::peer::Peer;
+use super::peer::{Listed, Peer};
 use super::root::{Place, Roots, lasting};
 use super::scan::{LOST_AND_FOUND, is_reserved};
 use super::unreadable::Unreadable;
@@ -193,7 +193,7 @@ impl Target<'_> {
     async fn attempt(&self, pull: &Pull, meter: &Arc<Meter>) -> Result<Copied, TransferError> {
         let place = self.place_of_copy(pull.target_path.as_str()).await?;
         let peer = Peer::connect(pull, self.wire, self.limits.stall).await?;
-        let manifest = peer.manifest(self.limits.listing).await?;
+        let Listed { manifest, files_max } = peer.manifest(self.limits.listing).await?;
         let total_bytes = manifest.data_bytes();
         meter.set_total(total_bytes);
         if place.is_mounted() {
@@ -240,26 +240,27 @@ impl Target<'_> {
         let begun =
             tokio::task::spawn_blocking(move || Copying::begin(partial, manifest, &pass, &source_path, pool));
         let (copying, mut session) = join(begun.await)?;
-        self.copy(pull, &peer, &Arc::new(copying), &mut session, meter).await
+        let fetch = Fetch::connect(&peer, Arc::new(copying), self.pool.clone(), meter.clone(), files_max);
+        self.copy(pull, &peer, fetch.await?, &mut session, meter).await
     }
 
     async fn copy(
         &self,
         pull: &Pull,
         peer: &Peer,
-        copying: &Arc<Copying>,
+        fetch: Fetch,
         session: &mut Session,
         meter: &Arc<Meter>,
     ) -> Result<Copied, TransferError> {
+        let copying = &fetch.copying;
         meter.set_done(session.settled_bytes());
         learn(copying, session, meter).await?;
-        let fetch = Fetch::connect(peer, copying.clone(), self.pool.clone(), meter.clone()).await?;
         let (mut wrong, mut unreadable) = (Vec::new(), Unreadable::default());
         for _ in 0..READ_BACKS_MAX {
             punch(copying, session).await?;
             unreadable.add(fetch.run(session, pull.accept_unreadable).await?);
             if pull.final_copy {
-                let again = peer.manifest(self.limits.listing).await?;
+                let again = peer.manifest(self.limits.listing).await?.manifest;
                 if again.identity() != session.manifest().identity() {
                     let why = "it is not as it was when the copy began";
                     return Err(TransferError::SourceChanged(why.into()));

@@ -61,7 +61,7 @@ fn honest() -> Manifest {
         data: vec![Range { offset: 0, length: CHUNKS * MIB }],
         ..File::default()
     };
-    Manifest { chunk_bytes: 1 << 20, files: vec![folder, file], identity: vec![7; 32].into() }
+    Manifest { chunk_bytes: 1 << 20, files: vec![folder, file], identity: vec![7; 32].into(), version: 1 }
 }
 
 fn chunk(offset: u64) -> Chunk {

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags, mknodat};
 
+use somersault_agent::transfer::PullRequest;
+
 use super::disk::Image;
 use super::world::*;
 
@@ -222,4 +224,28 @@ fn files(root: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// More than one request, one checkpoint and one sync have room for, and some among them that are no small ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_files_arrive_together() {
+    let world = World::new();
+    let volume = world.source.path("pvc-1");
+    let write = |number: usize, round: u8| {
+        let folder = volume.join(format!("d{}", number % 7));
+        std::fs::create_dir_all(&folder).expect("made");
+        let size = if number % 150 == 0 { 3 << 20 } else { number * 37 % 9000 };
+        let content: Vec<u8> =
+            (0..size).map(|at| round + u8::try_from((at ^ number) % 200).expect("a byte")).collect();
+        std::fs::write(folder.join(format!("f{number}")), content).expect("made");
+    };
+    (0..1000).for_each(|number| write(number, 1));
+    let order = world.order("t1", "pvc-1");
+    world.pull(PullRequest { final_copy: false, ..order.clone() }).await.expect("copied");
+    [3, 150, 999].into_iter().for_each(|number| write(number, 2));
+    std::fs::remove_file(volume.join("d1/f1")).expect("removed");
+    std::fs::write(volume.join("d1/new"), "new").expect("made");
+    let done = world.pull(order).await.expect("copied");
+    assert!(done.sent_bytes < 4 << 20, "only what has changed: {done:?}");
+    assert_same(&volume, &world.target.path("pvc-1"));
 }

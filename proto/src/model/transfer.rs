@@ -28,6 +28,8 @@ pub struct Manifest {
     pub files: Vec<File>,
     /// Identifies this state of the source.
     pub identity: Bytes,
+    /// The source understands requests of several small files.
+    pub packs: bool,
 }
 
 /// What an entry is. Everything else is refused at the source.
@@ -163,7 +165,7 @@ impl TryFrom<v1::Manifest> for Manifest {
             let field = format!("files[{}].path", index + 1);
             return Err(ModelError::invalid(&field, "is there twice, or not in byte order"));
         }
-        Ok(Self { files, identity: wire.identity })
+        Ok(Self { files, identity: wire.identity, packs: wire.version >= 1 })
     }
 }
 
@@ -173,6 +175,7 @@ impl From<Manifest> for v1::Manifest {
             chunk_bytes: CHUNK_BYTES,
             files: manifest.files.into_iter().map(Into::into).collect(),
             identity: manifest.identity,
+            version: manifest.packs.into(),
         }
     }
 }
@@ -483,7 +486,7 @@ mod tests {
 
     fn wire_manifest() -> v1::Manifest {
         let files = vec![wire_folder(), wire_file()];
-        v1::Manifest { chunk_bytes: CHUNK_BYTES, files, identity: Bytes::from_static(b"id") }
+        v1::Manifest { chunk_bytes: CHUNK_BYTES, files, identity: Bytes::from_static(b"id"), version: 1 }
     }
 
     fn refused(change: impl FnOnce(&mut v1::Manifest)) -> String {

@@ -69,6 +69,10 @@ pub const MAX_DEPTH: usize = 64;
 /// enough that the round trip between two requests does not show.
 pub const MAX_CHUNKS_PER_READ: u64 = 64;
 
+/// Most small files that one request asks for. Each is open at the source while the request lasts, and a process may have a
+/// thousand files open where nobody has raised that.
+pub const MAX_FILES_PER_READ: usize = 32;
+
 /// Number of chunks of a file; the last one may be short.
 pub const fn chunk_count(size_bytes: u64) -> u64 {
     size_bytes.div_ceil(CHUNK_BYTES)

@@ -344,6 +344,27 @@ impl Session {
         None
     }
 
+    /// The same, and behind a file of one chunk others of one chunk, up to so many files.
+    pub fn next_units(&mut self, files_max: usize) -> Vec<Unit> {
+        let mut units: Vec<Unit> = self.next_unit().into_iter().collect();
+        while units.len() < files_max && units.last().is_some_and(|last| self.is_small(last)) {
+            let before = self.cursor;
+            match self.next_unit() {
+                Some(unit) if self.is_small(&unit) => units.push(unit),
+                _ => {
+                    self.cursor = before;
+                    break;
+                }
+            }
+        }
+        units
+    }
+
+    /// Whether it is all of a file of one chunk.
+    fn is_small(&self, unit: &Unit) -> bool {
+        self.manifest.entries()[unit.file].chunks() == 1
+    }
+
     /// Lets [`next_unit`](Self::next_unit) start over; only when nothing is in flight.
     pub fn rewind(&mut self) {
         self.cursor = (0, 0);
