@@ -159,7 +159,7 @@ impl Fetch {
                 Expected { chunk, over, offer: session.offer(file, chunk) }
             };
             let expected = chunks.iter().cloned().flatten().map(expected).collect();
-            Part { file, entry, expected, chunks }
+            Part { file, entry, chunks, expected }
         };
         Request {
             connection: connection.clone(),

@@ -280,7 +280,7 @@ async fn zeroes_of_a_first_copy_are_no_word_about_the_source() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_has_come_to_itself_loses_nothing() {
-    let bad = vec![5 * MIB..5 * MIB + SECTOR];
+    let bad = std::iter::once(5 * MIB..5 * MIB + SECTOR).collect();
     let Some(dying) = Dying::with(Faults { bad, ..Faults::default() }) else { return };
     assert!(dying.salvaged(false).await.is_some());
     dying.set(|faults| faults.bad.clear());

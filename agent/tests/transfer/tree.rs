@@ -234,15 +234,19 @@ async fn many_small_files_arrive_together() {
     let write = |number: usize, round: u8| {
         let folder = volume.join(format!("d{}", number % 7));
         std::fs::create_dir_all(&folder).expect("made");
-        let size = if number % 150 == 0 { 3 << 20 } else { number * 37 % 9000 };
+        let size = if number.is_multiple_of(150) { 3 << 20 } else { number * 37 % 9000 };
         let content: Vec<u8> =
             (0..size).map(|at| round + u8::try_from((at ^ number) % 200).expect("a byte")).collect();
         std::fs::write(folder.join(format!("f{number}")), content).expect("made");
     };
-    (0..1000).for_each(|number| write(number, 1));
+    for number in 0..1000 {
+        write(number, 1);
+    }
     let order = world.order("t1", "pvc-1");
     world.pull(PullRequest { final_copy: false, ..order.clone() }).await.expect("copied");
-    [3, 150, 999].into_iter().for_each(|number| write(number, 2));
+    for number in [3, 150, 999] {
+        write(number, 2);
+    }
     std::fs::remove_file(volume.join("d1/f1")).expect("removed");
     std::fs::write(volume.join("d1/new"), "new").expect("made");
     let done = world.pull(order).await.expect("copied");
