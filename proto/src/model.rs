@@ -11,6 +11,7 @@ mod fence;
 mod fleet;
 mod names;
 mod order;
+mod progress;
 mod report;
 mod transfer;
 
@@ -18,7 +19,8 @@ pub use enroll::{EnrollReply, EnrollRequest};
 pub use fence::{FenceEnded, FenceEvent, FenceList, FencePower, FenceRun, FenceStatus, FencedNode};
 pub use fleet::{Beat, CopyRates, FromAgent, FromCoordinator, Grant, Hello, PingReply, Welcome};
 pub use names::{AbsolutePath, Address, BootId, Malformed, NodeName};
-pub use order::{FailureReason, Order, OrderKind, ProbeAnswer, Progress, ProgressState, Pull, Reachability};
+pub use order::{Order, OrderKind, Pull};
+pub use progress::{FailureReason, ProbeAnswer, Progress, ProgressState, Reachability};
 pub use report::{Disk, Grade, Host, Report, StorageRoot, Volume};
 pub use transfer::{
     BLOCKS_MAX, CHUNK_BYTES, Chunk, ChunkContent, Encoding, File, FileKind, Hashes, Have, Manifest, Range,
@@ -31,7 +33,7 @@ pub const FLEET_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Largest message of the `Transfer` service: a manifest of [`limits::FILES_MAX`] files, or a chunk of
 /// [`CHUNK_BYTES`] with its frame.
-pub const TRANSFER_MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const TRANSFER_MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Largest request of the `Enrollment` service: [`limits::CSR_BYTES_MAX`] and [`limits::ENROLL_TOKEN_BYTES_MAX`]
 /// with their frame.
@@ -63,7 +65,7 @@ pub mod limits {
     /// Bytes of a path inside a volume: the kernel's own `PATH_MAX`.
     pub const INNER_PATH_BYTES_MAX: usize = 4096;
     /// Files of one volume: a disk image is one file; trees up to here fit the message limit.
-    pub const FILES_MAX: usize = 65_536;
+    pub const FILES_MAX: usize = 262_144;
     /// Data ranges of one message: 16 bytes each, so that they fit the message limit.
     pub const RANGES_MAX: usize = 500_000;
     /// Nodes with a fence agent: twice as many as Kubernetes supports in a cluster.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use rustix::fs::OFlags;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Kind, MAX_CHUNKS_PER_READ, MAX_FILES_PER_READ, Manifest, Pressure, chunk_count,
+    CHUNK_BYTES, Kind, MAX_CHUNKS_PER_READ, MAX_ENTRIES, MAX_FILES_PER_READ, Manifest, Pressure, chunk_count,
 };
 use somersault_proto::model::{self, Chunk, NodeName};
 use somersault_proto::token::Claims;
@@ -37,6 +37,9 @@ use super::{Limits, TransferError};
 /// Volumes whose listing is kept: more than are copied from a node at once. The oldest goes first, and costs its
 /// target one more listing.
 const SESSIONS_MAX: usize = 32;
+
+/// Files and folders in all listings that are kept: the largest one, or what many usual ones hold.
+const KEPT_ENTRIES_MAX: usize = MAX_ENTRIES;
 
 /// Requests that read at the same time, over all targets. Each has a few chunks in memory.
 const STREAMS_MAX: usize = 16;
@@ -133,6 +136,10 @@ impl Source {
         });
         sessions.push_front(Arc::new(session));
         sessions.truncate(SESSIONS_MAX);
+        let entries = |session: &Arc<Session>| session.scanned.manifest.entries().len();
+        while sessions.len() > 1 && sessions.iter().map(entries).sum::<usize>() > KEPT_ENTRIES_MAX {
+            sessions.pop_back();
+        }
     }
 
     async fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Status> {

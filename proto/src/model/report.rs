@@ -239,7 +239,7 @@ impl TryFrom<v1::Disk> for Disk {
                 .reasons
                 .into_iter()
                 .enumerate()
-                .map(|(index, reason)| super::order::camel_case(&format!("reasons[{index}]"), reason))
+                .map(|(index, reason)| super::progress::camel_case(&format!("reasons[{index}]"), reason))
                 .collect::<Result<_, _>>()?,
             smart_supported: wire.smart_supported,
         })

@@ -43,9 +43,9 @@ pub const MAX_FILE_BYTES: u64 = 16 << 40;
 /// Largest volume, over all its files.
 pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
 
-/// Most files and folders in a volume. Volumes of virtual machines hold a handful; the limit bounds the memory
-/// that a manifest takes.
-pub const MAX_ENTRIES: usize = 65_536;
+/// Most files and folders in a volume. Volumes of virtual machines hold a handful, and trees of hundreds of thousands are rare;
+/// the limit bounds the memory that a manifest takes, some 100 MiB at the very worst.
+pub const MAX_ENTRIES: usize = 262_144;
 
 /// Most data ranges in a manifest; a source merges neighbours until it fits. At 16 bytes each they leave half of
 /// the largest message to the names.
