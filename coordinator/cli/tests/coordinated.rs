@@ -178,7 +178,7 @@ fn migrate_asks_by_an_object() -> Result<()> {
     assert_eq!(
         object["spec"],
         json!({
-            "vm": "db", "destination": {"node": "n3"}, "disks": "Local", "preCopyOnly": true, "cancelled": false,
+            "vm": "db", "destination": {"node": "n3"}, "disks": "Local", "preCopyOnly": true, "unreadable": "Fail", "cancelled": false,
             "removeOldVolumes": false
         })
     );
