@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Session, Unit};
+use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Session, Unit, chunk_len};
 use somersault_proto::model::{Chunk, Have};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -30,8 +30,12 @@ use super::scan::shown;
 use super::target::join;
 use super::unreadable::Unreadable;
 
-/// Chunks that are written and not yet in the list.
-const WRITTEN_AHEAD: usize = 1024;
+/// Chunks that are written and not yet in the list. Each may be of another file, which is open as long; a process may have a
+/// thousand open where nobody has raised that.
+const WRITTEN_AHEAD: usize = 128;
+
+/// Chunks of a checkpoint, for the same reason; while one runs, no more than as many wait for the next.
+const CHECKPOINT_CHUNKS: usize = 256;
 
 /// A checkpoint after this part of the volume: a crash then costs less than 2 % of it, with what is in flight.
 const CHECKPOINT_PARTS: u64 = 128;
@@ -191,7 +195,9 @@ impl Fetch {
                 Settled::Same(_) => session.same(file, chunk),
             }
             self.meter.set_done(session.settled_bytes());
-            checkpoints.add(Written { file, chunk, settled, whole, handle });
+            let size_bytes = session.manifest().entries()[file].size_bytes;
+            let bytes = chunk_len(size_bytes, chunk);
+            checkpoints.add(Written { file, chunk, settled, whole, handle }, bytes);
         }
     }
 }
@@ -340,32 +346,42 @@ impl Request {
 struct Checkpoints {
     copying: Arc<Copying>,
     pending: Vec<Written>,
-    pending_max: usize,
+    pending_bytes: u64,
+    bytes_max: u64,
     last: Instant,
     running: Option<JoinHandle<Result<(), TransferError>>>,
 }
 
 impl Checkpoints {
     fn new(copying: Arc<Copying>, total_bytes: u64) -> Self {
-        let bytes = (total_bytes / CHECKPOINT_PARTS).clamp(CHECKPOINT_BYTES.0, CHECKPOINT_BYTES.1);
-        let pending_max = usize::try_from(bytes / CHUNK_BYTES).unwrap_or(1);
-        Self { copying, pending: Vec::new(), pending_max, last: Instant::now(), running: None }
-    }
-
-    fn add(&mut self, chunk: Written) {
-        self.pending.push(chunk);
-    }
-
-    /// Starts a checkpoint when one is due and none runs.
-    async fn advance(&mut self) -> Result<(), TransferError> {
-        if self.pending.len() < self.pending_max && self.last.elapsed() < CHECKPOINT_INTERVAL {
-            return Ok(());
+        let bytes_max = (total_bytes / CHECKPOINT_PARTS).clamp(CHECKPOINT_BYTES.0, CHECKPOINT_BYTES.1);
+        Self {
+            copying,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            bytes_max,
+            last: Instant::now(),
+            running: None,
         }
-        if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
+    }
+
+    fn add(&mut self, chunk: Written, bytes: u64) {
+        self.pending.push(chunk);
+        self.pending_bytes += bytes;
+    }
+
+    /// Starts a checkpoint when one is due and none runs; where too much waits for it, ends that one first.
+    async fn advance(&mut self) -> Result<(), TransferError> {
+        let is_full = self.pending.len() >= CHECKPOINT_CHUNKS;
+        let is_due =
+            is_full || self.pending_bytes >= self.bytes_max || self.last.elapsed() >= CHECKPOINT_INTERVAL;
+        let runs = self.running.as_ref().is_some_and(|running| !running.is_finished());
+        if !is_due || (runs && !is_full) {
             return Ok(());
         }
         self.settle().await?;
         self.last = Instant::now();
+        self.pending_bytes = 0;
         let (copying, batch) = (self.copying.clone(), std::mem::take(&mut self.pending));
         self.running = Some(tokio::task::spawn_blocking(move || copying.checkpoint(batch)));
         Ok(())

@@ -181,7 +181,7 @@ async fn manifests_that_cannot_be_are_refused() {
         ("too many files", |manifest, _| {
             let file = manifest.files.pop().expect("there");
             manifest.files.extend(
-                (0..70_000).map(|number| File { path: format!("{number:06}").into(), ..file.clone() }),
+                (0..263_000).map(|number| File { path: format!("{number:06}").into(), ..file.clone() }),
             );
         }),
         ("chunks of another size", |manifest, _| manifest.chunk_bytes = 1 << 30),

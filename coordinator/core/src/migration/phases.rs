@@ -265,8 +265,18 @@ impl Moment<'_> {
         self.record.disks.iter().filter(is_left_out).map(|disk| disk.claim.clone()).collect()
     }
 
-    /// No VM is stopped for what the API server would refuse afterwards, nor while somebody else has its claims.
+    /// No VM is stopped for what the API server would refuse afterwards, nor while somebody else has its claims, nor for a volume
+    /// whose object somebody has deleted: that is made anew.
     fn before_stop(&self) -> Next {
+        let made_by_us = self.record.disks.iter().filter(|disk| disk.staging.is_none());
+        let missing = made_by_us.filter_map(|disk| match self.make(disk) {
+            Step::Act(action) => Some(action),
+            Step::Wait(_) | Step::Ready(_) => None,
+        });
+        let missing: Vec<Action> = missing.collect();
+        if !missing.is_empty() {
+            return Next::Need(missing);
+        }
         if let Err(why) = checks::before_stop(self.record, self.spec, self.ctx) {
             return Next::Undo(why);
         }

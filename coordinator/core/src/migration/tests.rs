@@ -381,6 +381,20 @@ fn pre_copy_only_waits_for_a_word() {
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
 }
 
+/// A copy that waits for a word may wait for days.
+#[test]
+fn a_new_volume_that_somebody_deletes_before_the_stop_is_made_anew() {
+    let mut world = asked();
+    world.spec("m").pre_copy_only = true;
+    world.rounds(ROUNDS);
+    let new = world.store[&key("m")].disks[0].new.name.clone();
+    assert!(world.fleet.volumes.remove(&new).is_some());
+    world.spec("m").pre_copy_only = false;
+    let phase = world.run(ROUNDS, "m");
+    assert_eq!(phase, Phase::Succeeded, "{}", world.store[&key("m")].message);
+    assert_whole(&world, phase, "deleted volume");
+}
+
 #[test]
 fn a_bare_claim_moves_too() {
     let mut world = World::new();
