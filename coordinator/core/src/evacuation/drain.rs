@@ -28,6 +28,8 @@ pub(super) struct Drains {
     looked: bool,
     /// Answered, or told to be wrong.
     answered: BTreeSet<NodeName>,
+    /// Marks that say nothing, and were told of. One that is corrected counts.
+    unknown: BTreeMap<NodeName, String>,
     /// Asked for, under this name, and may be asked for again then.
     asked: BTreeMap<NodeName, (String, BootTime)>,
 }
@@ -41,10 +43,11 @@ impl Drains {
         let marks: BTreeMap<&NodeName, &String> =
             marks.filter_map(|(name, node)| Some((name, node.evacuate.as_ref()?))).collect();
         self.answered.retain(|node| marks.contains_key(node));
+        self.unknown.retain(|node, mark| marks.get(node).is_some_and(|now| *now == mark));
         self.asked.retain(|node, _| marks.contains_key(node));
         let mut effects = Vec::new();
         for (node, mark) in marks {
-            if self.answered.contains(node) {
+            if self.answered.contains(node) || self.unknown.contains_key(node) {
                 continue;
             }
             let there = |name: &String| ctx.requests.evacuations.contains_key(name);
@@ -55,7 +58,7 @@ impl Drains {
                 continue;
             }
             let Some(disruption) = disruption(mark) else {
-                self.answered.insert(node.clone());
+                self.unknown.insert(node.clone(), mark.clone());
                 effects.push(unknown(node, mark));
                 continue;
             };
@@ -179,5 +182,8 @@ mod tests {
         assert!(world.requests.evacuations.is_empty());
         let told = world.effects.iter().filter(|effect| matches!(effect, Effect::Notify(_))).count();
         assert_eq!(told, 1);
+        set(&mut world, true, Some("Now"));
+        world.rounds(20);
+        assert_eq!(names(&world), ["drain-n2"], "corrected while it is cordoned");
     }
 }
