@@ -183,7 +183,8 @@ fn strip_volumes(volumes: Option<&mut Value>) {
 }
 
 /// What tells which data a VM's volume has.
-const SOURCE_FIELDS: [&str; 5] = ["claimName", "hotpluggable", "name", "path", "persistentVolumeClaim"];
+const SOURCE_FIELDS: [&str; 6] =
+    ["claimName", "hotpluggable", "name", "path", "persistentVolumeClaim", "readOnly"];
 
 /// Volumes of a pod that are claims.
 const CLAIM_VOLUMES: [&str; 2] = ["persistentVolumeClaim", "ephemeral"];
@@ -342,6 +343,7 @@ mod tests {
             "spec": {"template": {"spec": {"volumes": [
                 {"name": "root", "dataVolume": {"name": "db-root", "hotpluggable": true}},
                 {"name": "old", "ephemeral": {"persistentVolumeClaim": {"claimName": "c"}}},
+                {"name": "fixed", "persistentVolumeClaim": {"claimName": "d", "readOnly": true}},
                 {"name": "init", "cloudInitNoCloud": {"userData": "#cloud-config"}},
             ]}}},
         });
@@ -352,6 +354,7 @@ mod tests {
             json!([
                 {"name": "root", "dataVolume": {"name": "db-root", "hotpluggable": true}},
                 {"name": "old", "ephemeral": {"persistentVolumeClaim": {"claimName": "c"}}},
+                {"name": "fixed", "persistentVolumeClaim": {"claimName": "d", "readOnly": true}},
                 {"name": "init", "cloudInitNoCloud": {}},
             ])
         );
