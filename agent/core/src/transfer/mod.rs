@@ -47,8 +47,8 @@ pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
 /// the limit bounds the memory that a manifest takes, some 100 MiB at the very worst.
 pub const MAX_ENTRIES: usize = 262_144;
 
-/// Most data ranges in a manifest; a source merges neighbours until it fits. At 16 bytes each they leave half of
-/// the largest message to the names.
+/// Most data ranges in a manifest; a source merges neighbours until it fits. At 16 bytes each they leave three
+/// quarters of the largest message to the names.
 pub const MAX_RANGES: usize = 500_000;
 
 /// Extended attributes that are content, and kept; a name that ends in a star stands for all that begin so. Others belong to the
@@ -56,7 +56,7 @@ pub const MAX_RANGES: usize = 500_000;
 pub const ATTRIBUTES: [&[u8]; 4] =
     [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default", b"user.*"];
 
-/// Bytes of all attributes of a volume: a quarter of the largest message.
+/// Bytes of all attributes of a volume: an eighth of the largest message.
 pub const MAX_ATTRIBUTE_BYTES: usize = 4 << 20;
 
 /// Longest path of a file relative to its volume: `PATH_MAX` of Linux.

@@ -26,7 +26,7 @@ const CAUSE: &str = "drain";
 pub(super) struct Drains {
     /// The fleet was looked at since we lead.
     looked: bool,
-    /// Answered, or told to be wrong.
+    /// Answered.
     answered: BTreeSet<NodeName>,
     /// Marks that say nothing, and were told of. One that is corrected counts.
     unknown: BTreeMap<NodeName, String>,
