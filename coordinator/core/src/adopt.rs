@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::fleet::{Claim, DiskImage, Fleet, StorageRoot, Usage, Volume, VolumeMode, folder};
 use crate::io::{Action, ClaimTemplate, NewVolume};
 use crate::locality::{self, pinned_node};
-use crate::migration::{self, LOCK_LABEL, Refusal};
+use crate::migration::{self, Refusal};
 use crate::names::{Key, NodeName, Uid, VolumeName};
 
 /// How the names of volumes begin that are made for adopted folders.
@@ -105,7 +105,8 @@ fn claim_of(fleet: &Fleet, path: &str) -> Option<Key> {
     }
 }
 
-/// What has to be done so that the claim gets this folder, or what speaks against it.
+/// What has to be done so that the claim gets this folder, or what speaks against it. Whether a migration is at work on the
+/// claim is not asked: the lock of one that has ended is nothing that a claim would lose.
 pub fn plan(
     fleet: &Fleet,
     nodes: &Nodes<'_>,
@@ -221,10 +222,6 @@ fn may_lose_its_volume(
     key: &Key,
     claim: &Claim,
 ) -> Result<(), Refusal> {
-    if claim.labels.contains_key(LOCK_LABEL) {
-        let message = format!("claim {key} is locked: its disk is being moved, wait for the end of that");
-        return Err(Refusal::not_yet("ClaimLocked", message));
-    }
     if claim.mode == VolumeMode::Block {
         return Err(Refusal::new(
             "BlockMode",

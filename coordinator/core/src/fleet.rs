@@ -141,6 +141,10 @@ pub struct Volume {
     pub claim: Option<ClaimRef>,
     /// `status.phase`: Available, Bound, Released, Failed; empty where not yet set.
     pub phase: String,
+    /// `metadata.creationTimestamp` (RFC 3339, so that text order is the order of time), where it is told.
+    pub created: Option<String>,
+    /// It has a deletion timestamp: its object goes for good as soon as no claim is bound to it.
+    pub deleting: bool,
 }
 
 /// What backs a `PersistentVolume`.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::{Locality, Reason};
 use crate::fleet::{Claim, Disk, DiskSource, Fleet, Volume};
+use crate::migration;
 use crate::names::{Key, NodeName, VolumeName};
 
 mod drivers;
@@ -109,6 +110,9 @@ pub(crate) fn bound_volume<'a>(
     let Some(claim) = fleet.claims.get(key) else {
         return Err(Verdict::unknown(Reason::ClaimMissing, format!("claim {key} does not exist")));
     };
+    if let Some(because) = migration::locked(key, claim) {
+        return Err(Verdict::unknown(Reason::ClaimLocked, because));
+    }
     if claim.phase == "Lost" {
         return Err(Verdict::unknown(Reason::ClaimLost, format!("claim {key} is Lost")));
     }

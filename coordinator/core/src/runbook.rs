@@ -283,10 +283,11 @@ fn source_words(source: &SourceKind) -> String {
             let ready = if *ready { "" } else { ", not ready to use" };
             format!("snapshot {} (taken {taken}{ready})", code(name))
         }
-        SourceKind::Volume { name, phase, node } => {
+        SourceKind::Volume { name, phase, node, created } => {
             let node = node.as_ref().map_or_else(|| "unknown".to_owned(), |node| code(node.as_str()));
             let phase = if phase.is_empty() { "unknown" } else { phase };
-            format!("volume {} (phase {}, node {node}, age unknown)", code(name.as_str()), plain(phase))
+            let age = created.as_deref().map_or_else(|| "age unknown".to_owned(), |at| format!("made {}", plain(at)));
+            format!("volume {} (phase {}, node {node}, {age})", code(name.as_str()), plain(phase))
         }
         SourceKind::Folder { node, path, allocated_bytes } => format!(
             "folder {} on node {}, {} allocated, in no volume, age unknown",

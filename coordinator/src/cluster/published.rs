@@ -512,6 +512,8 @@ mod tests {
             retained: true,
             claim: None,
             phase: "Available".to_owned(),
+            created: None,
+            deleting: false,
         };
         let volumes = volumes.iter().map(|name| ((*name).into(), volume.clone())).collect();
         Snapshot { fleet: Arc::new(Fleet { volumes, ..Fleet::default() }), ..Snapshot::default() }

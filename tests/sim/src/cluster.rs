@@ -411,6 +411,8 @@ fn bound_volume(claim: &Key, uid: &Uid, source: VolumeSource, node_affinity: Opt
         retained: true,
         claim: Some(ClaimRef { key: claim.clone(), uid: Some(uid.clone()) }),
         phase: "Bound".to_owned(),
+        created: None,
+        deleting: false,
     }
 }
 

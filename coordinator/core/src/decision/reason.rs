@@ -47,6 +47,7 @@ impl Reason {
                 | Self::DiskImageMissing
                 | Self::DiskFailed
                 | Self::DiskNodeGone
+                | Self::ClaimLocked
         )
     }
 }
@@ -93,6 +94,9 @@ reasons! {
     DiskFailed => "the physical disk below a volume has failed",
     /// The node that holds a disk has no Node object.
     DiskNodeGone => "the node that holds a disk is no longer in the cluster",
+
+    /// Its claim has the lock of a migration in place of a volume.
+    ClaimLocked => "a claim is locked by a migration",
 
     /// A disk is on one node only.
     LocalDisk => "a disk is on one node only",

@@ -35,6 +35,9 @@ impl Decision {
                  names"
                     .to_owned()
             }
+            Reason::ClaimLocked => "wait for the end of the migration; where it has ended or is gone, bind the claim to the \
+                                    volume with its data: see the sources that the runbook names"
+                .to_owned(),
             Reason::ClaimMissing => format!(
                 "bring back {} with its data: see the sources that the runbook names; one that is just made anew is blank",
                 claims(self)

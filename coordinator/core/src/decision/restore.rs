@@ -2,15 +2,17 @@
 //! kept from earlier, folders that look like it, the image of a system disk. Backups are not seen from here.
 //!
 //! A snapshot is named first: it is a copy of this very disk, its age is known, and restoring it touches nothing of
-//! what is there. Only a person can tell whether what a kept volume or a folder holds is newer.
+//! what is there. Then come folders that have lost their volume, as the last one of a disk does whose volume somebody
+//! deleted, and volumes kept from earlier, the newest first. Only a person can tell which of them holds the newest data.
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::Locality;
+use crate::decision::{Locality, Reason};
 use crate::decision::disks::Examined;
 use crate::decision::index::Index;
 use crate::fleet::{Fleet, Volume};
 use crate::locality;
+use crate::migration;
 use crate::names::{Key, NodeName, VolumeName};
 
 /// Most sources named for one disk: a person looks at each of them.
@@ -49,6 +51,8 @@ pub enum SourceKind {
         phase: String,
         /// The node that its affinity names.
         node: Option<NodeName>,
+        /// When its object was made (RFC 3339), where that is told.
+        created: Option<String>,
     },
     /// A folder below a storage root, in no `PersistentVolume`, whose name is that of the volume or of the claim.
     Folder {
@@ -74,8 +78,8 @@ pub(super) fn sources(index: &Index, fleet: &Fleet, disks: &[Examined]) -> Vec<R
         let mut kinds = Vec::new();
         if let Some(claim) = &disk.claim {
             kinds.extend(snapshots(index, claim));
-            kinds.extend(kept_volumes(index, fleet, claim, disk));
             kinds.extend(folders(index, claim, disk.volume.as_ref()));
+            kinds.extend(kept_volumes(index, fleet, claim, disk));
         }
         kinds.extend(disk.image.clone().map(|url| SourceKind::Image { url }));
         kinds.truncate(SOURCES_MAX);
@@ -100,22 +104,31 @@ fn snapshots(index: &Index, claim: &Key) -> Vec<SourceKind> {
         .collect()
 }
 
-/// Volumes whose `claimRef` names the claim: not the one that it is properly bound to, nor one that was made for it and
-/// that no claim has ever had (`Available`): nothing of the VM is in that.
+/// Volumes whose `claimRef` names the claim, the newest first: not the one that it is properly bound to or that locks it,
+/// nor one that was made for it and that no claim has ever had (`Available`): nothing of the VM is in that. Of a claim that
+/// a migration has locked also the one that it was copied to, which is kept for another name until the end.
 fn kept_volumes(index: &Index, fleet: &Fleet, claim: &Key, disk: &Examined) -> Vec<SourceKind> {
+    let locked = disk.broken().is_some_and(|(reason, _)| reason == Reason::ClaimLocked);
     let kept = |name: &VolumeName, volume: &Volume| {
         let named = disk.volume.as_ref() == Some(name);
         let own = named
-            && (volume.phase == "Bound" && disk.broken().is_none()
+            && (locked
+                || volume.phase == "Bound" && disk.broken().is_none()
                 || disk.finding.locality != Locality::Unknown);
         !own && volume.phase != "Available"
     };
-    let volumes = index.volumes_naming(claim).iter().filter(|(name, volume)| kept(name, volume));
+    let named = index.volumes_naming(claim).iter().filter(|(name, volume)| kept(name, volume)).copied();
+    let copy = disk.volume.as_ref().filter(|_| locked).and_then(migration::locked_for);
+    let copy = copy.and_then(|name| fleet.volumes.get_key_value(&name));
+    let mut volumes: Vec<(&VolumeName, &Volume)> = named.chain(copy).collect();
+    volumes.sort_by(|(_, a), (_, b)| b.created.cmp(&a.created));
     volumes
+        .into_iter()
         .map(|(name, volume)| SourceKind::Volume {
-            name: (*name).clone(),
+            name: name.clone(),
             phase: volume.phase.clone(),
             node: locality::pinned_node(fleet, volume),
+            created: volume.created.clone(),
         })
         .collect()
 }

@@ -242,6 +242,8 @@ pub(crate) fn bound_volume(claim: &str, source: VolumeSource, affinity: Option<N
         retained: false,
         claim: Some(ClaimRef { key: key(claim), uid: Some(Uid(format!("uid-pv-{claim}"))) }),
         phase: "Bound".to_owned(),
+        created: None,
+        deleting: false,
     }
 }
 

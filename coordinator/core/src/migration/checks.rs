@@ -5,6 +5,7 @@ use super::{Check, Context, Destination, DiskMove, Guest, MigrationRecord, Migra
 use crate::decision::placement;
 use crate::fleet::{DiskImage, Fixed, Fleet, Instance, Owner, StorageRoot, VolumeMode, folder, pods_words};
 use crate::names::{Key, Uid};
+use crate::runbook::shell_word;
 
 /// A planned migration, and what was found on the way.
 pub(super) struct Preflight {
@@ -25,10 +26,11 @@ struct Asked<'a> {
 type Question = fn(&Asked<'_>) -> Answer;
 
 /// Asked in this order, after the disks are known.
-const PREFLIGHT: [(&str, Question); 6] = [
+const PREFLIGHT: [(&str, Question); 7] = [
     ("OwnerCanStop", owner_can_stop),
     ("NotMigratingAlready", not_migrating_already),
     ("DisksUnshared", disks_unshared),
+    ("VolumesStay", volumes_stay),
     ("TargetHasStorage", target_has_storage),
     ("TargetFitsVm", target_fits_vm),
     ("BackupKnown", backup_known),
@@ -83,7 +85,8 @@ pub(super) fn before_stop(
     ctx: &Context<'_>,
 ) -> Result<(), Refusal> {
     let asked = Asked { key: &record.key, spec, disks: &record.disks, ctx };
-    disks_unshared(&asked).map(drop)
+    disks_unshared(&asked)?;
+    volumes_stay(&asked).map(drop)
 }
 
 /// What can be asked of a guest that ran before, with the answers of now.
@@ -234,6 +237,36 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
         }
     }
     Ok("nobody else uses the claims".into())
+}
+
+/// The object of a volume that is being deleted goes as soon as its claim does, and nothing takes that word back: there would be
+/// nothing to go back to.
+fn volumes_stay(asked: &Asked<'_>) -> Answer {
+    let volumes = &asked.ctx.fleet.volumes;
+    for disk in asked.disks {
+        let Some(old) = volumes.get(&disk.old) else {
+            let message = format!("volume {} of claim {} is gone: somebody has deleted it", disk.old, disk.claim);
+            return Err(Refusal::new("VolumeGone", message));
+        };
+        if old.deleting {
+            let message = format!(
+                "volume {} of claim {} is being deleted, as by kubectl delete pv: it stays as long as the claim is bound, and goes \
+                 when that changes volumes. Nothing takes this back. See that it is on reclaim policy Retain, stop the VM, delete the \
+                 claim, and give the folder a new volume: kubectl somersault adopt {}:{} --claim {}",
+                disk.old,
+                disk.claim,
+                disk.source_node,
+                shell_word(&disk.source_path),
+                shell_word(&disk.claim.name)
+            );
+            return Err(Refusal::new("VolumeBeingDeleted", message));
+        }
+        if volumes.get(&disk.new.name).is_some_and(|new| new.deleting) {
+            let message = format!("new volume {} of claim {} is being deleted by somebody", disk.new.name, disk.claim);
+            return Err(Refusal::new("VolumeBeingDeleted", message));
+        }
+    }
+    Ok("no volume is being deleted".into())
 }
 
 /// Room that stays free on the target beside the copies: a filesystem filled to the brim hurts its neighbours.

@@ -27,11 +27,12 @@
 //!   is put back only where the VM was wanted to run for minutes and never scheduled, and we have led all that time.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use super::dry_run::NewClaim;
 use super::{Context, DiskMove, MigrationRecord, Refusal};
-use crate::fleet::{ClaimRef, Volume};
-use crate::io::{Action, ClaimTemplate};
+use crate::fleet::{Claim, ClaimRef, Fleet, Volume, folder};
+use crate::io::{Action, ClaimTemplate, NewVolume};
 use crate::names::{Key, VolumeName};
 
 /// Label of a claim that is locked: the admission policy of `deploy/` refuses what would use it.
@@ -60,9 +61,28 @@ pub(crate) fn reserved(claim: &Key, volume: &str) -> Key {
     Key::new(claim.namespace.clone(), volume)
 }
 
+/// The folder of a lock: it is nowhere, and never mounted.
+pub const LOCK_FOLDER: &str = "/nowhere";
+
+/// How the name of a lock ends, after that of the new volume.
+const LOCK_SUFFIX: &str = "-lock";
+
 /// The volume that locks a disk's claim.
 fn lock(disk: &DiskMove) -> VolumeName {
-    VolumeName(format!("{}-lock", disk.new.name))
+    VolumeName(format!("{}{LOCK_SUFFIX}", disk.new.name))
+}
+
+/// The new volume of the disk whose claim has this lock.
+pub(crate) fn locked_for(lock: &VolumeName) -> Option<VolumeName> {
+    lock.as_str().strip_suffix(LOCK_SUFFIX).map(VolumeName::from)
+}
+
+/// Whether a claim is locked, and by what, in words.
+pub(crate) fn locked(key: &Key, claim: &Claim) -> Option<String> {
+    claim.labels.contains_key(LOCK_LABEL).then(|| {
+        let by = claim.annotations.get(LOCKED_BY).map_or("an unknown name", String::as_str);
+        format!("claim {key} is locked by VolumeMigration {by}, which has its disk between two volumes, or left it there")
+    })
 }
 
 /// All disks, one step each; `None` where nothing is missing.
@@ -98,6 +118,20 @@ pub(super) fn leftovers(disks: &[DiskMove], ctx: &Context<'_>) -> Vec<Action> {
     forget_new(disks, was_never_bound, ctx)
         .chain(locks.map(|volume| Action::ForgetVolume { volume }))
         .collect()
+}
+
+/// Locks that no migration at work has and no claim is bound to any more, as of one that ended while its claims were locked,
+/// once somebody has given those a volume by hand.
+pub(super) fn sweep<'a>(at_work: impl Iterator<Item = &'a DiskMove>, fleet: &Fleet) -> Vec<Action> {
+    let wanted: BTreeSet<VolumeName> = at_work.map(lock).collect();
+    let is_left = |(name, volume): &(&VolumeName, &Volume)| {
+        volume.source.path() == Some(LOCK_FOLDER)
+            && locked_for(name).is_some()
+            && volume.phase == "Released"
+            && !wanted.contains(*name)
+    };
+    let left = fleet.volumes.iter().filter(is_left);
+    left.map(|(name, _)| Action::ForgetVolume { volume: name.clone() }).collect()
 }
 
 /// Some new volume was made and never bound by any claim: the VM cannot have run on the new ones, for that takes all of them.
@@ -202,14 +236,19 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
         return Ok(Pointing::Act(Action::PrebindVolume { volume: disk.new.name.clone(), claim }));
     }
     let Some(volume) = ctx.fleet.volumes.get(wanted) else {
-        if to == To::Lock {
-            let (claim, template) = (disk.claim.clone(), lock_template(disk, ctx));
-            return Ok(Pointing::Act(Action::CreateLock { volume: lock, claim, template }));
-        }
-        let message =
-            format!("volume {wanted} of claim {} was deleted by somebody during the migration", disk.claim);
-        return Err(Refusal::new("VolumeGone", message));
+        return match to {
+            To::Lock => {
+                let (claim, template) = (disk.claim.clone(), lock_template(disk, ctx));
+                Ok(Pointing::Act(Action::CreateLock { volume: lock, claim, template }))
+            }
+            To::Old => make_again(disk, ctx),
+            To::New => Err(gone(disk, wanted)),
+        };
     };
+    // One that goes with its next claim is bound to none.
+    if volume.deleting && claim.is_none_or(|claim| claim.volume.as_ref() != Some(wanted)) {
+        return if to == To::New { Err(gone(disk, wanted)) } else { Ok(Pointing::Wait) };
+    }
     let prebind =
         || Pointing::Act(Action::PrebindVolume { volume: wanted.clone(), claim: disk.claim.clone() });
     let Some(claim) = claim else {
@@ -244,6 +283,47 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
         _ if !prebound(wanted) => Ok(prebind()),
         _ => Ok(Pointing::Act(Action::DeleteClaim { claim: disk.claim.clone(), uid: claim.uid.clone() })),
     }
+}
+
+fn gone(disk: &DiskMove, volume: &VolumeName) -> Refusal {
+    let message = format!("volume {volume} of claim {} was deleted by somebody during the migration", disk.claim);
+    Refusal::new("VolumeGone", message)
+}
+
+/// The object of the old volume, which somebody has deleted, once more for the same folder: where the agent of its node sees
+/// that folder, the object is all that is gone.
+fn make_again(disk: &DiskMove, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
+    let refused = |why: &str| {
+        let mut refusal = gone(disk, &disk.old);
+        let _ = write!(
+            refusal.message,
+            ", and {why}: the claim stays locked. What the data can be had from: kubectl somersault runbook"
+        );
+        Err(refusal)
+    };
+    if disk.reading.is_some() {
+        return refused("only who made it can say what it was");
+    }
+    if !ctx.fleet.nodes.contains_key(&disk.source_node) {
+        return refused(&format!("its node {} is not in the cluster any more", disk.source_node));
+    }
+    let report = ctx.fleet.reports.get(&disk.source_node).filter(|_| ctx.usable.contains(&disk.source_node));
+    let root = report.and_then(|report| report.root_of(&disk.source_path).filter(|root| root.is_seen()));
+    // Until its node, or its disk, is back.
+    let (Some(report), Some(root)) = (report, root) else { return Ok(Pointing::Wait) };
+    if !report.usage.contains_key(folder(&disk.source_path)) {
+        return refused(&format!("folder {} is not on node {} any more", disk.source_path, disk.source_node));
+    }
+    Ok(Pointing::Act(Action::CreateVolume(NewVolume {
+        name: disk.old.clone(),
+        class: disk.template.class.clone(),
+        node: (!root.shared).then(|| disk.source_node.clone()),
+        path: disk.source_path.clone(),
+        capacity_bytes: disk.template.requested_bytes,
+        access_modes: disk.template.access_modes.clone(),
+        mode: disk.template.mode,
+        claim: reserved(&disk.claim, disk.old.as_str()),
+    })))
 }
 
 /// The claims that are made anew between the stop and the start, in their order: all locks, then all on the new volumes.

@@ -3,9 +3,12 @@
 //!
 //! ```text
 //!   Kept ── asked, and nothing speaks for keeping it ──► Removing ──► its object goes ──► its folder goes ──► Removed
-//!    ▲                                                      │
-//!    └────────── something does, while its object is there ─┘
+//!    ▲                                                      │  ▲  │
+//!    └── somebody has a use for it, and its object is there ┘  └──┘ in doubt for now: nothing more is done
 //! ```
+//!
+//! What was asked of the API server may be done at any moment after: a doubt that comes then (the agent of the present disk is
+//! silent) stops the next step, and does not say that nothing was done.
 //!
 //! Kept as long as the present disk of the claim was not seen to be sound, or anybody else may have the folder. The object
 //! goes first, under the precondition that it is still Released by the claim that the migration took it from: from then on
@@ -110,7 +113,11 @@ impl Cleanup {
                         volume: disk.old.clone(),
                         claim_uid: disk.claim_uid.clone(),
                     }),
-                    Err(_) => self.keep(place, disk, &mut step),
+                    Err(_) if is_wanted(record, disk, ctx) => self.keep(place, disk, &mut step),
+                    Err(why) => {
+                        let message = format!("its removal has begun, and waits: {}", why.message);
+                        step.why = Some(Refusal::not_yet(why.reason, message));
+                    }
                 },
                 OldVolume::Removing if self.is_removed(disk) => step.store.push((place, OldVolume::Removed)),
                 // For good: the object is gone, and with it the only way back to Removing.
@@ -184,6 +191,11 @@ impl Cleanup {
         let order = Order::RemoveVolume { path: disk.source_path.clone() };
         Ok(Some(Effect::Order { node: disk.source_node.clone(), id, order }))
     }
+}
+
+/// Whether somebody has a use for an old volume whose removal has begun and whose object is there.
+fn is_wanted(record: &MigrationRecord, disk: &DiskMove, ctx: &Context<'_>) -> bool {
+    is_as_left(disk, ctx).is_err() || gives_up(record, disk, ctx)
 }
 
 /// Whether its folder is left where it is, though its object is gone: somebody else has it now, or its node will never be

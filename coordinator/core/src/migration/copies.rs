@@ -43,13 +43,33 @@ pub(super) struct Copies {
 #[derive(Clone, Debug, Default)]
 struct Dropping {
     since: Option<BootTime>,
-    /// Whether each was done; `None` while it is not answered.
-    orders: BTreeMap<OrderId, Option<bool>>,
+    /// The new volume that each is about, and whether it was done; `None` while it is not answered.
+    orders: BTreeMap<OrderId, (VolumeName, Option<bool>)>,
 }
 
 impl Dropping {
+    /// Once: each disk's order, under the id that is given for it.
+    fn begin<'a>(
+        &mut self,
+        now: BootTime,
+        disks: impl Iterator<Item = &'a DiskMove>,
+        id: impl Fn(&DiskMove) -> OrderId,
+        order: impl Fn(&DiskMove) -> Order,
+    ) -> Vec<Effect> {
+        if self.since.is_some() {
+            return Vec::new();
+        }
+        self.since = Some(now);
+        let give = |disk: &DiskMove| {
+            let id = id(disk);
+            self.orders.insert(id.clone(), (disk.new.name.clone(), None));
+            Effect::Order { node: disk.target_node.clone(), id, order: order(disk) }
+        };
+        disks.map(give).collect()
+    }
+
     fn progress(&mut self, order: &OrderId, state: &OrderState) -> bool {
-        let Some(done) = self.orders.get_mut(order) else { return false };
+        let Some((_, done)) = self.orders.get_mut(order) else { return false };
         *done = match state {
             OrderState::Running { .. } => None,
             OrderState::Done { .. } => Some(true),
@@ -61,7 +81,7 @@ impl Dropping {
     /// Whether nothing more is to be expected.
     fn is_over(&self, now: BootTime) -> bool {
         self.since.is_some_and(|since| {
-            self.orders.values().all(Option::is_some) || now.saturating_sub(since) > DROP_WAIT_MAX
+            self.orders.values().all(|(_, done)| done.is_some()) || now.saturating_sub(since) > DROP_WAIT_MAX
         })
     }
 }
@@ -267,22 +287,12 @@ impl Copies {
         disks: &[DiskMove],
         target: impl Fn(&DiskMove) -> Option<String>,
     ) -> Vec<Effect> {
-        if self.dropping.since.is_some() {
-            return Vec::new();
-        }
-        self.dropping.since = Some(now);
-        let (serial, round) = (self.serial, self.round);
-        let cancel = |disk: &DiskMove| {
-            let id = OrderId(format!("{migration}:{}:drop:{epoch}.{serial}.{round}", disk.claim.name));
-            self.dropping.orders.insert(id.clone(), None);
-            let order = Order::CancelPull {
-                transfer: disk.new.name.0.clone(),
-                drop_partial: true,
-                target_path: target(disk),
-            };
-            Effect::Order { node: disk.target_node.clone(), id, order }
-        };
-        disks.iter().map(cancel).collect()
+        let id = self.id(migration, "drop", epoch);
+        self.dropping.begin(now, disks.iter(), id, |disk| Order::CancelPull {
+            transfer: disk.new.name.0.clone(),
+            drop_partial: true,
+            target_path: target(disk),
+        })
     }
 
     /// Whether nothing more is to be expected of [`Copies::cancel`].
@@ -300,18 +310,15 @@ impl Copies {
         disks: &[DiskMove],
         unused: &BTreeSet<VolumeName>,
     ) -> Vec<Effect> {
-        if self.removing.since.is_some() {
-            return Vec::new();
-        }
-        self.removing.since = Some(now);
+        let id = self.id(migration, "remove", epoch);
+        let unused = disks.iter().filter(|disk| unused.contains(&disk.new.name));
+        self.removing.begin(now, unused, id, |disk| Order::RemoveVolume { path: disk.new.path.clone() })
+    }
+
+    /// Ids of orders that take something back.
+    fn id<'a>(&self, migration: &'a Key, what: &'a str, epoch: u64) -> impl Fn(&DiskMove) -> OrderId + use<'a> {
         let (serial, round) = (self.serial, self.round);
-        let remove = |disk: &DiskMove| {
-            let id = OrderId(format!("{migration}:{}:remove:{epoch}.{serial}.{round}", disk.claim.name));
-            self.removing.orders.insert(id.clone(), None);
-            let order = Order::RemoveVolume { path: disk.new.path.clone() };
-            Effect::Order { node: disk.target_node.clone(), id, order }
-        };
-        disks.iter().filter(|disk| unused.contains(&disk.new.name)).map(remove).collect()
+        move |disk| OrderId(format!("{migration}:{}:{what}:{epoch}.{serial}.{round}", disk.claim.name))
     }
 
     /// Whether nothing more is to be expected of [`Copies::remove`].
@@ -321,7 +328,12 @@ impl Copies {
 
     /// Whether a target has not removed what it was asked to.
     pub fn are_left(&self) -> bool {
-        self.removing.orders.values().any(|done| *done != Some(true))
+        self.removing.orders.values().any(|(_, done)| *done != Some(true))
+    }
+
+    /// Whether a target has removed the folder of this new volume.
+    pub fn has_removed(&self, volume: &VolumeName) -> bool {
+        self.removing.orders.values().any(|(of, done)| of == volume && *done == Some(true))
     }
 
     /// How far each disk is. One that is to be tried again shows nothing.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cleanup::{Moves, OldVolume};
 use super::one::Migration;
-use super::{Context, DiskMove, MigrationRecord, Phase, staging};
+use super::{Context, DiskMove, MigrationRecord, Phase, claims, staging};
 use crate::BootTime;
 use crate::io::{Action, Effect, Input, Record, RecordKey};
 use crate::names::{Key, Uid};
@@ -91,21 +91,24 @@ impl Migrations {
         effects
     }
 
-    /// Claims and pods of ours that nobody needs any more, once we know of every migration.
+    /// Claims, pods and locks of ours that nobody needs any more, once we know of every migration.
     fn sweep(&mut self, now: BootTime, ctx: &Context<'_>) -> Vec<Action> {
         let since = *self.sweep_at.get_or_insert(now + SWEEP_EVERY);
-        if now < since || ctx.fleet.staged.is_empty() {
+        if now < since {
             return Vec::new();
         }
         self.sweep_at = Some(now + SWEEP_EVERY);
-        let newest = self.all.values().map(Migration::newest).chain(self.listed.values());
-        let wanted = newest.filter(|record| !record.phase.is_final()).flat_map(|record| {
+        let newest = || self.all.values().map(Migration::newest).chain(self.listed.values());
+        let at_work = || newest().filter(|record| !record.phase.is_final());
+        let mut actions = claims::sweep(at_work().flat_map(|record| &record.disks), ctx.fleet);
+        let wanted = at_work().flat_map(|record| {
             // An old volume is read by way of us in the last copy alone.
             let reads = matches!(record.phase, Phase::FinalCopying | Phase::Verifying);
             let reading = record.disks.iter().filter_map(move |disk| disk.reading.as_ref().filter(|_| reads));
             record.disks.iter().filter_map(|disk| disk.staging.as_ref()).chain(reading)
         });
-        staging::sweep(&wanted.collect(), ctx.fleet)
+        actions.extend(staging::sweep(&wanted.collect(), ctx.fleet));
+        actions
     }
 
     /// When to be called again at the latest.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
-    Context, Destination, DryRun, DryRunAnswer, GuestQuestion, MigrationRecord, MigrationRequest,
+    Context, Destination, DryRun, DryRunAnswer, GuestQuestion, LOCK_FOLDER, MigrationRecord, MigrationRequest,
     MigrationSpec, Migrations, NewClaim, NoAnswer, OldVolume, Phase, Quota, Unreadable, Verdict, WhichDisks,
 };
 use crate::BootTime;
@@ -126,6 +126,8 @@ pub(crate) struct World {
     /// Changes of start fields on their way, in order, each with the rounds that it still takes.
     late: VecDeque<(u32, Action)>,
     copies: BTreeMap<OrderId, (NodeName, Order)>,
+    /// Volumes whose objects somebody has deleted.
+    deleted: BTreeSet<VolumeName>,
     /// What claims of ours ask, by their names.
     templates: BTreeMap<String, ClaimTemplate>,
     /// Volumes that have an alias, by its name.
@@ -187,6 +189,7 @@ impl World {
             inbox: Vec::new(),
             late: VecDeque::new(),
             copies: BTreeMap::new(),
+            deleted: BTreeSet::new(),
             templates: BTreeMap::new(),
             aliases: BTreeMap::new(),
             order_ids: BTreeSet::new(),
@@ -455,7 +458,7 @@ impl World {
                     continue;
                 }
                 let claim = self.fleet.claims.get(&disk.claim);
-                if claim.is_some_and(|claim| claim.uid == disk.claim_uid) {
+                if claim.is_some_and(|claim| claim.uid == disk.claim_uid) || self.deleted.contains(&disk.old) {
                     continue;
                 }
                 let old = self.fleet.volumes.get(&disk.old);

@@ -1,6 +1,7 @@
 //! Drives one migration from phase to phase: commits first, then acts, and repeats what got lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::cleanup::{Cleanup, Moves, OldVolume};
@@ -273,10 +274,15 @@ impl Migration {
 
     fn enter(&mut self, ctx: &Context<'_>, phase: Phase, learnt: Vec<Learnt>) -> Vec<Effect> {
         let (_, _, what) = self.told(phase);
-        let what = match self.zeroes() {
-            Some(zeroes) if phase == Phase::Succeeded => format!("{what}. {zeroes}"),
-            _ => what.to_owned(),
-        };
+        let mut what = what.to_owned();
+        if phase == Phase::Succeeded {
+            if let Some(zeroes) = self.zeroes() {
+                let _ = write!(what, ". {zeroes}");
+            }
+            if self.spec.cancelled && !self.orphan {
+                what.push_str(". The word to end it came when the VM could run on its new volumes already: too late");
+            }
+        }
         self.commit(ctx, |record| {
             // What was to be put back goes on instead.
             if record.phase == Phase::RollingBack && phase == Phase::Starting {

@@ -186,7 +186,8 @@ impl Moment<'_> {
             return self.provisioned(made);
         }
         let staged = self.record.disks.iter().any(|disk| disk.staging.is_some());
-        if staged && self.now.saturating_sub(self.entered) > STAGE_WAIT_MAX {
+        let for_others = staged || !waits.is_empty();
+        if for_others && self.now.saturating_sub(self.entered) > STAGE_WAIT_MAX {
             if waits.is_empty() {
                 waits.push(format!("asked, and not done: {needs:?}"));
             }
@@ -200,6 +201,9 @@ impl Moment<'_> {
     fn make(&self, disk: &DiskMove) -> Step {
         match self.ctx.fleet.volumes.get(&disk.new.name) {
             None => Step::Act(Action::CreateVolume(disk.new.clone())),
+            Some(volume) if volume.deleting => {
+                Step::Wait(format!("new volume {} is being deleted by somebody", disk.new.name))
+            }
             Some(volume) if !volume.retained => {
                 Step::Act(Action::RetainVolume { volume: disk.new.name.clone() })
             }
@@ -444,11 +448,12 @@ impl Moment<'_> {
 fn verify(disk: &DiskMove, ctx: &Context<'_>) -> Result<String, Refusal> {
     let refuse = |what: String| Err(Refusal::new("VerificationFailed", what));
     let Some(copied) = &disk.copied else { return refuse(format!("{} has no copy on record", disk.claim)) };
-    let (Some(old), Some(new)) = (ctx.fleet.volumes.get(&disk.old), ctx.fleet.volumes.get(&disk.new.name))
-    else {
-        return refuse(format!("volume {} or {} is gone", disk.old, disk.new.name));
+    let Some(new) = ctx.fleet.volumes.get(&disk.new.name).filter(|new| !new.deleting) else {
+        return refuse(format!("volume {} is gone, or being deleted", disk.new.name));
     };
-    if !old.retained || !new.retained {
+    // One whose object somebody has deleted has given all that it had.
+    let old = ctx.fleet.volumes.get(&disk.old);
+    if old.is_some_and(|old| !old.retained) || !new.retained {
         return refuse(format!("volume {} or {} is not on reclaim policy Retain", disk.old, disk.new.name));
     }
     if new.capacity_bytes < disk.template.requested_bytes
@@ -460,5 +465,12 @@ fn verify(disk: &DiskMove, ctx: &Context<'_>) -> Result<String, Refusal> {
             disk.new.name, disk.claim
         ));
     }
-    Ok(format!("{}: {} bytes, root {}", disk.claim, copied.total_bytes, copied.root_hash))
+    let found = format!("{}: {} bytes, root {}", disk.claim, copied.total_bytes, copied.root_hash);
+    Ok(match old {
+        Some(_) => found,
+        None => format!(
+            "{found}; the object of its old volume {} was deleted by somebody: of that, {} on node {} is left",
+            disk.old, disk.source_path, disk.source_node
+        ),
+    })
 }

@@ -2,6 +2,7 @@
 
 mod admitted;
 mod back;
+mod deleted;
 mod probed;
 mod probed_by_job;
 mod read;

@@ -522,6 +522,7 @@ fn decision_of(record: &RebuildRecord) -> Decision {
         source: SourceKind::Volume {
             name: disk.old_volume.clone(),
             phase: String::new(),
+            created: None,
             node: Some(record.node.clone()),
         },
     };

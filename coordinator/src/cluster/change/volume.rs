@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use somersault_coordinator_core::fleet::VolumeMode;
 use somersault_coordinator_core::io::{ClaimTemplate, NewVolume};
+use somersault_coordinator_core::migration::LOCK_FOLDER;
 use somersault_coordinator_core::names::{Key, Uid, VolumeName};
 
 use super::{MANAGED_BY, MANAGER, is_ours, uid};
@@ -19,8 +20,6 @@ const PATH_ANNOTATION: &str = "somersault.novasphere.dev/path";
 const NFS_CSI: &str = "nfs.csi.k8s.io";
 /// The node of a lock. No node has this host name, and none gets it by chance.
 const NO_NODE: &str = "nowhere.somersault.novasphere.dev";
-/// The folder of a lock: it is nowhere, and never mounted.
-const NO_FOLDER: &str = "/nowhere";
 /// The reclaim policy under which nobody deletes the data.
 pub(super) const RETAIN: &str = "Retain";
 
@@ -100,7 +99,7 @@ pub(in crate::cluster) fn new_lock(name: &VolumeName, claim: &Key, template: &Cl
             "accessModes": template.access_modes,
             "capacity": { "storage": template.requested_bytes.to_string() },
             "claimRef": claim_ref(claim, None),
-            "local": { "path": NO_FOLDER },
+            "local": { "path": LOCK_FOLDER },
             "nodeAffinity": pinned_to(NO_NODE),
             "persistentVolumeReclaimPolicy": RETAIN,
             "storageClassName": template.class,

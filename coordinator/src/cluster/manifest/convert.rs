@@ -144,6 +144,8 @@ pub fn volume(object: &core::PersistentVolume, raw: &Value) -> Result<Volume, Fi
         retained: spec.persistent_volume_reclaim_policy.as_deref().is_none_or(|policy| policy == "Retain"),
         claim: spec.claim_ref.as_ref().map(claim_ref).transpose()?,
         phase: object.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default(),
+        created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()),
+        deleting: object.metadata.deletion_timestamp.is_some(),
     })
 }
 

@@ -8,9 +8,10 @@ use crate::decision::table::check;
 use crate::decision::testkit::{World, bound_volume, data_report, host_path, key, on_host};
 use crate::decision::{DecisionKind, Reason, RestoreSource, SourceKind};
 use crate::fleet::{
-    ClaimUse, DataVolume, DiskImage, Grade, NodeReport, RunStrategy, Snapshot, Usage, VolumeMode,
-    VolumeSource,
+    ClaimUse, DataVolume, DiskImage, Grade, NodeReport, RunStrategy, Snapshot, Usage, Volume,
+    VolumeMode, VolumeSource,
 };
+use crate::migration::{LOCK_FOLDER, LOCK_LABEL, LOCKED_BY};
 use crate::names::{NodeName, Uid, VolumeName};
 
 fn report_with_image(image: DiskImage) -> NodeReport {
@@ -375,18 +376,56 @@ fn names_what_may_bring_data_back() {
     assert_eq!(
         sources,
         [
-            SourceKind::Volume {
-                name: VolumeName::from("pv-before"),
-                phase: "Released".to_owned(),
-                node: Some(NodeName::from("n2"))
-            },
             SourceKind::Folder {
                 node: NodeName::from("n3"),
                 path: "/data/pvc-1_shop_web-data".to_owned(),
                 allocated_bytes: 4096
             },
+            SourceKind::Volume {
+                name: VolumeName::from("pv-before"),
+                phase: "Released".to_owned(),
+                node: Some(NodeName::from("n2")),
+                created: None,
+            },
         ]
     );
+}
+
+/// A migration has ended and left its locks: the copy that it made and the volumes of before are named, the newest first,
+/// and the lock is no source of anything.
+#[test]
+fn of_a_claim_that_was_left_locked_copy_and_old_volumes_are_named_by_age() {
+    let mut world = World::new();
+    let released = |created: &str| Volume {
+        phase: "Released".to_owned(),
+        created: Some(created.to_owned()),
+        ..bound_volume("web-data", host_path(), on_host(&["n2"]))
+    };
+    let copy = Volume { claim: None, ..released("2026-11-03T00:00:00Z") };
+    let lock = VolumeSource::Local { path: LOCK_FOLDER.to_owned() };
+    let volumes = [
+        ("pv-a-oldest", released("2026-11-01T00:00:00Z")),
+        ("pv-b-newer", released("2026-11-02T00:00:00Z")),
+        ("smst-web-data", copy),
+        ("smst-web-data-lock", bound_volume("web-data", lock, on_host(&["nowhere"]))),
+    ];
+    world.fleet.volumes = volumes.map(|(name, volume)| (name.into(), volume)).into();
+    let claim = world.claim("web-data");
+    claim.volume = Some("smst-web-data-lock".into());
+    claim.labels.insert(LOCK_LABEL.to_owned(), "true".to_owned());
+    claim.annotations.insert(LOCKED_BY.to_owned(), "web-to-n3".to_owned());
+    let decision = world.decide("web");
+    assert!(decision.reasons.contains(&Reason::ClaimLocked), "{decision:?}");
+    assert!(decision.disks[0].because.contains("VolumeMigration web-to-n3"), "{decision:?}");
+    let named: Vec<String> = decision
+        .restore_from
+        .into_iter()
+        .map(|source| match source.source {
+            SourceKind::Volume { name, .. } => name.0,
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(named, ["smst-web-data", "pv-b-newer", "pv-a-oldest"]);
 }
 
 /// Each node lists what is in a folder that all of them see.

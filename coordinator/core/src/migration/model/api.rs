@@ -17,7 +17,7 @@ impl World {
                     name: volume.clone(),
                     class: template.class.clone(),
                     node: Some(NOWHERE.into()),
-                    path: String::new(),
+                    path: LOCK_FOLDER.into(),
                     capacity_bytes: template.requested_bytes,
                     access_modes: template.access_modes.clone(),
                     mode: template.mode,
@@ -166,7 +166,7 @@ impl World {
         })
     }
 
-    pub(super) fn delete_claim(&mut self, claim: &Key, uid: &Uid) -> Result<(), String> {
+    pub fn delete_claim(&mut self, claim: &Key, uid: &Uid) -> Result<(), String> {
         let Some(found) = self.fleet.claims.get(claim) else { return Ok(()) };
         if found.uid != *uid {
             return Err("another uid".into());
@@ -176,11 +176,13 @@ impl World {
                 return Err("a pod uses it".into());
             }
         }
-        let volume = found.volume.clone().expect("bound");
-        let volume = self.fleet.volumes.get_mut(&volume).expect("exists");
-        assert!(volume.retained, "claim {claim} is deleted while its volume is on reclaim policy Delete");
-        volume.phase = "Released".into();
+        let name = found.volume.clone().expect("bound");
+        if let Some(volume) = self.fleet.volumes.get_mut(&name) {
+            assert!(volume.retained, "claim {claim} is deleted while its volume is on reclaim policy Delete");
+            volume.phase = "Released".into();
+        }
         self.fleet.claims.remove(claim);
+        self.let_deleted_go();
         if self.faults.wukong_recreates {
             self.create_claim(claim, None);
         }

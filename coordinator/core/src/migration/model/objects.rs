@@ -176,8 +176,25 @@ impl World {
             retained: true,
             claim: Some(ClaimRef { key: new.claim.clone(), uid: None }),
             phase: "Available".into(),
+            created: None,
+            deleting: false,
         };
         self.fleet.volumes.entry(new.name.clone()).or_insert(volume);
+    }
+
+    /// Somebody deletes the object of a volume: it goes at once, or when no claim is bound to it any more.
+    pub fn delete_volume(&mut self, name: &VolumeName) {
+        if let Some(volume) = self.fleet.volumes.get_mut(name) {
+            volume.deleting = true;
+            self.deleted.insert(name.clone());
+        }
+        self.let_deleted_go();
+    }
+
+    pub(super) fn let_deleted_go(&mut self) {
+        let claims = &self.fleet.claims;
+        let is_bound = |name: &VolumeName| claims.values().any(|claim| claim.volume.as_ref() == Some(name));
+        self.fleet.volumes.retain(|name, volume| !volume.deleting || is_bound(name));
     }
 
     /// As the binder does: a claim without a volume takes the one that is pre-bound to it.

@@ -93,8 +93,15 @@ impl Moment<'_> {
         let volumes = staging::left_over(disks, self.ctx.fleet);
         let mut left: Vec<_> = volumes.iter().map(|name| format!("volume {name}, on Retain")).collect();
         let all_stay = was_started || self.copies.are_left();
+        // Where somebody has deleted the new volume's object, its folder is nobody's.
+        let is_seen = |disk: &DiskMove| {
+            let report = self.ctx.fleet.reports.get(&disk.target_node);
+            report.is_some_and(|report| report.usage.contains_key(&disk.new.path))
+        };
         let stays = |disk: &&DiskMove| {
-            disk.staging.is_none() && (all_stay || self.ctx.fleet.volumes.contains_key(&disk.new.name))
+            let there = self.ctx.fleet.volumes.contains_key(&disk.new.name);
+            let removed = self.copies.has_removed(&disk.new.name);
+            disk.staging.is_none() && (all_stay || there || is_seen(disk) && !removed)
         };
         let folder = |disk: &DiskMove| format!("{} on node {}", disk.new.path, disk.target_node);
         left.extend(disks.iter().filter(stays).map(folder));

@@ -1,9 +1,9 @@
 //! The VM was started on its new volumes: does it run where it should, and is its guest as it was?
 
-use super::{GUEST_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next, START_WAIT_MAX, Seen, WAIT};
+use super::{GIVE_UP_AFTER, GUEST_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next, START_WAIT_MAX, Seen, WAIT};
 use crate::fleet::Instance;
 use crate::migration::guest::PROBE_ANSWERED;
-use crate::migration::{Phase, Refusal, checks, guest};
+use crate::migration::{DiskMove, Phase, Refusal, checks, guest};
 use crate::names::NodeName;
 
 impl Moment<'_> {
@@ -24,7 +24,18 @@ impl Moment<'_> {
             });
             return Next::Enter(Phase::Succeeded, unasked.into_iter().collect());
         }
-        let instance = self.vm().and_then(|(_, vm)| vm.instance.clone());
+        let vm = self.vm();
+        let waited = self.now.saturating_sub(self.entered);
+        if vm.is_none() && waited > GIVE_UP_AFTER {
+            let new: Vec<&str> = self.record.disks.iter().map(|disk| disk.new.name.as_str()).collect();
+            let message = format!(
+                "the VM was deleted by somebody while its disks were being moved, and is not started; its claims have their new \
+                 volumes, which are whole: {}; the old ones are kept",
+                new.join(", ")
+            );
+            return Next::Fail(Refusal::new("VmGone", message));
+        }
+        let instance = vm.and_then(|(_, vm)| vm.instance.clone());
         if let Some(instance) = &instance
             && instance.phase == "Running"
             && let Some(node) = &instance.node
@@ -40,7 +51,7 @@ impl Moment<'_> {
             }
             return self.guest(node, instance);
         }
-        if self.now.saturating_sub(self.entered) <= START_WAIT_MAX {
+        if waited <= START_WAIT_MAX {
             return WAIT;
         }
         let seconds = START_WAIT_MAX.as_secs();
@@ -60,6 +71,19 @@ impl Moment<'_> {
             );
             Next::Fail(Refusal::new(NOT_SCHEDULED, message))
         }
+    }
+
+    /// A new volume that somebody deletes: it stays as long as its claim does.
+    fn new_volume_going(&self) -> Option<Refusal> {
+        let going = |disk: &&DiskMove| {
+            self.ctx.fleet.volumes.get(&disk.new.name).is_none_or(|volume| volume.deleting)
+        };
+        let disk = self.record.disks.iter().find(going)?;
+        let message = format!(
+            "volume {} of claim {} is being deleted by somebody: its object goes with the claim, and its data stays",
+            disk.new.name, disk.claim
+        );
+        Some(Refusal::new("VolumeBeingDeleted", message))
     }
 
     /// It runs where it should: what its guest had before must be there again, and then it must answer what a person asks
@@ -93,6 +117,9 @@ impl Moment<'_> {
             let answer = question.as_ref().map_err(Clone::clone).and_then(|asked| self.asking.answer(asked));
             take(PROBE_ANSWERED, answer);
             next = question.map_or(WAIT, Next::AskGuest);
+        }
+        if let Some(going) = self.new_volume_going() {
+            answers.push(checks::failed("VolumesStay", &going));
         }
         if missing.is_empty() {
             return Next::Enter(Phase::Succeeded, vec![Learnt::Checked(answers)]);

@@ -246,6 +246,34 @@ fn one_that_somebody_takes_in_the_last_moment_is_kept() {
     assert_eq!((states(&world)[1], kept(&world)), (OldVolume::Kept, Some("VolumeInUse")));
 }
 
+/// The agent that looks after the present disk falls silent while the API server deletes the old object: what was done is not
+/// taken for somebody else's doing, and the folder goes once that disk is seen again.
+#[test]
+fn a_doubt_that_comes_after_the_object_was_deleted_only_waits() {
+    for seen_gone in [false, true] {
+        let mut world = succeeded();
+        ask_removal(&mut world);
+        while !states(&world).contains(&OldVolume::Removing) {
+            world.now += Duration::from_secs(1);
+            world.input(Input::Tick);
+        }
+        world.usable.remove(&node("n3"));
+        let gone: Vec<_> = OLD.map(VolumeName::from).into();
+        if seen_gone {
+            gone.iter().for_each(|old| _ = world.fleet.volumes.remove(old));
+        }
+        world.rounds(REMOVAL_ROUNDS);
+        assert_eq!(states(&world), [OldVolume::Removing; 2], "seen: {seen_gone}");
+        assert_eq!(kept(&world), Some("PresentDiskInDoubt"), "seen: {seen_gone}");
+        for old in OLD {
+            assert!(world.content.contains_key(&folder(old)), "removed in doubt: {old}");
+        }
+        world.usable.insert(node("n3"));
+        world.rounds(REMOVAL_ROUNDS);
+        assert_removed(&world, "seen again");
+    }
+}
+
 #[test]
 fn a_folder_that_cannot_be_removed_is_told_of_and_tried_again() {
     let mut world = succeeded();
