@@ -286,7 +286,9 @@ fn source_words(source: &SourceKind) -> String {
         SourceKind::Volume { name, phase, node, created } => {
             let node = node.as_ref().map_or_else(|| "unknown".to_owned(), |node| code(node.as_str()));
             let phase = if phase.is_empty() { "unknown" } else { phase };
-            let age = created.as_deref().map_or_else(|| "age unknown".to_owned(), |at| format!("made {}", plain(at)));
+            let age = created
+                .as_deref()
+                .map_or_else(|| "age unknown".to_owned(), |at| format!("made {}", plain(at)));
             format!("volume {} (phase {}, node {node}, {age})", code(name.as_str()), plain(phase))
         }
         SourceKind::Folder { node, path, allocated_bytes } => format!(

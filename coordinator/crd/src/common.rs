@@ -76,7 +76,7 @@ pub enum Locality {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.node) != has(self.storageClass)")
-        .message("set either node or storageClass, not both")
+        .message("set exactly one of node and storageClass")
 )]
 pub struct Destination {
     /// Another node; the storage class stays.

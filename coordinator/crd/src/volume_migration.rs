@@ -45,7 +45,7 @@ pub const CRON_JOB_NAME_LENGTH_MAX: usize = 52;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.vm) != has(self.claim)").message("set either vm or claim, not both"),
+    validation = Rule::new("has(self.vm) != has(self.claim)").message("set exactly one of vm and claim"),
     validation = Rule::new(
         "has(self.vm) == has(oldSelf.vm) && (!has(self.vm) || self.vm == oldSelf.vm) && \
          (!has(self.claim) || self.claim == oldSelf.claim)"

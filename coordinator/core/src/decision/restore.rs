@@ -7,9 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::{Locality, Reason};
 use crate::decision::disks::Examined;
 use crate::decision::index::Index;
+use crate::decision::{Locality, Reason};
 use crate::fleet::{Fleet, Volume};
 use crate::locality;
 use crate::migration;

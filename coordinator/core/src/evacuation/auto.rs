@@ -19,6 +19,33 @@ use crate::names::NodeName;
 /// Reasons that leave no doubt, each from the device itself: its own threshold crossed, or it refuses writes.
 const HARD_REASONS: [&str; 3] = ["SmartFailingNow", "NvmeReadOnly", "NvmeDegraded"];
 
+/// By which sense the reasons are told that make a disk Failing or Failed; the names are the agents'.
+pub const SOURCES: [(&str, &[&str]); 3] = [
+    (
+        "smart",
+        &[
+            "SmartFailingNow",
+            "NvmeSpareLow",
+            "NvmeDegraded",
+            "NvmeReadOnly",
+            "PendingSectors",
+            "UncorrectableGrowing",
+            "Reallocated",
+        ],
+    ),
+    ("filesystem", &["ReadOnlyAfterError", "FilesystemErrorsGrowing"]),
+    ("device", &["DeviceGone", "IoStalled"]),
+];
+
+/// How many disks are bad.
+#[derive(Clone, Copy, Debug)]
+struct Condition {
+    bad: usize,
+    all: usize,
+    /// So many may be, at most, before it is the sensing that is doubted.
+    allowed: usize,
+}
+
 type DiskId = (NodeName, String);
 
 /// Disks that are bad, and since when.
@@ -38,8 +65,8 @@ impl Automatic {
             self.bad_since.clear();
             return Vec::new();
         }
-        self.observe(now, ctx);
-        let mut effects = self.guard(ctx);
+        let condition = self.observe(now, ctx);
+        let mut effects = self.guard(condition);
         if self.guarded || self.one_at_work(ctx) {
             return effects;
         }
@@ -70,44 +97,41 @@ impl Automatic {
         self.wake
     }
 
-    fn observe(&mut self, now: BootTime, ctx: &Context<'_>) {
+    /// Only what living agents tell now: of one that is silent the last word may be hours old, and nothing can be copied from
+    /// its disks.
+    fn observe(&mut self, now: BootTime, ctx: &Context<'_>) -> Condition {
         let sources_min = ctx.policy.evacuation.sources_min;
-        let mut bad = BTreeSet::new();
-        for (node, report) in &ctx.fleet.reports {
-            for (disk, health) in &report.disks {
-                if is_bad(health, sources_min) {
-                    bad.insert((node.clone(), disk.clone()));
-                }
-            }
-        }
+        let reports = ctx.fleet.reports.iter().filter(|(node, _)| ctx.usable.contains(*node));
+        let disks: Vec<(DiskId, &DiskHealth)> = reports
+            .flat_map(|(node, report)| {
+                report.disks.iter().map(|(disk, health)| ((node.clone(), disk.clone()), health))
+            })
+            .collect();
+        let bad = disks.iter().filter(|(_, health)| is_bad(health, sources_min));
+        let bad: BTreeSet<DiskId> = bad.map(|(id, _)| id.clone()).collect();
+        let failed = disks.iter().filter(|(_, health)| health.grade == Grade::Failed).count();
+        let allowed = (disks.len() * ctx.policy.evacuation.guard_percent / 100).max(1);
+        let condition = Condition { bad: bad.len() + failed, all: disks.len(), allowed };
         self.bad_since.retain(|id, _| bad.contains(id));
         for id in bad {
             self.bad_since.entry(id).or_insert(now);
         }
+        condition
     }
 
     /// A single disk is always allowed: in a small cluster it is more than a quarter of all.
-    fn guard(&mut self, ctx: &Context<'_>) -> Vec<Effect> {
-        let all: usize = ctx.fleet.reports.values().map(|report| report.disks.len()).sum();
-        let allowed = (all * ctx.policy.evacuation.guard_percent / 100).max(1);
-        let guarded = self.bad_since.len() > allowed;
-        let newly = guarded && !std::mem::replace(&mut self.guarded, guarded);
-        let message = || {
-            format!(
-                "{} of {all} disks turned bad together: no automatic evacuation; look at what they share, then evacuate by hand",
-                self.bad_since.len()
-            )
+    fn guard(&mut self, Condition { bad, all, allowed }: Condition) -> Vec<Effect> {
+        let guarded = bad > allowed;
+        let newly = guarded && !self.guarded;
+        self.guarded = guarded;
+        let notice = || {
+            let message = format!(
+                "{bad} of {all} disks turned bad together: no automatic evacuation; look at what they share, then evacuate by hand"
+            );
+            let (severity, reason) = (Severity::Critical, "EvacuationGuarded");
+            Effect::Notify(Notice { severity, subject: Subject::Coordinator, reason, message })
         };
-        let notice = |message| {
-            let reason = "EvacuationGuarded";
-            Effect::Notify(Notice {
-                severity: Severity::Critical,
-                subject: Subject::Coordinator,
-                reason,
-                message,
-            })
-        };
-        newly.then(|| notice(message())).into_iter().collect()
+        newly.then(notice).into_iter().collect()
     }
 
     /// Whether an evacuation that we asked for, of a disk that is still bad, is not over yet.
@@ -127,22 +151,15 @@ fn of_disk<'a>(id: &'a DiskId, ctx: &Context<'a>) -> impl Iterator<Item = &'a Ev
 /// cannot be trusted to be read: that is a person's decision.
 fn is_bad(health: &DiskHealth, sources_min: usize) -> bool {
     let hard = health.reasons.iter().any(|reason| HARD_REASONS.contains(&reason.as_str()));
-    let sources: BTreeSet<&str> = health.reasons.iter().map(|reason| source_of(reason)).collect();
+    let sources: BTreeSet<&str> = health.reasons.iter().filter_map(|reason| source_of(reason)).collect();
     health.grade == Grade::Failing && (hard || sources.len() >= sources_min)
 }
 
-/// Which sense a reason comes from: two counters of one SMART page are one source.
-fn source_of(reason: &str) -> &str {
-    const SOURCES: [(&str, &[&str]); 3] = [
-        (
-            "smart",
-            &["Smart", "Nvme", "PendingSectors", "Uncorrectable", "Reallocated", "MediaErrors", "Wear"],
-        ),
-        ("filesystem", &["Filesystem", "ReadOnlyAfterError", "Btrfs", "HistoricErrors"]),
-        ("device", &["IoStalled", "MediumErrors", "SlowDisk", "Canary"]),
-    ];
-    let known = SOURCES.iter().find(|(_, prefixes)| prefixes.iter().any(|prefix| reason.starts_with(prefix)));
-    known.map_or(reason, |(source, _)| source)
+/// Which sense a reason comes from: two counters of one SMART page are one source, and what only warns, or only tells that a
+/// sense is missing, is none. One that is not known here is none either.
+fn source_of(reason: &str) -> Option<&'static str> {
+    let found = SOURCES.iter().find(|(_, reasons)| reasons.contains(&reason));
+    found.map(|(source, _)| *source)
 }
 
 /// Derived from the disk, so that asking twice is noticed; object names are lower case letters, digits and dashes.

@@ -1,6 +1,6 @@
 //! Drives every evacuation: plans once, then keeps a few migrations going.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::auto::Automatic;
@@ -220,6 +220,9 @@ fn first_record(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Evacuat
             spec.node
         ));
     }
+    if let Some(why) = no_such_disk(spec, ctx) {
+        return refused(why);
+    }
     let plan = plan::plan(name, spec, ctx);
     let moving: Vec<&Planned> = plan.iter().filter(|line| line.state != PlanState::Failed).collect();
     let bytes: u64 = moving.iter().map(|line| line.bytes).sum();
@@ -239,6 +242,22 @@ fn first_record(name: &str, spec: &EvacuationSpec, ctx: &Context<'_>) -> Evacuat
         complete,
         message,
     }
+}
+
+/// Why nothing can be told of the disk that is named.
+fn no_such_disk(spec: &EvacuationSpec, ctx: &Context<'_>) -> Option<String> {
+    let disk = spec.disk.as_ref()?;
+    let report = ctx.fleet.reports.get(&spec.node);
+    let below_roots =
+        report.into_iter().flat_map(|report| &report.roots).filter_map(|root| root.disk.as_ref());
+    let known: BTreeSet<&String> =
+        report.into_iter().flat_map(|report| report.disks.keys()).chain(below_roots).collect();
+    if known.contains(disk) {
+        return None;
+    }
+    let known: Vec<&str> = known.into_iter().map(String::as_str).collect();
+    let told = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    Some(format!("refused: node {} has no disk {disk}; its agent has told of {told}", spec.node))
 }
 
 /// What the migrations have come to.
@@ -288,7 +307,11 @@ fn settle(record: &mut EvacuationRecord, name: &str, spec: &EvacuationSpec, ctx:
         spec.node,
         count(PlanState::Failed),
         count(PlanState::PreCopied),
-        if spec.disruption == Disruption::Window { "the window" } else { "a word" },
+        match spec.disruption {
+            Disruption::Window => "the window",
+            Disruption::PreCopyOnly => "a word",
+            Disruption::Now => "their turn to stop",
+        },
         if spec.cancelled { "; cancelled" } else { "" }
     );
 }

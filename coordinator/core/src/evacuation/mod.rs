@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::auto::SOURCES;
 pub use self::machine::Evacuations;
 use crate::migration::{Context, Destination};
 use crate::names::{Key, NodeName, Uid};

@@ -217,9 +217,18 @@ fn a_failing_disk_is_evacuated_by_itself_after_the_hold() {
 #[test]
 fn one_soft_source_is_not_enough_and_two_are() {
     let mut world = with_disks(automatic(true));
-    set_disk(&mut world, "n2", Grade::Failing, &["PendingSectors", "Reallocated"]);
-    world.rounds(60);
-    assert!(world.requests.evacuations.is_empty(), "two counters of one SMART page are one source");
+    for one in [
+        &["PendingSectors", "Reallocated"],
+        &["PendingSectors", "SectorDefects"],
+        &["FilesystemErrorsGrowing", "SmartUnsupported"],
+        &["FilesystemErrorsGrowing", "HistoricErrors"],
+        &["FilesystemErrorsGrowing", "LinkErrorsGrowing"],
+        &["FilesystemErrorsGrowing", "NeverHeardOf"],
+    ] {
+        set_disk(&mut world, "n2", Grade::Failing, one);
+        world.rounds(60);
+        assert!(world.requests.evacuations.is_empty(), "{one:?} is one source");
+    }
     set_disk(&mut world, "n2", Grade::Failing, &["PendingSectors", "FilesystemErrorsGrowing"]);
     world.rounds(60);
     assert!(world.requests.evacuations["auto-n2-sda"].dry_run);
@@ -247,6 +256,38 @@ fn many_bad_disks_together_move_nothing_and_are_told_once() {
     assert!(world.requests.evacuations.is_empty());
     let told = |effect: &&Effect| matches!(effect, Effect::Notify(notice) if notice.reason == "EvacuationGuarded" && notice.severity == Severity::Critical);
     assert_eq!(world.effects.iter().filter(told).count(), 1);
+
+    // What they shared is mended; then it comes again.
+    set_disk(&mut world, "n3", Grade::Ok, &[]);
+    world.rounds(60);
+    assert!(world.requests.evacuations.contains_key("auto-n2-sda"), "the guard stays for ever");
+    set_disk(&mut world, "n3", Grade::Failed, &["DeviceGone"]);
+    world.rounds(10);
+    assert_eq!(
+        world.effects.iter().filter(told).count(),
+        2,
+        "the second time too, also by disks that are gone"
+    );
+}
+
+/// What a silent agent said last may be hours old.
+#[test]
+fn the_last_word_of_a_silent_agent_moves_nothing() {
+    let mut world = with_disks(automatic(false));
+    set_disk(&mut world, "n2", Grade::Failing, &["SmartFailingNow"]);
+    world.usable.remove(&"n2".into());
+    world.rounds(100);
+    assert!(world.requests.evacuations.is_empty());
+}
+
+/// Nobody may take for done what was never looked at.
+#[test]
+fn of_a_disk_that_is_not_there_nothing_is_done_and_it_is_said() {
+    let mut world = with_disks(Policy::default());
+    world.requests.evacuations.insert("e".into(), EvacuationSpec { disk: Some("sdz".into()), ..spec("n2") });
+    run(&mut world, "e");
+    let message = &world.evacuation_store["e"].message;
+    assert!(message.starts_with("refused: node n2 has no disk sdz") && message.contains("sda"), "{message}");
 }
 
 #[test]

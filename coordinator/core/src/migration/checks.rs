@@ -245,7 +245,8 @@ fn volumes_stay(asked: &Asked<'_>) -> Answer {
     let volumes = &asked.ctx.fleet.volumes;
     for disk in asked.disks {
         let Some(old) = volumes.get(&disk.old) else {
-            let message = format!("volume {} of claim {} is gone: somebody has deleted it", disk.old, disk.claim);
+            let message =
+                format!("volume {} of claim {} is gone: somebody has deleted it", disk.old, disk.claim);
             return Err(Refusal::new("VolumeGone", message));
         };
         if old.deleting {
@@ -262,7 +263,8 @@ fn volumes_stay(asked: &Asked<'_>) -> Answer {
             return Err(Refusal::new("VolumeBeingDeleted", message));
         }
         if volumes.get(&disk.new.name).is_some_and(|new| new.deleting) {
-            let message = format!("new volume {} of claim {} is being deleted by somebody", disk.new.name, disk.claim);
+            let message =
+                format!("new volume {} of claim {} is being deleted by somebody", disk.new.name, disk.claim);
             return Err(Refusal::new("VolumeBeingDeleted", message));
         }
     }

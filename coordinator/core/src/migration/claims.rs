@@ -286,7 +286,8 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
 }
 
 fn gone(disk: &DiskMove, volume: &VolumeName) -> Refusal {
-    let message = format!("volume {volume} of claim {} was deleted by somebody during the migration", disk.claim);
+    let message =
+        format!("volume {volume} of claim {} was deleted by somebody during the migration", disk.claim);
     Refusal::new("VolumeGone", message)
 }
 

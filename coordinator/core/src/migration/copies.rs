@@ -316,7 +316,12 @@ impl Copies {
     }
 
     /// Ids of orders that take something back.
-    fn id<'a>(&self, migration: &'a Key, what: &'a str, epoch: u64) -> impl Fn(&DiskMove) -> OrderId + use<'a> {
+    fn id<'a>(
+        &self,
+        migration: &'a Key,
+        what: &'a str,
+        epoch: u64,
+    ) -> impl Fn(&DiskMove) -> OrderId + use<'a> {
         let (serial, round) = (self.serial, self.round);
         move |disk| OrderId(format!("{migration}:{}:{what}:{epoch}.{serial}.{round}", disk.claim.name))
     }

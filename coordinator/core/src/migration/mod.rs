@@ -48,8 +48,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::checks::room_in;
-pub(crate) use self::claims::{locked, locked_for, reserved};
 pub use self::claims::{LOCK_FOLDER, LOCK_LABEL, LOCKED_BY};
+pub(crate) use self::claims::{locked, locked_for, reserved};
 pub use self::cleanup::{Moves, OldVolume, kept_because};
 pub use self::dry_run::{DryRun, DryRunAnswer, NewClaim, Verdict};
 pub use self::guest::{

@@ -15,8 +15,9 @@ use std::time::Duration;
 use self::objects::hostname;
 use self::staged::{CSI, PODS};
 use super::{
-    Context, Destination, DryRun, DryRunAnswer, GuestQuestion, LOCK_FOLDER, MigrationRecord, MigrationRequest,
-    MigrationSpec, Migrations, NewClaim, NoAnswer, OldVolume, Phase, Quota, Unreadable, Verdict, WhichDisks,
+    Context, Destination, DryRun, DryRunAnswer, GuestQuestion, LOCK_FOLDER, MigrationRecord,
+    MigrationRequest, MigrationSpec, Migrations, NewClaim, NoAnswer, OldVolume, Phase, Quota, Unreadable,
+    Verdict, WhichDisks,
 };
 use crate::BootTime;
 use crate::evacuation::{EvacuationRecord, Evacuations};
@@ -458,7 +459,8 @@ impl World {
                     continue;
                 }
                 let claim = self.fleet.claims.get(&disk.claim);
-                if claim.is_some_and(|claim| claim.uid == disk.claim_uid) || self.deleted.contains(&disk.old) {
+                if claim.is_some_and(|claim| claim.uid == disk.claim_uid) || self.deleted.contains(&disk.old)
+                {
                     continue;
                 }
                 let old = self.fleet.volumes.get(&disk.old);

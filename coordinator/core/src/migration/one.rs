@@ -254,7 +254,7 @@ impl Migration {
                 }
             }
         }
-        let (_, _, what) = self.told(Phase::Provisioning);
+        let (_, _, what) = self.told(Phase::Provisioning, false);
         match found.disks {
             Ok(disks) => self.commit(ctx, |record| {
                 record.phase = Phase::Provisioning;
@@ -273,14 +273,18 @@ impl Migration {
     }
 
     fn enter(&mut self, ctx: &Context<'_>, phase: Phase, learnt: Vec<Learnt>) -> Vec<Effect> {
-        let (_, _, what) = self.told(phase);
+        let stops =
+            self.record.stopped.is_some() || learnt.iter().any(|fact| matches!(fact, Learnt::Stopped(..)));
+        let (_, _, what) = self.told(phase, stops);
         let mut what = what.to_owned();
         if phase == Phase::Succeeded {
             if let Some(zeroes) = self.zeroes() {
                 let _ = write!(what, ". {zeroes}");
             }
             if self.spec.cancelled && !self.orphan {
-                what.push_str(". The word to end it came when the VM could run on its new volumes already: too late");
+                what.push_str(
+                    ". The word to end it came when the VM could run on its new volumes already: too late",
+                );
             }
         }
         self.commit(ctx, |record| {
@@ -408,7 +412,7 @@ impl Migration {
 
     fn notice(&self) -> Notice {
         let record = &self.record;
-        let (severity, reason, what) = self.told(record.phase);
+        let (severity, reason, what) = self.told(record.phase, record.stopped.is_some());
         let message = match &record.reason {
             Some(why) if what.is_empty() => format!("{why}: {}", record.message),
             Some(_) => what.to_owned(),
@@ -428,8 +432,9 @@ impl Migration {
             .then(|| format!("Zeroes stand for what the old ones could not give: {}", all.join("; ")))
     }
 
-    /// How a phase is told: as an Event, and in the status while it lasts. What went wrong has words of its own.
-    fn told(&self, phase: Phase) -> (Severity, &'static str, &'static str) {
+    /// How a phase is told: as an Event, and in the status while it lasts. What went wrong has words of its own. `stops` says
+    /// whether the VM was wanted to run.
+    fn told(&self, phase: Phase, stops: bool) -> (Severity, &'static str, &'static str) {
         let moves_vm = self.spec.vm.is_some();
         match phase {
             Phase::Provisioning => {
@@ -443,6 +448,9 @@ impl Migration {
             Phase::PreCopying => (Severity::Info, "PreCopying", "copying while the VM runs"),
             Phase::Stopping if !moves_vm => {
                 (Severity::Info, "Halted", "no VM uses the claim: nothing is to be stopped")
+            }
+            Phase::Stopping if !stops => {
+                (Severity::Info, "Halted", "the VM is stopped already, and stays so: locking its claims")
             }
             Phase::Stopping => (Severity::Info, "StoppingVm", "stopping the VM through its owner"),
             Phase::FinalCopying => (

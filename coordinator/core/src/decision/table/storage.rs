@@ -8,8 +8,8 @@ use crate::decision::table::check;
 use crate::decision::testkit::{World, bound_volume, data_report, host_path, key, on_host};
 use crate::decision::{DecisionKind, Reason, RestoreSource, SourceKind};
 use crate::fleet::{
-    ClaimUse, DataVolume, DiskImage, Grade, NodeReport, RunStrategy, Snapshot, Usage, Volume,
-    VolumeMode, VolumeSource,
+    ClaimUse, DataVolume, DiskImage, Grade, NodeReport, RunStrategy, Snapshot, Usage, Volume, VolumeMode,
+    VolumeSource,
 };
 use crate::migration::{LOCK_FOLDER, LOCK_LABEL, LOCKED_BY};
 use crate::names::{NodeName, Uid, VolumeName};

@@ -31,7 +31,11 @@ fn a_volume_that_is_being_deleted_is_not_moved() {
     world.ask("m", to_node("vm", "n3"));
     assert_eq!(world.run(ROUNDS, "m"), Phase::Failed);
     assert_eq!(record(&world).reason.as_deref(), Some("VolumeBeingDeleted"));
-    assert!(record(&world).message.contains("adopt n2:/var/lib/volumes/pv-vm-system"), "{:?}", record(&world));
+    assert!(
+        record(&world).message.contains("adopt n2:/var/lib/volumes/pv-vm-system"),
+        "{:?}",
+        record(&world)
+    );
     assert_whole(&world, Phase::Failed, "refused");
 }
 
