@@ -75,12 +75,17 @@ pub enum Failure {
     Started,
     /// The same where no admission policy refuses it.
     StartedUnrefused,
+    /// The objects of the old volumes are deleted. While their claims are bound to them that shows later only.
+    VolumesDeleted,
+    /// The same, and it is to go back to them.
+    VolumesDeletedAndCancelled,
 }
 use Failure::{
     ApiServerRestarted, Cancelled, Deleted, LeaderKilled, SourceAgentKilled, SourceOff, Started,
-    StartedUnrefused, TargetAgentKilled, TargetFull, TargetOff,
+    StartedUnrefused, TargetAgentKilled, TargetFull, TargetOff, VolumesDeleted, VolumesDeletedAndCancelled,
 };
 
+/// Those that may hit any phase.
 const ALL: [Failure; 11] = [
     LeaderKilled,
     TargetAgentKilled,
@@ -123,6 +128,17 @@ pub fn telling(bed: &Bed) -> Result<()> {
     let mut stage = Stage::set(bed, &[wukong::FIRST, wukong::SECOND])?;
     for (failure, phases) in TELLING {
         stage.interrupt(failure, phases)?;
+        bed.calm()?;
+    }
+    stage::clear(bed)
+}
+
+/// Somebody deletes the volumes while their claims are locked, so that they are gone: the VM goes on with the copy, or with the
+/// same folders under volumes that are made anew.
+pub fn volumes_deleted(bed: &Bed) -> Result<()> {
+    let mut stage = Stage::set(bed, &[wukong::FIRST])?;
+    for failure in [VolumesDeletedAndCancelled, VolumesDeleted, VolumesDeletedAndCancelled] {
+        stage.interrupt(failure, &["FinalCopying"])?;
         bed.calm()?;
     }
     stage::clear(bed)
@@ -244,6 +260,15 @@ impl<'a> Stage<'a> {
             self.judge(place, before, end).with_context(|| {
                 format!("{failure:?} at {hit}, meant for {phase}, which ended {end}: {status}")
             })?;
+        }
+        if matches!(failure, VolumesDeleted | VolumesDeletedAndCancelled) {
+            // Of those that were not needed any more their folders are left.
+            let there = names(&bed.api().list(Kind::VOLUME, "", "")?);
+            let staged = &mut self.vms[0];
+            let (left, gone) =
+                std::mem::take(&mut staged.left).into_iter().partition(|old| there.contains(old));
+            staged.left = left;
+            self.old_folders.extend::<Vec<String>>(gone);
         }
         // What somebody was told of is his.
         let is_told = |name: &String| {
@@ -442,6 +467,14 @@ fn inflict(bed: &Bed, failure: Failure, wukong: &Wukong, source: &str, target: &
                 eprintln!("   {said}");
             }
             Ok(nothing)
+        }
+        VolumesDeleted | VolumesDeletedAndCancelled => {
+            let status = &migration::of_vm(bed, wukong.vm)?["status"];
+            for disk in status["disks"].as_array().context("no disks")? {
+                bed.api().delete(Kind::VOLUME, "", disk["oldVolume"].as_str().context("no old volume")?)?;
+            }
+            let back = failure == VolumesDeletedAndCancelled;
+            if back { inflict(bed, Cancelled, wukong, source, target) } else { Ok(nothing) }
         }
         StartedUnrefused => {
             start(bed, wukong)?;
