@@ -51,7 +51,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, where the cluster's programs are kept, and which cluster is meant.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME,SOMERSAULT_TEST_CLUSTER)
 
-.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster toolchain setup-build setup-demo setup-bench
+.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster setup-promtool toolchain setup-build setup-demo setup-bench
 
 help:
 	@sed -n '2,16s/^# \{0,1\}//p' Makefile
@@ -61,7 +61,7 @@ demo: setup-demo
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p kubectl-somersault -p somersault-demo
 	@target/release/somersault-demo
 
-test: setup-demo
+test: setup-demo setup-promtool
 	cargo test --workspace --locked
 	@if [ -n "$(WITHOUT_CLUSTER)" ]; then \
 	  echo "== left out, as WITHOUT_CLUSTER asks: the tests on a Kubernetes cluster (make test-on-cluster)"; \
@@ -198,6 +198,12 @@ setup-image-fence: setup-image
 
 setup-demo: toolchain
 	@$(call apt_missing,$(NEED_DEMO))
+
+# Prometheus' own reader of rules, without its service. One that cannot be had is told of, and its tests are skipped.
+setup-promtool:
+	@command -v promtool > /dev/null || { echo "== fetching promtool into $(TOOLS)/bin, once"; folder=$$(mktemp -d) && cd $$folder && \
+	  apt-get download -q prometheus > /dev/null && dpkg -x prometheus_*.deb . && install -D -m 0755 -t "$(TOOLS)/bin" usr/bin/promtool; \
+	  rm -rf $$folder; command -v promtool > /dev/null || echo "== not had: alert rules are not run by Prometheus (Debian: prometheus)"; }
 
 setup-bench: toolchain
 	@$(call apt_missing,$(NEED_BENCH))

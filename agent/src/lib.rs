@@ -17,7 +17,7 @@ pub mod config;
 pub mod enroll;
 pub mod host;
 pub mod inventory;
-mod metrics;
+pub mod metrics;
 pub mod orders;
 pub mod peer;
 pub mod probe;

@@ -1,10 +1,10 @@
 //! `/metrics` and `/healthz`. What is known elsewhere is read when it is asked for, so that nothing drifts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
@@ -16,8 +16,8 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Metric, Registry};
 use somersault_agent_core::health::{Assessment, Grade};
+use somersault_proto::declared::Declared;
 use somersault_proto::tls::TlsSource;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -63,34 +63,48 @@ struct ByReason {
 /// What only the sessions know.
 #[derive(Debug, Default)]
 pub struct SessionMetrics {
-    connected: Family<ByCoordinator, Gauge>,
-    /// Reports sent.
-    pub reports: Counter,
+    open: Mutex<BTreeMap<SocketAddr, bool>>,
+    reports: AtomicU64,
 }
 
 impl SessionMetrics {
     /// A session is open.
     pub fn opened(&self, coordinator: SocketAddr) {
-        self.set(coordinator, 1);
+        self.of_each().insert(coordinator, true);
     }
 
     /// It is closed.
     pub fn closed(&self, coordinator: SocketAddr) {
-        self.set(coordinator, 0);
+        self.of_each().insert(coordinator, false);
     }
 
     /// The coordinator is no more.
     pub fn gone(&self, coordinator: SocketAddr) {
-        self.connected.remove(&ByCoordinator { coordinator: coordinator.to_string() });
+        self.of_each().remove(&coordinator);
     }
 
-    fn set(&self, coordinator: SocketAddr, open: i64) {
-        self.connected.get_or_create(&ByCoordinator { coordinator: coordinator.to_string() }).set(open);
+    /// A report was sent.
+    pub fn reported(&self) {
+        self.reports.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn open(&self) -> Vec<(String, bool)> {
+        self.of_each().iter().map(|(coordinator, open)| (coordinator.to_string(), *open)).collect()
+    }
+
+    fn reports(&self) -> u64 {
+        self.reports.load(Ordering::Relaxed)
+    }
+
+    fn of_each(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, bool>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Where the figures come from.
 pub struct Sources {
+    /// Our node.
+    pub node: String,
     /// Beats and grants.
     pub beats: Arc<Shared>,
     /// Sessions.
@@ -133,7 +147,7 @@ fn healthz(sources: &Sources) -> Response {
 
 fn page(sources: &Sources) -> Response {
     let mut text = String::new();
-    match encode(&mut text, &registry(sources)) {
+    match encode(&mut text, declared(sources).registry()) {
         Ok(()) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
@@ -142,106 +156,150 @@ fn page(sources: &Sources) -> Response {
     }
 }
 
+/// The names of all metrics, as rules and dashboards use them but for `_total`.
+pub fn names() -> Vec<String> {
+    let mut declared = Declared::default();
+    Families::declare(&mut declared);
+    declared.names().to_vec()
+}
+
 /// All figures as they are now.
-fn registry(sources: &Sources) -> Registry {
-    let mut registry = Registry::with_prefix("somersault");
-    beats(&mut registry, &sources.beats);
-    let open = Gauge::<i64>::default();
-    open.set(i64::try_from(sources.orders.open()).unwrap_or(i64::MAX));
-    registry.register("agent_orders_open", "Orders under way", open);
-    registry.register(
-        "agent_session_connected",
-        "1 while the session is open",
-        sources.sessions.connected.clone(),
-    );
-    registry.register("agent_reports", "Reports sent", sources.sessions.reports.clone());
-    let until = Gauge::<i64>::default();
+fn declared(sources: &Sources) -> Declared {
+    let mut declared = Declared::of_node(&sources.node);
+    let families = Families::declare(&mut declared);
+    families.set_beats(&sources.beats);
+    for (coordinator, open) in sources.sessions.open() {
+        families.session_connected.get_or_create(&ByCoordinator { coordinator }).set(open.into());
+    }
+    families.reports.inc_by(sources.sessions.reports());
+    families.orders_open.set(i64::try_from(sources.orders.open()).unwrap_or(i64::MAX));
     let not_after = sources.tls.current().validity().not_after;
     let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
-    registry.register(
-        "agent_certificate_not_after_timestamp_seconds",
-        "When the agent's certificate ends; it is renewed long before",
-        until,
-    );
-    roots(&mut registry, &sources.roots);
-    disks(&mut registry, &sources.sensed.borrow());
-    registry
+    families.certificate_until.set(gauge(seconds));
+    families.set_roots(&sources.roots);
+    families.set_disks(&sources.sensed.borrow());
+    declared
 }
 
-fn beats(registry: &mut Registry, shared: &Shared) {
-    let connected = family::<ByCoordinator, Gauge>(registry, "agent_beat_connected", "1 while beats flow");
-    let sent = family::<ByCoordinator, Counter>(registry, "agent_beats", "Beats sent");
-    let dropped = family::<ByCoordinator, Counter>(
-        registry,
-        "agent_beats_dropped",
-        "Beats that the connection did not take",
-    );
-    let grants = family::<ByCoordinator, Counter>(registry, "agent_grants", "Grants received");
-    for (coordinator, link) in shared.links() {
-        let label = ByCoordinator { coordinator: coordinator.to_string() };
-        connected.get_or_create(&label).set(link.connected.load(Ordering::Relaxed).into());
-        sent.get_or_create(&label).inc_by(link.beats.load(Ordering::Relaxed));
-        dropped.get_or_create(&label).inc_by(link.beats_dropped.load(Ordering::Relaxed));
-        grants.get_or_create(&label).inc_by(link.grants.load(Ordering::Relaxed));
-    }
-    let epoch = Gauge::<i64>::default();
-    epoch.set(shared.with_lease(|lease| i64::try_from(lease.epoch()).unwrap_or(i64::MAX)));
-    registry.register("agent_epoch", "Highest leader epoch seen", epoch);
-    let remaining = Ratio::default();
-    let expiry = shared.with_lease(|lease| lease.expiry()).unwrap_or_default();
-    remaining.set(expiry.saturating_sub(boottime()).as_secs_f64());
-    registry.register(
-        "agent_lease_remaining_seconds",
-        "Until the lease ends; nothing here acts on it",
-        remaining,
-    );
+/// Made anew for each answer, so that what is gone is not shown.
+struct Families {
+    beat_connected: Family<ByCoordinator, Gauge>,
+    beats: Family<ByCoordinator, Counter>,
+    beats_dropped: Family<ByCoordinator, Counter>,
+    grants: Family<ByCoordinator, Counter>,
+    epoch: Gauge,
+    lease_remaining: Ratio,
+    session_connected: Family<ByCoordinator, Gauge>,
+    reports: Counter,
+    orders_open: Gauge,
+    certificate_until: Gauge,
+    size: Family<ByRoot, Gauge>,
+    avail: Family<ByRoot, Gauge>,
+    readonly: Family<ByRoot, Gauge>,
+    stuck: Family<ByRoot, Gauge>,
+    sample_age: Family<ByRoot, Ratio>,
+    status: Family<ByStatus, Gauge>,
+    reason: Family<ByReason, Gauge>,
+    stalled: Family<ByDisk, Ratio>,
+    smart_supported: Family<ByDisk, Gauge>,
+    temperature: Family<ByDisk, Gauge>,
+    wear: Family<ByDisk, Ratio>,
+    spare: Family<ByDisk, Ratio>,
 }
 
-fn roots(registry: &mut Registry, roots: &[WatchedRoot]) {
-    let size =
-        family::<ByRoot, Gauge>(registry, "filesystem_size_bytes", "Size of a storage root's filesystem");
-    let avail = family::<ByRoot, Gauge>(registry, "filesystem_avail_bytes", "Room left on it");
-    let readonly = family::<ByRoot, Gauge>(registry, "filesystem_readonly", "1 where it cannot be written");
-    let stuck =
-        family::<ByRoot, Gauge>(registry, "filesystem_probe_stuck", "1 while a look into the root hangs");
-    let age = family::<ByRoot, Ratio>(registry, "filesystem_sample_age_seconds", "Age of the last look");
-    for WatchedRoot { root, watch } in roots {
-        let label = ByRoot { root: root.path.to_string() };
-        stuck.get_or_create(&label).set(watch.stuck().into());
-        let Some(sample) = watch.sample() else { continue };
-        size.get_or_create(&label).set(gauge(sample.room.size_bytes));
-        avail.get_or_create(&label).set(gauge(sample.room.available_bytes));
-        readonly.get_or_create(&label).set(sample.room.read_only.into());
-        age.get_or_create(&label).set(boottime().saturating_sub(sample.taken_at).as_secs_f64());
-    }
-}
-
-fn disks(registry: &mut Registry, sensed: &Sensed) {
-    let status = family::<ByStatus, Gauge>(registry, "device_health_status", "1 for the disk's grade");
-    let reason =
-        family::<ByReason, Gauge>(registry, "device_health_reason", "1 for each reason of the grade");
-    let stalled = family::<ByDisk, Ratio>(registry, "device_io_stalled_seconds", "Time without completions");
-    let supported =
-        family::<ByDisk, Gauge>(registry, "device_smart_supported", "1 where SMART was ever read");
-    let temperature = family::<ByDisk, Gauge>(registry, "device_temperature_celsius", "Temperature");
-    let wear = family::<ByDisk, Ratio>(registry, "device_wear_ratio", "Used part of the rated endurance");
-    let spare =
-        family::<ByDisk, Ratio>(registry, "device_spare_ratio", "Part of the spare blocks that is left");
-    for (name, assessment) in &sensed.disks {
-        let disk = || name.clone();
-        for (grade, grade_name) in GRADES {
-            let label = ByStatus { disk: disk(), status: grade_name };
-            status.get_or_create(&label).set((grade == assessment.grade).into());
+impl Families {
+    fn declare(to: &mut Declared) -> Self {
+        Self {
+            beat_connected: to.family("agent_beat_connected", "1 while beats flow"),
+            beats: to.family("agent_beats", "Beats sent"),
+            beats_dropped: to.family("agent_beats_dropped", "Beats that the connection did not take"),
+            grants: to.family("agent_grants", "Grants received"),
+            epoch: to.add("agent_epoch", "Highest leader epoch seen", Gauge::default()),
+            lease_remaining: to.add(
+                "agent_lease_remaining_seconds",
+                "Until the lease ends; nothing here acts on it",
+                Ratio::default(),
+            ),
+            session_connected: to.family("agent_session_connected", "1 while the session is open"),
+            reports: to.add("agent_reports", "Reports sent", Counter::default()),
+            orders_open: to.add("agent_orders_open", "Orders under way", Gauge::default()),
+            certificate_until: to.add(
+                "agent_certificate_not_after_timestamp_seconds",
+                "When the agent's certificate ends; it is renewed long before",
+                Gauge::default(),
+            ),
+            size: to.family("filesystem_size_bytes", "Size of a storage root's filesystem"),
+            avail: to.family("filesystem_avail_bytes", "Room left on it"),
+            readonly: to.family("filesystem_readonly", "1 where it cannot be written"),
+            stuck: to.family("filesystem_probe_stuck", "1 while a look into the root hangs"),
+            sample_age: to.family("filesystem_sample_age_seconds", "Age of the last look"),
+            status: to.family("device_health_status", "1 for the disk's grade"),
+            reason: to.family("device_health_reason", "1 for each reason of the grade"),
+            stalled: to.family("device_io_stalled_seconds", "Time without completions"),
+            smart_supported: to.family("device_smart_supported", "1 where SMART was ever read"),
+            temperature: to.family("device_temperature_celsius", "Temperature"),
+            wear: to.family("device_wear_ratio", "Used part of the rated endurance"),
+            spare: to.family("device_spare_ratio", "Part of the spare blocks that is left"),
         }
-        let reasons: BTreeSet<_> = assessment.reasons.iter().map(|reason| reason.as_str()).collect();
-        for name in reasons {
-            reason.get_or_create(&ByReason { disk: disk(), reason: name }).set(1);
+    }
+
+    fn set_beats(&self, shared: &Shared) {
+        for (coordinator, link) in shared.links() {
+            let label = ByCoordinator { coordinator: coordinator.to_string() };
+            self.beat_connected.get_or_create(&label).set(link.connected.load(Ordering::Relaxed).into());
+            self.beats.get_or_create(&label).inc_by(link.beats.load(Ordering::Relaxed));
+            self.beats_dropped.get_or_create(&label).inc_by(link.beats_dropped.load(Ordering::Relaxed));
+            self.grants.get_or_create(&label).inc_by(link.grants.load(Ordering::Relaxed));
         }
-        let label = ByDisk { disk: disk() };
-        stalled.get_or_create(&label).set(assessment.stalled_for.as_secs_f64());
-        supported.get_or_create(&label).set(assessment.smart_supported.into());
-        set_smart(assessment, &label, &temperature, &wear, &spare);
+        self.epoch.set(shared.with_lease(|lease| gauge(lease.epoch())));
+        let expiry = shared.with_lease(|lease| lease.expiry()).unwrap_or_default();
+        self.lease_remaining.set(expiry.saturating_sub(boottime()).as_secs_f64());
+    }
+
+    fn set_roots(&self, roots: &[WatchedRoot]) {
+        for WatchedRoot { root, watch } in roots {
+            let label = ByRoot { root: root.path.to_string() };
+            self.stuck.get_or_create(&label).set(watch.stuck().into());
+            let Some(sample) = watch.sample() else { continue };
+            self.size.get_or_create(&label).set(gauge(sample.room.size_bytes));
+            self.avail.get_or_create(&label).set(gauge(sample.room.available_bytes));
+            self.readonly.get_or_create(&label).set(sample.room.read_only.into());
+            let age = boottime().saturating_sub(sample.taken_at);
+            self.sample_age.get_or_create(&label).set(age.as_secs_f64());
+        }
+    }
+
+    fn set_disks(&self, sensed: &Sensed) {
+        for (name, assessment) in &sensed.disks {
+            let disk = || name.clone();
+            for (grade, grade_name) in GRADES {
+                let label = ByStatus { disk: disk(), status: grade_name };
+                self.status.get_or_create(&label).set((grade == assessment.grade).into());
+            }
+            let reasons: BTreeSet<_> = assessment.reasons.iter().map(|reason| reason.as_str()).collect();
+            for name in reasons {
+                self.reason.get_or_create(&ByReason { disk: disk(), reason: name }).set(1);
+            }
+            let label = ByDisk { disk: disk() };
+            self.stalled.get_or_create(&label).set(assessment.stalled_for.as_secs_f64());
+            self.smart_supported.get_or_create(&label).set(assessment.smart_supported.into());
+            self.set_smart(assessment, &label);
+        }
+    }
+
+    fn set_smart(&self, assessment: &Assessment, label: &ByDisk) {
+        let Some(values) = &assessment.values else { return };
+        if let Some(celsius) = values.temperature_celsius {
+            self.temperature.get_or_create(label).set(celsius);
+        }
+        // A percentage above u32 is a disk's nonsense; it saturates.
+        let ratio = |percent: u64| f64::from(u32::try_from(percent).unwrap_or(u32::MAX)) / 100.0;
+        if let Some(percent) = values.wear_percent {
+            self.wear.get_or_create(label).set(ratio(percent));
+        }
+        if let Some(percent) = values.spare_percent {
+            self.spare.get_or_create(label).set(ratio(percent));
+        }
     }
 }
 
@@ -252,36 +310,6 @@ const GRADES: [(Grade, &str); 5] = [
     (Grade::Failing, "Failing"),
     (Grade::Failed, "Failed"),
 ];
-
-fn set_smart(
-    assessment: &Assessment,
-    label: &ByDisk,
-    temperature: &Family<ByDisk, Gauge>,
-    wear: &Family<ByDisk, Ratio>,
-    spare: &Family<ByDisk, Ratio>,
-) {
-    let Some(values) = &assessment.values else { return };
-    if let Some(celsius) = values.temperature_celsius {
-        temperature.get_or_create(label).set(celsius);
-    }
-    // A percentage above u32 is a disk's nonsense; it saturates.
-    let ratio = |percent: u64| f64::from(u32::try_from(percent).unwrap_or(u32::MAX)) / 100.0;
-    if let Some(percent) = values.wear_percent {
-        wear.get_or_create(label).set(ratio(percent));
-    }
-    if let Some(percent) = values.spare_percent {
-        spare.get_or_create(label).set(ratio(percent));
-    }
-}
-
-fn family<L, M>(registry: &mut Registry, name: &str, help: &str) -> Family<L, M>
-where
-    Family<L, M>: Metric + Clone + Default,
-{
-    let family = Family::<L, M>::default();
-    registry.register(name, help, family.clone());
-    family
-}
 
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

@@ -197,11 +197,12 @@ impl Means {
 
         let mut servers = Servers::new();
         let source = tls.clone();
-        let (answer, stop) = (PingReply { node: config.node, boot_id }, closing.clone());
+        let (answer, stop) = (PingReply { node: config.node.clone(), boot_id }, closing.clone());
         servers
             .spawn(async move { Ok(peer::serve(listeners.agents, &tls, answer, &transfers, stop).await?) });
         if let Some(listener) = listeners.admin {
-            let sources = Sources { beats, sessions: metrics, orders, roots, sensed, tls: source };
+            let node = config.node.to_string();
+            let sources = Sources { node, beats, sessions: metrics, orders, roots, sensed, tls: source };
             let serving = metrics::serve(listener, sources, closing.clone());
             servers.spawn(async move { serving.await.map_err(AgentError::Admin) });
         }

@@ -230,7 +230,7 @@ impl Conversation {
         });
         if due {
             send(&self.outbox, FromAgent::Report(report)).await?;
-            config.metrics.reports.inc();
+            config.metrics.reported();
             self.reported = Some((Instant::now(), shape));
         }
         Ok(())

@@ -1,17 +1,20 @@
 //! Shows what the core shows: in our objects' status, and as metrics. Never more often than people can read.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use somersault_coordinator_core::adopt::{Nodes, orphans};
 use somersault_coordinator_core::decision::{ExpectedTimes, report};
 use somersault_coordinator_core::fleet::Fleet;
+use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::policy::Policy;
-use somersault_coordinator_core::view::View;
+use somersault_coordinator_core::view::{NodeState, View};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Problem, Snapshot};
-use crate::metrics::Metrics;
+use crate::metrics::{Facts, Metrics};
 
 /// Between two writes of statuses. At rest nothing changes and nothing is written; while a copy runs, this is what
 /// its progress costs the API server.
@@ -56,7 +59,7 @@ pub async fn run<C: Cluster>(
     }
 }
 
-/// Keeps the recoverability metric, and logs manifests that cannot be read, each once.
+/// Keeps the metrics of the cluster, and logs manifests that cannot be read, each once.
 pub async fn watch_fleet(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     views: watch::Receiver<Arc<View>>,
@@ -75,6 +78,8 @@ pub async fn watch_fleet(
                 tokio::select! {
                     Ok(()) = policies.changed() => return true,
                     () = &mut again => return true,
+                    // Whoever leads shows the cluster, and at once.
+                    () = metrics.led() => return true,
                     changed = snapshots.changed() => match changed {
                         // Most snapshots of a large cluster differ in the kubelets' Leases only.
                         Ok(()) if is_the_same(&mut snapshots, judged.as_ref()) => {}
@@ -104,11 +109,20 @@ pub async fn watch_fleet(
         fleet.reports.extend(reports);
         let expected = ExpectedTimes { declare: policy.detection.declare, ..ExpectedTimes::default() };
         let rows = report(&fleet, &policy.class_overrides, &proofs, &expected);
-        metrics.recoverability(rows.iter().map(|row| &row.decision));
+        let usable = usable(&view);
+        let nodes = Nodes { usable: &usable, proven_dead: &BTreeSet::new() };
+        let orphans = orphans(&fleet, &nodes);
+        metrics.cluster(&Facts { fleet: &fleet, view: &view, rows: &rows, orphans: &orphans });
         if stop.run_until_cancelled(tokio::time::sleep(RECOVERABILITY_EVERY)).await.is_none() {
             break;
         }
     }
+}
+
+/// Nodes whose agents live.
+fn usable(view: &View) -> BTreeSet<NodeName> {
+    let healthy = view.nodes.iter().filter(|(_, seen)| seen.state == NodeState::Healthy);
+    healthy.map(|(node, _)| node.clone()).collect()
 }
 
 fn is_the_same(snapshots: &mut watch::Receiver<Arc<Snapshot>>, judged: Option<&Arc<Fleet>>) -> bool {

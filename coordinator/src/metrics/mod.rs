@@ -1,4 +1,7 @@
-//! What the coordinator counts and measures, for Prometheus.
+//! What the coordinator counts and measures, for Prometheus: of itself (here), and of the cluster, as long as it leads
+//! (`cluster`).
+
+mod cluster;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,11 +15,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
 use somersault_coordinator_core::BootTime;
 use somersault_coordinator_core::decision::Decision;
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::{Milestone, NodeView, View};
+use somersault_proto::declared::Declared;
+use tokio::sync::Notify;
+
+use cluster::ClusterMetrics;
+pub use cluster::Facts;
 
 /// Bounds of the timing buckets, in seconds: the fast profile declares after 1, the safe one after 5.
 const TIMING_BUCKETS_S: [f64; 14] =
@@ -26,7 +33,7 @@ const LAG_BUCKETS_S: [f64; 8] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0];
 
 /// All metrics. Cheap to share; every method may be called from anywhere.
 pub struct Metrics {
-    registry: Registry,
+    declared: Declared,
     node_state: Family<NodeStateLabels, Gauge>,
     fence_agent: Family<NodeStateLabels, Gauge>,
     vm_recoverable: Family<DecisionLabels, Gauge>,
@@ -43,7 +50,9 @@ pub struct Metrics {
     enrolments: Family<OutcomeLabels, Counter>,
     certificate_until: Gauge,
     authority_until: Gauge,
+    cluster: ClusterMetrics,
     incidents: Mutex<BTreeMap<NodeName, Incident>>,
+    led: Notify,
 }
 
 /// What of a node's incident was measured already.
@@ -118,102 +127,70 @@ pub enum Refused {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut metrics = Self {
-            registry: Registry::default(),
-            node_state: Family::default(),
-            fence_agent: Family::default(),
-            vm_recoverable: Family::default(),
-            migrations: Family::default(),
-            declared_after: Histogram::new(TIMING_BUCKETS_S),
-            proven_after: Histogram::new(TIMING_BUCKETS_S),
-            notices: Family::default(),
-            refused: Family::default(),
-            beats: Counter::default(),
-            driver_lag: Histogram::new(LAG_BUCKETS_S),
-            stalls: Counter::default(),
-            manifest_problems: Gauge::default(),
-            leading: Gauge::default(),
-            enrolments: Family::default(),
-            certificate_until: Gauge::default(),
-            authority_until: Gauge::default(),
+        let mut to = Declared::default();
+        Self {
+            node_state: to.family("node_state", "1 for the state that a node is in"),
+            fence_agent: to.family(
+                "fence_agent",
+                "1 for what a node's fence agent said when it was last asked for its status",
+            ),
+            vm_recoverable: to
+                .family("vm_recoverable", "VMs by what would become of them if their node died now"),
+            migrations: to.family("migrations", "Volume migrations by phase"),
+            declared_after: to.add(
+                "node_declared_after_seconds",
+                "Time from a node's last beat to its being declared unreachable",
+                Histogram::new(TIMING_BUCKETS_S),
+            ),
+            proven_after: to.add(
+                "node_proven_after_seconds",
+                "Time from a node's last beat to the proof that it cannot run anything",
+                Histogram::new(TIMING_BUCKETS_S),
+            ),
+            notices: to.family("notices", "Notices to people, by reason and severity"),
+            refused: to.family("refused", "Connections and messages that were refused, by reason"),
+            beats: to.add("beats", "Heartbeats that arrived", Counter::default()),
+            driver_lag: to.add(
+                "driver_lag_seconds",
+                "How late the deciding loop was",
+                Histogram::new(LAG_BUCKETS_S),
+            ),
+            stalls: to.add("driver_stalls", "Times that the deciding loop stood still", Counter::default()),
+            manifest_problems: to.add(
+                "manifest_problems",
+                "Manifests that could not be read",
+                Gauge::default(),
+            ),
+            leading: to.add("leading", "1 while this process leads", Gauge::default()),
+            enrolments: to.family("enrolments", "Requests for a certificate, by what became of them"),
+            certificate_until: to.add(
+                "certificate_not_after_timestamp_seconds",
+                "When the coordinator's own certificate ends",
+                Gauge::default(),
+            ),
+            authority_until: to.add(
+                "authority_not_after_timestamp_seconds",
+                "When the authority that signs certificates ends; 0 where certificates come from files",
+                Gauge::default(),
+            ),
+            cluster: ClusterMetrics::declare(&mut to),
             incidents: Mutex::default(),
-        };
-        metrics.register();
-        metrics
+            led: Notify::new(),
+            declared: to,
+        }
     }
 }
 
 impl Metrics {
-    fn register(&mut self) {
-        let mut registry = Registry::with_prefix("somersault");
-        registry.register("node_state", "1 for the state that a node is in", self.node_state.clone());
-        registry.register(
-            "fence_agent",
-            "1 for what a node's fence agent said when it was last asked for its status",
-            self.fence_agent.clone(),
-        );
-        registry.register(
-            "vm_recoverable",
-            "VMs by what would become of them if their node died now",
-            self.vm_recoverable.clone(),
-        );
-        registry.register("migrations", "Volume migrations by phase", self.migrations.clone());
-        registry.register_with_unit(
-            "node_declared_after",
-            "Time from a node's last beat to its being declared unreachable",
-            Unit::Seconds,
-            self.declared_after.clone(),
-        );
-        registry.register_with_unit(
-            "node_proven_after",
-            "Time from a node's last beat to the proof that it cannot run anything",
-            Unit::Seconds,
-            self.proven_after.clone(),
-        );
-        registry.register("notices", "Notices to people, by reason and severity", self.notices.clone());
-        registry.register(
-            "refused",
-            "Connections and messages that were refused, by reason",
-            self.refused.clone(),
-        );
-        registry.register("beats", "Heartbeats that arrived", self.beats.clone());
-        registry.register_with_unit(
-            "driver_lag",
-            "How late the deciding loop was",
-            Unit::Seconds,
-            self.driver_lag.clone(),
-        );
-        registry.register("driver_stalls", "Times that the deciding loop stood still", self.stalls.clone());
-        registry.register(
-            "manifest_problems",
-            "Manifests that could not be read",
-            self.manifest_problems.clone(),
-        );
-        registry.register("leading", "1 while this process leads", self.leading.clone());
-        registry.register(
-            "enrolments",
-            "Requests for a certificate, by what became of them",
-            self.enrolments.clone(),
-        );
-        registry.register_with_unit(
-            "certificate_not_after_timestamp",
-            "When the coordinator's own certificate ends",
-            Unit::Seconds,
-            self.certificate_until.clone(),
-        );
-        registry.register_with_unit(
-            "authority_not_after_timestamp",
-            "When the authority that signs certificates ends; 0 where certificates come from files",
-            Unit::Seconds,
-            self.authority_until.clone(),
-        );
-        self.registry = registry;
+    /// The names of all metrics, as rules and dashboards use them but for `_total`, `_bucket`, `_sum` and `_count`.
+    pub fn names(&self) -> &[String] {
+        self.declared.names()
     }
 
     /// Everything in the text format of `OpenMetrics`.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode(&mut text, self.declared.registry())?;
         Ok(text)
     }
 
@@ -265,16 +242,43 @@ impl Metrics {
         self.manifest_problems.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Whether we lead.
+    /// Whether we lead. Who does not shows nothing of the cluster.
     pub fn leading(&self, leads: bool) {
         self.leading.set(leads.into());
+        if leads {
+            self.led.notify_one();
+        } else {
+            self.clear_cluster();
+        }
     }
 
-    /// What would become of every VM.
-    pub fn recoverability<'a>(&self, decisions: impl Iterator<Item = &'a Decision>) {
+    /// Until we lead, from now on or since the last time that this was waited for.
+    pub async fn led(&self) {
+        self.led.notified().await;
+    }
+
+    /// The cluster as it is now, where we lead.
+    pub fn cluster(&self, facts: &Facts<'_>) {
+        if self.leading.get() == 0 {
+            return;
+        }
+        self.cluster.set(facts);
+        self.recoverability(facts.rows.iter().map(|row| &row.decision));
+        // Deposed meanwhile.
+        if self.leading.get() == 0 {
+            self.clear_cluster();
+        }
+    }
+
+    fn clear_cluster(&self) {
+        self.cluster.clear();
+        self.vm_recoverable.clear();
+    }
+
+    fn recoverability<'a>(&self, decisions: impl Iterator<Item = &'a Decision>) {
         let mut counts: BTreeMap<(String, String), i64> = BTreeMap::new();
         for decision in decisions {
-            let reason = decision.reasons.first().map_or_else(String::new, |reason| format!("{reason:?}"));
+            let reason = decision.reasons.first().map_or_else(String::new, ToString::to_string);
             *counts.entry((format!("{:?}", decision.kind), reason)).or_default() += 1;
         }
         self.vm_recoverable.clear();
