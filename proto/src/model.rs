@@ -23,8 +23,8 @@ pub use order::{Order, OrderKind, Pull};
 pub use progress::{FailureReason, ProbeAnswer, Progress, ProgressState, Reachability};
 pub use report::{Disk, Grade, Host, Report, StorageRoot, Volume};
 pub use transfer::{
-    BLOCKS_MAX, CHUNK_BYTES, Chunk, ChunkContent, Encoding, File, FileKind, Hashes, Have, Manifest, Range,
-    TRANSFER_VERSION,
+    BLOCKS_MAX, CHUNK_BYTES, Chunk, ChunkContent, Encoding, File, FileKind, Hashes, Have, Listing, Manifest,
+    Range, TRANSFER_VERSION,
 };
 
 /// Largest message of the `Fleet` and `Peer` services. The largest honest one is a report of

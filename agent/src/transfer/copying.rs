@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Published, Record, Session, Stamp, chunk_count,
-    span_bytes,
+    CHUNK_BYTES, Entry, Head, Held, Kind, Leaf, Manifest, Noted, Published, Record, Session, Stamp,
+    chunk_count, span_bytes,
 };
 use somersault_proto::model::Pull;
 
@@ -102,9 +102,6 @@ impl Files {
     }
 }
 
-/// What files hold, by their paths.
-type Holdings = BTreeMap<Vec<u8>, Held>;
-
 /// A chunk that is there, but perhaps not synced.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
@@ -126,7 +123,7 @@ impl Copying {
         source_path: &str,
         pool: Pool,
     ) -> Result<(Self, Session), TransferError> {
-        let replay = partial.replay()?.filter(|replay| {
+        let mut replay = partial.replay()?.filter(|replay| {
             replay.head.transfer == pull.transfer
                 && replay.head.source_node == pull.source_node.as_str()
                 && replay.head.source_path == source_path
@@ -134,29 +131,29 @@ impl Copying {
         let same_pass = replay.as_ref().is_some_and(|replay| {
             replay.head.identity == manifest.identity() && replay.head.final_copy == pull.final_copy
         });
-        let mut noted = replay.map(|replay| replay.held).unwrap_or_default();
+        let noted = |path: &[u8]| replay.as_mut()?.take(path);
         let (medium, held) = if partial.place.is_device() {
             let device = Device::of(&partial.place)?;
-            let (image, found) = device.ready(&manifest, |path| noted.remove(path))?;
-            let held = BTreeMap::from([(image.path.clone(), found)]);
+            let held = device.ready(&manifest, noted)?;
             (Medium::Device(device), held)
         } else {
             let data = partial.data()?;
-            let held = make_files(&data, &manifest, &mut noted)?;
+            let held = make_files(&data, &manifest, noted)?;
             (Medium::Folder(data), held)
         };
+        drop(replay);
         let begins = Head {
             transfer: pull.transfer.clone(),
             source_node: pull.source_node.to_string(),
             source_path: source_path.to_owned(),
             identity: manifest.identity(),
             final_copy: pull.final_copy,
-            files: manifest.entries().iter().map(|entry| (entry.path.clone(), entry.size_bytes)).collect(),
+            files: manifest.entries().map(|entry| (entry.path, entry.size_bytes)).collect(),
         };
-        let sizes = held.iter().map(|(path, held)| (path.clone(), held.size_bytes)).collect();
+        let other_size = other_size(&manifest, &held);
         let session = Session::begin(manifest, held, same_pass);
         if let Medium::Folder(data) = &medium {
-            resize(data, session.manifest(), &sizes)?;
+            resize(data, session.manifest(), &other_size)?;
         }
         let journal = Journal::create(&partial.folder, begins, session.records())
             .map_err(|error| partial.failed("cannot write the journal in", error))?;
@@ -239,11 +236,11 @@ impl Copying {
             return device.sync().map(|()| stamps);
         }
         let at_once = self.sync_many(manifest)?;
-        for (file, entry) in manifest.entries().iter().enumerate() {
+        for (file, entry) in manifest.entries().enumerate() {
             if entry.kind != Kind::Regular {
                 continue;
             }
-            let opened = self.open(entry)?;
+            let opened = self.open(&entry)?;
             let synced = if at_once { Ok(()) } else { rustix::fs::fsync(&opened) };
             let stamp = synced.and_then(|()| rustix::fs::fstat(&opened)).map(|stat| stamp(&stat));
             let stamp =
@@ -255,7 +252,7 @@ impl Copying {
 
     /// Syncs everything at once, where that costs less than one by one; false where it does not, and nothing was synced.
     fn sync_many(&self, manifest: &Manifest) -> Result<bool, TransferError> {
-        let many = manifest.entries().len() > SYNCED_EACH_MAX;
+        let many = manifest.len() > SYNCED_EACH_MAX;
         if many {
             rustix::fs::syncfs(&self.partial.folder)
                 .map_err(|error| self.partial.failed("cannot sync the filesystem of", error))?;
@@ -269,13 +266,13 @@ impl Copying {
             Medium::Folder(folder) => folder,
             Medium::Device(device) => return device.sync(),
         };
-        let one_by_one = manifest.entries().len() <= SYNCED_EACH_MAX;
-        for entry in manifest.entries().iter().rev() {
+        let one_by_one = manifest.len() <= SYNCED_EACH_MAX;
+        for entry in manifest.entries().rev() {
             match entry.kind {
-                Kind::Regular | Kind::Folder => seal_opened(folder, entry, one_by_one)?,
+                Kind::Regular | Kind::Folder => seal_opened(folder, &entry, one_by_one)?,
                 Kind::Symlink | Kind::Pipe => {
                     let (parent, name) = parent_of(folder, &entry.path)?;
-                    metadata::set_unopened(&parent, name, entry)?;
+                    metadata::set_unopened(&parent, name, &entry)?;
                 }
                 // It is the file that it names.
                 Kind::Link => {}
@@ -356,34 +353,38 @@ fn make_name(data: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
     made.map_err(|error| TransferError::target("cannot make", shown(&entry.path), error))
 }
 
-/// Makes a folder's files ready for a manifest. Returns what they hold, by path.
-fn make_files(data: &OwnedFd, manifest: &Manifest, noted: &mut Holdings) -> Result<Holdings, TransferError> {
+/// Makes a folder's files ready for a manifest. Returns what they hold, entry by entry.
+fn make_files(
+    data: &OwnedFd,
+    manifest: &Manifest,
+    mut noted: impl FnMut(&[u8]) -> Option<Noted>,
+) -> Result<Vec<Held>, TransferError> {
     clean(data, manifest)?;
     check_room(data, manifest)?;
-    let mut held = BTreeMap::new();
-    for entry in manifest.entries().iter().skip(1) {
-        match entry.kind {
-            Kind::Folder => {
-                make_folder(data, &entry.path)?;
-                continue;
-            }
-            Kind::Symlink | Kind::Pipe | Kind::Link => {
-                make_name(data, entry)?;
-                continue;
-            }
-            Kind::Regular => {}
-        }
-        let (file, found) = make_file(data, entry, noted.remove(&entry.path))?;
-        metadata::own(&file, entry.metadata, &entry.path)?;
-        held.insert(entry.path.clone(), found);
+    let mut held = Vec::with_capacity(manifest.len());
+    for entry in manifest.entries() {
+        let found = match entry.kind {
+            // The volume's own is there.
+            Kind::Folder if entry.path.is_empty() => Held::fresh(0),
+            Kind::Folder => make_folder(data, &entry.path).map(|()| Held::fresh(0))?,
+            Kind::Symlink | Kind::Pipe | Kind::Link => make_name(data, &entry).map(|()| Held::fresh(0))?,
+            Kind::Regular => make_file(data, &entry, noted(&entry.path))?,
+        };
+        held.push(found);
     }
     Ok(held)
 }
 
-/// Gives each file the size that it is to have, once what it holds is known.
-fn resize(data: &OwnedFd, manifest: &Manifest, before: &BTreeMap<Vec<u8>, u64>) -> Result<(), TransferError> {
-    let differs = |entry: &&Entry| before.get(&entry.path).is_some_and(|size| *size != entry.size_bytes);
-    for entry in manifest.entries().iter().filter(differs) {
+/// Entries whose files are of another size than they are to have.
+fn other_size(manifest: &Manifest, held: &[Held]) -> Vec<usize> {
+    let differs = |(entry, held): (Entry, &Held)| held.size_bytes() != entry.size_bytes;
+    let differs = manifest.entries().zip(held).map(differs);
+    differs.enumerate().filter_map(|(file, differs)| differs.then_some(file)).collect()
+}
+
+/// Gives each of these files the size that it is to have, once what it holds is known.
+fn resize(data: &OwnedFd, manifest: &Manifest, files: &[usize]) -> Result<(), TransferError> {
+    for entry in files.iter().filter_map(|file| manifest.entry(*file)) {
         open_beneath(data, entry.path.as_slice(), OFlags::RDWR | OFlags::NONBLOCK, Mode::empty())
             .and_then(|file| rustix::fs::ftruncate(&file, entry.size_bytes))
             .map_err(|error| TransferError::target("cannot resize", shown(&entry.path), error))?;
@@ -424,15 +425,13 @@ fn stamp(stat: &Stat) -> Stamp {
 /// Removes what is not in the manifest, or not of its kind there; and all links and pipes, which are made anew. Then every file
 /// has one name, or somebody else has it too, and it goes.
 fn clean(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> {
-    let wanted: BTreeMap<&[u8], Kind> =
-        manifest.entries().iter().map(|entry| (entry.path.as_slice(), entry.kind)).collect();
     remove_where(data, |path, stat| {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::Regular,
             FileType::Directory => Kind::Folder,
             _ => return true,
         };
-        wanted.get(path) != Some(&kind)
+        manifest.kind_of(path) != Some(kind)
     })?;
     remove_where(data, |_, stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1
@@ -473,7 +472,7 @@ fn check_room(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> 
     let failed =
         |error: Errno| TransferError::target("cannot ask for the free space of", "the target", error);
     let mut held = 0;
-    for entry in manifest.entries().iter().filter(|entry| entry.kind == Kind::Regular) {
+    for entry in manifest.entries().filter(|entry| entry.kind == Kind::Regular) {
         match rustix::fs::statat(data, entry.path.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => held += u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
             Err(Errno::NOENT) => {}
@@ -498,20 +497,22 @@ fn make_folder(data: &OwnedFd, path: &[u8]) -> Result<(), TransferError> {
     }
 }
 
-/// Opens or makes a file, and finds out what it holds. The journal's word counts only for a file of the size that
-/// the journal knows, and never for a hole.
-fn make_file(data: &OwnedFd, entry: &Entry, noted: Option<Held>) -> Result<(OwnedFd, Held), TransferError> {
+/// Opens or makes a file with its owner, and finds out what it holds. The journal's word counts only for a file of the size that
+/// the journal knows, and never for a hole. A file with nothing in it gets its size at once.
+fn make_file(data: &OwnedFd, entry: &Entry, noted: Option<Noted>) -> Result<Held, TransferError> {
     let failed = |error: Errno| TransferError::target("cannot make", shown(&entry.path), error);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK;
     let file = open_beneath(data, entry.path.as_slice(), flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+    metadata::own(&file, entry.metadata, &entry.path)?;
     let stat = rustix::fs::fstat(&file).map_err(failed)?;
     let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
     if size_bytes == 0 {
-        return Ok((file, Held::fresh(0)));
+        rustix::fs::ftruncate(&file, entry.size_bytes)
+            .map_err(|error| TransferError::target("cannot resize", shown(&entry.path), error))?;
+        return Ok(Held::fresh(entry.size_bytes));
     }
-    let noted = noted.filter(|held| held.size_bytes == size_bytes);
-    let mut held = noted.unwrap_or_else(|| Held::unknown(size_bytes));
-    held.found(stamp(&stat));
+    let noted = noted.filter(|noted| noted.held.size_bytes() == size_bytes);
+    let mut held = noted.map_or_else(|| Held::unknown(size_bytes), |noted| noted.found(stamp(&stat)));
     if holes_are_trusted(&file) {
         rustix::fs::fsync(&file).map_err(failed)?;
         let ranges = data_chunks(&file, size_bytes, usize::MAX)
@@ -523,5 +524,5 @@ fn make_file(data: &OwnedFd, entry: &Entry, noted: Option<Held>) -> Result<(Owne
         }
         held.holes(at..chunk_count(size_bytes));
     }
-    Ok((file, held))
+    Ok(held)
 }

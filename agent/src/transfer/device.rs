@@ -17,7 +17,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::SeekFrom;
-use somersault_agent_core::transfer::{Entry, Held, Kind, Manifest, Metadata, chunk_count};
+use somersault_agent_core::transfer::{Entry, Held, Kind, Manifest, Metadata, Noted, chunk_count};
 
 use super::TransferError;
 use super::handing::{self, Handed};
@@ -82,7 +82,7 @@ impl Device {
                 kind: Kind::Folder,
                 size_bytes: 0,
                 metadata: OF_FOLDER,
-                data: Vec::new(),
+                data: [].into(),
                 extra: None,
             },
             Entry {
@@ -119,14 +119,14 @@ impl Device {
         Ok(*hasher.finalize().as_bytes())
     }
 
-    /// Makes it ready for a volume: it takes a single disk image. Returns the image, and what of it the device holds by the word
-    /// of a journal.
-    pub(super) fn ready<'a>(
+    /// Makes it ready for a volume: it takes a single disk image. Returns what of each entry the device holds by the word of a
+    /// journal.
+    pub(super) fn ready(
         &self,
-        manifest: &'a Manifest,
-        noted: impl FnOnce(&[u8]) -> Option<Held>,
-    ) -> Result<(&'a Entry, Held), TransferError> {
-        let [_, image] = manifest.entries() else { return Err(no_image(manifest)) };
+        manifest: &Manifest,
+        noted: impl FnOnce(&[u8]) -> Option<Noted>,
+    ) -> Result<Vec<Held>, TransferError> {
+        let (Some(image), 2) = (manifest.entry(1), manifest.len()) else { return Err(no_image(manifest)) };
         if image.kind != Kind::Regular || image.path != DISK_IMAGE {
             return Err(no_image(manifest));
         }
@@ -138,8 +138,9 @@ impl Device {
             punch(&self.handed.cached, image.size_bytes, rest)
                 .map_err(|error| TransferError::target("cannot clear the end of", &self.path, error))?;
         }
-        let noted = noted(&image.path).filter(|held| held.size_bytes == image.size_bytes);
-        Ok((image, noted.unwrap_or_else(|| Held::unknown(image.size_bytes))))
+        let noted = noted(&image.path).map(|noted| noted.held);
+        let noted = noted.filter(|held| held.size_bytes() == image.size_bytes);
+        Ok(vec![Held::fresh(0), noted.unwrap_or_else(|| Held::unknown(image.size_bytes))])
     }
 
     /// Makes what was written durable.
@@ -150,7 +151,7 @@ impl Device {
 }
 
 fn no_image(manifest: &Manifest) -> TransferError {
-    let found = manifest.entries().iter().skip(1).map(|entry| shown(&entry.path)).take(3).collect::<Vec<_>>();
+    let found = manifest.entries().skip(1).map(|entry| shown(&entry.path)).take(3).collect::<Vec<_>>();
     let why =
         format!("a block device takes a single disk.img and nothing else; there is {}", found.join(", "));
     TransferError::SourceUnsupported(why)

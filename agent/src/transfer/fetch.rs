@@ -155,15 +155,13 @@ impl Fetch {
         again: Option<Again>,
     ) -> Request {
         let part = |Unit { file, chunks }: Unit| {
-            let mut entry = session.manifest().entries()[file].clone();
-            // The list of ranges can be long, and a request does not need it.
-            entry.data = Vec::new();
+            let entry = session.manifest().entry(file)?;
             let expected = |chunk| {
-                let over = session.held(file).is_none_or(|held| held.have.get(chunk) != Leaf::ZERO);
+                let over = session.held(file).is_none_or(|held| held.leaf(chunk) != Leaf::ZERO);
                 Expected { chunk, over, offer: session.offer(file, chunk) }
             };
             let expected = chunks.iter().cloned().flatten().map(expected).collect();
-            Part { file, entry, chunks, expected }
+            Some(Part { file, entry, chunks, expected })
         };
         Request {
             connection: connection.clone(),
@@ -171,7 +169,7 @@ impl Fetch {
             pool: self.pool.clone(),
             meter: self.meter.clone(),
             identity: session.manifest().identity(),
-            parts: units.into_iter().map(part).collect(),
+            parts: units.into_iter().filter_map(part).collect(),
             again,
         }
     }
@@ -195,8 +193,7 @@ impl Fetch {
                 Settled::Same(_) => session.same(file, chunk),
             }
             self.meter.set_done(session.settled_bytes());
-            let size_bytes = session.manifest().entries()[file].size_bytes;
-            let bytes = chunk_len(size_bytes, chunk);
+            let bytes = session.held(file).map_or(0, |held| chunk_len(held.size_bytes(), chunk));
             checkpoints.add(Written { file, chunk, settled, whole, handle }, bytes);
         }
     }

@@ -29,7 +29,7 @@ use tonic::{Code, Status};
 pub(super) const READ: &str = "/somersault.v1.Transfer/Read";
 
 /// A flag and a length stand before each message.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 /// Numbers of the fields whose content is not copied, from transfer.proto.
 const DATA: u32 = 2;
@@ -66,15 +66,23 @@ pub(super) fn requested<M: Message + Default>(mut bytes: Bytes) -> Result<M, Sta
     M::decode(bytes).map_err(|error| wrong(&error.to_string()))
 }
 
-/// A stream of chunks, for an answer. The first error ends it. There are no empty frames in it: peers count them as a flood.
+/// A stream of chunks, for an answer.
 pub(super) fn answer(chunks: impl Stream<Item = Result<Chunk, Status>> + Send + 'static) -> Response<Body> {
+    respond(chunks.map(|chunk| chunk.map(frames)))
+}
+
+/// An answer in pieces. The first error ends it. There are no empty frames in it: peers count them as a flood.
+pub(super) fn respond<I>(pieces: impl Stream<Item = Result<I, Status>> + Send + 'static) -> Response<Body>
+where
+    I: IntoIterator<Item = Bytes> + Send + 'static,
+{
     let ended = Status::ok("");
-    let frames = chunks.map(Some).chain(stream::once(async { None })).scan(Some(ended), |open, chunk| {
-        let frames = match (open.take(), chunk) {
+    let frames = pieces.map(Some).chain(stream::once(async { None })).scan(Some(ended), |open, pieces| {
+        let frames = match (open.take(), pieces) {
             (None, _) => None,
-            (Some(ended), Some(Ok(chunk))) => {
+            (Some(ended), Some(Ok(pieces))) => {
                 *open = Some(ended);
-                Some(frames(chunk).into_iter().filter(|data| !data.is_empty()).map(Frame::data).collect())
+                Some(pieces.into_iter().filter(|data| !data.is_empty()).map(Frame::data).collect())
             }
             (Some(_), Some(Err(status))) => Some(vec![trailers(&status)]),
             (Some(ended), None) => Some(vec![trailers(&ended)]),
@@ -96,7 +104,7 @@ fn trailers(status: &Status) -> Frame<Bytes> {
     Frame::trailers(trailers)
 }
 
-fn prefix(bytes: &mut BytesMut, length: usize) {
+pub(super) fn prefix(bytes: &mut BytesMut, length: usize) {
     bytes.put_u8(0);
     bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
@@ -141,7 +149,7 @@ fn frames(chunk: Chunk) -> [Bytes; 2] {
 pub(super) struct Incoming {
     body: Body,
     /// What has arrived and was not taken yet.
-    pieces: Pieces,
+    pub(super) pieces: Pieces,
     /// Longest message that is taken.
     message_bytes_max: usize,
 }
@@ -162,34 +170,42 @@ impl Incoming {
     /// The next message; `None` once the source has said that it was the last.
     pub(super) async fn next(&mut self) -> Result<Option<v1::Chunk>, Status> {
         loop {
-            if let Some(length) = self.complete()? {
+            let arrived = self.length()?.filter(|length| self.pieces.remaining() >= PREFIX_BYTES + length);
+            if let Some(length) = arrived {
                 self.pieces.advance(PREFIX_BYTES);
                 let message = v1::Chunk::decode((&mut self.pieces).take(length));
                 let wrong = |error: prost::DecodeError| Status::internal(error.to_string());
                 return Ok(Some(message.map_err(wrong)?));
             }
-            let Some(frame) = self.body.frame().await else {
-                return Err(Status::unknown("the answer broke off"));
-            };
-            match frame?.into_data() {
-                Ok(data) => self.pieces.add(data),
-                Err(frame) => {
-                    let status = frame.into_trailers().ok().and_then(status_of);
-                    return match status {
-                        Some(status) if status.code() == Code::Ok => match self.pieces.remaining() {
-                            0 => Ok(None),
-                            _ => Err(Status::internal("the last message is cut")),
-                        },
-                        Some(status) => Err(status),
-                        None => Err(Status::unknown("the answer ended without a status")),
-                    };
-                }
+            if !self.more().await? {
+                return Ok(None);
             }
         }
     }
 
-    /// The length of the next message, once all of it has arrived.
-    fn complete(&self) -> Result<Option<usize>, Status> {
+    /// Waits until more has arrived; false once the source has said that all was sent, and all was taken.
+    pub(super) async fn more(&mut self) -> Result<bool, Status> {
+        let Some(frame) = self.body.frame().await else {
+            return Err(Status::unknown("the answer broke off"));
+        };
+        match frame?.into_data() {
+            Ok(data) => {
+                self.pieces.add(data);
+                Ok(true)
+            }
+            Err(frame) => match frame.into_trailers().ok().and_then(status_of) {
+                Some(status) if status.code() == Code::Ok => match self.pieces.remaining() {
+                    0 => Ok(false),
+                    _ => Err(Status::internal("the last message is cut")),
+                },
+                Some(status) => Err(status),
+                None => Err(Status::unknown("the answer ended without a status")),
+            },
+        }
+    }
+
+    /// The length of the next message, once that has arrived.
+    pub(super) fn length(&self) -> Result<Option<usize>, Status> {
         let Some([compressed, length @ ..]) = self.pieces.peek::<PREFIX_BYTES>() else { return Ok(None) };
         let length = u32::from_be_bytes(length) as usize;
         if compressed != 0 {
@@ -199,7 +215,7 @@ impl Incoming {
             let why = format!("a message of {length} bytes, at most {} are taken", self.message_bytes_max);
             return Err(Status::out_of_range(why));
         }
-        Ok((self.pieces.remaining() >= PREFIX_BYTES + length).then_some(length))
+        Ok(Some(length))
     }
 }
 
@@ -212,7 +228,7 @@ fn status_of(mut headers: HeaderMap) -> Option<Status> {
 
 /// Bytes that have arrived in pieces. What lies in one piece is taken out without a copy.
 #[derive(Debug, Default)]
-struct Pieces {
+pub(super) struct Pieces {
     pieces: VecDeque<Bytes>,
     remaining: usize,
 }
@@ -228,11 +244,13 @@ impl Pieces {
     /// The first bytes; they may lie in several pieces.
     fn peek<const N: usize>(&self) -> Option<[u8; N]> {
         let mut found = [0; N];
-        let mut bytes = self.pieces.iter().flat_map(|piece| piece.iter());
-        for slot in &mut found {
-            *slot = *bytes.next()?;
-        }
-        Some(found)
+        (self.peek_some(&mut found) == N).then_some(found)
+    }
+
+    /// As many of the first bytes as there are, and as there is room for.
+    pub(super) fn peek_some(&self, room: &mut [u8]) -> usize {
+        let bytes = self.pieces.iter().flat_map(|piece| piece.iter());
+        room.iter_mut().zip(bytes).map(|(slot, byte)| *slot = *byte).count()
     }
 }
 

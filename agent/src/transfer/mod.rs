@@ -5,7 +5,7 @@
 //!                                  |                                                   |
 //!            partial.rs, copying.rs, journal.rs, blocks.rs                    scan.rs, sending.rs
 //!            fetch.rs on lanes.rs, received.rs                                         |
-//!            mounted.rs                              frames.rs: content on the wire, for both
+//!            mounted.rs                listing.rs, frames.rs: manifests and content on the wire, for both
 //!              (below a storage root or mounted for a pod, through root.rs on both sides;
 //!               device.rs: a block device, which a pod hands over by handing.rs)
 //! ```
@@ -26,6 +26,7 @@ mod io;
 mod journal;
 mod keys;
 mod lanes;
+mod listing;
 mod metadata;
 mod meter;
 mod mounted;

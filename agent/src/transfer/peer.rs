@@ -4,17 +4,17 @@ use std::ops::Range;
 use std::time::Duration;
 
 use futures::FutureExt;
-use somersault_agent_core::transfer::{
-    CHUNK_BYTES, Entry, Extra, Kind, Leaf, MAX_FILES_PER_READ, Manifest, Metadata, chunk_count,
-};
+use somersault_agent_core::transfer::{Leaf, chunk_count};
 use somersault_proto::model::{self, Have, Pull, TRANSFER_MESSAGE_BYTES_MAX, TRANSFER_VERSION};
 use somersault_proto::v1::{self, transfer_client::TransferClient};
+use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 use tower_service::Service;
 
 use super::TransferError;
 use super::frames::{self, Incoming};
+use super::listing::{self, Listed};
 use super::source::wire_range;
 use super::wire::Wire;
 
@@ -41,14 +41,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Peer {
     caller: Caller,
     endpoint: Endpoint,
-    lists: TransferClient<Channel>,
-}
-
-/// A volume as its source lists it.
-pub(super) struct Listed {
-    pub(super) manifest: Manifest,
-    /// How many small files may be asked for at once.
-    pub(super) files_max: usize,
+    channel: Channel,
 }
 
 /// A connection for content.
@@ -101,8 +94,7 @@ impl Peer {
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| caller.unreachable(&error))?;
-        let lists = TransferClient::new(channel).max_decoding_message_size(TRANSFER_MESSAGE_BYTES_MAX);
-        Ok(Self { caller, endpoint, lists })
+        Ok(Self { caller, endpoint, channel })
     }
 
     /// One more connection, for content. It is served by the runtime that asks for it.
@@ -113,10 +105,13 @@ impl Peer {
 
     /// The volume as it is now. `patience` is longer than the stall limit, since the source syncs the files first.
     pub(super) async fn manifest(&self, patience: Duration) -> Result<Listed, TransferError> {
-        let mut client = self.lists.clone();
-        let request = Request::new(v1::ManifestRequest { token: self.caller.token.clone() });
-        let reply = self.caller.within(patience, client.get_manifest(request)).await?;
-        listed(reply.into_inner())
+        let request = v1::ManifestRequest { token: self.caller.token.clone() };
+        let request = frames::request(http::Uri::from_static(listing::LIST), &request);
+        let answer = async {
+            let answer = call(self.channel.clone(), request).await?;
+            listing::take(Incoming::new(answer, TRANSFER_MESSAGE_BYTES_MAX)?).await
+        };
+        self.caller.within(patience, answer).await?
     }
 
     /// Leaves of chunks of a file, batch by batch.
@@ -127,7 +122,7 @@ impl Peer {
         size_bytes: u64,
         chunks: &[Range<u64>],
     ) -> Result<Hashes, TransferError> {
-        let mut client = self.lists.clone();
+        let mut client = TransferClient::new(self.channel.clone());
         let request = v1::HashesRequest {
             token: self.caller.token.clone(),
             file: index(file)?,
@@ -158,18 +153,20 @@ impl Connection {
             salvage: again == Some(Again::Salvage),
         };
         let request = frames::request(http::Uri::from_static(frames::READ), &request);
-        let mut channel = self.channel.clone();
-        let answer = async {
-            std::future::poll_fn(|context| channel.poll_ready(context)).await?;
-            channel.call(request).await
-        };
-        let answer = answer.map(|answer| {
-            let answer = answer.map_err(|error| Status::from_error(error.into()))?;
-            Incoming::new(answer, CHUNK_MESSAGE_BYTES_MAX)
-        });
+        let answer =
+            call(self.channel.clone(), request).map(|answer| Incoming::new(answer?, CHUNK_MESSAGE_BYTES_MAX));
         let incoming = self.caller.within(self.caller.stall, answer).await?;
         Ok(Chunks { caller: self.caller.clone(), incoming })
     }
+}
+
+/// Sends a request as frames.rs makes it; returns when the head of the answer is there.
+async fn call(mut channel: Channel, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+    let answer = async {
+        std::future::poll_fn(|context| channel.poll_ready(context)).await?;
+        channel.call(request).await
+    };
+    answer.await.map_err(|error: tonic::transport::Error| Status::from_error(error.into()))
 }
 
 impl Caller {
@@ -236,38 +233,6 @@ impl Chunks {
             model::Chunk::try_from(chunk).map_err(|error| TransferError::SourceInvalid(error.to_string()))?;
         Ok(Some(chunk))
     }
-}
-
-fn listed(wire: v1::Manifest) -> Result<Listed, TransferError> {
-    let wire =
-        model::Manifest::try_from(wire).map_err(|error| TransferError::SourceInvalid(error.to_string()))?;
-    let identity = <[u8; 32]>::try_from(wire.identity.as_ref())
-        .map_err(|_| TransferError::SourceInvalid("the identity has not 32 bytes".into()))?;
-    let entries = wire.files.into_iter().map(|file| Entry {
-        path: file.path.to_vec(),
-        kind: match file.kind {
-            model::FileKind::Regular => Kind::Regular,
-            model::FileKind::Folder => Kind::Folder,
-            model::FileKind::Symlink => Kind::Symlink,
-            model::FileKind::Pipe => Kind::Pipe,
-            model::FileKind::Link => Kind::Link,
-        },
-        size_bytes: file.size_bytes,
-        metadata: Metadata {
-            mode: file.mode,
-            uid: file.uid,
-            gid: file.gid,
-            mtime_s: file.mtime_s,
-            mtime_ns: file.mtime_ns,
-        },
-        data: file.data.iter().map(|range| range.offset / CHUNK_BYTES..chunk_count(range.end())).collect(),
-        extra: Extra::of(
-            file.target.to_vec(),
-            file.attributes.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect(),
-        ),
-    });
-    let files_max = if wire.packs { MAX_FILES_PER_READ } else { 1 };
-    Ok(Listed { manifest: Manifest::new(identity, entries.collect())?, files_max })
 }
 
 fn index(file: usize) -> Result<u32, TransferError> {

@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use somersault_agent_core::transfer::{
-    Attributes, CHUNK_BYTES, Entry, Extra, Kind, MAX_DEPTH, MAX_ENTRIES, MAX_RANGES, Manifest, Metadata,
-    is_kept,
+    Attributes, CHUNK_BYTES, Entry, Extra, Kind, Lister, MAX_DEPTH, MAX_ENTRIES, MAX_RANGES, Manifest,
+    Metadata, is_kept,
 };
 
 use super::TransferError;
@@ -44,45 +44,58 @@ pub(super) struct Scanned {
 
 /// Lists the volume whose folder is open. Files are synced first, so that their holes can be told.
 pub(super) fn scan(volume: BorrowedFd<'_>, top: Top) -> Result<Scanned, TransferError> {
-    let mut found = Walk { volume, top, entries: BTreeMap::new(), ranges: 0 };
-    let attributes = attributes_of(volume, b"")?;
-    let root = stat_of(volume, b"")?;
-    let root_entry =
-        Entry { extra: Extra::of(Vec::new(), attributes), ..named(Vec::new(), Kind::Folder, &root) };
-    found.entries.insert(Vec::new(), (root_entry, root));
-    found.folders()?;
-    found.name_further_names()?;
-    let identity = identity(found.entries.values().map(|(entry, stat)| (entry, stat, true)));
-    let inodes = found.entries.values().map(|(_, stat)| stat.st_ino).collect();
-    let entries = found.entries.into_values().map(|(entry, _)| entry).collect();
-    let manifest = Manifest::new(identity, entries)
-        .map_err(|error| TransferError::SourceUnsupported(error.to_string()))?;
+    let (mut lister, mut identity, mut inodes) = (Lister::default(), Identity::default(), Vec::new());
+    let mut take = |entry: &Entry, stat: &Stat| {
+        identity.add(&entry.path, stat, true);
+        inodes.push(stat.st_ino);
+        lister.push(entry).map_err(|error| TransferError::SourceUnsupported(error.to_string()))
+    };
+    let (attributes, stat) = (attributes_of(volume, b"")?, stat_of(volume, b"")?);
+    take(
+        &Entry { extra: Extra::of(Vec::new(), attributes), ..named(Vec::new(), Kind::Folder, &stat) },
+        &stat,
+    )?;
+    let mut walk =
+        Walk { top, opens: true, each: &mut take, count: 1, ranges: 0, first_names: HashMap::new() };
+    walk.folder(&[volume], b"")?;
+    walk.end()?;
+    let manifest =
+        lister.end(identity.end()).map_err(|error| TransferError::SourceUnsupported(error.to_string()))?;
+    inodes.shrink_to_fit();
     Ok(Scanned { manifest, inodes })
 }
 
 /// Differs when anything but a folder was written to, added, removed or swapped. The folders' own times are left out: the
 /// rename to the final name changes them.
 pub(super) fn fingerprint(volume: BorrowedFd<'_>) -> Result<[u8; 32], TransferError> {
-    let found = Walk::of(volume, Top::Volume)?;
-    Ok(identity(found.but_folders().map(|(entry, stat)| (entry, stat, true))))
+    look(&[volume], Top::Volume, |_, _| true)
 }
 
 /// The same for a mounted volume, which may lie in two folders while it moves from one to the other. Each move changes
 /// the status time (ctime) of a file at the top, by whichever of its names, so those times are left out too; whoever writes
 /// changes the modification time as well.
 pub(super) fn fingerprint_of_mounted(parts: &[BorrowedFd<'_>]) -> Result<[u8; 32], TransferError> {
-    let mut whole = BTreeMap::new();
-    for part in parts {
-        for (path, found) in Walk::of(*part, Top::Mount)?.entries {
-            let what = shown(&path);
-            if whole.insert(path, found).is_some() {
-                return Err(TransferError::SourceChanged(format!("{what} is there twice")));
-            }
+    look(parts, Top::Mount, |path, stat| path.contains(&b'/') && stat.st_nlink == 1)
+}
+
+/// Tells one state of all but folders from another, by what their names tell: nothing is opened. `with_status_time` says whose
+/// counts.
+fn look(
+    parts: &[BorrowedFd<'_>],
+    top: Top,
+    with_status_time: impl Fn(&[u8], &Stat) -> bool,
+) -> Result<[u8; 32], TransferError> {
+    let mut identity = Identity::default();
+    let mut take = |entry: &Entry, stat: &Stat| {
+        if entry.kind != Kind::Folder {
+            identity.add(&entry.path, stat, with_status_time(&entry.path, stat));
         }
-    }
-    let files = whole.values().filter(|(entry, _)| entry.kind != Kind::Folder);
-    let stays = |entry: &Entry, stat: &Stat| entry.path.contains(&b'/') && stat.st_nlink == 1;
-    Ok(identity(files.map(|(entry, stat)| (entry, stat, stays(entry, stat)))))
+        Ok(())
+    };
+    let mut walk =
+        Walk { top, opens: false, each: &mut take, count: 1, ranges: 0, first_names: HashMap::new() };
+    walk.folder(parts, b"")?;
+    Ok(identity.end())
 }
 
 /// What lies at the top of a folder that is listed.
@@ -105,113 +118,158 @@ pub(super) fn is_reserved(name: &[u8]) -> bool {
     name == LOST_AND_FOUND || name.strip_prefix(PARTIAL_PREFIX.as_bytes()).is_some_and(ours)
 }
 
+/// Walks a volume in byte order of the paths, so that nothing needs to be kept but the names of the folders on the way.
 struct Walk<'a> {
-    volume: BorrowedFd<'a>,
     top: Top,
-    entries: BTreeMap<Vec<u8>, (Entry, Stat)>,
+    /// Whether everything is opened, for what only that tells.
+    opens: bool,
+    each: &'a mut dyn FnMut(&Entry, &Stat) -> Result<(), TransferError>,
+    count: usize,
     ranges: usize,
+    /// Of files with several names, by inode.
+    first_names: HashMap<u64, FirstName>,
 }
 
-impl<'a> Walk<'a> {
-    /// What lies in the folder, without the folder itself.
-    fn of(volume: BorrowedFd<'a>, top: Top) -> Result<Self, TransferError> {
-        let mut found = Self { volume, top, entries: BTreeMap::new(), ranges: 0 };
-        found.folders()?;
-        Ok(found)
-    }
+/// The first name of a file that has several.
+struct FirstName {
+    path: Vec<u8>,
+    /// How many it has, and how many of them were seen.
+    names: u64,
+    seen: u64,
+}
 
-    fn but_folders(&self) -> impl Iterator<Item = &(Entry, Stat)> {
-        self.entries.values().filter(|(entry, _)| entry.kind != Kind::Folder)
-    }
+/// A name in a folder, which of the folder's parts it lies in, and what it was when the folder was read.
+type Name = (Box<[u8]>, usize, FileType);
 
-    /// Once all are known: the first name of a file has it.
-    fn name_further_names(&mut self) -> Result<(), TransferError> {
-        let mut first: HashMap<u64, (Vec<u8>, u64)> = HashMap::new();
-        for (path, (entry, stat)) in &mut self.entries {
-            if entry.kind != Kind::Regular || stat.st_nlink < 2 {
-                continue;
+impl Walk<'_> {
+    /// What is in a folder, which may lie in several parts.
+    fn folder(&mut self, parts: &[BorrowedFd<'_>], path: &[u8]) -> Result<(), TransferError> {
+        // Folders whose content comes next: `a/x` is behind `a-b`, since `/` is behind `-`.
+        let mut inner: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+        for (name, part, kind) in self.names(parts, path)? {
+            while let Some(folder) = inner.first_entry().filter(|folder| folder.key().as_slice() < &*name) {
+                let (folder, part) = folder.remove_entry();
+                self.inside(parts[part], path, &folder)?;
             }
-            match first.get_mut(&stat.st_ino) {
-                None => _ = first.insert(stat.st_ino, (path.clone(), 1)),
-                Some((of, names)) => {
-                    *names += 1;
-                    let extra = Extra::of(of.clone(), Attributes::new());
-                    *entry = Entry { extra, ..named(path.clone(), Kind::Link, stat) };
-                }
+            let inner_path = if path.is_empty() { name.to_vec() } else { [path, b"/", &name].concat() };
+            if inner_path.split(|byte| *byte == b'/').count() > MAX_DEPTH {
+                return Err(unsupported(&inner_path, "folders are nested too deeply"));
+            }
+            if self.name(parts[part], &name, kind, inner_path)? == Kind::Folder {
+                inner.insert([&name, b"/".as_slice()].concat(), part);
             }
         }
-        for (path, names) in first.values() {
-            let (_, stat) = &self.entries[path];
-            if stat.st_nlink != *names {
-                return Err(unsupported(path, "a file with another name outside of the volume"));
-            }
+        while let Some((folder, part)) = inner.pop_first() {
+            self.inside(parts[part], path, &folder)?;
         }
         Ok(())
     }
 
-    fn folders(&mut self) -> Result<(), TransferError> {
-        let mut folders = vec![Vec::new()];
-        while let Some(path) = folders.pop() {
-            self.folder(&path, &mut folders)?;
-        }
-        Ok(())
+    /// A folder in a folder, whose name comes with a slash behind it.
+    fn inside(&mut self, around: BorrowedFd<'_>, path: &[u8], name: &[u8]) -> Result<(), TransferError> {
+        let name = &name[..name.len() - 1];
+        let path = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
+        let folder = open_in(around, name, &path, OFlags::DIRECTORY)?;
+        self.folder(&[folder.as_fd()], &path)
     }
 
-    fn folder(&mut self, path: &[u8], folders: &mut Vec<Vec<u8>>) -> Result<(), TransferError> {
-        let folder = open(self.volume, path, OFlags::DIRECTORY)?;
-        for item in Dir::read_from(&folder).map_err(|error| read_failed(path, error))? {
-            let item = item.map_err(|error| read_failed(path, error))?;
-            let name = item.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            let is_top = path.is_empty();
-            let path = if is_top { name.to_vec() } else { [path, b"/", name].concat() };
-            if self.entries.len() >= MAX_ENTRIES {
-                let why = format!("more than {MAX_ENTRIES} files and folders");
-                return Err(TransferError::SourceUnsupported(why));
-            }
-            if path.split(|byte| *byte == b'/').count() > MAX_DEPTH {
-                return Err(unsupported(&path, "folders are nested too deeply"));
-            }
-            let stat = rustix::fs::statat(&folder, item.file_name(), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| read_failed(&path, error))?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if is_top && self.top == Top::Mount && is_beside(name, kind) {
-                continue;
-            }
-            match kind {
-                FileType::RegularFile => self.file(path)?,
-                FileType::Directory => {
-                    let inner = open(self.volume, &path, OFlags::DIRECTORY)?;
-                    let extra = Extra::of(Vec::new(), attributes_of(&inner, &path)?);
-                    let stat = stat_of(inner.as_fd(), &path)?;
-                    let entry = Entry { extra, ..named(path.clone(), Kind::Folder, &stat) };
-                    self.entries.insert(path.clone(), (entry, stat));
-                    folders.push(path);
+    /// The names in a folder, in order.
+    fn names(&self, parts: &[BorrowedFd<'_>], path: &[u8]) -> Result<Vec<Name>, TransferError> {
+        let mut names: Vec<Name> = Vec::new();
+        for (part, folder) in parts.iter().enumerate() {
+            for item in Dir::read_from(folder).map_err(|error| read_failed(path, error))? {
+                let item = item.map_err(|error| read_failed(path, error))?;
+                let name = item.file_name().to_bytes();
+                if name == b"." || name == b".." {
+                    continue;
                 }
-                FileType::Symlink => {
-                    let target = rustix::fs::readlinkat(&folder, item.file_name(), Vec::new())
-                        .map_err(|error| read_failed(&path, error))?;
-                    let extra = Extra::of(target.into_bytes(), Attributes::new());
-                    let entry = Entry { extra, ..named(path.clone(), Kind::Symlink, &stat) };
-                    self.entries.insert(path, (entry, stat));
+                let kind = match item.file_type() {
+                    FileType::Unknown => {
+                        let stat = rustix::fs::statat(folder, item.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+                        FileType::from_raw_mode(stat.map_err(|error| read_failed(name, error))?.st_mode)
+                    }
+                    kind => kind,
+                };
+                if path.is_empty() && self.top == Top::Mount && is_beside(name, kind) {
+                    continue;
                 }
-                FileType::Fifo => {
-                    self.entries.insert(path.clone(), (named(path, Kind::Pipe, &stat), stat));
+                if self.count + names.len() >= MAX_ENTRIES {
+                    let why = format!("more than {MAX_ENTRIES} files and folders");
+                    return Err(TransferError::SourceUnsupported(why));
                 }
-                FileType::Socket => return Err(unsupported(&path, "a socket")),
-                FileType::CharacterDevice | FileType::BlockDevice => {
-                    return Err(unsupported(&path, "a device node"));
-                }
-                FileType::Unknown => return Err(unsupported(&path, "a file of unknown type")),
+                names.push((name.into(), part, kind));
             }
         }
-        Ok(())
+        names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        match names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            Some([twice, _]) => {
+                let why = format!("{} is there twice", shown(&twice.0));
+                Err(TransferError::SourceChanged(why))
+            }
+            _ => Ok(names),
+        }
     }
 
-    fn file(&mut self, path: Vec<u8>) -> Result<(), TransferError> {
-        let file = open(self.volume, &path, OFlags::NONBLOCK)?;
+    /// Tells of one name.
+    fn name(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &[u8],
+        kind: FileType,
+        path: Vec<u8>,
+    ) -> Result<Kind, TransferError> {
+        let stat = || {
+            rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| read_failed(&path, error))
+        };
+        let (entry, stat) = match kind {
+            FileType::RegularFile if self.opens => self.file(folder, name, path)?,
+            FileType::RegularFile => {
+                let stat = stat()?;
+                (named(path, Kind::Regular, &stat), stat)
+            }
+            FileType::Directory if self.opens => {
+                let inner = open_in(folder, name, &path, OFlags::DIRECTORY)?;
+                let extra = Extra::of(Vec::new(), attributes_of(&inner, &path)?);
+                let stat = stat_of(inner.as_fd(), &path)?;
+                (Entry { extra, ..named(path, Kind::Folder, &stat) }, stat)
+            }
+            FileType::Directory => {
+                let stat = stat()?;
+                (named(path, Kind::Folder, &stat), stat)
+            }
+            FileType::Symlink => {
+                let stat = stat()?;
+                let target = rustix::fs::readlinkat(folder, name, Vec::new())
+                    .map_err(|error| read_failed(&path, error))?;
+                let extra = Extra::of(target.into_bytes(), Attributes::new());
+                (Entry { extra, ..named(path, Kind::Symlink, &stat) }, stat)
+            }
+            FileType::Fifo => {
+                let stat = stat()?;
+                (named(path, Kind::Pipe, &stat), stat)
+            }
+            FileType::Socket => return Err(unsupported(&path, "a socket")),
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                return Err(unsupported(&path, "a device node"));
+            }
+            FileType::Unknown => return Err(unsupported(&path, "a file of unknown type")),
+        };
+        if FileType::from_raw_mode(stat.st_mode) != kind {
+            return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&entry.path))));
+        }
+        self.count += 1;
+        (self.each)(&entry, &stat)?;
+        Ok(entry.kind)
+    }
+
+    fn file(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &[u8],
+        path: Vec<u8>,
+    ) -> Result<(Entry, Stat), TransferError> {
+        let file = open_in(folder, name, &path, OFlags::NONBLOCK)?;
         let attributes = attributes_of(&file, &path)?;
         let stat = stat_of(file.as_fd(), &path)?;
         // Of one chunk there is nothing to be left out; a hole in it is found by its zeroes.
@@ -225,6 +283,11 @@ impl<'a> Walk<'a> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(TransferError::SourceChanged(format!("{} was replaced", shown(&path))));
         }
+        if stat.st_nlink > 1
+            && let Some(link) = self.further_name(&path, &stat)
+        {
+            return Ok((link, stat));
+        }
         let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         let limit = MAX_RANGES.saturating_sub(self.ranges) / 2;
         let data = if size_bytes <= CHUNK_BYTES {
@@ -234,9 +297,31 @@ impl<'a> Walk<'a> {
         };
         self.ranges += data.len();
         let extra = Extra::of(Vec::new(), attributes);
-        let entry = Entry { size_bytes, data, extra, ..named(path.clone(), Kind::Regular, &stat) };
-        self.entries.insert(path, (entry, stat));
-        Ok(())
+        Ok((Entry { size_bytes, data: data.into(), extra, ..named(path, Kind::Regular, &stat) }, stat))
+    }
+
+    /// A name of a file of which another one came before.
+    fn further_name(&mut self, path: &[u8], stat: &Stat) -> Option<Entry> {
+        match self.first_names.get_mut(&stat.st_ino) {
+            None => {
+                let names = stat.st_nlink;
+                self.first_names.insert(stat.st_ino, FirstName { path: path.to_vec(), names, seen: 1 });
+                None
+            }
+            Some(first) => {
+                first.seen += 1;
+                let extra = Extra::of(first.path.clone(), Attributes::new());
+                Some(Entry { extra, ..named(path.to_vec(), Kind::Link, stat) })
+            }
+        }
+    }
+
+    /// All names were told of.
+    fn end(self) -> Result<(), TransferError> {
+        match self.first_names.values().find(|first| first.seen != first.names) {
+            Some(first) => Err(unsupported(&first.path, "a file with another name outside of the volume")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -247,15 +332,24 @@ fn named(path: Vec<u8>, kind: Kind, stat: &Stat) -> Entry {
         // Linux has none for it.
         metadata.mode = 0o777;
     }
-    Entry { path, kind, size_bytes: 0, metadata, data: Vec::new(), extra: None }
+    Entry { path, kind, size_bytes: 0, metadata, data: [].into(), extra: None }
 }
 
 /// Opens for reading without touching the access time, where we may.
 pub(super) fn open(volume: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, TransferError> {
-    let name: &[u8] = if path.is_empty() { b"." } else { path };
+    open_in(volume, path, path, flags)
+}
+
+/// The same in a folder of the volume; `path` is for messages.
+fn open_in(
+    folder: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    flags: OFlags,
+) -> Result<OwnedFd, TransferError> {
     let flags = OFlags::RDONLY | flags;
-    let opened = match open_beneath(volume, name, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => open_beneath(volume, name, flags, Mode::empty()),
+    let opened = match open_beneath(folder, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => open_beneath(folder, name, flags, Mode::empty()),
         result => result,
     };
     opened.map_err(|error| match error {
@@ -322,12 +416,15 @@ pub(super) fn attributes_of(file: impl AsFd, path: &[u8]) -> Result<Attributes, 
     Ok(found)
 }
 
-/// Each entry comes with the word whether its status time counts.
-fn identity<'a>(entries: impl Iterator<Item = (&'a Entry, &'a Stat, bool)>) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for (entry, stat, with_status_time) in entries {
-        hasher.update(&(entry.path.len() as u64).to_le_bytes());
-        hasher.update(&entry.path);
+/// What tells one state from another, name by name in order.
+#[derive(Default)]
+struct Identity(blake3::Hasher);
+
+impl Identity {
+    fn add(&mut self, path: &[u8], stat: &Stat, with_status_time: bool) {
+        let hasher = &mut self.0;
+        hasher.update(&(path.len() as u64).to_le_bytes());
+        hasher.update(path);
         hasher.update(&stat.st_mode.to_le_bytes());
         hasher.update(&stat.st_uid.to_le_bytes());
         hasher.update(&stat.st_gid.to_le_bytes());
@@ -339,7 +436,10 @@ fn identity<'a>(entries: impl Iterator<Item = (&'a Entry, &'a Stat, bool)>) -> [
             hasher.update(&nanoseconds.to_le_bytes());
         }
     }
-    *hasher.finalize().as_bytes()
+
+    fn end(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
 }
 
 #[cfg(test)]
@@ -362,11 +462,33 @@ mod tests {
         std::fs::write(dir.path().join("disk.img"), "d").expect("written");
         std::fs::set_permissions(dir.path().join("disk.img"), PermissionsExt::from_mode(0o640)).expect("set");
         let scanned = list(dir.path()).expect("listed");
-        let entries = scanned.manifest.entries();
+        let entries: Vec<_> = scanned.manifest.entries().collect();
         let paths: Vec<_> = entries.iter().map(Entry::display).collect();
         assert_eq!(paths, ["", "disk.img", "sub", "sub/b"]);
         assert_eq!((entries[1].metadata.mode, entries[1].size_bytes, entries[3].size_bytes), (0o640, 1, 2));
         assert_eq!(list(dir.path()).expect("listed").manifest.identity(), scanned.manifest.identity());
+    }
+
+    #[test]
+    fn the_order_is_that_of_whole_paths() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut expected = vec![String::new()];
+        for folder in ["a", "a-b", "a-b/a", "a0", "a/a", "a/a!", "b"] {
+            std::fs::create_dir_all(dir.path().join(folder)).expect("made");
+            expected.push(folder.into());
+            for file in ["!", "a.c", "z"] {
+                let path = format!("{folder}/{file}");
+                std::fs::write(dir.path().join(&path), "x").expect("written");
+                expected.push(path);
+            }
+        }
+        for file in ["a!", "a-c", "a.", "aa"] {
+            std::fs::write(dir.path().join(file), "x").expect("written");
+            expected.push(file.into());
+        }
+        expected.sort();
+        let scanned = list(dir.path()).expect("listed");
+        assert_eq!(scanned.manifest.entries().map(|entry| entry.display()).collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -379,7 +501,7 @@ mod tests {
         std::fs::write(dir.path().join(".somersault-t2.partial"), "a file").expect("written");
         let paths = |top| -> Vec<_> {
             let scanned = scan(open_root(dir.path()).expect("open").as_fd(), top).expect("listed");
-            scanned.manifest.entries().iter().map(Entry::display).collect()
+            scanned.manifest.entries().map(|entry| entry.display()).collect()
         };
         let all = paths(Top::Volume);
         assert!(
@@ -468,8 +590,9 @@ mod tests {
         symlink("/etc/passwd", at("d")).expect("linked");
         rustix::fs::mknodat(rustix::fs::CWD, at("e"), FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
         let scanned = list(dir.path()).expect("listed");
-        let found = scanned.manifest.entries().iter().skip(1);
-        let found: Vec<_> = found.map(|entry| (entry.kind, entry.target(), entry.size_bytes)).collect();
+        let found: Vec<_> = scanned.manifest.entries().skip(1).collect();
+        let found = found.iter().map(|entry| (entry.kind, entry.target(), entry.size_bytes));
+        let found: Vec<_> = found.collect();
         let expected = [
             (Kind::Regular, &b""[..], 2),
             (Kind::Link, b"a", 0),
@@ -491,7 +614,8 @@ mod tests {
             result => result.expect("set"),
         }
         let scanned = list(dir.path()).expect("listed");
-        let found = scanned.manifest.entries()[1].attributes();
+        let file = scanned.manifest.entry(1).expect("there");
+        let found = file.attributes();
         assert_eq!(found.get(b"user.note".as_slice()).map(Vec::as_slice), Some(&b"1"[..]));
         if set("trusted.note").is_ok() {
             let message = list(dir.path()).expect_err("refused").message();

@@ -1,4 +1,4 @@
-//! The transfer service as other agents call it: content goes by frames.rs, everything else by tonic.
+//! The transfer service as other agents call it: content goes by frames.rs, lists by listing.rs, everything else by tonic.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -7,16 +7,17 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
+use prost::Message;
 use somersault_proto::model::TRANSFER_MESSAGE_BYTES_MAX;
 use somersault_proto::v1::transfer_server::{SERVICE_NAME, TransferServer};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 
-use super::frames;
 use super::source::Source;
+use super::{frames, listing};
 
-/// Longest request for content: so many chunks with what the target has of them, and a token.
+/// Longest request for content or a list: so many chunks with what the target has of them, and a token.
 const REQUEST_BYTES_MAX: usize = 256 << 10;
 
 /// The source of this agent, to be added to its server.
@@ -50,19 +51,32 @@ impl tower_service::Service<Request<Body>> for Serving {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.uri().path() != frames::READ {
-            return self.rest.call(request).boxed();
-        }
         let source = self.source.clone();
-        async move { Ok(read(source, request).await.unwrap_or_else(Status::into_http)) }.boxed()
+        match request.uri().path() {
+            frames::READ => {
+                async { Ok(read(source, request).await.unwrap_or_else(Status::into_http)) }.boxed()
+            }
+            listing::LIST => {
+                async { Ok(list(source, request).await.unwrap_or_else(Status::into_http)) }.boxed()
+            }
+            _ => self.rest.call(request).boxed(),
+        }
     }
 }
 
 async fn read(source: Source, request: Request<Body>) -> Result<Response<Body>, Status> {
+    Ok(frames::answer(source.content(asked(request).await?).await?))
+}
+
+async fn list(source: Source, request: Request<Body>) -> Result<Response<Body>, Status> {
+    listing::answer(source.list(asked(request).await?).await?)
+}
+
+async fn asked<M: Message + Default>(request: Request<Body>) -> Result<tonic::Request<M>, Status> {
     let (parts, body) = request.into_parts();
     let bytes = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
     let bytes = bytes.map_err(|error| Status::invalid_argument(format!("the request: {error}")))?.to_bytes();
     let mut asked = tonic::Request::new(frames::requested(bytes)?);
     *asked.extensions_mut() = parts.extensions;
-    Ok(frames::answer(source.content(asked).await?))
+    Ok(asked)
 }

@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status};
 use super::device::Device;
 use super::io::{ChunkReader, Pool};
 use super::keys::Keys;
+use super::listing;
 use super::meter::Rates;
 use super::root::Roots;
 use super::scan::{self, Scanned, Top, shown};
@@ -136,7 +137,7 @@ impl Source {
         });
         sessions.push_front(Arc::new(session));
         sessions.truncate(SESSIONS_MAX);
-        let entries = |session: &Arc<Session>| session.scanned.manifest.entries().len();
+        let entries = |session: &Arc<Session>| session.scanned.manifest.len();
         while sessions.len() > 1 && sessions.iter().map(entries).sum::<usize>() > KEPT_ENTRIES_MAX {
             sessions.pop_back();
         }
@@ -189,8 +190,8 @@ impl Source {
 impl Session {
     /// A file of the volume, if it is the one that was listed.
     fn open(&self, volume: &Volume, file: usize, pool: Pool) -> Result<Opened, TransferError> {
-        let entry = self.scanned.manifest.entries().get(file).filter(|entry| entry.kind == Kind::Regular);
-        let Some(entry) = entry.cloned() else {
+        let entry = self.scanned.manifest.entry(file).filter(|entry| entry.kind == Kind::Regular);
+        let Some(entry) = entry else {
             return Err(TransferError::OrderRefused(format!("there is no file {file} in the manifest")));
         };
         let volume = match volume {
@@ -212,28 +213,13 @@ impl Session {
 
 #[tonic::async_trait]
 impl Transfer for Source {
+    /// Nobody calls it here: serving.rs does, without tonic's codec between.
     async fn get_manifest(
         &self,
         request: Request<v1::ManifestRequest>,
     ) -> Result<Response<v1::Manifest>, Status> {
-        let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
-        let Ok(_permit) = self.0.scans.acquire().await else {
-            return Err(Status::unavailable("the agent stops"));
-        };
-        let roots = self.0.roots.clone();
-        let path = claims.source_path.as_str().to_owned();
-        let scanned = {
-            let path = path.clone();
-            blocking(move || match volume(&roots, &path)? {
-                Volume::Folder(volume, top) => scan::scan(volume.as_fd(), top),
-                Volume::Device(device) => device.scan(),
-            })
-            .await?
-        };
-        let manifest = wire_manifest(&scanned.manifest);
-        tracing::info!(job = claims.job, path, %target, bytes = scanned.manifest.data_bytes(), "volume listed");
-        self.keep(Session { job: claims.job, path, target, scanned, pressure: Arc::default() });
-        Ok(Response::new(manifest))
+        let manifest = self.list(request).await?;
+        Ok(Response::new(listing::wire_manifest(&manifest)))
     }
 
     type GetHashesStream = Items<v1::Hashes>;
@@ -269,6 +255,28 @@ impl Transfer for Source {
 }
 
 impl Source {
+    /// Lists the volume, and keeps the list for the requests that follow.
+    pub(super) async fn list(&self, request: Request<v1::ManifestRequest>) -> Result<Manifest, Status> {
+        let (target, claims) = self.authorize(&request, &request.get_ref().token)?;
+        let Ok(_permit) = self.0.scans.acquire().await else {
+            return Err(Status::unavailable("the agent stops"));
+        };
+        let roots = self.0.roots.clone();
+        let path = claims.source_path.as_str().to_owned();
+        let scanned = {
+            let path = path.clone();
+            blocking(move || match volume(&roots, &path)? {
+                Volume::Folder(volume, top) => scan::scan(volume.as_fd(), top),
+                Volume::Device(device) => device.scan(),
+            })
+            .await?
+        };
+        let manifest = scanned.manifest.clone();
+        tracing::info!(job = claims.job, path, %target, bytes = scanned.manifest.data_bytes(), "volume listed");
+        self.keep(Session { job: claims.job, path, target, scanned, pressure: Arc::default() });
+        Ok(manifest)
+    }
+
     /// The content of some chunks of a file, without what the target has.
     pub(super) async fn content(
         &self,
@@ -353,34 +361,6 @@ fn batches(ranges: Vec<Range<u64>>) -> impl Iterator<Item = Range<u64>> + Send {
         let step = usize::try_from(HASH_BATCH).unwrap_or(1);
         range.clone().step_by(step).map(move |start| start..range.end.min(start + HASH_BATCH))
     })
-}
-
-fn wire_manifest(manifest: &Manifest) -> v1::Manifest {
-    let files = manifest.entries().iter().map(|entry| model::File {
-        path: entry.path.clone().into(),
-        kind: match entry.kind {
-            Kind::Regular => model::FileKind::Regular,
-            Kind::Folder => model::FileKind::Folder,
-            Kind::Symlink => model::FileKind::Symlink,
-            Kind::Pipe => model::FileKind::Pipe,
-            Kind::Link => model::FileKind::Link,
-        },
-        size_bytes: entry.size_bytes,
-        mode: entry.metadata.mode,
-        uid: entry.metadata.uid,
-        gid: entry.metadata.gid,
-        mtime_s: entry.metadata.mtime_s,
-        mtime_ns: entry.metadata.mtime_ns,
-        data: entry.data.iter().map(|range| wire_range(entry.size_bytes, range)).collect(),
-        target: entry.target().to_vec().into(),
-        attributes: entry
-            .attributes()
-            .iter()
-            .map(|(name, value)| (name.clone().into(), value.clone().into()))
-            .collect(),
-    });
-    model::Manifest { files: files.collect(), identity: manifest.identity().to_vec().into(), packs: true }
-        .into()
 }
 
 /// A chunk range in bytes; the last chunk of a file may be short.

@@ -31,9 +31,10 @@ use super::copying::Copying;
 use super::fetch::Fetch;
 use super::io::Pool;
 use super::keys::Keys;
+use super::listing::Listed;
 use super::meter::Meter;
 use super::partial::{Opened, Partial, Standing};
-use super::peer::{Listed, Peer};
+use super::peer::Peer;
 use super::root::{Place, Roots, lasting};
 use super::scan::{LOST_AND_FOUND, is_reserved};
 use super::unreadable::Unreadable;
@@ -217,7 +218,7 @@ impl Target<'_> {
             Standing::Ours(..) => return exists("this transfer has published it already"),
             Standing::OursChanged if !place.is_mounted() => return exists(WRITTEN_TO),
             Standing::Halfway(replay, published) if is_this(&replay) => {
-                let folder = of_folder(&manifest);
+                let folder = manifest.folder();
                 join(tokio::task::spawn_blocking(move || partial.finish(&folder)).await)?;
                 meter.set_done(total_bytes);
                 return Ok(Copied { root: published.root, total_bytes, unreadable: replay.unreadable });
@@ -275,7 +276,7 @@ impl Target<'_> {
                 let total_bytes = session.manifest().data_bytes();
                 let unreadable = (!unreadable.is_empty()).then(|| unreadable.words(session.manifest()));
                 let kept = if pull.final_copy {
-                    let (folder, unreadable) = (of_folder(session.manifest()), unreadable.clone());
+                    let (folder, unreadable) = (session.manifest().folder(), unreadable.clone());
                     tokio::task::spawn_blocking(move || copying.publish(root, &folder, unreadable)).await
                 } else {
                     let manifest = session.manifest().clone();
@@ -294,8 +295,8 @@ impl Target<'_> {
             }
             session.rewind();
         }
-        let path = wrong.first().and_then(|(file, _)| session.manifest().entries().get(*file));
-        let path = path.map_or_else(|| "the volume".to_owned(), Entry::display);
+        let path = wrong.first().and_then(|(file, _)| session.manifest().entry(*file));
+        let path = path.map_or_else(|| "the volume".to_owned(), |entry| entry.display());
         Err(TransferError::VerificationFailed { path })
     }
 }
@@ -305,7 +306,7 @@ async fn learn(copying: &Arc<Copying>, session: &mut Session, meter: &Meter) -> 
     if !copying.files.are_worth_reading() {
         return Ok(());
     }
-    for file in 0..session.manifest().entries().len() {
+    for file in 0..session.manifest().len() {
         if session.unknown(file).next().is_some() {
             verify::learn(&copying.files, session, file, meter).await?;
         }
@@ -315,12 +316,12 @@ async fn learn(copying: &Arc<Copying>, session: &mut Session, meter: &Meter) -> 
 
 /// Makes holes of what is a hole at the source.
 async fn punch(copying: &Arc<Copying>, session: &mut Session) -> Result<(), TransferError> {
-    for file in 0..session.manifest().entries().len() {
+    for file in 0..session.manifest().len() {
         let chunks = session.punches(file);
         if chunks.is_empty() {
             continue;
         }
-        let (copying, entry) = (copying.clone(), session.manifest().entries()[file].clone());
+        let (Some(entry), copying) = (session.manifest().entry(file), copying.clone()) else { continue };
         let chunks = join(
             tokio::task::spawn_blocking(move || copying.punch(file, &entry, &chunks).map(|()| chunks)).await,
         )?;
@@ -336,16 +337,11 @@ async fn withdraw(partial: Partial) -> Result<Partial, TransferError> {
     join(tokio::task::spawn_blocking(move || partial.withdraw().map(|()| partial)).await)
 }
 
-/// What the volume's own folder has: a manifest begins with it.
-fn of_folder(manifest: &Manifest) -> Entry {
-    manifest.entries()[0].clone()
-}
-
 /// What a mounted volume has at its top without being part of it cannot be copied there. A `lost+found` with nothing in
 /// it came with the source's own filesystem, and is left out.
 fn refuse_reserved(manifest: &Manifest) -> Result<(), TransferError> {
-    let is_in_the_way = |entry: &&Entry| is_reserved(&entry.path) && !is_blank(entry, manifest);
-    match manifest.entries().iter().find(is_in_the_way) {
+    let is_in_the_way = |entry: &Entry| is_reserved(&entry.path) && !is_blank(entry, manifest);
+    match manifest.entries().find(is_in_the_way) {
         None => Ok(()),
         Some(entry) => {
             let path = entry.display();
@@ -359,8 +355,8 @@ fn refuse_reserved(manifest: &Manifest) -> Result<(), TransferError> {
 /// Whether it is a source's `lost+found` with nothing in it.
 pub(super) fn is_blank(entry: &Entry, manifest: &Manifest) -> bool {
     let is_in_it =
-        |other: &Entry| other.path.strip_prefix(LOST_AND_FOUND).is_some_and(|rest| rest.starts_with(b"/"));
-    entry.path == LOST_AND_FOUND && entry.kind == Kind::Folder && !manifest.entries().iter().any(is_in_it)
+        |other: Entry| other.path.strip_prefix(LOST_AND_FOUND).is_some_and(|rest| rest.starts_with(b"/"));
+    entry.path == LOST_AND_FOUND && entry.kind == Kind::Folder && !manifest.entries().any(is_in_it)
 }
 
 /// How the files of the copy are, before they are read back.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-use somersault_agent_core::transfer::{Entry, Manifest, Unit};
+use somersault_agent_core::transfer::{Manifest, Unit};
 use somersault_proto::model;
 
 use super::TransferError;
@@ -69,7 +69,7 @@ impl Unreadable {
         }
         let bytes: u64 = ranges.iter().map(|(_, range)| range.end - range.start).sum();
         let named = ranges.iter().take(NAMED_MAX).map(|(file, range)| {
-            let path = manifest.entries().get(*file).map(Entry::display).unwrap_or_default();
+            let path = manifest.entry(*file).map(|entry| entry.display()).unwrap_or_default();
             format!("{path} bytes {}..{}", range.start, range.end)
         });
         let named: Vec<String> = named.collect();

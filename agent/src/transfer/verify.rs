@@ -29,25 +29,25 @@ pub(super) async fn read_back(
     meter: &Meter,
 ) -> Result<Vec<Place>, TransferError> {
     let mut wrong = Vec::new();
-    for (file, entry) in session.manifest().entries().iter().enumerate() {
+    for (file, entry) in session.manifest().entries().enumerate() {
         if entry.kind == Kind::Folder || entry.size_bytes == 0 {
             continue;
         }
         let Some(held) = session.held(file) else { continue };
-        let (reader, found) = open(files, entry).await?;
+        let (reader, found) = open(files, &entry).await?;
         let in_found = |chunk: u64| {
             let behind = found.partition_point(|range| range.end <= chunk);
             found.get(behind).is_some_and(|range| range.start <= chunk)
         };
         // A chunk that should hold data and is a hole is read too, and found to be wrong.
-        let is_data = |chunk| match held.have.get(chunk) {
+        let is_data = |chunk| match held.leaf(chunk) {
             Leaf::ZERO => in_found(chunk),
             _ => session.must_read_back(file, chunk),
         };
-        let chunks = (0..held.have.len()).filter(|chunk| is_data(*chunk));
-        hash(&reader, entry, ranges(chunks), |chunk, leaf| {
+        let chunks = (0..held.chunks()).filter(|chunk| is_data(*chunk));
+        hash(&reader, &entry, ranges(chunks), |chunk, leaf| {
             meter.worked(CHUNK_BYTES);
-            if leaf != held.have.get(chunk) {
+            if leaf != held.leaf(chunk) {
                 wrong.push((file, chunk));
             }
         })
@@ -63,7 +63,7 @@ pub(super) async fn learn(
     file: usize,
     meter: &Meter,
 ) -> Result<(), TransferError> {
-    let entry = session.manifest().entries()[file].clone();
+    let Some(entry) = session.manifest().entry(file) else { return Ok(()) };
     let (reader, _) = open(files, &entry).await?;
     let unknown: Vec<Range<u64>> = ranges(session.unknown(file)).collect();
     hash(&reader, &entry, unknown.into_iter(), |chunk, leaf| {

@@ -258,11 +258,10 @@ async fn a_chunk_that_became_a_hole_is_one_in_the_journal_too() {
     make_volume(&volume, 8 * MIB, &[(0, 2 * MIB), (5 * MIB, 3 * MIB)], 1);
     world.pull(world.pre_copy("t1", "pvc-1")).await.expect("copied");
     let journal = std::fs::read(world.target.path(".somersault-t1.partial/journal")).expect("there");
-    let held = replay(&journal).expect("valid").held;
-    let image = &held[b"disk.img".as_slice()];
-    let holes: Vec<u64> = (0..8).filter(|chunk| image.have.get(*chunk) == Leaf::ZERO).collect();
+    let image = replay(&journal).expect("valid").take(b"disk.img").expect("noted").held;
+    let holes: Vec<u64> = (0..8).filter(|chunk| image.leaf(*chunk) == Leaf::ZERO).collect();
     assert_eq!(holes, [2, 3, 4]);
-    assert!((0..8).all(|chunk| image.read_back.get(chunk)), "all of it was read back");
+    assert!((0..8).all(|chunk| image.is_read_back(chunk)), "all of it was read back");
 }
 
 /// What happens to a partial copy while nobody looks.

@@ -21,11 +21,9 @@ const FILE_BYTES_MAX: u64 = 16 << 40;
 /// A hash fits, and so does any stamp that a source may choose instead.
 const IDENTITY_BYTES_MAX: usize = 64;
 
-/// What a volume holds.
+/// What a source tells of a volume besides its files, which a [`Listing`] takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// The volume's own folder first, then the rest in byte order of the path; each path once.
-    pub files: Vec<File>,
     /// Identifies this state of the source.
     pub identity: Bytes,
     /// The source understands requests of several small files.
@@ -145,10 +143,33 @@ pub struct Have {
     pub hashes: Bytes,
 }
 
-impl TryFrom<v1::Manifest> for Manifest {
-    type Error = ModelError;
+/// Takes the files of a manifest as they arrive: the volume's own folder first, then the rest in byte order of the path; each path
+/// once. There can be a quarter of a million, which nobody wants in memory several times.
+#[derive(Debug, Default)]
+pub struct Listing {
+    count: usize,
+    last: Vec<u8>,
+}
 
-    fn try_from(wire: v1::Manifest) -> Result<Self, ModelError> {
+impl Listing {
+    /// Takes the next one.
+    pub fn file(&mut self, wire: v1::File) -> Result<File, ModelError> {
+        let field = |inner: &str| format!("files[{}]{inner}", self.count);
+        super::at_most("files", self.count + 1, limits::FILES_MAX)?;
+        let file = File::try_from(wire).map_err(|error| error.within(&field("")))?;
+        if self.count == 0 && !file.path.is_empty() {
+            return Err(does_not_begin());
+        }
+        if self.count > 0 && self.last.as_slice() >= &file.path[..] {
+            return Err(ModelError::invalid(&field(".path"), "is there twice, or not in byte order"));
+        }
+        self.count += 1;
+        file.path[..].clone_into(&mut self.last);
+        Ok(file)
+    }
+
+    /// There are no more; takes all the rest of the message.
+    pub fn end(self, wire: v1::Manifest) -> Result<Manifest, ModelError> {
         if wire.chunk_bytes != CHUNK_BYTES {
             let why = format!("{}, but this side knows chunks of {CHUNK_BYTES} bytes only", wire.chunk_bytes);
             return Err(ModelError::invalid("chunk_bytes", why));
@@ -157,23 +178,23 @@ impl TryFrom<v1::Manifest> for Manifest {
             return Err(ModelError::Missing("identity".into()));
         }
         super::at_most("identity", wire.identity.len(), IDENTITY_BYTES_MAX)?;
-        let files: Vec<File> = each("files", wire.files, limits::FILES_MAX)?;
-        if files.first().is_none_or(|first| !first.path.is_empty()) {
-            return Err(ModelError::invalid("files", "does not begin with the volume's own folder"));
+        if self.count == 0 {
+            return Err(does_not_begin());
         }
-        if let Some(index) = files.windows(2).position(|pair| pair[0].path >= pair[1].path) {
-            let field = format!("files[{}].path", index + 1);
-            return Err(ModelError::invalid(&field, "is there twice, or not in byte order"));
-        }
-        Ok(Self { files, identity: wire.identity, packs: wire.version >= 1 })
+        Ok(Manifest { identity: wire.identity, packs: wire.version >= 1 })
     }
 }
 
+fn does_not_begin() -> ModelError {
+    ModelError::invalid("files", "does not begin with the volume's own folder")
+}
+
+/// The message without files.
 impl From<Manifest> for v1::Manifest {
     fn from(manifest: Manifest) -> Self {
         Self {
             chunk_bytes: CHUNK_BYTES,
-            files: manifest.files.into_iter().map(Into::into).collect(),
+            files: Vec::new(),
             identity: manifest.identity,
             version: manifest.packs.into(),
         }
@@ -489,16 +510,23 @@ mod tests {
         v1::Manifest { chunk_bytes: CHUNK_BYTES, files, identity: Bytes::from_static(b"id"), version: 1 }
     }
 
+    fn take(mut wire: v1::Manifest) -> Result<(Vec<File>, Manifest), ModelError> {
+        let mut listing = Listing::default();
+        let files = std::mem::take(&mut wire.files).into_iter().map(|file| listing.file(file));
+        Ok((files.collect::<Result<_, _>>()?, listing.end(wire)?))
+    }
+
     fn refused(change: impl FnOnce(&mut v1::Manifest)) -> String {
         let mut wire = wire_manifest();
         change(&mut wire);
-        Manifest::try_from(wire).unwrap_err().field().to_owned()
+        take(wire).unwrap_err().field().to_owned()
     }
 
     #[test]
     fn a_valid_manifest_survives_both_ways() {
-        let manifest = Manifest::try_from(wire_manifest()).unwrap();
-        assert_eq!(v1::Manifest::from(manifest), wire_manifest());
+        let (files, manifest) = take(wire_manifest()).unwrap();
+        let files = files.into_iter().map(Into::into).collect();
+        assert_eq!(v1::Manifest { files, ..manifest.into() }, wire_manifest());
     }
 
     #[test]

@@ -13,11 +13,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Held, Leaf, MAX_FILE_BYTES, Stamp, chunk_count};
+use super::{Held, Leaf, MAX_FILE_BYTES, Noted, Packed, Stamp};
 
 /// Longest record. The head names every file; everything else is shorter.
 pub const MAX_RECORD_BYTES: usize = 64 << 20;
 
+const LENGTH_BYTES: usize = 4;
 const TAG_BYTES: usize = 16;
 
 /// One thing that is true. New ones go last: journals outlive the agent that began them.
@@ -63,7 +64,7 @@ pub struct Head {
     /// Whether nobody could write to the source during this pass.
     pub final_copy: bool,
     /// Path and size of each entry of the manifest, in its order.
-    pub files: Vec<(Vec<u8>, u64)>,
+    pub files: Packed<(Vec<u8>, u64)>,
 }
 
 /// A volume under its final name.
@@ -90,8 +91,10 @@ pub enum JournalError {
 pub struct Replay {
     /// What was being copied.
     pub head: Head,
-    /// What was on the disk, by path.
-    pub held: BTreeMap<Vec<u8>, Held>,
+    /// What was on the disk, by the head's files.
+    held: Vec<Held>,
+    /// How those were that had been read back.
+    stamps: BTreeMap<usize, Stamp>,
     /// Set once the copy was verified.
     pub published: Option<Published>,
     /// What of it has zeroes, since the source could not read it: in words.
@@ -100,6 +103,15 @@ pub struct Replay {
     pub valid_bytes: usize,
     /// Goes on behind the valid part.
     pub encoder: Encoder,
+}
+
+impl Replay {
+    /// What was on the disk of the file with this path; it is handed over once.
+    pub fn take(&mut self, path: &[u8]) -> Option<Noted> {
+        let file = self.head.files.find(path)?;
+        let held = std::mem::replace(self.held.get_mut(file)?, Held::unknown(0));
+        Some(Noted { held, stamp: self.stamps.remove(&file) })
+    }
 }
 
 /// Turns records into bytes; each depends on all before.
@@ -118,11 +130,10 @@ impl Encoder {
     /// The bytes of the next record.
     pub fn encode(&mut self, record: &Record) -> Vec<u8> {
         // Serializing into memory fails for types that postcard does not know; ours are fixed at compile time.
-        let payload = postcard::to_allocvec(record).expect("records are of types that postcard encodes");
-        let length = u32::try_from(payload.len()).expect("records are below their limit").to_le_bytes();
-        let mut bytes = Vec::with_capacity(length.len() + payload.len() + TAG_BYTES);
-        bytes.extend_from_slice(&length);
-        bytes.extend_from_slice(&payload);
+        let mut bytes = postcard::to_extend(record, vec![0; LENGTH_BYTES])
+            .expect("records are of types that postcard encodes");
+        let length = u32::try_from(bytes.len() - LENGTH_BYTES).expect("records are below their limit");
+        bytes[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
         self.chain = next(&self.chain, &bytes);
         bytes.extend_from_slice(&self.chain[..TAG_BYTES]);
         bytes
@@ -140,11 +151,12 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, JournalError> {
         return Err(JournalError::NoHead);
     };
     encoder.chain = next(&encoder.chain, &bytes[..length - TAG_BYTES]);
-    if head.files.iter().any(|(_, size)| *size > MAX_FILE_BYTES) || head.files.len() > super::MAX_ENTRIES {
+    if head.files.iter().any(|(_, size)| size > MAX_FILE_BYTES) || head.files.len() > super::MAX_ENTRIES {
         return Err(JournalError::NoHead);
     }
     // Chunks that no record names were perhaps written, perhaps not.
-    let mut files: Vec<Held> = head.files.iter().map(|(_, size)| Held::unknown(*size)).collect();
+    let mut files: Vec<Held> = head.files.iter().map(|(_, size)| Held::unknown(size)).collect();
+    let mut stamps = BTreeMap::new();
     let (mut published, mut unreadable) = (None, None);
     let mut valid_bytes = length;
     while let Some((record, length)) = decode(&bytes[valid_bytes..], &encoder) {
@@ -154,7 +166,12 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, JournalError> {
                 apply(&mut files, file, first, settled, &leaves)
             }
             Record::ReadBack { file, stamp } => {
-                file_of(&mut files, file).map(|file| file.was_read_back(stamp)).is_some()
+                let file = usize::try_from(file).unwrap_or(usize::MAX);
+                let was_read_back = |held: &mut Held| {
+                    held.was_read_back();
+                    stamps.insert(file, stamp);
+                };
+                files.get_mut(file).map(was_read_back).is_some()
             }
             Record::Unreadable(what) => {
                 unreadable = Some(what);
@@ -171,8 +188,7 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, JournalError> {
         encoder.chain = next(&encoder.chain, &bytes[valid_bytes..valid_bytes + length - TAG_BYTES]);
         valid_bytes += length;
     }
-    let by_path = head.files.iter().map(|(path, _)| path.clone()).zip(files).collect();
-    Ok(Replay { head, held: by_path, published, unreadable, valid_bytes, encoder })
+    Ok(Replay { head, held: files, stamps, published, unreadable, valid_bytes, encoder })
 }
 
 fn decode(bytes: &[u8], encoder: &Encoder) -> Option<(Record, usize)> {
@@ -187,25 +203,18 @@ fn decode(bytes: &[u8], encoder: &Encoder) -> Option<(Record, usize)> {
     Some((postcard::from_bytes(payload).ok()?, 4 + length + TAG_BYTES))
 }
 
-fn apply(held: &mut [Held], file: u32, first: u64, settled: bool, leaves: &[Leaf]) -> bool {
-    let Some(held) = file_of(held, file) else { return false };
+fn apply(files: &mut [Held], file: u32, first: u64, settled: bool, leaves: &[Leaf]) -> bool {
+    let file = usize::try_from(file).ok().and_then(|file| files.get_mut(file));
+    let Some(held) = file else { return false };
     let Some(end) = first.checked_add(leaves.len() as u64) else { return false };
-    if end > chunk_count(held.size_bytes) {
+    if end > held.chunks() {
         return false;
     }
     for (chunk, leaf) in (first..end).zip(leaves) {
         held.put(chunk, *leaf);
-        if settled {
-            held.settled.set(chunk);
-        } else {
-            held.settled.clear(chunk);
-        }
+        held.set_settled(chunk, settled);
     }
     true
-}
-
-fn file_of(held: &mut [Held], file: u32) -> Option<&mut Held> {
-    usize::try_from(file).ok().and_then(|file| held.get_mut(file))
 }
 
 #[cfg(test)]
@@ -221,7 +230,7 @@ mod tests {
             source_path: "/data/pvc-1".into(),
             identity: [3; 32],
             final_copy: true,
-            files: vec![(Vec::new(), 0), (b"disk.img".to_vec(), 100 << 20)],
+            files: [(Vec::new(), 0), (b"disk.img".to_vec(), 100 << 20)].into_iter().collect(),
         })
     }
 
@@ -238,13 +247,14 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         let bytes = journal(&[head("t"), leaves(0, 3), leaves(10, 2)]);
-        let replay = replay(&bytes).expect("valid");
+        let mut replay = replay(&bytes).expect("valid");
         assert_eq!(replay.valid_bytes, bytes.len());
-        let held = &replay.held[b"disk.img".as_slice()];
-        assert_eq!(held.have.get(1), Leaf::of(&[1, 1]));
-        assert_eq!(held.have.get(11), Leaf::of(&[1, 1]));
-        assert_eq!(held.have.get(5), Leaf::UNKNOWN);
-        assert!(held.settled.get(10) && !held.settled.get(9));
+        assert!(replay.take(b"other.img").is_none());
+        let held = replay.take(b"disk.img").expect("noted").held;
+        assert_eq!(held.leaf(1), Leaf::of(&[1, 1]));
+        assert_eq!(held.leaf(11), Leaf::of(&[1, 1]));
+        assert_eq!(held.leaf(5), Leaf::UNKNOWN);
+        assert!(held.is_settled(10) && !held.is_settled(9));
     }
 
     #[test]
@@ -257,14 +267,12 @@ mod tests {
             leaves(2, 1),
             leaves(7, 1),
         ];
-        let replay = replay(&journal(&records)).expect("valid");
-        let mut held = replay.held[b"disk.img".as_slice()].clone();
-        let read_back = |held: &Held| (0..10).filter(|chunk| held.read_back.get(*chunk)).collect::<Vec<_>>();
-        assert_eq!(read_back(&held), [0, 1]);
-        held.found(stamp(9));
-        assert_eq!(read_back(&held), [0, 1]);
-        held.found(stamp(8));
-        assert!(read_back(&held).is_empty(), "somebody has written to it");
+        let mut replay = replay(&journal(&records)).expect("valid");
+        let noted = replay.take(b"disk.img").expect("noted");
+        let read_back = |held: &Held| (0..10).filter(|chunk| held.is_read_back(*chunk)).collect::<Vec<_>>();
+        assert_eq!(read_back(&noted.held), [0, 1]);
+        assert_eq!(read_back(&noted.clone().found(stamp(9))), [0, 1]);
+        assert!(read_back(&noted.found(stamp(8))).is_empty(), "somebody has written to it");
     }
 
     #[test]
@@ -272,7 +280,8 @@ mod tests {
         let mut bytes = journal(&[head("t"), leaves(0, 3)]);
         let mut encoder = replay(&bytes).expect("valid").encoder;
         bytes.extend(encoder.encode(&leaves(50, 1)));
-        assert!(replay(&bytes).expect("valid").held[b"disk.img".as_slice()].settled.get(50));
+        let noted = replay(&bytes).expect("valid").take(b"disk.img").expect("noted");
+        assert!(noted.held.is_settled(50));
     }
 
     #[test]

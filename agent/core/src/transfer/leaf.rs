@@ -104,24 +104,27 @@ impl LeafTable {
         let (page, slot) = place(chunk);
         match self.pages.get(page) {
             Some(Page::Uniform(leaf)) => *leaf,
-            Some(Page::Mixed(leaves)) => leaves[slot],
+            Some(Page::Mixed(leaves)) => leaves.get(slot).copied().unwrap_or(Leaf::UNKNOWN),
             None => Leaf::UNKNOWN,
         }
     }
 
     /// Sets the leaf of a chunk; ignored beyond the end.
     pub fn set(&mut self, chunk: u64, leaf: Leaf) {
+        if chunk >= self.len {
+            return;
+        }
         let (page, slot) = place(chunk);
-        match self.pages.get_mut(page) {
-            Some(Page::Uniform(old)) if *old == leaf => {}
-            Some(page @ Page::Uniform(_)) => {
+        let page_len = self.page_len(page);
+        match &mut self.pages[page] {
+            Page::Uniform(old) if *old == leaf => {}
+            page @ Page::Uniform(_) => {
                 let Page::Uniform(old) = *page else { return };
-                let mut leaves = vec![old; PAGE_LEN].into_boxed_slice();
+                let mut leaves = vec![old; page_len].into_boxed_slice();
                 leaves[slot] = leaf;
                 *page = Page::Mixed(leaves);
             }
-            Some(Page::Mixed(leaves)) => leaves[slot] = leaf,
-            None => {}
+            Page::Mixed(leaves) => leaves[slot] = leaf,
         }
     }
 
@@ -147,23 +150,33 @@ impl LeafTable {
         let pages = usize::try_from(len.div_ceil(PAGE)).unwrap_or(usize::MAX);
         self.pages.resize(pages, Page::Uniform(leaf));
         self.len = len;
-        // The slots behind the old end were never used, but their page exists.
+        // The page with the end that is nearer has another length now.
+        let (edge, _) = place(old.min(len));
+        let page_len = self.page_len(edge);
+        if let Some(Page::Mixed(leaves)) = self.pages.get_mut(edge) {
+            let mut resized = std::mem::take(leaves).into_vec();
+            resized.resize(page_len, leaf);
+            *leaves = resized.into_boxed_slice();
+        }
         self.fill(old..len.min(old.div_ceil(PAGE) * PAGE), leaf);
     }
 
+    /// Leaves of a page: the last one has no more than there are chunks, since there can be many files of a few chunks.
+    fn page_len(&self, page: usize) -> usize {
+        let rest = self.len.saturating_sub(page as u64 * PAGE);
+        usize::try_from(rest.min(PAGE)).unwrap_or(0)
+    }
+
     /// All leaves, in order.
-    pub fn iter(&self) -> impl Iterator<Item = Leaf> + '_ {
+    #[cfg(test)]
+    fn iter(&self) -> impl Iterator<Item = Leaf> + '_ {
         (0..self.len).map(|chunk| self.get(chunk))
     }
 }
 
-const PAGE_LEN: usize = 1024;
-
 fn place(chunk: u64) -> (usize, usize) {
-    (
-        usize::try_from(chunk / PAGE).unwrap_or(usize::MAX),
-        usize::try_from(chunk % PAGE).unwrap_or(PAGE_LEN - 1),
-    )
+    let index = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    (index(chunk / PAGE), index(chunk % PAGE))
 }
 
 #[cfg(test)]

@@ -5,17 +5,47 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use super::packed::Packed;
 use super::{
-    ATTRIBUTES, MAX_ATTRIBUTE_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_RANGES,
-    MAX_VOLUME_BYTES, chunk_count, span_bytes,
+    ATTRIBUTES, MAX_ATTRIBUTE_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_PATHS_BYTES,
+    MAX_RANGES, MAX_VOLUME_BYTES, chunk_count, span_bytes,
 };
 
-/// The checked list of a volume's files, folders, links and pipes.
+/// The checked list of a volume's files, folders, links and pipes. It is packed: an [`Entry`] is made of it when it is asked for.
+/// A clone costs nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     identity: [u8; 32],
-    entries: Vec<Entry>,
+    list: Arc<List>,
+}
+
+/// Entries as they are kept.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct List {
+    entries: Packed<Record>,
+    /// Of entries with more ranges than are packed with them, all ranges: they are looked up for each chunk.
+    ranges: BTreeMap<usize, Arc<[Range<u64>]>>,
+    data_bytes: u64,
+}
+
+/// An entry as it is packed. The path comes first, see [`Packed::key`].
+type Record = (Vec<u8>, Kind, u64, Metadata, Vec<Range<u64>>, Option<Box<Extra>>);
+
+/// Ranges that are packed with their entry: small files have one, and unpacking a few costs little.
+const PACKED_RANGES_MAX: usize = 4;
+
+/// Takes a list entry by entry, and checks it.
+#[derive(Debug, Default)]
+pub struct Lister {
+    list: List,
+    ranges: usize,
+    attribute_bytes: usize,
+    path_bytes: usize,
+    total_bytes: u64,
 }
 
 /// One name in a volume.
@@ -30,13 +60,13 @@ pub struct Entry {
     /// What else is kept.
     pub metadata: Metadata,
     /// Chunks that may hold data, in order; the others are holes.
-    pub data: Vec<Range<u64>>,
+    pub data: Arc<[Range<u64>]>,
     /// What few have.
     pub extra: Option<Box<Extra>>,
 }
 
 /// What few entries have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extra {
     /// What a symbolic link says; of a further name the path of the file, which is in the list before it.
     pub target: Vec<u8>,
@@ -56,7 +86,7 @@ impl Extra {
 pub type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// What an entry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A regular file.
     Regular,
@@ -84,7 +114,7 @@ impl Kind {
 }
 
 /// Owner, permissions and time of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
     /// Permission bits with set-id and sticky bits, no type.
     pub mode: u32,
@@ -131,40 +161,90 @@ pub enum ManifestError {
     },
 }
 
-impl Manifest {
-    /// Checks a list. `identity` tells this state of the source from others.
-    pub fn new(identity: [u8; 32], entries: Vec<Entry>) -> Result<Self, ManifestError> {
+impl Lister {
+    /// Takes the next one.
+    pub fn push(&mut self, entry: &Entry) -> Result<(), ManifestError> {
         let limit = |what, count, limit| {
             if count > limit { Err(ManifestError::TooMany { what, count, limit }) } else { Ok(()) }
         };
-        limit("entries", entries.len(), MAX_ENTRIES)?;
-        let attributes = |entry: &Entry| -> usize {
-            entry.attributes().iter().map(|(name, value)| name.len() + value.len()).sum()
-        };
-        limit("bytes of attributes", entries.iter().map(attributes).sum(), MAX_ATTRIBUTE_BYTES)?;
-        limit("data ranges", entries.iter().map(|entry| entry.data.len()).sum(), MAX_RANGES)?;
-        match entries.first() {
-            Some(root) if root.path.is_empty() && root.kind == Kind::Folder => {}
-            _ => return Err(path_error(b"", "the first entry is not the volume's own folder")),
-        }
-        let mut total: u64 = 0;
-        for (index, entry) in entries.iter().enumerate() {
-            if index > 0 {
+        let index = self.list.entries.len();
+        limit("entries", index + 1, MAX_ENTRIES)?;
+        self.path_bytes += entry.path.len() + entry.target().len();
+        limit("bytes of paths", self.path_bytes, MAX_PATHS_BYTES)?;
+        let attributes = entry.attributes().iter();
+        self.attribute_bytes += attributes.map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        limit("bytes of attributes", self.attribute_bytes, MAX_ATTRIBUTE_BYTES)?;
+        self.ranges += entry.data.len();
+        limit("data ranges", self.ranges, MAX_RANGES)?;
+        match index.checked_sub(1).and_then(|last| self.list.entries.key(last)) {
+            None if entry.path.is_empty() && entry.kind == Kind::Folder => {}
+            None => return Err(not_the_folder()),
+            Some(last) => {
                 check_path(&entry.path)?;
-                if entries[index - 1].path >= entry.path {
+                if last >= entry.path.as_slice() {
                     return Err(path_error(&entry.path, "out of order or named twice"));
                 }
-                check_parent(&entries[..index], &entry.path)?;
-            }
-            check_entry(entry)?;
-            check_extra(entry, &entries[..index])?;
-            // Each size is below 2^45 and there are at most 2^16 of them.
-            total += entry.size_bytes;
-            if total > MAX_VOLUME_BYTES {
-                return Err(entry_error(entry, "size", "the volume is larger than any volume can be"));
+                self.list.check_parent(&entry.path)?;
             }
         }
-        Ok(Self { identity, entries })
+        check_entry(entry)?;
+        self.list.check_extra(entry)?;
+        // Each size is below 2^45 and there are at most 2^18 of them.
+        self.total_bytes += entry.size_bytes;
+        if self.total_bytes > MAX_VOLUME_BYTES {
+            return Err(entry_error(entry, "size", "the volume is larger than any volume can be"));
+        }
+        self.list.push(entry);
+        Ok(())
+    }
+
+    /// The list is complete. `identity` tells this state of the source from others.
+    pub fn end(mut self, identity: [u8; 32]) -> Result<Manifest, ManifestError> {
+        if self.list.entries.is_empty() {
+            return Err(not_the_folder());
+        }
+        self.list.entries.shrink();
+        Ok(Manifest { identity, list: Arc::new(self.list) })
+    }
+}
+
+impl List {
+    fn push(&mut self, entry: &Entry) {
+        let Entry { path, kind, size_bytes, metadata, data, extra } = entry;
+        let few = if data.len() <= PACKED_RANGES_MAX { &data[..] } else { &[] };
+        if few.len() < data.len() {
+            self.ranges.insert(self.entries.len(), data.clone());
+        }
+        self.data_bytes += entry.data_bytes();
+        self.entries.push(&(path, kind, size_bytes, metadata, few, extra));
+    }
+
+    fn get(&self, index: usize) -> Option<Entry> {
+        let (path, kind, size_bytes, metadata, few, extra) = self.entries.get(index)?;
+        let data = self.ranges.get(&index).cloned().unwrap_or_else(|| few.into());
+        Some(Entry { path, kind, size_bytes, metadata, data, extra })
+    }
+
+    fn kind_of(&self, path: &[u8]) -> Option<Kind> {
+        self.get(self.entries.find(path)?).map(|entry| entry.kind)
+    }
+
+    fn check_parent(&self, path: &[u8]) -> Result<(), ManifestError> {
+        let parent = path.iter().rposition(|byte| *byte == b'/').map_or(&path[..0], |slash| &path[..slash]);
+        match self.kind_of(parent) {
+            Some(Kind::Folder) => Ok(()),
+            Some(_) => Err(path_error(path, "below a file")),
+            None => Err(path_error(path, "its folder is not in the list")),
+        }
+    }
+}
+
+impl Manifest {
+    /// Checks a list. `identity` tells this state of the source from others.
+    pub fn new(identity: [u8; 32], entries: impl IntoIterator<Item = Entry>) -> Result<Self, ManifestError> {
+        let mut lister = Lister::default();
+        entries.into_iter().try_for_each(|entry| lister.push(&entry))?;
+        lister.end(identity)
     }
 
     /// Differs when any file's inode, size, owner, permissions or times do.
@@ -172,14 +252,39 @@ impl Manifest {
         self.identity
     }
 
+    /// How many files and folders.
+    pub fn len(&self) -> usize {
+        self.list.entries.len()
+    }
+
+    /// Never: it has the volume's own folder.
+    pub fn is_empty(&self) -> bool {
+        self.list.entries.is_empty()
+    }
+
+    /// A file or folder.
+    pub fn entry(&self, index: usize) -> Option<Entry> {
+        self.list.get(index)
+    }
+
+    /// What has this path.
+    pub fn kind_of(&self, path: &[u8]) -> Option<Kind> {
+        self.list.kind_of(path)
+    }
+
+    /// The volume's own folder.
+    pub fn folder(&self) -> Entry {
+        self.entry(0).expect("a list begins with it")
+    }
+
     /// Files and folders, parents first.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry> + DoubleEndedIterator + '_ {
+        (0..self.len()).map(|index| self.entry(index).expect("within the list"))
     }
 
     /// Bytes that may be data, over all files.
     pub fn data_bytes(&self) -> u64 {
-        self.entries.iter().map(Entry::data_bytes).sum()
+        self.list.data_bytes
     }
 }
 
@@ -240,15 +345,6 @@ pub fn check_path(path: &[u8]) -> Result<(), ManifestError> {
     Ok(())
 }
 
-fn check_parent(before: &[Entry], path: &[u8]) -> Result<(), ManifestError> {
-    let parent = path.iter().rposition(|byte| *byte == b'/').map_or(&path[..0], |slash| &path[..slash]);
-    match before.binary_search_by(|entry| entry.path.as_slice().cmp(parent)) {
-        Ok(found) if before[found].kind == Kind::Folder => Ok(()),
-        Ok(_) => Err(path_error(path, "below a file")),
-        Err(_) => Err(path_error(path, "its folder is not in the list")),
-    }
-}
-
 fn check_entry(entry: &Entry) -> Result<(), ManifestError> {
     if entry.metadata.mode & !0o7777 != 0 {
         return Err(entry_error(entry, "mode", "has other bits than permissions"));
@@ -263,7 +359,7 @@ fn check_entry(entry: &Entry) -> Result<(), ManifestError> {
         return Err(entry_error(entry, "size", "larger than any file can be"));
     }
     let mut end = 0;
-    for range in &entry.data {
+    for range in entry.data.iter() {
         if range.start < end {
             return Err(entry_error(entry, "data", "ranges overlap or are out of order"));
         }
@@ -278,35 +374,31 @@ fn check_entry(entry: &Entry) -> Result<(), ManifestError> {
     Ok(())
 }
 
-/// A link that leads out of the volume is content like any other: it is written as it is, and nobody follows it. A further name is
-/// of a file of the list.
-fn check_extra(entry: &Entry, before: &[Entry]) -> Result<(), ManifestError> {
-    let target = entry.target();
-    match entry.kind {
-        Kind::Symlink if target.is_empty() || target.contains(&0) || target.len() >= MAX_PATH_BYTES => {
-            return Err(entry_error(entry, "target", "not what a symbolic link can say"));
+impl List {
+    /// A link that leads out of the volume is content like any other: it is written as it is, and nobody follows it. A further
+    /// name is of a file of the list.
+    fn check_extra(&self, entry: &Entry) -> Result<(), ManifestError> {
+        let target = entry.target();
+        match entry.kind {
+            Kind::Symlink if target.is_empty() || target.contains(&0) || target.len() >= MAX_PATH_BYTES => {
+                return Err(entry_error(entry, "target", "not what a symbolic link can say"));
+            }
+            Kind::Link if self.kind_of(target) != Some(Kind::Regular) => {
+                let why = "a further name of a file that is not in the list before it";
+                return Err(entry_error(entry, "target", why));
+            }
+            Kind::Symlink | Kind::Link => {}
+            _ if !target.is_empty() => return Err(entry_error(entry, "target", "only links have one")),
+            _ => {}
         }
-        Kind::Symlink => {}
-        Kind::Link => {
-            let of = before.binary_search_by(|other| other.path.as_slice().cmp(target));
-            if !of.is_ok_and(|of| before[of].kind == Kind::Regular) {
-                return Err(entry_error(
-                    entry,
-                    "target",
-                    "a further name of a file that is not in the list before it",
-                ));
+        let may_have = matches!(entry.kind, Kind::Regular | Kind::Folder);
+        for name in entry.attributes().keys() {
+            if !may_have || !is_kept(name) {
+                return Err(entry_error(entry, "attributes", "one that no copy keeps"));
             }
         }
-        _ if !target.is_empty() => return Err(entry_error(entry, "target", "only links have one")),
-        _ => {}
+        Ok(())
     }
-    let may_have = matches!(entry.kind, Kind::Regular | Kind::Folder);
-    for name in entry.attributes().keys() {
-        if !may_have || !is_kept(name) {
-            return Err(entry_error(entry, "attributes", "one that no copy keeps"));
-        }
-    }
-    Ok(())
 }
 
 /// Whether a copy keeps an extended attribute of this name.
@@ -317,6 +409,10 @@ pub fn is_kept(attribute: &[u8]) -> bool {
     });
     // XATTR_NAME_MAX of Linux is 255.
     is_known && !attribute.contains(&0) && attribute.len() <= 255
+}
+
+fn not_the_folder() -> ManifestError {
+    path_error(b"", "the first entry is not the volume's own folder")
 }
 
 fn path_error(path: &[u8], why: &'static str) -> ManifestError {
@@ -347,7 +443,7 @@ pub(super) mod tests {
             kind: Kind::Folder,
             size_bytes: 0,
             metadata: METADATA,
-            data: Vec::new(),
+            data: [].into(),
             extra: None,
         }
     }
@@ -358,7 +454,7 @@ pub(super) mod tests {
             kind: Kind::Regular,
             size_bytes,
             metadata: METADATA,
-            data: data.to_vec(),
+            data: data.into(),
             extra: None,
         }
     }
@@ -388,7 +484,7 @@ pub(super) mod tests {
         ])
         .expect("valid");
         assert_eq!(manifest.data_bytes(), (3 << 20) + 1);
-        let disk = &manifest.entries()[1];
+        let disk = manifest.entry(1).expect("there");
         assert_eq!((0..6).filter(|chunk| disk.may_hold_data(*chunk)).collect::<Vec<_>>(), [0, 3, 4]);
     }
 
@@ -456,5 +552,26 @@ pub(super) mod tests {
         let mut odd = file("a", 0, &[]);
         odd.metadata.mode = 0o100_644;
         assert!(check(vec![folder(""), odd]).is_err());
+    }
+
+    #[test]
+    fn names_are_bounded_in_all() {
+        let name = |number: usize| file(&format!("{number:0255}"), 0, &[]);
+        let most = MAX_PATHS_BYTES / 255;
+        let list = |count| std::iter::once(folder("")).chain((0..count).map(name));
+        assert_eq!(Manifest::new([1; 32], list(most)).expect("valid").len(), most + 1);
+        let what = "bytes of paths";
+        let refused = Manifest::new([1; 32], list(most + 1)).expect_err("too many");
+        assert!(matches!(refused, ManifestError::TooMany { what: found, .. } if found == what));
+    }
+
+    #[test]
+    fn many_ranges_are_kept_beside_the_list() {
+        let ranges: Vec<Range<u64>> = (0..9).map(|at| 2 * at..2 * at + 1).collect();
+        let manifest =
+            check(vec![folder(""), file("a", 20 << 20, &ranges), file("b", 1, &[0..1])]).expect("valid");
+        assert_eq!(&manifest.entry(1).expect("there").data[..], ranges);
+        assert_eq!((&manifest.entry(2).expect("there").data[..], manifest.entry(3)), (&[0..1][..], None));
+        assert_eq!(manifest.data_bytes(), (9 << 20) + 1);
     }
 }

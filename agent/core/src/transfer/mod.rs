@@ -18,20 +18,26 @@
 //! telling (direct IO updates them when a write begins, not when it lands), so they are compared by hash.
 
 mod blocks;
+mod held;
 mod journal;
 mod leaf;
 mod manifest;
+mod packed;
 mod pressure;
 mod rate;
 mod session;
 
 pub use blocks::{BLOCK_BYTES, BlockSet, Blocks, MAX_BLOCKS};
+pub use held::{Held, Noted, Stamp};
 pub use journal::{Encoder, Head, JournalError, MAX_RECORD_BYTES, Published, Record, Replay, replay};
 pub use leaf::{Leaf, LeafTable, is_zero};
-pub use manifest::{Attributes, Entry, Extra, Kind, Manifest, ManifestError, Metadata, check_path, is_kept};
+pub use manifest::{
+    Attributes, Entry, Extra, Kind, Lister, Manifest, ManifestError, Metadata, check_path, is_kept,
+};
+pub use packed::Packed;
 pub use pressure::Pressure;
 pub use rate::{RateLimit, RateMeter};
-pub use session::{AcceptError, Held, Session, Stamp, Unit};
+pub use session::{AcceptError, Session, Unit};
 
 /// What is read, hashed, sent and written as one. Large enough that a hash per chunk costs nothing on the
 /// wire (32 bytes in a MiB), small enough that a guest's scattered writes do not resend the whole disk.
@@ -44,7 +50,7 @@ pub const MAX_FILE_BYTES: u64 = 16 << 40;
 pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
 
 /// Most files and folders in a volume. Volumes of virtual machines hold a handful, and trees of hundreds of thousands are rare;
-/// the limit bounds the memory that a manifest takes, some 100 MiB at the very worst.
+/// with [`MAX_PATHS_BYTES`] the limit bounds the memory that a manifest takes.
 pub const MAX_ENTRIES: usize = 262_144;
 
 /// Most data ranges in a manifest; a source merges neighbours until it fits. At 16 bytes each they leave three
@@ -61,6 +67,10 @@ pub const MAX_ATTRIBUTE_BYTES: usize = 4 << 20;
 
 /// Longest path of a file relative to its volume: `PATH_MAX` of Linux.
 pub const MAX_PATH_BYTES: usize = 4_096;
+
+/// Bytes of all paths of a volume, and of what its links say: three quarters of the largest message. A quarter of a million paths
+/// of 90 bytes fit.
+pub const MAX_PATHS_BYTES: usize = 24 << 20;
 
 /// Deepest folder: each level costs an open descriptor while walking.
 pub const MAX_DEPTH: usize = 64;

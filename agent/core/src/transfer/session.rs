@@ -1,147 +1,8 @@
 //! One pass over a volume: which chunks to compare, to fetch, to punch; what may be accepted; the root.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
-use super::{
-    CHUNK_BYTES, Entry, Leaf, LeafTable, MAX_CHUNKS_PER_READ, Manifest, Record, chunk_len, span_bytes,
-};
-
-/// What the target holds of one file.
-#[derive(Clone, Debug)]
-pub struct Held {
-    /// Its apparent size.
-    pub size_bytes: u64,
-    /// Leaf of each chunk.
-    pub have: LeafTable,
-    /// Chunks that hold what the source had in the pass that the journal is of.
-    pub settled: Bits,
-    /// Chunks that were read back from the device, and not written to since.
-    pub read_back: Bits,
-    /// How the file was when the last of them was read back.
-    pub stamp: Option<Stamp>,
-}
-
-impl Held {
-    /// A new file: nothing but holes.
-    pub fn fresh(size_bytes: u64) -> Self {
-        Self::with(size_bytes, Leaf::ZERO)
-    }
-
-    /// A file of unknown content.
-    pub fn unknown(size_bytes: u64) -> Self {
-        Self::with(size_bytes, Leaf::UNKNOWN)
-    }
-
-    fn with(size_bytes: u64, leaf: Leaf) -> Self {
-        let chunks = super::chunk_count(size_bytes);
-        Self {
-            size_bytes,
-            have: LeafTable::new(chunks, leaf),
-            settled: Bits::new(chunks),
-            read_back: Bits::new(chunks),
-            stamp: None,
-        }
-    }
-
-    /// This is in the chunk now.
-    pub(super) fn put(&mut self, chunk: u64, leaf: Leaf) {
-        self.have.set(chunk, leaf);
-        self.read_back.clear(chunk);
-    }
-
-    /// The file is so now. What was read back from it counts only if that is how it was then.
-    pub fn found(&mut self, stamp: Stamp) {
-        if self.stamp != Some(stamp) {
-            self.read_back = Bits::new(self.have.len());
-        }
-    }
-
-    /// All that is known to be in the file was read back, and the file is so now.
-    pub(super) fn was_read_back(&mut self, stamp: Stamp) {
-        for chunk in (0..self.have.len()).filter(|chunk| self.have.get(*chunk) != Leaf::UNKNOWN) {
-            self.read_back.set(chunk);
-        }
-        self.stamp = Some(stamp);
-    }
-
-    /// The filesystem says that these chunks are holes: they are zero, whatever was noted.
-    pub fn holes(&mut self, chunks: Range<u64>) {
-        for chunk in chunks.clone() {
-            if self.have.get(chunk) != Leaf::ZERO {
-                self.settled.clear(chunk);
-            }
-            self.read_back.clear(chunk);
-        }
-        self.have.fill(chunks, Leaf::ZERO);
-    }
-
-    /// Follows a file that is cut or extended with zeroes. The chunk that held the old end changes with it.
-    fn resize(&mut self, size_bytes: u64) {
-        if size_bytes == self.size_bytes {
-            return;
-        }
-        let chunks = super::chunk_count(size_bytes);
-        let edge = self.size_bytes.min(size_bytes) / CHUNK_BYTES;
-        self.have.resize(chunks, Leaf::ZERO);
-        self.settled.resize(chunks);
-        self.read_back.resize(chunks);
-        if self.have.get(edge) != Leaf::ZERO {
-            self.put(edge, Leaf::UNKNOWN);
-            self.settled.clear(edge);
-        }
-        self.size_bytes = size_bytes;
-    }
-}
-
-/// How a file was: differs as soon as somebody has written to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
-    /// Which file.
-    pub inode: u64,
-    /// Last change of the content, in seconds and nanoseconds.
-    pub modified: (i64, u64),
-    /// Last change of content or metadata.
-    pub changed: (i64, u64),
-}
-
-/// A set of chunk numbers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bits(Vec<u64>);
-
-impl Bits {
-    fn new(len: u64) -> Self {
-        Self(vec![0; usize::try_from(len.div_ceil(64)).unwrap_or(usize::MAX)])
-    }
-
-    /// Whether the chunk is in the set.
-    pub fn get(&self, chunk: u64) -> bool {
-        self.0.get(word(chunk)).is_some_and(|bits| bits >> (chunk % 64) & 1 == 1)
-    }
-
-    /// Puts a chunk in; ignored beyond the end.
-    pub fn set(&mut self, chunk: u64) {
-        if let Some(bits) = self.0.get_mut(word(chunk)) {
-            *bits |= 1 << (chunk % 64);
-        }
-    }
-
-    /// Takes a chunk out.
-    pub fn clear(&mut self, chunk: u64) {
-        if let Some(bits) = self.0.get_mut(word(chunk)) {
-            *bits &= !(1 << (chunk % 64));
-        }
-    }
-
-    fn resize(&mut self, len: u64) {
-        self.0.resize(usize::try_from(len.div_ceil(64)).unwrap_or(usize::MAX), 0);
-        if let (Some(last), true) = (self.0.last_mut(), !len.is_multiple_of(64)) {
-            *last &= (1 << (len % 64)) - 1;
-        }
-    }
-}
+use super::{Entry, Held, Leaf, MAX_CHUNKS_PER_READ, Manifest, Record, chunk_len, span_bytes};
 
 /// Consecutive chunks as ranges.
 fn joined(chunks: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
@@ -163,31 +24,27 @@ const RECORD_LEAVES: usize = 8192;
 fn runs(file: usize, held: &Held) -> impl Iterator<Item = Record> + '_ {
     let mut chunk = 0;
     std::iter::from_fn(move || {
-        let worth = |chunk| match held.have.get(chunk) {
+        let worth = |chunk| match held.leaf(chunk) {
             Leaf::UNKNOWN => false,
-            Leaf::ZERO => held.settled.get(chunk),
+            Leaf::ZERO => held.is_settled(chunk),
             _ => true,
         };
-        while chunk < held.have.len() && !worth(chunk) {
+        while chunk < held.chunks() && !worth(chunk) {
             chunk += 1;
         }
-        let (first, settled) = (chunk, held.settled.get(chunk));
+        let (first, settled) = (chunk, held.is_settled(chunk));
         let mut leaves = Vec::new();
-        while chunk < held.have.len()
+        while chunk < held.chunks()
             && leaves.len() < RECORD_LEAVES
             && worth(chunk)
-            && held.settled.get(chunk) == settled
+            && held.is_settled(chunk) == settled
         {
-            leaves.push(held.have.get(chunk));
+            leaves.push(held.leaf(chunk));
             chunk += 1;
         }
         let file = u32::try_from(file).ok()?;
         (!leaves.is_empty()).then_some(Record::Leaves { file, first, settled, leaves })
     })
-}
-
-fn word(chunk: u64) -> usize {
-    usize::try_from(chunk / 64).unwrap_or(usize::MAX)
 }
 
 /// Chunks of one file to ask for in one request.
@@ -224,21 +81,16 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins a pass. `held` is what the target has, by path, as its journal and its files prove; `same_pass` says
-    /// that it was written by a pass over this very state of the source.
-    pub fn begin(manifest: Manifest, mut held: BTreeMap<Vec<u8>, Held>, same_pass: bool) -> Self {
-        let held = manifest
-            .entries()
-            .iter()
-            .map(|entry| {
-                let mut held = held.remove(&entry.path).unwrap_or_else(|| Held::fresh(entry.size_bytes));
-                held.resize(entry.size_bytes);
-                if !same_pass {
-                    held.settled = Bits::new(entry.chunks());
-                }
-                held
-            })
-            .collect();
+    /// Begins a pass. `held` is what the target has of each entry, as its journal and its files prove; of what is missing at its
+    /// end it has nothing. `same_pass` says that it was written by a pass over this very state of the source.
+    pub fn begin(manifest: Manifest, mut held: Vec<Held>, same_pass: bool) -> Self {
+        held.resize_with(manifest.len(), || Held::fresh(0));
+        for (entry, held) in manifest.entries().zip(&mut held) {
+            held.resize(entry.size_bytes);
+            if !same_pass {
+                held.unsettle();
+            }
+        }
         let mut session = Self { manifest, held, settled_bytes: 0, cursor: (0, 0) };
         session.settled_bytes = session.count_settled();
         session
@@ -261,7 +113,7 @@ impl Session {
 
     /// Whether the chunk must be read back from the device before the copy is believed.
     pub fn must_read_back(&self, file: usize, chunk: u64) -> bool {
-        self.held.get(file).is_none_or(|held| !held.read_back.get(chunk))
+        self.held.get(file).is_none_or(|held| !held.is_read_back(chunk))
     }
 
     /// Data bytes of the source that the target is known to hold.
@@ -272,14 +124,14 @@ impl Session {
     /// What the target holds of a chunk that is to be fetched, by the word of an earlier pass: the source need not send what is
     /// the same. `None` where there is nothing, or nothing known.
     pub fn offer(&self, file: usize, chunk: u64) -> Option<Leaf> {
-        let held = self.held.get(file).filter(|held| !held.settled.get(chunk))?;
-        Some(held.have.get(chunk)).filter(|have| !matches!(*have, Leaf::ZERO | Leaf::UNKNOWN))
+        let held = self.held.get(file).filter(|held| !held.is_settled(chunk))?;
+        Some(held.leaf(chunk)).filter(|have| !matches!(*have, Leaf::ZERO | Leaf::UNKNOWN))
     }
 
     /// Chunks of which it is not known what the target holds.
     pub fn unknown(&self, file: usize) -> impl Iterator<Item = u64> + '_ {
-        let chunks = self.held.get(file).map_or(0, |held| held.have.len());
-        (0..chunks).filter(move |chunk| self.held[file].have.get(*chunk) == Leaf::UNKNOWN)
+        let chunks = self.held.get(file).map_or(0, Held::chunks);
+        (0..chunks).filter(move |chunk| self.held[file].leaf(*chunk) == Leaf::UNKNOWN)
     }
 
     /// What the target was found to hold, from reading it. Settles nothing.
@@ -291,21 +143,21 @@ impl Session {
 
     /// Takes the source's leaves of consecutive chunks: equal ones are settled, others are to be fetched.
     pub fn compare(&mut self, file: usize, first: u64, leaves: &[Leaf]) -> Result<(), AcceptError> {
-        let entry = self.manifest.entries().get(file);
-        let chunks = entry.map_or(0, Entry::chunks);
+        let entry = self.manifest.entry(file);
+        let chunks = entry.as_ref().map_or(0, Entry::chunks);
         let end = first.saturating_add(leaves.len() as u64);
         let Some(entry) = entry.filter(|_| end <= chunks) else {
             return Err(AcceptError::Leaves { first, end, chunks });
         };
         for (chunk, leaf) in (first..end).zip(leaves) {
             let held = &mut self.held[file];
-            if held.settled.get(chunk) || !entry.may_hold_data(chunk) {
+            if held.is_settled(chunk) || !entry.may_hold_data(chunk) {
                 continue;
             }
-            if held.have.get(chunk) == *leaf {
-                held.settled.set(chunk);
+            if held.leaf(chunk) == *leaf {
+                held.set_settled(chunk, true);
                 self.settled_bytes += chunk_len(entry.size_bytes, chunk);
-            } else if held.have.get(chunk) != Leaf::ZERO {
+            } else if held.leaf(chunk) != Leaf::ZERO {
                 held.put(chunk, Leaf::UNKNOWN);
             }
         }
@@ -318,12 +170,12 @@ impl Session {
             let (file, from) = self.cursor;
             let mut chunks: Vec<Range<u64>> = Vec::new();
             let mut count = 0;
-            let entry = &self.manifest.entries()[file];
+            let entry = self.manifest.entry(file)?;
             let first = entry.data.partition_point(|range| range.end <= from);
             'collect: for range in &entry.data[first..] {
                 for chunk in range.start.max(from)..range.end {
                     self.cursor.1 = chunk + 1;
-                    if self.held[file].settled.get(chunk) {
+                    if self.held[file].is_settled(chunk) {
                         continue;
                     }
                     match chunks.last_mut() {
@@ -362,7 +214,7 @@ impl Session {
 
     /// Whether it is all of a file of one chunk.
     fn is_small(&self, unit: &Unit) -> bool {
-        self.manifest.entries()[unit.file].chunks() == 1
+        self.held[unit.file].chunks() == 1
     }
 
     /// Lets [`next_unit`](Self::next_unit) start over; only when nothing is in flight.
@@ -384,22 +236,22 @@ impl Session {
     }
 
     fn settle(&mut self, file: usize, chunk: u64) {
-        let Some(entry) = self.manifest.entries().get(file) else { return };
+        let Some(entry) = self.manifest.entry(file) else { return };
         let held = &mut self.held[file];
-        if entry.may_hold_data(chunk) && !held.settled.get(chunk) {
-            held.settled.set(chunk);
+        if entry.may_hold_data(chunk) && !held.is_settled(chunk) {
+            held.set_settled(chunk, true);
             self.settled_bytes += chunk_len(entry.size_bytes, chunk);
         }
     }
 
     /// Ranges of chunks that are holes at the source and not, or not known to be, here.
     pub fn punches(&self, file: usize) -> Vec<Range<u64>> {
-        let Some(entry) = self.manifest.entries().get(file) else { return Vec::new() };
+        let Some(entry) = self.manifest.entry(file) else { return Vec::new() };
         let held = &self.held[file];
         let starts = std::iter::once(0).chain(entry.data.iter().map(|range| range.end));
         let ends = entry.data.iter().map(|range| range.start).chain(std::iter::once(entry.chunks()));
         let holes = starts.zip(ends).flat_map(|(start, end)| start..end);
-        joined(holes.filter(|chunk| held.have.get(*chunk) != Leaf::ZERO))
+        joined(holes.filter(|chunk| held.leaf(*chunk) != Leaf::ZERO))
     }
 
     /// What [`punches`](Self::punches) asked for is done.
@@ -411,11 +263,11 @@ impl Session {
 
     /// A chunk read back from the device is not what was accepted: fetch it again.
     pub fn reject(&mut self, file: usize, chunk: u64) {
-        let Some(entry) = self.manifest.entries().get(file) else { return };
+        let Some(entry) = self.manifest.entry(file) else { return };
         let held = &mut self.held[file];
         held.put(chunk, Leaf::UNKNOWN);
-        if entry.may_hold_data(chunk) && held.settled.get(chunk) {
-            held.settled.clear(chunk);
+        if entry.may_hold_data(chunk) && held.is_settled(chunk) {
+            held.set_settled(chunk, false);
             self.settled_bytes -= chunk_len(entry.size_bytes, chunk);
         }
     }
@@ -431,7 +283,7 @@ impl Session {
     pub fn root(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"somersault volume 1");
-        for (entry, held) in self.manifest.entries().iter().zip(&self.held) {
+        for (entry, held) in self.manifest.entries().zip(&self.held) {
             hasher.update(&(entry.path.len() as u64).to_le_bytes());
             hasher.update(&entry.path);
             hasher.update(&[entry.kind.code()]);
@@ -448,7 +300,7 @@ impl Session {
                     hasher.update(bytes);
                 }
             }
-            for leaf in held.have.iter() {
+            for leaf in held.leaves() {
                 hasher.update(leaf.as_bytes());
             }
         }
@@ -456,11 +308,11 @@ impl Session {
     }
 
     fn count_settled(&self) -> u64 {
-        let settled = |(entry, held): (&Entry, &Held)| -> u64 {
-            let chunks = entry.data.iter().cloned().flatten().filter(|chunk| held.settled.get(*chunk));
+        let settled = |(entry, held): (Entry, &Held)| -> u64 {
+            let chunks = entry.data.iter().cloned().flatten().filter(|chunk| held.is_settled(*chunk));
             chunks.map(|chunk| span_bytes(entry.size_bytes, &(chunk..chunk + 1))).sum()
         };
-        self.manifest.entries().iter().zip(&self.held).map(settled).sum()
+        self.manifest.entries().zip(&self.held).map(settled).sum()
     }
 }
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::transfer::manifest::tests::{file, folder};
-use crate::transfer::{Encoder, Head, replay};
+use crate::transfer::{CHUNK_BYTES, Encoder, Head, Noted, Stamp, replay};
 
 fn leaf(byte: u8) -> Leaf {
     Leaf::of(&[byte])
@@ -25,9 +25,13 @@ fn all_units(session: &mut Session) -> Vec<Range<u64>> {
 }
 
 /// The target's state as a journal of this session restores it, with a filesystem that tells its holes.
-fn held_of(session: &Session) -> BTreeMap<Vec<u8>, Held> {
+fn held_of(session: &Session) -> Vec<Held> {
+    vec![Held::fresh(0), noted_of(session).held]
+}
+
+fn noted_of(session: &Session) -> Noted {
     let entries = session.manifest().entries();
-    let files = entries.iter().map(|entry| (entry.path.clone(), entry.size_bytes)).collect();
+    let files = entries.map(|entry| (entry.path, entry.size_bytes)).collect();
     let head = Head {
         transfer: "t".into(),
         source_node: "n".into(),
@@ -39,21 +43,25 @@ fn held_of(session: &Session) -> BTreeMap<Vec<u8>, Held> {
     let mut encoder = Encoder::default();
     let mut journal = encoder.encode(&Record::Head(head));
     journal.extend(session.records().flat_map(|record| encoder.encode(&record)));
-    let mut restored = replay(&journal).expect("valid").held;
-    let disk = restored.get_mut(b"disk.img".as_slice()).expect("there");
-    for chunk in 0..disk.have.len() {
-        if session.held(1).expect("there").have.get(chunk) == Leaf::ZERO {
+    let mut restored = replay(&journal).expect("valid");
+    let mut noted = restored.take(b"disk.img").expect("there");
+    let disk = &mut noted.held;
+    for chunk in 0..disk.chunks() {
+        if session.held(1).expect("there").leaf(chunk) == Leaf::ZERO {
             disk.holes(chunk..chunk + 1);
         }
     }
     let original = session.held(1).expect("there");
-    assert!(disk.have.iter().eq(original.have.iter()) && disk.settled == original.settled);
-    restored
+    let all = |held: &Held| -> Vec<_> {
+        (0..held.chunks()).map(|chunk| (held.leaf(chunk), held.is_settled(chunk))).collect()
+    };
+    assert_eq!(all(disk), all(original));
+    noted
 }
 
 #[test]
 fn a_first_pass_fetches_the_data_and_no_hole() {
-    let mut session = Session::begin(manifest(10 << 20, &[1..3, 9..10]), BTreeMap::new(), false);
+    let mut session = Session::begin(manifest(10 << 20, &[1..3, 9..10]), Vec::new(), false);
     assert!((0..10).all(|chunk| session.offer(1, chunk).is_none()));
     assert_eq!(all_units(&mut session), vec![1..3, 9..10]);
     assert!(!session.is_complete());
@@ -65,7 +73,7 @@ fn a_first_pass_fetches_the_data_and_no_hole() {
 
 #[test]
 fn the_same_pass_resumes_where_it_was() {
-    let mut first = Session::begin(manifest(200 << 20, &[0..200]), BTreeMap::new(), false);
+    let mut first = Session::begin(manifest(200 << 20, &[0..200]), Vec::new(), false);
     for chunk in 0..150 {
         first.accept(1, chunk, leaf(1));
     }
@@ -78,12 +86,14 @@ fn the_same_pass_resumes_where_it_was() {
 #[test]
 fn a_chunk_that_is_written_to_must_be_read_back_again() {
     let stamp = Stamp { inode: 9, modified: (5, 6), changed: (5, 7) };
-    let mut first = Session::begin(manifest(8 << 20, &[0..8]), BTreeMap::new(), false);
+    let mut first = Session::begin(manifest(8 << 20, &[0..8]), Vec::new(), false);
     for chunk in 0..8 {
         first.accept(1, chunk, leaf(1));
     }
-    let mut held = held_of(&first);
-    held.get_mut(b"disk.img".as_slice()).expect("there").was_read_back(stamp);
+    let mut noted = noted_of(&first);
+    noted.held.was_read_back();
+    noted.stamp = Some(stamp);
+    let held = vec![Held::fresh(0), noted.found(stamp)];
     let mut second = Session::begin(manifest(8 << 20, &[0..7]), held, false);
     let must =
         |session: &Session| (0..8).filter(|chunk| session.must_read_back(1, *chunk)).collect::<Vec<_>>();
@@ -103,7 +113,7 @@ fn a_chunk_that_is_written_to_must_be_read_back_again() {
 
 #[test]
 fn another_pass_offers_what_it_has_and_settles_what_is_the_same() {
-    let mut first = Session::begin(manifest(4 << 20, &[0..4]), BTreeMap::new(), false);
+    let mut first = Session::begin(manifest(4 << 20, &[0..4]), Vec::new(), false);
     for chunk in 0..4 {
         first.accept(1, chunk, leaf(1));
     }
@@ -119,7 +129,7 @@ fn another_pass_offers_what_it_has_and_settles_what_is_the_same() {
 
 #[test]
 fn leaves_that_are_compared_settle_what_is_equal() {
-    let mut first = Session::begin(manifest(4 << 20, &[0..4]), BTreeMap::new(), false);
+    let mut first = Session::begin(manifest(4 << 20, &[0..4]), Vec::new(), false);
     for chunk in 0..4 {
         first.accept(1, chunk, leaf(1));
     }
@@ -130,7 +140,7 @@ fn leaves_that_are_compared_settle_what_is_equal() {
 
 #[test]
 fn leaves_beyond_the_end_are_refused() {
-    let mut session = Session::begin(manifest(2 << 20, &[0..2]), BTreeMap::new(), false);
+    let mut session = Session::begin(manifest(2 << 20, &[0..2]), Vec::new(), false);
     assert!(session.compare(1, 1, &[leaf(1), leaf(1)]).is_err());
     assert!(session.compare(1, u64::MAX, &[leaf(1)]).is_err());
     assert!(session.compare(9, 0, &[leaf(1)]).is_err());
@@ -138,7 +148,7 @@ fn leaves_beyond_the_end_are_refused() {
 
 #[test]
 fn data_that_became_a_hole_is_punched() {
-    let mut first = Session::begin(manifest(4 << 20, &[0..4]), BTreeMap::new(), false);
+    let mut first = Session::begin(manifest(4 << 20, &[0..4]), Vec::new(), false);
     for chunk in 0..4 {
         first.accept(1, chunk, leaf(1));
     }
@@ -155,22 +165,22 @@ fn data_that_became_a_hole_is_punched() {
 fn a_file_that_grew_or_shrank_forgets_its_edge() {
     for (before, after) in [(2_500_000_u64, 9_000_000_u64), (9_000_000, 2_500_000)] {
         let chunks = before.div_ceil(CHUNK_BYTES);
-        let mut first = Session::begin(manifest(before, &[0..chunks]), BTreeMap::new(), false);
+        let mut first = Session::begin(manifest(before, &[0..chunks]), Vec::new(), false);
         for chunk in 0..chunks {
             first.accept(1, chunk, leaf(1));
         }
         let next = manifest(after, &[0..after.div_ceil(CHUNK_BYTES)]);
         let second = Session::begin(next, held_of(&first), false);
         let held = second.held(1).expect("there");
-        assert_eq!(held.have.get(1), leaf(1));
-        assert_eq!(held.have.get(2), Leaf::UNKNOWN);
-        assert!(held.have.iter().skip(3).all(|have| have == Leaf::ZERO));
+        assert_eq!(held.leaf(1), leaf(1));
+        assert_eq!(held.leaf(2), Leaf::UNKNOWN);
+        assert!(held.leaves().skip(3).all(|have| have == Leaf::ZERO));
     }
 }
 
 #[test]
 fn what_the_device_does_not_hold_is_fetched_again() {
-    let mut session = Session::begin(manifest(2 << 20, &[0..2]), BTreeMap::new(), false);
+    let mut session = Session::begin(manifest(2 << 20, &[0..2]), Vec::new(), false);
     session.accept(1, 0, leaf(1));
     session.accept(1, 1, leaf(1));
     session.reject(1, 1);
@@ -183,7 +193,7 @@ fn what_the_device_does_not_hold_is_fetched_again() {
 fn the_root_sees_metadata_size_and_content() {
     let root = |entry: Entry, have: Leaf| {
         let manifest = Manifest::new([0; 32], vec![folder(""), entry]).expect("valid");
-        let mut session = Session::begin(manifest, BTreeMap::new(), false);
+        let mut session = Session::begin(manifest, Vec::new(), false);
         session.accept(1, 0, have);
         session.root()
     };
@@ -232,7 +242,7 @@ proptest! {
     #[test]
     fn every_pass_ends_with_the_sources_content(disks in proptest::collection::vec(disk(), 1..4), stop in 0_usize..50) {
         let mut target: Vec<u8> = Vec::new();
-        let mut held = BTreeMap::new();
+        let mut held = Vec::new();
         for source in &disks {
             let mut session = Session::begin(source.manifest(), held, false);
             target.resize(source.0.len(), 0);
