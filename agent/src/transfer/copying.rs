@@ -40,6 +40,8 @@ const SYNCED_EACH_MAX: usize = 64;
 pub(super) struct Copying {
     pub(super) partial: Partial,
     pub(super) files: Arc<Files>,
+    /// What is being copied.
+    manifest: Manifest,
     journal: Mutex<Journal>,
     final_copy: bool,
 }
@@ -110,7 +112,8 @@ pub(super) struct Written {
     pub(super) settled: Settled,
     /// It is what the source has. Where zeroes stand for what that could not read, each try asks for it again.
     pub(super) whole: bool,
-    pub(super) handle: Arc<OwnedFd>,
+    /// Its file; none of a small file among many.
+    pub(super) handle: Option<Arc<OwnedFd>>,
 }
 
 impl Copying {
@@ -158,12 +161,18 @@ impl Copying {
         let journal = Journal::create(&partial.folder, begins, session.records())
             .map_err(|error| partial.failed("cannot write the journal in", error))?;
         let files = Arc::new(Files { medium, pool });
-        Ok((Self { partial, files, journal: Mutex::new(journal), final_copy: pull.final_copy }, session))
+        let (manifest, journal) = (session.manifest().clone(), Mutex::new(journal));
+        Ok((Self { partial, files, manifest, journal, final_copy: pull.final_copy }, session))
     }
 
     /// Opens a file of the copy for writing.
     pub(super) fn open(&self, entry: &Entry) -> Result<OwnedFd, TransferError> {
         self.files.writer(entry)
+    }
+
+    /// Whether a file stays open until it is synced. Small ones of many do not: they are synced all at once.
+    pub(super) fn is_kept_open(&self, entry: &Entry) -> bool {
+        entry.chunks() != 1 || self.manifest.len() <= SYNCED_EACH_MAX
     }
 
     /// What is kept of the blocks of a file of the copy.
@@ -196,17 +205,26 @@ impl Copying {
         let is_new = |written: &Written| matches!(written.settled, Settled::Written(_));
         let files = || written.chunk_by(|a, b| a.file == b.file).filter(|group| group.iter().any(is_new));
         let failed = |error| self.partial.failed("cannot sync a file in", error);
-        let at_once = files().nth(SYNCED_EACH_MAX).is_some();
+        let at_once =
+            files().nth(SYNCED_EACH_MAX).is_some() || files().any(|group| group[0].handle.is_none());
         if at_once {
-            rustix::fs::syncfs(&written[0].handle).map_err(failed)?;
+            rustix::fs::syncfs(&self.partial.folder).map_err(failed)?;
         }
         for group in files() {
+            let (first, last) = (group[0].chunk, group[group.len() - 1].chunk + 1);
+            let (offset, len) = (first * CHUNK_BYTES, (last - first) * CHUNK_BYTES);
+            let Some(file) = &group[0].handle else {
+                // All that was not done already is to drop it, and without that nothing is lost.
+                if let Some(Ok(file)) = self.manifest.entry(group[0].file).map(|entry| self.open(&entry)) {
+                    drop_cache(&file, offset, len);
+                }
+                continue;
+            };
             if !at_once {
                 // One descriptor is enough: fdatasync writes out the file, whoever wrote to it.
-                rustix::fs::fdatasync(&group[0].handle).map_err(failed)?;
+                rustix::fs::fdatasync(file).map_err(failed)?;
             }
-            let (first, last) = (group[0].chunk, group[group.len() - 1].chunk + 1);
-            drop_cache(&group[0].handle, first * CHUNK_BYTES, (last - first) * CHUNK_BYTES);
+            drop_cache(file, offset, len);
         }
         let joined = |a: &Written, b: &Written| (a.file, a.chunk + 1, a.whole) == (b.file, b.chunk, b.whole);
         self.note(written.chunk_by(joined).flat_map(records))
@@ -472,7 +490,10 @@ fn check_room(data: &OwnedFd, manifest: &Manifest) -> Result<(), TransferError> 
     let failed =
         |error: Errno| TransferError::target("cannot ask for the free space of", "the target", error);
     let mut held = 0;
-    for entry in manifest.entries().filter(|entry| entry.kind == Kind::Regular) {
+    let is_fresh = Dir::read_from(data)
+        .map_err(failed)?
+        .all(|item| item.is_ok_and(|item| matches!(item.file_name().to_bytes(), b"." | b"..")));
+    for entry in manifest.entries().filter(|entry| !is_fresh && entry.kind == Kind::Regular) {
         match rustix::fs::statat(data, entry.path.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => held += u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
             Err(Errno::NOENT) => {}

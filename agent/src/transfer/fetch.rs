@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Session, Unit, chunk_len};
+use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Manifest, Session, Unit, chunk_len};
 use somersault_proto::model::{Chunk, Have};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -21,7 +21,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::TransferError;
 use super::blocks::BlockHashes;
 use super::copying::{Copying, Written};
-use super::io::Pool;
+use super::io::{Leaves, Pool};
 use super::lanes::{self, Lane};
 use super::meter::Meter;
 use super::peer::{Again, Ask, Chunks, Connection, Peer};
@@ -34,11 +34,14 @@ use super::unreadable::Unreadable;
 /// thousand open where nobody has raised that.
 const WRITTEN_AHEAD: usize = 128;
 
-/// Chunks of a checkpoint, for the same reason; while one runs, no more than as many wait for the next.
-const CHECKPOINT_CHUNKS: usize = 256;
+/// Chunks of a checkpoint whose files are open, for the same reason; while one runs, no more than as many wait for the next.
+const CHECKPOINT_OPEN: usize = 256;
 
 /// A checkpoint after this part of the volume: a crash then costs less than 2 % of it, with what is in flight.
 const CHECKPOINT_PARTS: u64 = 128;
+
+/// Bounds of a checkpoint in chunks, open or not: of small files each is one, and the list of them takes memory.
+const CHECKPOINT_CHUNKS: (usize, usize) = (256, 8192);
 
 /// Bounds of a checkpoint. Smaller ones would sync more often than disks like, larger ones would lose more than a few
 /// seconds of work on a fast disk.
@@ -100,7 +103,7 @@ impl Fetch {
         let (mut units, again) = again.unzip();
         let (sender, mut written) = mpsc::channel(WRITTEN_AHEAD);
         let mut unreadable = Unreadable::default();
-        let mut checkpoints = Checkpoints::new(self.copying.clone(), session.manifest().data_bytes());
+        let mut checkpoints = Checkpoints::new(self.copying.clone(), session.manifest());
         let mut requests: JoinSet<Result<usize, TransferError>> = JoinSet::new();
         // One request at a time on each. More would only be more threads that read at the source: one asks for as much as a
         // second of a fast link.
@@ -208,7 +211,8 @@ struct Arrived {
     bad: Option<Bad>,
     /// It is there: with zeroes for that, where those are accepted.
     settled: Option<Settled>,
-    handle: Arc<OwnedFd>,
+    /// See [`Written`].
+    handle: Option<Arc<OwnedFd>>,
 }
 
 /// One request: what to ask for, and what is there already.
@@ -295,7 +299,9 @@ impl Request {
     ) -> Result<(), TransferError> {
         let entry = &part.entry;
         let handle = Arc::new(self.copying.open(entry)?);
-        let sink = Sink { entry, file: &handle, kept: &present.kept, pool: &self.pool };
+        let is_kept_open = self.copying.is_kept_open(entry);
+        let leaves = if is_kept_open { Leaves::AtOnce } else { Leaves::WhenSynced };
+        let sink = Sink { entry, file: &handle, kept: &present.kept, pool: &self.pool, leaves };
         for (expected, offer) in part.expected.iter().zip(&present.offers) {
             let chunk = self.next(stream, entry, expected).await?;
             // Before it is written, so that what was written is always told.
@@ -315,7 +321,8 @@ impl Request {
                 }
                 Taken::Unreadable(bad) => (Some(bad), None),
             };
-            let (file, chunk, handle) = (part.file, expected.chunk, handle.clone());
+            let (file, chunk) = (part.file, expected.chunk);
+            let handle = is_kept_open.then(|| handle.clone());
             place.send(Arrived { file, chunk, bad, settled, handle });
         }
         Ok(())
@@ -344,32 +351,40 @@ struct Checkpoints {
     copying: Arc<Copying>,
     pending: Vec<Written>,
     pending_bytes: u64,
+    /// Those whose file is open.
+    pending_open: usize,
     bytes_max: u64,
+    chunks_max: usize,
     last: Instant,
     running: Option<JoinHandle<Result<(), TransferError>>>,
 }
 
 impl Checkpoints {
-    fn new(copying: Arc<Copying>, total_bytes: u64) -> Self {
+    fn new(copying: Arc<Copying>, manifest: &Manifest) -> Self {
+        let total_bytes = manifest.data_bytes();
+        let chunks_max = manifest.len() / usize::try_from(CHECKPOINT_PARTS).unwrap_or(usize::MAX);
         let bytes_max = (total_bytes / CHECKPOINT_PARTS).clamp(CHECKPOINT_BYTES.0, CHECKPOINT_BYTES.1);
         Self {
             copying,
             pending: Vec::new(),
             pending_bytes: 0,
+            pending_open: 0,
             bytes_max,
+            chunks_max: chunks_max.clamp(CHECKPOINT_CHUNKS.0, CHECKPOINT_CHUNKS.1),
             last: Instant::now(),
             running: None,
         }
     }
 
     fn add(&mut self, chunk: Written, bytes: u64) {
+        self.pending_open += usize::from(chunk.handle.is_some());
         self.pending.push(chunk);
         self.pending_bytes += bytes;
     }
 
     /// Starts a checkpoint when one is due and none runs; where too much waits for it, ends that one first.
     async fn advance(&mut self) -> Result<(), TransferError> {
-        let is_full = self.pending.len() >= CHECKPOINT_CHUNKS;
+        let is_full = self.pending_open >= CHECKPOINT_OPEN || self.pending.len() >= self.chunks_max;
         let is_due =
             is_full || self.pending_bytes >= self.bytes_max || self.last.elapsed() >= CHECKPOINT_INTERVAL;
         let runs = self.running.as_ref().is_some_and(|running| !running.is_finished());
@@ -378,7 +393,7 @@ impl Checkpoints {
         }
         self.settle().await?;
         self.last = Instant::now();
-        self.pending_bytes = 0;
+        (self.pending_bytes, self.pending_open) = (0, 0);
         let (copying, batch) = (self.copying.clone(), std::mem::take(&mut self.pending));
         self.running = Some(tokio::task::spawn_blocking(move || copying.checkpoint(batch)));
         Ok(())

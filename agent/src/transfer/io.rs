@@ -134,18 +134,33 @@ pub(super) fn drop_cache(file: impl AsFd, offset: u64, len: u64) {
     let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
 }
 
+/// When what was written leaves the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaves {
+    /// It is written out at once, and leaves the cache when it is on the disk.
+    AtOnce,
+    /// Many small files are synced together soon, which costs a disk less than one after the other; who does that drops it.
+    WhenSynced,
+}
+
 /// Writes a chunk's data and leaves its zeroes holes. `over` says that the chunk may hold something else now.
-pub(super) fn write_chunk(file: impl AsFd, offset: u64, data: &[u8], over: bool) -> io::Result<()> {
+pub(super) fn write_chunk(
+    file: impl AsFd,
+    offset: u64,
+    data: &[u8],
+    over: bool,
+    leaves: Leaves,
+) -> io::Result<()> {
     let mut cached = Cached::No;
     for (start, run, zero) in runs(data) {
         let at = offset + start as u64;
         if !zero {
-            cached = write_all(&file, at, run)?;
+            cached = write_all(&file, at, run, leaves)?;
         } else if over {
             punch(&file, at, run.len() as u64)?;
         }
     }
-    if cached == Cached::Yes {
+    if cached == Cached::Yes && leaves == Leaves::AtOnce {
         drop_cache(&file, offset, data.len() as u64);
     }
     Ok(())
@@ -159,7 +174,8 @@ pub(super) fn punch(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
             let mut done = 0;
             while done < len {
                 let step = (len - done).min(ZEROES.len() as u64);
-                write_all(&file, offset + done, &ZEROES[..usize::try_from(step).unwrap_or(ZEROES.len())])?;
+                let zeroes = &ZEROES[..usize::try_from(step).unwrap_or(ZEROES.len())];
+                write_all(&file, offset + done, zeroes, Leaves::AtOnce)?;
                 done += step;
             }
             Ok(())
@@ -177,7 +193,15 @@ enum Cached {
 
 /// Writes some of it: so that it is written out at once and leaves the cache when it is on the disk, where kernel and filesystem
 /// can.
-fn write_some(file: impl AsFd, data: &[u8], offset: u64) -> rustix::io::Result<(usize, Cached)> {
+fn write_some(
+    file: impl AsFd,
+    data: &[u8],
+    offset: u64,
+    leaves: Leaves,
+) -> rustix::io::Result<(usize, Cached)> {
+    if leaves == Leaves::WhenSynced {
+        return rustix::io::pwrite(file, data, offset).map(|written| (written, Cached::Yes));
+    }
     match rustix::io::pwritev2(&file, &[IoSlice::new(data)], offset, RWF_DONTCACHE) {
         Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
             rustix::io::pwrite(file, data, offset).map(|written| (written, Cached::Yes))
@@ -186,10 +210,10 @@ fn write_some(file: impl AsFd, data: &[u8], offset: u64) -> rustix::io::Result<(
     }
 }
 
-fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> io::Result<Cached> {
+fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8], leaves: Leaves) -> io::Result<Cached> {
     let mut cached = Cached::No;
     while !data.is_empty() {
-        match write_some(&file, data, offset) {
+        match write_some(&file, data, offset, leaves) {
             Ok((0, _)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok((written, how)) => {
                 data = &data[written..];
@@ -255,10 +279,10 @@ mod tests {
     fn zeroes_become_holes_over_data_too() {
         let file = tempfile::tempfile().expect("a file");
         let data = vec![7; CHUNK];
-        write_chunk(&file, 0, &data, false).expect("written");
+        write_chunk(&file, 0, &data, false, Leaves::WhenSynced).expect("written");
         let mut sparse = vec![0; CHUNK];
         sparse[CHUNK - 1] = 1;
-        write_chunk(&file, 0, &sparse, true).expect("written");
+        write_chunk(&file, 0, &sparse, true, Leaves::AtOnce).expect("written");
         let mut read = vec![1; CHUNK];
         file.read_exact_at(&mut read, 0).expect("read");
         assert!(read == sparse);

@@ -18,7 +18,7 @@ use somersault_proto::model::{Chunk, ChunkContent, Encoding, Have, Range};
 
 use super::TransferError;
 use super::blocks::BlockHashes;
-use super::io::{Pool, punch, write_chunk};
+use super::io::{Leaves, Pool, punch, write_chunk};
 use super::scan::shown;
 
 /// A chunk that is asked for, and what is in its place.
@@ -64,6 +64,7 @@ pub(super) struct Sink<'a> {
     pub(super) file: &'a OwnedFd,
     pub(super) kept: &'a BlockHashes,
     pub(super) pool: &'a Pool,
+    pub(super) leaves: Leaves,
 }
 
 /// What a chunk is now.
@@ -153,7 +154,8 @@ impl Sink<'_> {
                 let content = unpacked(data, usize::try_from(len).unwrap_or(usize::MAX))?;
                 let blocks = Blocks::of(content.as_ref());
                 let leaf = proven(blocks.leaf())?;
-                write_chunk(self.file, offset, content.as_ref(), expected.over).map_err(failed)?;
+                write_chunk(self.file, offset, content.as_ref(), expected.over, self.leaves)
+                    .map_err(failed)?;
                 self.kept.keep(expected.chunk, &blocks);
                 leaf
             }
@@ -176,7 +178,8 @@ impl Sink<'_> {
                 for (start, len) in spans {
                     let (block, behind) = rest.split_at(len);
                     rest = behind;
-                    write_chunk(self.file, offset + start as u64, block, offer.is_some()).map_err(failed)?;
+                    let (at, over) = (offset + start as u64, offer.is_some());
+                    write_chunk(self.file, at, block, over, self.leaves).map_err(failed)?;
                 }
                 self.kept.keep(expected.chunk, &blocks);
                 leaf
