@@ -1,7 +1,7 @@
 //! Chunks on the wire, as gRPC has them, without a copy of their content on either side.
 //!
 //! ```text
-//!   0 | length | offset, leaf, encoding, key and length of the content      one HTTP/2 frame
+//!   0 | length | offset, leaf, encoding, key and length of the content      one HTTP/2 frame, with small chunks before it
 //!   content                                                                 another: the buffer that was read into
 //!   ... next chunk ...
 //!   trailers: grpc-status
@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use http::{HeaderMap, Request, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
@@ -24,6 +24,8 @@ use somersault_proto::model::Chunk;
 use somersault_proto::v1;
 use tonic::body::Body;
 use tonic::{Code, Status};
+
+use super::sending::SMALL_BYTES;
 
 /// The method that is spoken so.
 pub(super) const READ: &str = "/somersault.v1.Transfer/Read";
@@ -66,9 +68,55 @@ pub(super) fn requested<M: Message + Default>(mut bytes: Bytes) -> Result<M, Sta
     M::decode(bytes).map_err(|error| wrong(&error.to_string()))
 }
 
-/// A stream of chunks, for an answer.
+/// A stream of chunks, for an answer. Small ones that are ready together go together.
 pub(super) fn answer(chunks: impl Stream<Item = Result<Chunk, Status>> + Send + 'static) -> Response<Body> {
-    respond(chunks.map(|chunk| chunk.map(frames)))
+    let batches = stream::unfold(Box::pin(chunks.fuse()), |mut chunks| async {
+        let (mut batch, mut next) = (Batch::default(), Some(chunks.next().await?));
+        let failed = loop {
+            match next {
+                Some(Ok(chunk)) => batch.add(chunk),
+                Some(Err(status)) => break Some(Err(status)),
+                None => break None,
+            }
+            if !batch.takes_more() {
+                break None;
+            }
+            next = chunks.next().now_or_never().flatten();
+        };
+        Some((std::iter::once(Ok(batch.end())).chain(failed), chunks))
+    });
+    respond(batches.flat_map(stream::iter))
+}
+
+/// Small content that goes in one frame: each frame is a system call at both ends.
+const BATCH_BYTES: usize = 128 << 10;
+
+/// Chunks that go together.
+#[derive(Default)]
+struct Batch {
+    small: BytesMut,
+    large: Option<Bytes>,
+}
+
+impl Batch {
+    fn add(&mut self, chunk: Chunk) {
+        let [head, data] = frames(chunk);
+        self.small.put(head);
+        if data.len() <= SMALL_BYTES {
+            self.small.put(data);
+        } else {
+            self.large = Some(data);
+        }
+    }
+
+    /// Content that is not copied is the last.
+    fn takes_more(&self) -> bool {
+        self.large.is_none() && self.small.len() < BATCH_BYTES
+    }
+
+    fn end(self) -> [Bytes; 2] {
+        [self.small.freeze(), self.large.unwrap_or_default()]
+    }
 }
 
 /// An answer in pieces. The first error ends it. There are no empty frames in it: peers count them as a flood.
@@ -342,7 +390,7 @@ mod tests {
     }
 
     async fn all(response: Response<Body>) -> (Vec<v1::Chunk>, Result<(), Status>) {
-        let mut incoming = Incoming::new(response, 4096).expect("headers");
+        let mut incoming = Incoming::new(response, 1 << 20).expect("headers");
         let mut chunks = Vec::new();
         loop {
             match incoming.next().await {
@@ -407,8 +455,25 @@ mod tests {
     }
 
     #[test]
+    fn small_chunks_that_are_ready_go_together() {
+        let small = |offset| {
+            let content = ChunkContent::Data(Bytes::from(vec![7; 4096]));
+            Ok(Chunk { offset, content, encoding: Encoding::Plain, leaf: [1; 32] })
+        };
+        let (frames, chunks) = run(async {
+            let mut body = answer(stream::iter((0..20).map(small))).into_body();
+            let mut frames = Vec::new();
+            while let Some(frame) = body.frame().await {
+                frames.push(frame.expect("no error"));
+            }
+            (frames.len(), all(cut(frames, &[usize::MAX])).await.0)
+        });
+        assert_eq!((frames, chunks.len()), (2, 20), "one with all of them, and the end");
+    }
+
+    #[test]
     fn content_is_not_copied() {
-        let data = Bytes::from(vec![7; 1000]);
+        let data = Bytes::from(vec![7; SMALL_BYTES + 1]);
         let at = data.as_ptr();
         let chunk =
             Chunk { offset: 0, content: ChunkContent::Data(data), encoding: Encoding::Plain, leaf: [1; 32] };

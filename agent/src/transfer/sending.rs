@@ -23,7 +23,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{Stream, stream};
 use rustix::io::Errno;
-use somersault_agent_core::transfer::{Blocks, CHUNK_BYTES, Entry, Leaf, Pressure, chunk_len, is_zero};
+use somersault_agent_core::transfer::{
+    Blocks, CHUNK_BYTES, Entry, Leaf, MAX_FILES_PER_READ, Pressure, chunk_len, is_zero,
+};
 use somersault_proto::model::{self, Chunk, ChunkContent, Encoding, Have};
 use somersault_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -39,6 +41,12 @@ use super::scan::{read_failed, shown};
 /// Chunks ready for the connection: one is sent while the next ones come from the disk. More would only be old by the time
 /// that they are sent, and packed as hard as the connection was slow then.
 const READ_AHEAD: usize = 2;
+
+/// Content up to here is copied out of its buffer, which has room for a whole chunk, and goes on the wire with other content.
+pub(super) const SMALL_BYTES: usize = 64 << 10;
+
+/// The hardest level for small content: what is behind it finds nothing more there, and takes long to set up.
+const SMALL_LEVEL: i32 = 3;
 
 /// Threads that read at the same time, those among them that hang.
 const THREADS_MAX: usize = 64;
@@ -208,7 +216,10 @@ struct Work {
 impl Work {
     /// A thread that sends these chunks, in order.
     fn start(self: Arc<Self>, chunks: VecDeque<Place>) -> mpsc::Receiver<Result<Said<Chunk>, TransferError>> {
-        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        let is_small = |asked: &Asked| asked.file.entry.size_bytes <= SMALL_BYTES as u64;
+        // A thread that waits after each small file is woken as often.
+        let ahead = if self.asked.iter().all(is_small) { MAX_FILES_PER_READ } else { READ_AHEAD };
+        let (sender, receiver) = mpsc::channel(ahead);
         let running = self.means.stuck.running();
         tokio::task::spawn_blocking(move || {
             let _running = running;
@@ -454,7 +465,10 @@ impl Read {
     }
 
     fn into_wire(self) -> Chunk {
-        let bytes = Bytes::from_owner::<Buffer>;
+        let bytes = |data: Buffer| match data.as_ref() {
+            small if small.len() <= SMALL_BYTES => Bytes::copy_from_slice(small),
+            _ => Bytes::from_owner(data),
+        };
         let content = match self.part {
             Part::Nothing(content) => content,
             Part::Whole(data) => ChunkContent::Data(bytes(data)),
@@ -475,6 +489,7 @@ impl Packer<'_> {
     fn pack(&mut self, mut read: Read) -> Read {
         let (Part::Whole(data) | Part::Changed(_, data)) = &mut read.part else { return read };
         let Some(level) = self.pressure().level() else { return read };
+        let level = if data.as_ref().len() <= SMALL_BYTES { level.min(SMALL_LEVEL) } else { level };
         if self.context.as_ref().is_none_or(|(of, _)| *of != level) {
             self.context = zstd::bulk::Compressor::new(level).ok().map(|context| (level, context));
         }
