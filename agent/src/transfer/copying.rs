@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
@@ -22,11 +23,11 @@ use super::device::Device;
 use super::extents::{data_chunks, holes_are_trusted};
 use super::io::{ChunkReader, Pool, drop_cache, punch};
 use super::journal::Journal;
-use super::metadata;
 use super::partial::{Partial, remove_tree};
 use super::received::Settled;
 use super::root::open_beneath;
 use super::scan::{self, shown};
+use super::{lanes, metadata};
 
 /// Leaves of one journal record.
 const RECORD_LEAVES: usize = 8192;
@@ -34,6 +35,9 @@ const RECORD_LEAVES: usize = 8192;
 /// Up to so many files are synced one by one. Each sync of one waits for the disk; one of the whole filesystem waits once, but for
 /// everything that anybody has written to it.
 const SYNCED_EACH_MAX: usize = 64;
+
+/// Fewer entries are not worth a thread.
+const PART_MIN: usize = 1024;
 
 /// A pass under way.
 #[derive(Debug)]
@@ -285,16 +289,17 @@ impl Copying {
             Medium::Device(device) => return device.sync(),
         };
         let one_by_one = manifest.len() <= SYNCED_EACH_MAX;
-        for entry in manifest.entries().rev() {
-            match entry.kind {
-                Kind::Regular | Kind::Folder => seal_opened(folder, &entry, one_by_one)?,
-                Kind::Symlink | Kind::Pipe => {
-                    let (parent, name) = parent_of(folder, &entry.path)?;
-                    metadata::set_unopened(&parent, name, &entry)?;
-                }
-                // It is the file that it names.
-                Kind::Link => {}
+        side_by_side(manifest, |entry| match entry.kind {
+            Kind::Regular => seal_opened(folder, entry, one_by_one),
+            Kind::Symlink | Kind::Pipe => {
+                let (parent, name) = parent_of(folder, &entry.path)?;
+                metadata::set_unopened(&parent, name, entry)
             }
+            // A link is the file that it names.
+            Kind::Folder | Kind::Link => Ok(()),
+        })?;
+        for entry in manifest.entries().rev().filter(|entry| entry.kind == Kind::Folder) {
+            seal_opened(folder, &entry, one_by_one)?;
         }
         self.sync_many(manifest).map(drop)
     }
@@ -371,24 +376,51 @@ fn make_name(data: &OwnedFd, entry: &Entry) -> Result<(), TransferError> {
     made.map_err(|error| TransferError::target("cannot make", shown(&entry.path), error))
 }
 
+/// Does something with each entry, in parts side by side where there are many: one core makes some 30,000 files a second, and a
+/// disk takes more.
+fn side_by_side<T: Send>(
+    manifest: &Manifest,
+    work: impl Fn(&Entry) -> Result<T, TransferError> + Sync,
+) -> Result<Vec<T>, TransferError> {
+    let part = |entries: Range<usize>| -> Result<Vec<T>, TransferError> {
+        entries.filter_map(|index| manifest.entry(index)).map(|entry| work(&entry)).collect()
+    };
+    let length = manifest.len().div_ceil(lanes::count()).max(PART_MIN);
+    let starts: Vec<usize> = (0..manifest.len()).step_by(length).collect();
+    std::thread::scope(|scope| {
+        let part = &part;
+        let start = |start: &usize| {
+            let entries = *start..manifest.len().min(*start + length);
+            scope.spawn(move || part(entries))
+        };
+        let parts: Vec<_> = starts.iter().map(start).collect();
+        let ended = parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        ended.collect::<Result<Vec<_>, _>>().map(|parts| parts.into_iter().flatten().collect())
+    })
+}
+
 /// Makes a folder's files ready for a manifest. Returns what they hold, entry by entry.
 fn make_files(
     data: &OwnedFd,
     manifest: &Manifest,
-    mut noted: impl FnMut(&[u8]) -> Option<Noted>,
+    noted: impl FnMut(&[u8]) -> Option<Noted> + Send,
 ) -> Result<Vec<Held>, TransferError> {
     clean(data, manifest)?;
     check_room(data, manifest)?;
-    let mut held = Vec::with_capacity(manifest.len());
+    // The volume's own folder is there.
+    for entry in manifest.entries().skip(1).filter(|entry| entry.kind == Kind::Folder) {
+        make_folder(data, &entry.path)?;
+    }
+    let noted = Mutex::new(noted);
+    let held = side_by_side(manifest, |entry| match entry.kind {
+        Kind::Regular => {
+            let noted = noted.lock().unwrap_or_else(PoisonError::into_inner)(&entry.path);
+            make_file(data, entry, noted)
+        }
+        _ => Ok(Held::fresh(0)),
+    })?;
     for entry in manifest.entries() {
-        let found = match entry.kind {
-            // The volume's own is there.
-            Kind::Folder if entry.path.is_empty() => Held::fresh(0),
-            Kind::Folder => make_folder(data, &entry.path).map(|()| Held::fresh(0))?,
-            Kind::Symlink | Kind::Pipe | Kind::Link => make_name(data, &entry).map(|()| Held::fresh(0))?,
-            Kind::Regular => make_file(data, &entry, noted(&entry.path))?,
-        };
-        held.push(found);
+        make_name(data, &entry)?;
     }
     Ok(held)
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Kind, Leaf, Session, chunk_len};
+use somersault_agent_core::transfer::{CHUNK_BYTES, Entry, Leaf, Session, chunk_len};
 
 use super::TransferError;
 use super::copying::Files;
@@ -18,6 +18,9 @@ use super::target::join;
 const BATCH: u64 = 32;
 const BATCHES: usize = 4;
 
+/// Files that are read back side by side: of a small one there is one batch, and a disk waits between it and the next.
+const FILES: usize = 4;
+
 /// A chunk of a file.
 pub(super) type Place = (usize, u64);
 
@@ -28,31 +31,42 @@ pub(super) async fn read_back(
     session: &Session,
     meter: &Meter,
 ) -> Result<Vec<Place>, TransferError> {
+    let files_of_content = (0..session.manifest().len())
+        .filter(|file| session.held(*file).is_some_and(|held| held.size_bytes() > 0));
+    let each = files_of_content.map(|file| read_back_file(files, session, file, meter));
+    let mut wrong: Vec<Place> = stream::iter(each).buffer_unordered(FILES).try_concat().await?;
+    wrong.sort_unstable();
+    Ok(wrong)
+}
+
+async fn read_back_file(
+    files: &Arc<Files>,
+    session: &Session,
+    file: usize,
+    meter: &Meter,
+) -> Result<Vec<Place>, TransferError> {
+    let (Some(entry), Some(held)) = (session.manifest().entry(file), session.held(file)) else {
+        return Ok(Vec::new());
+    };
+    let (reader, found) = open(files, &entry).await?;
+    let in_found = |chunk: u64| {
+        let behind = found.partition_point(|range| range.end <= chunk);
+        found.get(behind).is_some_and(|range| range.start <= chunk)
+    };
+    // A chunk that should hold data and is a hole is read too, and found to be wrong.
+    let is_data = |chunk: &u64| match held.leaf(*chunk) {
+        Leaf::ZERO => in_found(*chunk),
+        _ => session.must_read_back(file, *chunk),
+    };
+    let chunks = (0..held.chunks()).filter(is_data);
     let mut wrong = Vec::new();
-    for (file, entry) in session.manifest().entries().enumerate() {
-        if entry.kind == Kind::Folder || entry.size_bytes == 0 {
-            continue;
+    hash(&reader, &entry, ranges(chunks), |chunk, leaf| {
+        meter.worked(CHUNK_BYTES);
+        if leaf != held.leaf(chunk) {
+            wrong.push((file, chunk));
         }
-        let Some(held) = session.held(file) else { continue };
-        let (reader, found) = open(files, &entry).await?;
-        let in_found = |chunk: u64| {
-            let behind = found.partition_point(|range| range.end <= chunk);
-            found.get(behind).is_some_and(|range| range.start <= chunk)
-        };
-        // A chunk that should hold data and is a hole is read too, and found to be wrong.
-        let is_data = |chunk| match held.leaf(chunk) {
-            Leaf::ZERO => in_found(chunk),
-            _ => session.must_read_back(file, chunk),
-        };
-        let chunks = (0..held.chunks()).filter(|chunk| is_data(*chunk));
-        hash(&reader, &entry, ranges(chunks), |chunk, leaf| {
-            meter.worked(CHUNK_BYTES);
-            if leaf != held.leaf(chunk) {
-                wrong.push((file, chunk));
-            }
-        })
-        .await?;
-    }
+    })
+    .await?;
     Ok(wrong)
 }
 
