@@ -73,11 +73,25 @@ impl Drop for Buffer {
     }
 }
 
+/// Places of a file at which it is asked whether they are in the cache.
+const CACHE_SAMPLES: u64 = 32;
+/// So many of them may be, and the file still counts as one that nobody reads: another reader of ours may have begun.
+const CACHED_MAX: usize = 4;
+/// Chunks between two looks behind.
+const CHUNKS_PER_DROP: u64 = 16;
+/// How far behind: what the kernel reads ahead for one reader, another one may have read and left already.
+const DROP_BEHIND: u64 = 32 << 20;
+
 /// A file that is read chunk by chunk.
+///
+/// Several of them may read one file side by side, each with the kernel reading ahead of it: into what another one has read and
+/// dropped already, which then stays. Where the file was not in the cache before, that is dropped too.
 #[derive(Debug)]
 pub(super) struct ChunkReader {
     file: OwnedFd,
     pool: Pool,
+    /// Next to nothing of the file was in the cache when it was opened.
+    cold: bool,
     /// Cleared when the kernel or the filesystem does not know [`RWF_DONTCACHE`].
     dont_cache: AtomicBool,
     /// Opened with `O_DIRECT`: the cache is not touched at all.
@@ -86,7 +100,8 @@ pub(super) struct ChunkReader {
 
 impl ChunkReader {
     pub(super) fn new(file: OwnedFd, pool: Pool, direct: bool) -> Self {
-        Self { file, pool, dont_cache: AtomicBool::new(!direct), direct }
+        let cold = !direct && is_cold(&file);
+        Self { file, pool, cold, dont_cache: AtomicBool::new(!direct), direct }
     }
 
     pub(super) fn file(&self) -> BorrowedFd<'_> {
@@ -110,6 +125,11 @@ impl ChunkReader {
         }
         if !self.direct && !self.dont_cache.load(Ordering::Relaxed) {
             drop_cache(&self.file, offset, len as u64);
+        } else if self.cold && (offset / CHUNK_BYTES).is_multiple_of(CHUNKS_PER_DROP) {
+            let behind = offset.min(DROP_BEHIND);
+            if behind > 0 {
+                drop_cache(&self.file, offset - behind, behind);
+            }
         }
         buffer.truncate(len);
         Ok(buffer)
@@ -126,6 +146,31 @@ impl ChunkReader {
         }
         rustix::io::pread(&self.file, room, offset)
     }
+}
+
+impl Drop for ChunkReader {
+    fn drop(&mut self) {
+        if self.cold {
+            let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+        }
+    }
+}
+
+/// Whether a file that is large enough to matter is in the cache nowhere but in a few places. Asking reads nothing: what would
+/// have to be waited for is refused.
+fn is_cold(file: &OwnedFd) -> bool {
+    let Ok(size) = rustix::fs::fstat(file).map(|stat| u64::try_from(stat.st_size).unwrap_or_default()) else {
+        return false;
+    };
+    if size < CACHE_SAMPLES * CHUNK_BYTES {
+        return false;
+    }
+    let is_cached = |place: &u64| {
+        let (at, mut byte) = (place * (size / CACHE_SAMPLES), [0]);
+        rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT)
+            != Err(Errno::AGAIN)
+    };
+    (0..CACHE_SAMPLES).filter(is_cached).count() <= CACHED_MAX
 }
 
 /// Starts writing a range out, and drops what of it is clean: on Linux both are what this advice does
