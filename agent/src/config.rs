@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use somersault_agent_core::health::{Thresholds, ThresholdsError};
 use somersault_agent_core::replicas::REPLICAS_MAX;
 use somersault_proto::model::limits::{DEPTH_MAX, ROOTS_MAX};
 use somersault_proto::model::{AbsolutePath, Address, BootId, Malformed, NodeName};
@@ -109,6 +110,10 @@ pub struct Config {
     #[arg(long, value_name = "PATH", default_value = "smartctl")]
     pub smartctl: PathBuf,
 
+    /// JSON file with limits of the disks' grades that differ from the defaults; what is not named keeps its default.
+    #[arg(long, value_name = "FILE")]
+    pub thresholds: Option<PathBuf>,
+
     /// File with the kernel's boot id [default: sys/kernel/random/`boot_id` below --proc-root].
     #[arg(long, value_name = "FILE")]
     pub boot_id_file: Option<PathBuf>,
@@ -163,6 +168,23 @@ pub enum ConfigError {
     /// Too many roots.
     #[error("--root and --shared-root are given {0} times, at most {ROOTS_MAX} are possible")]
     TooManyRoots(usize),
+    /// The limits cannot be read.
+    #[error("--thresholds {}: cannot be read", path.display())]
+    ThresholdsUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The limits are no limits.
+    #[error("--thresholds {}: {why}", path.display())]
+    Thresholds {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: ThresholdsError,
+    },
     /// A path given twice would be counted twice.
     #[error("the storage root {0} is given twice")]
     DuplicateRoot(AbsolutePath),
@@ -209,6 +231,14 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// From when on a disk's signals count.
+    pub fn thresholds(&self) -> Result<Thresholds, ConfigError> {
+        let Some(path) = &self.thresholds else { return Ok(Thresholds::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::ThresholdsUnreadable { path: path.clone(), source })?;
+        Thresholds::from_json(&text).map_err(|why| ConfigError::Thresholds { path: path.clone(), why })
+    }
+
     /// All storage roots, or what is wrong with them.
     pub fn storage_roots(&self) -> Result<Vec<StorageRoot>, ConfigError> {
         let local = self.roots.iter().map(|flag| flag.root(false));

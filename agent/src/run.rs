@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use somersault_agent_core::health::Thresholds;
 use somersault_proto::model::{Address, BootId, Hello, PingReply};
 use somersault_proto::tls::TlsSource;
 use tokio::net::TcpListener;
@@ -65,6 +66,7 @@ pub enum AgentError {
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
     config.check_coordinators()?;
     let (boot_id, address) = (config.boot_id()?, config.advertised()?);
+    let thresholds = config.thresholds()?;
     let roots = watch_roots(&config)?;
     let listeners = Listeners::bind(&config).await?;
     let origin = origin(&config)?;
@@ -94,7 +96,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
     // Not a child of `stop`: the servers go on until the goodbye is said.
     let closing = CancellationToken::new();
     let keeping = origin.keep(tls.clone());
-    let means = Means { config, tls, boot_id, address, roots, coordinators, beats: beats.shared() };
+    let means =
+        Means { config, tls, boot_id, address, roots, thresholds, coordinators, beats: beats.shared() };
     let (mut parts, mut servers) = means.start(listeners, &closing);
     parts.spawn(keeping);
     parts.spawn(resolver.look_for_ever());
@@ -156,13 +159,14 @@ struct Means {
     boot_id: BootId,
     address: Address,
     roots: Vec<WatchedRoot>,
+    thresholds: Thresholds,
     coordinators: watch::Receiver<Vec<SocketAddr>>,
     beats: Arc<Shared>,
 }
 
 impl Means {
     fn start(self, listeners: Listeners, closing: &CancellationToken) -> (Parts, Servers) {
-        let Self { config, tls, boot_id, address, roots, coordinators, beats } = self;
+        let Self { config, tls, boot_id, address, roots, thresholds, coordinators, beats } = self;
         let transfers = Transfers::new(TransferConfig {
             roots: roots
                 .iter()
@@ -176,7 +180,7 @@ impl Means {
         let (published, sensed) = watch::channel(Arc::new(Sensed::default()));
         let metrics = Arc::new(SessionMetrics::default());
         let mut parts = Parts::new();
-        parts.spawn(sense(sense_config(&config, &roots), published));
+        parts.spawn(sense(sense_config(&config, &roots, thresholds), published));
         let session = SessionConfig {
             hello: Hello {
                 node: config.node.clone(),
@@ -219,7 +223,7 @@ fn watch_roots(config: &Config) -> Result<Vec<WatchedRoot>, AgentError> {
     config.storage_roots()?.into_iter().map(watched).collect()
 }
 
-fn sense_config(config: &Config, roots: &[WatchedRoot]) -> SenseConfig {
+fn sense_config(config: &Config, roots: &[WatchedRoot], thresholds: Thresholds) -> SenseConfig {
     SenseConfig {
         proc_root: config.proc_root.clone(),
         sys_root: config.sys_root.clone(),
@@ -227,6 +231,7 @@ fn sense_config(config: &Config, roots: &[WatchedRoot]) -> SenseConfig {
         kernel_period: config.kernel_period_ms,
         smart_period: config.smart_period_ms,
         roots: roots.to_vec(),
+        thresholds,
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_agent_core::health::{Assessment, FilesystemSample, Grader, Signals, Thresholds};
+use somersault_agent_core::health::{Assessment, DeviceState, FilesystemSample, Grader, Signals, Thresholds};
 use somersault_agent_core::smart::{SmartReport, SmartState};
 use somersault_proto::model::Host;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -26,7 +26,7 @@ use crate::inventory::RootWatch;
 use crate::probe::device::{Stack, StackError, stack};
 use crate::probe::mountinfo::{Mount, containing};
 use crate::probe::smartctl::{Run, Smartctl};
-use crate::probe::{diskstats, ext4, mountinfo};
+use crate::probe::{btrfs, diskstats, ext4, mountinfo, state};
 
 /// Processes of smartctl at once: a shelf of disks must not be woken in one go.
 const SMARTCTL_AT_ONCE: usize = 4;
@@ -59,6 +59,8 @@ pub struct SenseConfig {
     pub smart_period: Duration,
     /// What is graded: the disks below these.
     pub roots: Vec<WatchedRoot>,
+    /// From when on a signal counts.
+    pub thresholds: Thresholds,
 }
 
 /// What is believed of the disks and of the machine.
@@ -173,10 +175,18 @@ impl Senses {
                 errors: (mount.fs_type == "ext4")
                     .then(|| ext4::errors(&self.config.sys_root, &stack.device))
                     .flatten(),
+                device_errors: stack
+                    .btrfs
+                    .as_ref()
+                    .and_then(|folder| btrfs::errors(&self.config.sys_root, folder)),
             };
+            let degraded = stack.arrays.iter().any(|array| state::is_degraded(&self.config.sys_root, array));
             for disk in &stack.disks {
                 let of_disk = signals.entry(disk.clone()).or_default();
-                of_disk.gone |= gone;
+                let now = if gone { DeviceState::Gone } else { state::device(&self.config.sys_root, disk) };
+                of_disk.device = of_disk.device.max(now);
+                of_disk.degraded |= degraded;
+                of_disk.io_errors = state::io_errors(&self.config.sys_root, disk);
                 of_disk.probe_stuck |= watch.stuck();
                 of_disk.filesystems.insert(mount.mount_point.display().to_string(), sample);
             }
@@ -214,7 +224,7 @@ impl Senses {
             self.findings.clone(),
         );
         SensedDisk {
-            grader: Grader::new(Thresholds::default()),
+            grader: Grader::new(self.config.thresholds.clone()),
             smartctl_hangs: false,
             told: Assessment::default(),
             unreadable: String::new(),

@@ -379,8 +379,11 @@ async fn garbage_on_the_port_disturbs_nobody() {
         let _ended = timeout(Duration::from_millis(200), stream.read(&mut [0; 64])).await;
     }
     let page = get(admin, "/metrics").await;
-    assert!(page.contains("somersault_agent_beat_connected{coordinator=\""), "{page}");
-    assert!(page.contains("somersault_device_health_status{disk=\"sda\",status=\"Unknown\"} 1"), "{page}");
+    assert!(page.contains("somersault_agent_beat_connected{node=\"n1\",coordinator=\""), "{page}");
+    assert!(
+        page.contains("somersault_device_health_status{node=\"n1\",disk=\"sda\",status=\"Unknown\"} 1"),
+        "{page}"
+    );
     assert!(page.contains("# EOF"), "{page}");
     let health = get(admin, "/healthz").await;
     assert!(health.ends_with("ok\n"), "{health}");

@@ -74,7 +74,11 @@ fn sample(filesystem: &LoopFilesystem) -> FilesystemSample {
     let stack = stack(Path::new("/sys"), &mounts, mount).expect("a stack");
     assert_eq!(stack.device, filesystem.name());
     assert_eq!(stack.disks.len(), 1, "{stack:?}");
-    FilesystemSample { access: mount.access, errors: ext4::errors(Path::new("/sys"), &stack.device) }
+    FilesystemSample {
+        access: mount.access,
+        errors: ext4::errors(Path::new("/sys"), &stack.device),
+        device_errors: None,
+    }
 }
 
 #[test]

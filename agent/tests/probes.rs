@@ -6,8 +6,8 @@ use std::time::Duration;
 use somersault_agent::host::HostSampler;
 use somersault_agent::probe::device::{StackError, stack};
 use somersault_agent::probe::mountinfo::{Mount, containing};
-use somersault_agent::probe::{diskstats, ext4, mountinfo};
-use somersault_agent_core::health::{Access, IoSample};
+use somersault_agent::probe::{btrfs, diskstats, ext4, mountinfo, state};
+use somersault_agent_core::health::{Access, DeviceState, IoSample};
 
 fn host(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/host").join(part)
@@ -32,7 +32,8 @@ fn every_kind_of_stack_is_followed_to_its_disks() {
         ("/srv/lvm", "dm-0", vec!["nvme0n1", "sdb"]),
         ("/srv/raid", "md0", vec!["sdd", "sde"]),
         ("/srv/loop", "loop0", vec!["sda"]),
-        ("/srv/btrfs", "sdc", vec!["sdc"]),
+        ("/srv/btrfs", "sdc", vec!["nvme0n1", "sdb", "sdc"]),
+        ("/srv/mapped", "dm-0", vec!["nvme0n1", "sdb", "sdc"]),
         ("/srv/ram", "loop1", vec!["loop1"]),
     ] {
         let (found_device, found) = disks_below(path).expect(path);
@@ -48,6 +49,9 @@ fn every_kind_of_stack_is_followed_to_its_disks() {
 fn no_device_and_a_lost_device_are_told_apart() {
     assert!(matches!(disks_below("/srv/nfs"), Err(StackError::NoDevice(_))));
     assert!(matches!(disks_below("/run"), Err(StackError::NoDevice(_))));
+    // Of names that the kernel does not know, nobody can say that their device is lost.
+    assert!(matches!(disks_below("/srv/unmapped"), Err(StackError::NoDevice(_))));
+    assert!(matches!(disks_below("/srv/rooted"), Err(StackError::NoDevice(_))));
     assert!(matches!(disks_below("/srv/gone"), Err(StackError::Gone(device)) if device == "8:99"));
 }
 
@@ -70,6 +74,31 @@ fn ext4_errors_are_read_with_their_age() {
     let clean = ext4::errors(&host("sys"), "loop1").expect("an ext4");
     assert_eq!((clean.count, clean.last_age), (0, None));
     assert_eq!(ext4::errors(&host("sys"), "dm-0"), None);
+}
+
+#[test]
+fn a_btrfs_counts_the_errors_of_all_its_devices() {
+    let folder = btrfs::folder_of(&host("sys"), "dm-0").expect("of two devices");
+    assert_eq!(btrfs::devices(&host("sys"), &folder), ["dm-0", "sdc"]);
+    assert_eq!(btrfs::errors(&host("sys"), &folder), Some(5));
+    assert_eq!(btrfs::folder_of(&host("sys"), "sda"), None);
+    assert_eq!(btrfs::errors(&host("sys"), "no-such-folder"), None);
+}
+
+#[test]
+fn what_the_kernel_thinks_of_disks_and_arrays_is_read() {
+    let device = |disk: &str| state::device(&host("sys"), disk);
+    assert_eq!(device("sda"), DeviceState::Usable);
+    assert_eq!(device("sdb"), DeviceState::Offline);
+    assert_eq!(device("nvme0n1"), DeviceState::Dead);
+    assert_eq!(device("sdd"), DeviceState::Usable, "it says nothing of its state");
+    assert_eq!(state::io_errors(&host("sys"), "sdb"), Some(31));
+    assert_eq!(state::io_errors(&host("sys"), "sdd"), None);
+    assert!(state::is_degraded(&host("sys"), "md0") && !state::is_degraded(&host("sys"), "dm-0"));
+    let mounts = mounts();
+    let raid = containing(&mounts, Path::new("/srv/raid")).expect("a mount");
+    let arrays = stack(&host("sys"), &mounts, raid).expect("a stack").arrays;
+    assert_eq!(arrays.into_iter().collect::<Vec<_>>(), ["md0"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //!                                |--slaves (dm, md)--> each of them
 //!                                |--loop--> backing file --> its mount --> …
 //!                                '--none of these--> a disk
+//!   btrfs --source--> /sys/fs/btrfs/UUID/devices --> each of them, as above
 //! ```
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::{Mount, containing};
-use super::read_bounded;
+use super::{btrfs, read_bounded};
 
 /// Layers followed: loop on a filesystem on LVM on md on a partition has five.
 const LAYERS_MAX: usize = 8;
@@ -27,6 +28,10 @@ pub struct Stack {
     pub device: String,
     /// Names of the disks at the bottom, in order.
     pub disks: BTreeSet<String>,
+    /// Names of the arrays (md) in between.
+    pub arrays: BTreeSet<String>,
+    /// Of a btrfs: its folder's name below `/sys/fs/btrfs`.
+    pub btrfs: Option<String>,
 }
 
 /// Why a filesystem has no stack.
@@ -52,8 +57,18 @@ pub enum StackError {
 /// Resolves what a mount lies on.
 pub fn stack(sys_root: &Path, mounts: &[Mount], mount: &Mount) -> Result<Stack, StackError> {
     let block = block_device(sys_root, mount)?;
-    let mut stack = Stack { device: name_of(&block), disks: BTreeSet::new() };
-    descend(sys_root, mounts, &block, LAYERS_MAX, &mut stack.disks)?;
+    let mut stack = Stack { device: name_of(&block), ..Stack::default() };
+    stack.btrfs = (mount.fs_type == "btrfs").then(|| btrfs::folder_of(sys_root, &stack.device)).flatten();
+    let mut devices = vec![block];
+    if let Some(folder) = &stack.btrfs {
+        let others = btrfs::devices(sys_root, folder).into_iter().filter(|name| *name != stack.device);
+        for name in others.take(DISKS_MAX).collect::<Vec<_>>() {
+            devices.push(class_block(sys_root, &name)?);
+        }
+    }
+    for device in devices {
+        descend(sys_root, mounts, &device, LAYERS_MAX, &mut stack)?;
+    }
     Ok(stack)
 }
 
@@ -62,11 +77,25 @@ fn block_device(sys_root: &Path, mount: &Mount) -> Result<PathBuf, StackError> {
     if !mount.device.starts_with("0:") {
         return canonical(&sys_root.join("dev/block").join(&mount.device), &mount.device);
     }
+    let no_device = || StackError::NoDevice(mount.mount_point.display().to_string());
     // btrfs has a device number of its own; what was mounted names one of its disks.
     match mount.source.strip_prefix("/dev/") {
-        Some(name) if mount.fs_type == "btrfs" => class_block(sys_root, &name.replace('/', "!")),
-        _ => Err(StackError::NoDevice(mount.mount_point.display().to_string())),
+        // A name that the kernel gives by no rule (`/dev/root`) says nothing of a loss.
+        Some("root") | None => Err(no_device()),
+        Some(_) if mount.fs_type != "btrfs" => Err(no_device()),
+        Some(name) => match name.strip_prefix("mapper/") {
+            Some(mapped) => dm_of(sys_root, mapped).ok_or_else(no_device),
+            None => class_block(sys_root, &name.replace('/', "!")),
+        },
     }
+}
+
+/// The device that device-mapper made under this name.
+fn dm_of(sys_root: &Path, name: &str) -> Option<PathBuf> {
+    let devices = fs::read_dir(sys_root.join("class/block")).ok()?;
+    let is_it = |path: &PathBuf| read_bounded(&path.join("dm/name")).is_ok_and(|found| found.trim() == name);
+    let found = devices.filter_map(|entry| Some(entry.ok()?.path())).find(is_it)?;
+    fs::canonicalize(found).ok()
 }
 
 fn descend(
@@ -74,15 +103,18 @@ fn descend(
     mounts: &[Mount],
     block: &Path,
     layers: usize,
-    disks: &mut BTreeSet<String>,
+    stack: &mut Stack,
 ) -> Result<(), StackError> {
-    let below =
-        if layers == 0 || disks.len() >= DISKS_MAX { Vec::new() } else { below(sys_root, mounts, block)? };
+    let is_full = layers == 0 || stack.disks.len() >= DISKS_MAX;
+    let below = if is_full { Vec::new() } else { below(sys_root, mounts, block)? };
     if below.is_empty() {
-        disks.insert(name_of(block));
+        stack.disks.insert(name_of(block));
+    }
+    if block.join("md").exists() {
+        stack.arrays.insert(name_of(block));
     }
     for next in below {
-        descend(sys_root, mounts, &next, layers - 1, disks)?;
+        descend(sys_root, mounts, &next, layers - 1, stack)?;
     }
     Ok(())
 }

@@ -3,11 +3,13 @@
 //! Everything but [`smartctl`] reads `/proc` and `/sys` only, which never waits for a disk. Each reader takes the
 //! root of its tree, so that a container can look at its host and a test at a fixture.
 
+pub mod btrfs;
 pub mod device;
 pub mod diskstats;
 pub mod ext4;
 pub mod mountinfo;
 pub mod smartctl;
+pub mod state;
 
 use std::fs::File;
 use std::io::{self, Read};

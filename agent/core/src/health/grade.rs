@@ -1,7 +1,5 @@
 //! The grades, the closed set of reasons with the grade of each, and the thresholds with their evidence.
 
-use std::time::Duration;
-
 /// Grade of a disk, worst last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grade {
@@ -50,6 +48,10 @@ macro_rules! reasons {
 reasons! {
     /// The block device is gone while a filesystem on it is still mounted.
     DeviceGone => Failed,
+    /// The kernel has given the disk up: it is there, and takes no request (SCSI `offline`).
+    DeviceOffline => Failed,
+    /// The controller of an `NVMe` disk is dead.
+    NvmeDead => Failed,
     /// The kernel made the filesystem read-only (`emergency_ro`, or `ro` after it had been writable).
     ReadOnlyAfterError => Failed,
     /// Requests in flight and none completed for [`Thresholds::stall_failed`].
@@ -70,6 +72,8 @@ reasons! {
     Reallocated => Failing,
     /// ext4 counted new errors.
     FilesystemErrorsGrowing => Failing,
+    /// btrfs counted new errors of one of its devices: reads, writes, checksums.
+    BtrfsDeviceErrors => Failing,
     /// Some sectors are reallocated, pending or uncorrectable (ATA 5, 187, 197, 198; SCSI grown defects).
     SectorDefects => Warning,
     /// The disk has counted errors of its medium (`NVMe` media errors, SCSI uncorrected errors).
@@ -84,8 +88,12 @@ reasons! {
     LinkErrorsGrowing => Warning,
     /// Requests in flight and none completed for [`Thresholds::stall_warning`].
     IoStalling => Warning,
-    /// ext4 recorded errors at some earlier time, and none since.
+    /// ext4 or btrfs recorded errors at some earlier time, and none since.
     HistoricErrors => Warning,
+    /// The array that it belongs to lacks a disk: the next one that fails takes data with it.
+    RaidDegraded => Warning,
+    /// The kernel counted failed requests of a SCSI or ATA disk. Some that were merely refused count too.
+    IoErrorsGrowing => Warning,
     /// An operation on the filesystem, or `smartctl` itself, has not come back.
     ProbeStuck => Warning,
     /// The disk, its driver or its controller offers no SMART.
@@ -96,58 +104,4 @@ reasons! {
     SmartUnreadable => Unknown,
     /// The last good reading is too old to say anything of today.
     SmartStale => Unknown,
-}
-
-/// From when on a signal counts.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Thresholds {
-    /// A finding is dropped after its source was clean this long. 30 min: three SMART polls of 10 min agree.
-    pub clean: Duration,
-    /// No completion with requests in flight: a warning. 30 s is the kernel's default SCSI command timeout.
-    pub stall_warning: Duration,
-    /// The same: failed. 120 s is the kernel's default `hung_task_timeout_secs`.
-    pub stall_failed: Duration,
-    /// Longest time between two kernel samples that counts as observed: when the whole machine stood still,
-    /// its disk did not stall.
-    pub kernel_gap_max: Duration,
-    /// Age at which a good SMART reading no longer counts: six missed polls of 10 min.
-    pub smart_stale: Duration,
-    /// Attribute 5 from which on disks fail far more often: the 17-70 bucket of the Backblaze-derived table in
-    /// Scrutiny shows 23.6 % a year, 71-260 36 %.
-    pub reallocated_failing: u64,
-    /// Attribute 5, growth within [`Thresholds::trend_window`]. Google (FAST'07): first reallocations make
-    /// failure within 60 days 14 times as likely.
-    pub reallocated_growth_failing: u64,
-    /// Attribute 197. Google (FAST'07): first pending sectors make failure 16 times as likely; a handful heals
-    /// when rewritten.
-    pub pending_failing: u64,
-    /// Attribute 198. Google (FAST'07): first offline reallocations make failure 21 times as likely.
-    pub offline_uncorrectable_failing: u64,
-    /// How many rises of an uncorrectable counter within [`Thresholds::trend_window`] make it grow. One alone
-    /// says little: 20-63 % of SSDs see one in four years (Google, FAST'16).
-    pub uncorrectable_rises_failing: usize,
-    /// Window of the growth rules.
-    pub trend_window: Duration,
-    /// Wear in percent of the rated endurance. No cliff at 100 % (Google, FAST'16): a warning only.
-    pub wear_warning_percent: u64,
-}
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        const DAY: Duration = Duration::from_hours(24);
-        Self {
-            clean: Duration::from_mins(30),
-            stall_warning: Duration::from_secs(30),
-            stall_failed: Duration::from_mins(2),
-            kernel_gap_max: Duration::from_secs(15),
-            smart_stale: Duration::from_hours(1),
-            reallocated_failing: 70,
-            reallocated_growth_failing: 10,
-            pending_failing: 16,
-            offline_uncorrectable_failing: 3,
-            uncorrectable_rises_failing: 2,
-            trend_window: DAY,
-            wear_warning_percent: 100,
-        }
-    }
 }

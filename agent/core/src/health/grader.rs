@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::grade::{Grade, Reason, Thresholds};
+use super::grade::{Grade, Reason};
 use super::kernel::{KernelMemory, Signals};
 use super::rules::SmartMemory;
+use super::thresholds::Thresholds;
 use crate::smart::{Identity, SmartReport, SmartState, SmartValues};
 
 /// Remembers what one disk has shown.

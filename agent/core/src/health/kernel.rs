@@ -3,19 +3,38 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::grade::{Reason, Thresholds};
+use super::grade::Reason;
+use super::thresholds::Thresholds;
 
 /// What the kernel says of one disk at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Signals {
-    /// The device node left the kernel's list while a filesystem on it is mounted.
-    pub gone: bool,
+    /// Whether the kernel can use it.
+    pub device: DeviceState,
+    /// It belongs to an array (md) that lacks a disk.
+    pub degraded: bool,
+    /// Failed requests ever since the device came (SCSI and ATA).
+    pub io_errors: Option<u64>,
     /// A probe (a walk, `statvfs`, `smartctl`) is overdue.
     pub probe_stuck: bool,
     /// Its line of `/proc/diskstats`.
     pub io: Option<IoSample>,
     /// The mounted filesystems on it, by mount point.
     pub filesystems: BTreeMap<String, FilesystemSample>,
+}
+
+/// Whether the kernel can use a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceState {
+    /// It takes requests, or says nothing of that.
+    #[default]
+    Usable,
+    /// It was given up after errors (`device/state` of SCSI: `offline`).
+    Offline,
+    /// Its controller is dead (`device/state` of `NVMe`: `dead`).
+    Dead,
+    /// The device node left the kernel's list while a filesystem on it is mounted.
+    Gone,
 }
 
 /// A line of `/proc/diskstats`.
@@ -34,6 +53,8 @@ pub struct FilesystemSample {
     pub access: Access,
     /// Its error counter, for ext4.
     pub errors: Option<FilesystemErrors>,
+    /// Errors ever counted of its devices, for btrfs; they stay until somebody clears them.
+    pub device_errors: Option<u64>,
 }
 
 /// Whether a filesystem can be written.
@@ -60,6 +81,7 @@ pub struct FilesystemErrors {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct KernelMemory {
     stall: Option<Stall>,
+    io_errors: Option<u64>,
     filesystems: BTreeMap<String, FilesystemMemory>,
 }
 
@@ -73,6 +95,7 @@ struct Stall {
 struct FilesystemMemory {
     was_writable: bool,
     errors: Option<u64>,
+    device_errors: Option<u64>,
 }
 
 impl KernelMemory {
@@ -84,8 +107,17 @@ impl KernelMemory {
         limits: &Thresholds,
     ) -> BTreeSet<Reason> {
         let mut found = BTreeSet::new();
-        if signals.gone {
-            found.insert(Reason::DeviceGone);
+        found.extend(match signals.device {
+            DeviceState::Usable => None,
+            DeviceState::Offline => Some(Reason::DeviceOffline),
+            DeviceState::Dead => Some(Reason::NvmeDead),
+            DeviceState::Gone => Some(Reason::DeviceGone),
+        });
+        if signals.degraded {
+            found.insert(Reason::RaidDegraded);
+        }
+        if rises(&mut self.io_errors, signals.io_errors) {
+            found.insert(Reason::IoErrorsGrowing);
         }
         if signals.probe_stuck {
             found.insert(Reason::ProbeStuck);
@@ -146,6 +178,18 @@ impl FilesystemMemory {
             }
         }
         self.errors = sample.errors.map(|errors| errors.count);
+        if rises(&mut self.device_errors, sample.device_errors) {
+            found.push(Reason::BtrfsDeviceErrors);
+        } else if sample.device_errors.is_some_and(|count| count > 0) {
+            found.push(Reason::HistoricErrors);
+        }
         found
     }
+}
+
+/// Whether a counter is higher than it was; takes what it is now.
+fn rises(before: &mut Option<u64>, now: Option<u64>) -> bool {
+    let rises = before.zip(now).is_some_and(|(before, now)| now > before);
+    *before = now;
+    rises
 }

@@ -14,8 +14,10 @@ mod grade;
 mod grader;
 mod kernel;
 mod rules;
+mod thresholds;
 mod trend;
 
-pub use grade::{Grade, Reason, Thresholds};
+pub use grade::{Grade, Reason};
 pub use grader::{Assessment, Grader};
-pub use kernel::{Access, FilesystemErrors, FilesystemSample, IoSample, Signals};
+pub use kernel::{Access, DeviceState, FilesystemErrors, FilesystemSample, IoSample, Signals};
+pub use thresholds::{Thresholds, ThresholdsError};

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::grade::{Reason, Thresholds};
+use super::grade::Reason;
+use super::thresholds::Thresholds;
 use super::trend::Trend;
 use crate::smart::SmartValues;
 

@@ -33,8 +33,8 @@ pub const SOURCES: [(&str, &[&str]); 3] = [
             "Reallocated",
         ],
     ),
-    ("filesystem", &["ReadOnlyAfterError", "FilesystemErrorsGrowing"]),
-    ("device", &["DeviceGone", "IoStalled"]),
+    ("filesystem", &["ReadOnlyAfterError", "FilesystemErrorsGrowing", "BtrfsDeviceErrors"]),
+    ("device", &["DeviceGone", "DeviceOffline", "NvmeDead", "IoStalled"]),
 ];
 
 /// How many disks are bad.

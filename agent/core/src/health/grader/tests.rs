@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::{Access, FilesystemErrors, FilesystemSample, IoSample};
+use crate::health::{Access, DeviceState, FilesystemErrors, FilesystemSample, IoSample};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
@@ -47,7 +47,10 @@ impl Bench {
 fn filesystem(access: Access, errors: Option<(u64, Option<Duration>)>) -> Signals {
     let errors = errors.map(|(count, last_age)| FilesystemErrors { count, last_age });
     Signals {
-        filesystems: BTreeMap::from([("/data".to_owned(), FilesystemSample { access, errors })]),
+        filesystems: BTreeMap::from([(
+            "/data".to_owned(),
+            FilesystemSample { access, errors, device_errors: None },
+        )]),
         ..Signals::default()
     }
 }
@@ -138,7 +141,10 @@ fn each_reason_of_the_kernel_is_reached() {
     let hour_ago = Some(HOUR);
     let just_now = Some(Duration::from_secs(3));
     let table = [
-        (Signals { gone: true, ..Signals::default() }, Some(Reason::DeviceGone)),
+        (Signals { device: DeviceState::Gone, ..Signals::default() }, Some(Reason::DeviceGone)),
+        (Signals { device: DeviceState::Offline, ..Signals::default() }, Some(Reason::DeviceOffline)),
+        (Signals { device: DeviceState::Dead, ..Signals::default() }, Some(Reason::NvmeDead)),
+        (Signals { degraded: true, ..Signals::default() }, Some(Reason::RaidDegraded)),
         (Signals { probe_stuck: true, ..Signals::default() }, Some(Reason::ProbeStuck)),
         (filesystem(Access::EmergencyReadOnly, None), Some(Reason::ReadOnlyAfterError)),
         (filesystem(Access::ReadOnly, None), None),
@@ -174,14 +180,58 @@ fn ext4_errors_count_when_they_grow() {
     assert_eq!((seen.grade, seen.reasons), (Grade::Warning, vec![Reason::HistoricErrors]));
 }
 
+fn btrfs(device_errors: u64) -> Signals {
+    let sample =
+        FilesystemSample { access: Access::ReadWrite, errors: None, device_errors: Some(device_errors) };
+    Signals { filesystems: BTreeMap::from([("/data".to_owned(), sample)]), ..Signals::default() }
+}
+
+/// They stay until somebody clears them.
+#[test]
+fn btrfs_errors_count_when_they_grow() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.kernel(&btrfs(0)).reasons, []);
+    let seen = bench.kernel_for(MINUTE, &btrfs(1));
+    assert_eq!(
+        (seen.grade, seen.reasons),
+        (Grade::Failing, vec![Reason::BtrfsDeviceErrors, Reason::HistoricErrors])
+    );
+    let seen = bench.kernel_for(31 * MINUTE, &btrfs(1));
+    assert_eq!((seen.grade, seen.reasons), (Grade::Warning, vec![Reason::HistoricErrors]));
+    assert_eq!(Bench::new().kernel(&btrfs(7)).grade, Grade::Warning, "of before the agent started");
+    assert_eq!(bench.kernel_for(31 * MINUTE, &btrfs(0)).reasons, [], "cleared");
+}
+
+#[test]
+fn failed_requests_are_worth_a_look_when_they_become_more() {
+    let with = |count| Signals { io_errors: Some(count), ..Signals::default() };
+    let mut bench = Bench::new();
+    assert_eq!(bench.kernel(&with(31)).reasons, [], "since the device came");
+    assert_eq!(bench.kernel_for(MINUTE, &with(32)).reasons, [Reason::IoErrorsGrowing]);
+    assert_eq!(bench.kernel_for(31 * MINUTE, &with(32)).reasons, []);
+}
+
+/// Nothing that can be said is never said: each reason is reached by a test of this file, by its name.
+#[test]
+fn no_reason_is_without_its_test() {
+    let tests = include_str!("tests.rs");
+    for reason in Reason::ALL {
+        let name = format!("Reason::{}", reason.as_str());
+        assert!(tests.contains(&name), "{name} is reached by no test");
+    }
+}
+
 #[test]
 fn a_stall_grows_from_warning_to_failed() {
     let mut bench = Bench::new();
-    for (time, grade) in
-        [(25, Grade::Unknown), (10, Grade::Warning), (80, Grade::Warning), (10, Grade::Failed)]
-    {
+    for (time, reason) in [
+        (25, None),
+        (10, Some(Reason::IoStalling)),
+        (80, Some(Reason::IoStalling)),
+        (10, Some(Reason::IoStalled)),
+    ] {
         let seen = bench.kernel_for(Duration::from_secs(time), &io(3, 100));
-        assert_eq!(seen.grade, grade, "{:?}", seen.stalled_for);
+        assert_eq!(seen.reasons.first().copied(), reason, "{:?}", seen.stalled_for);
     }
 }
 
