@@ -16,6 +16,7 @@
 //! is asked first, because the scheduler obeys it whatever anybody believes.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +85,16 @@ impl Verdict {
 pub(crate) fn judge(fleet: &Fleet, overrides: &ClassOverrides, vm_namespace: &str, disk: &Disk) -> Verdict {
     match &disk.source {
         DiskSource::Claim { name, .. } => match bound_volume(fleet, &Key::new(vm_namespace, name)) {
-            Ok((claim, name, volume)) => judge_volume(fleet, overrides, claim, name, volume),
+            Ok((claim, name, volume)) => {
+                let mut verdict = judge_volume(fleet, overrides, claim, name, volume);
+                if volume.deleting {
+                    let _ = write!(
+                        verdict.because,
+                        "; somebody is deleting volume {name}: its object goes when its claim does, and until then it cannot be moved"
+                    );
+                }
+                verdict
+            }
             Err(broken) => broken,
         },
         DiskSource::HostDisk { path } => {

@@ -43,11 +43,14 @@ impl Coordinator {
             let refusal = request.and_then(|request| refusal(key, &request.spec, &context));
             let (reason, message) = refusal.map_or_else(
                 || {
+                    if !self.migrations.turns_are_taken() {
+                        let what = "the API server is asked whether it would take what has to be made";
+                        return ("BeingChecked", what.to_owned());
+                    }
                     let limit = migration::ACTIVE_MAX;
-                    (
-                        "WaitsForItsTurn",
-                        format!("{limit} others copy, or hold up their VMs: it begins when one has ended"),
-                    )
+                    let what =
+                        format!("{limit} others copy, or hold up their VMs: it begins when one has ended");
+                    ("WaitsForItsTurn", what)
                 },
                 |refusal| (refusal.reason, refusal.message),
             );

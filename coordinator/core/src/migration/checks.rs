@@ -4,7 +4,7 @@
 use super::{Check, Context, Destination, DiskMove, Guest, MigrationRecord, MigrationSpec, Refusal, plan};
 use crate::decision::placement;
 use crate::fleet::{DiskImage, Fixed, Fleet, Instance, Owner, StorageRoot, VolumeMode, folder, pods_words};
-use crate::names::{Key, Uid};
+use crate::names::{Key, Uid, VolumeName};
 use crate::runbook::shell_word;
 
 /// A planned migration, and what was found on the way.
@@ -243,30 +243,33 @@ fn disks_unshared(asked: &Asked<'_>) -> Answer {
 /// nothing to go back to.
 fn volumes_stay(asked: &Asked<'_>) -> Answer {
     let volumes = &asked.ctx.fleet.volumes;
-    for disk in asked.disks {
-        let Some(old) = volumes.get(&disk.old) else {
-            let message =
-                format!("volume {} of claim {} is gone: somebody has deleted it", disk.old, disk.claim);
-            return Err(Refusal::new("VolumeGone", message));
+    if let Some(disk) = asked.disks.iter().find(|disk| !volumes.contains_key(&disk.old)) {
+        let message = format!("volume {} of claim {} is gone: somebody has deleted it", disk.old, disk.claim);
+        return Err(Refusal::new("VolumeGone", message));
+    }
+    let is_going = |name: &VolumeName| volumes.get(name).is_some_and(|volume| volume.deleting);
+    let going: Vec<&DiskMove> = asked.disks.iter().filter(|disk| is_going(&disk.old)).collect();
+    if !going.is_empty() {
+        let names: Vec<String> =
+            going.iter().map(|disk| format!("{} of claim {}", disk.old, disk.claim)).collect();
+        let adopt = |disk: &&DiskMove| {
+            let folder = shell_word(&format!("{}:{}", disk.source_node, disk.source_path));
+            format!("kubectl somersault adopt {folder} --claim {}", shell_word(&disk.claim.name))
         };
-        if old.deleting {
-            let message = format!(
-                "volume {} of claim {} is being deleted, as by kubectl delete pv: it stays as long as the claim is bound, and goes \
-                 when that changes volumes. Nothing takes this back. See that it is on reclaim policy Retain, stop the VM, delete the \
-                 claim, and give the folder a new volume: kubectl somersault adopt {}:{} --claim {}",
-                disk.old,
-                disk.claim,
-                disk.source_node,
-                shell_word(&disk.source_path),
-                shell_word(&disk.claim.name)
-            );
-            return Err(Refusal::new("VolumeBeingDeleted", message));
-        }
-        if volumes.get(&disk.new.name).is_some_and(|new| new.deleting) {
-            let message =
-                format!("new volume {} of claim {} is being deleted by somebody", disk.new.name, disk.claim);
-            return Err(Refusal::new("VolumeBeingDeleted", message));
-        }
+        let commands: Vec<String> = going.iter().filter(|disk| disk.reading.is_none()).map(adopt).collect();
+        let anew = if commands.is_empty() { "make it a new volume".to_owned() } else { commands.join("; ") };
+        let message = format!(
+            "being deleted, as by kubectl delete pv: volume {}. It stays as long as its claim is bound, and goes when that changes \
+             volumes; nothing takes this back. See that it is on reclaim policy Retain, stop the VM, delete the claim, and bind what \
+             is left anew: {anew}",
+            names.join(", volume ")
+        );
+        return Err(Refusal::new("VolumeBeingDeleted", message));
+    }
+    if let Some(disk) = asked.disks.iter().find(|disk| is_going(&disk.new.name)) {
+        let message =
+            format!("new volume {} of claim {} is being deleted by somebody", disk.new.name, disk.claim);
+        return Err(Refusal::new("VolumeBeingDeleted", message));
     }
     Ok("no volume is being deleted".into())
 }

@@ -201,7 +201,7 @@ impl Migrations {
             if waits || self.all[&key].wants_cleanup() {
                 others = self.at_work().filter(|other| other.key != key).cloned().collect();
             }
-            if waits && self.turns() >= ACTIVE_MAX {
+            if waits && self.turns_are_taken() {
                 continue;
             }
             let moves = self.moves(&key);
@@ -223,6 +223,11 @@ impl Migrations {
         let takes =
             |record: &&MigrationRecord| record.phase < Phase::Confirming && !self.waits_for_word(&record.key);
         self.at_work().filter(takes).count()
+    }
+
+    /// Whether a migration that waits to begin has to wait for another one's end.
+    pub(crate) fn turns_are_taken(&self) -> bool {
+        self.turns() >= ACTIVE_MAX
     }
 
     /// Which volumes have replaced which, for a migration that removes old ones.

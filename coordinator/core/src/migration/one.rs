@@ -13,6 +13,7 @@ use super::{Context, DiskMove, MigrationRecord, MigrationSpec, Phase, Refusal, c
 use crate::BootTime;
 use crate::fleet::Vm;
 use crate::io::{Action, Effect, Notice, Record, Severity, Subject};
+use crate::names::VolumeName;
 use crate::view::{MigrationView, RemovalView};
 
 /// An action whose effect does not show is asked for again: lost answers and restarted shells are repaired by this.
@@ -278,6 +279,16 @@ impl Migration {
         let (_, _, what) = self.told(phase, stops);
         let mut what = what.to_owned();
         if phase == Phase::Succeeded {
+            let old = self.record.disks.iter().map(|disk| &disk.old);
+            let gone: Vec<&str> =
+                old.filter(|old| !ctx.fleet.volumes.contains_key(*old)).map(VolumeName::as_str).collect();
+            if !gone.is_empty() {
+                let gone = gone.join(", ");
+                let _ = write!(
+                    what,
+                    ", but for the objects of {gone}, which somebody has deleted: their folders are left"
+                );
+            }
             if let Some(zeroes) = self.zeroes() {
                 let _ = write!(what, ". {zeroes}");
             }

@@ -2,7 +2,9 @@
 
 mod admitted;
 mod back;
+mod copies;
 mod deleted;
+mod guest;
 mod probed;
 mod probed_by_job;
 mod read;
@@ -17,7 +19,7 @@ use proptest::prelude::*;
 
 use self::started::Start;
 use super::model::{World, all_to_class, key, to_class, to_node};
-use super::{Destination, Phase, Unreadable, WhichDisks};
+use super::{Destination, Phase, WhichDisks};
 use crate::fleet::{ClaimUse, DataVolume, Disk, DiskSource, SavedStart, Snapshot};
 use crate::io::{Action, Effect, Notice, Order, Severity};
 
@@ -327,76 +329,6 @@ fn nowhere() -> Disk {
 }
 
 #[test]
-fn copies_that_fail_are_tried_again_and_then_given_up() {
-    let mut world = asked();
-    world.faults.failing_copies = 2;
-    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
-
-    let mut world = asked();
-    world.faults.failing_copies = 1000;
-    let phase = world.run(ROUNDS, "m");
-    assert_eq!(phase, Phase::RolledBack);
-    assert_eq!(world.store[&key("m")].reason.as_deref(), Some("CopyFailed"));
-    assert_whole(&world, phase, "hopeless copy");
-    assert!(!world.fleet.volumes.keys().any(|name| name.0.starts_with("smst-")), "a volume object leaked");
-}
-
-/// Nothing is made up unless somebody says so, and then it is told, by check, message and Event.
-#[test]
-fn what_a_dying_disk_cannot_read_becomes_zeroes_by_a_word_alone() {
-    let mut world = asked();
-    world.faults.bad_sectors = true;
-    let phase = world.run(ROUNDS, "m");
-    assert_eq!(phase, Phase::RolledBack);
-    let record = &world.store[&key("m")];
-    assert!(record.message.contains("disk.img bytes 0..4096"), "{}", record.message);
-    assert!(record.message.contains("spec.unreadable Zeroes"), "{}", record.message);
-    assert_whole(&world, phase, "bad sectors");
-
-    let mut world = asked();
-    world.faults.bad_sectors = true;
-    world.spec("m").unreadable = Unreadable::Zeroes;
-    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
-    let record = &world.store[&key("m")];
-    assert_eq!(record.reason, None);
-    assert!(record.message.contains("vm-system: 4096 bytes cannot be read: disk.img"), "{}", record.message);
-    let all_read: Vec<bool> =
-        record.checks.iter().filter(|check| check.name == "AllRead").map(|c| c.passed).collect();
-    assert_eq!(all_read, [false, false]);
-    let told = |effect: &&Effect| {
-        matches!(effect, Effect::Notify(Notice { severity: Severity::Warning, reason: "MigrationSucceeded", message, .. })
-            if *message == record.message)
-    };
-    assert_eq!(world.effects.iter().filter(told).count(), 1);
-}
-
-#[test]
-fn pre_copy_only_waits_for_a_word() {
-    let mut world = asked();
-    world.spec("m").pre_copy_only = true;
-    world.rounds(ROUNDS);
-    assert_eq!(world.phase("m"), Phase::PreCopying);
-    assert!(world.machine.waits_for_word(&key("m")));
-    assert!(world.fleet.vms[&key("vm")].instance.is_some(), "the VM was stopped without a word");
-    world.spec("m").pre_copy_only = false;
-    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
-}
-
-/// A copy that waits for a word may wait for days.
-#[test]
-fn a_new_volume_that_somebody_deletes_before_the_stop_is_made_anew() {
-    let mut world = asked();
-    world.spec("m").pre_copy_only = true;
-    world.rounds(ROUNDS);
-    let new = world.store[&key("m")].disks[0].new.name.clone();
-    assert!(world.fleet.volumes.remove(&new).is_some());
-    world.spec("m").pre_copy_only = false;
-    let phase = world.run(ROUNDS, "m");
-    assert_eq!(phase, Phase::Succeeded, "{}", world.store[&key("m")].message);
-    assert_whole(&world, phase, "deleted volume");
-}
-
-#[test]
 fn a_bare_claim_moves_too() {
     let mut world = World::new();
     world.add_claim("spare", "n1");
@@ -405,35 +337,6 @@ fn a_bare_claim_moves_too() {
     assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded, "{:?}", world.store);
     let volume = world.fleet.claims[&key("spare")].volume.clone().expect("bound");
     assert!(volume.0.starts_with("smst-"), "{volume}");
-}
-
-/// Its agent and its address come later than the start: waited for, and they are no part of the downtime.
-#[test]
-fn what_the_guest_had_before_is_waited_for() {
-    let mut world = asked();
-    while world.phase("m") != Phase::Stopping {
-        world.round();
-    }
-    world.faults.guest_silent = true;
-    while world.phase("m") != Phase::Confirming {
-        world.round();
-    }
-    world.rounds(60);
-    assert_eq!(world.phase("m"), Phase::Confirming, "the guest is not there yet");
-    let guest = world.fleet.vms.get_mut(&key("vm")).and_then(|vm| vm.instance.as_mut()).expect("it runs");
-    (guest.agent_connected, guest.has_address) = (true, true);
-    assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
-    let record = &world.store[&key("m")];
-    for name in ["VmRunning", "DisksAttached", "AddressReported", "GuestAgentConnected"] {
-        assert!(
-            record.checks.iter().any(|check| check.name == name && check.passed),
-            "{name}: {:?}",
-            record.checks
-        );
-    }
-    assert_eq!(record.reason, None);
-    let downtime = world.store[&key("m")].downtime_ms.expect("it was stopped");
-    assert!(downtime < 60_000, "the guest's boot is counted: {downtime:?}");
 }
 
 /// Every failure at every round, of a VM with two disks whose owner makes missing claims anew, blank: below a root of the target,
@@ -497,56 +400,6 @@ fn whatever_fails_at_whichever_round_the_vm_ends_whole() {
             }
             assert!(ends.contains(&Phase::Succeeded), "{what} never mattered");
         }
-    }
-}
-
-/// It has written to its new volumes: whoever stops it before its guest was seen does not get the old ones back.
-#[test]
-fn a_vm_that_ran_and_was_stopped_before_its_guest_was_seen_is_not_put_back() {
-    let mut world = asked();
-    while world.phase("m") != Phase::Stopping {
-        world.round();
-    }
-    world.faults.guest_silent = true;
-    while world.phase("m") != Phase::Confirming {
-        world.round();
-    }
-    world.rounds(5);
-    assert!(world.fleet.vms[&key("vm")].instance.is_some(), "it runs");
-    world.set_run("vm", crate::fleet::RunStrategy::Halted);
-    let phase = world.run(900, "m");
-    let record = &world.store[&key("m")];
-    assert_eq!((phase, record.reason.as_deref()), (Phase::Failed, Some("NotRunning")), "{record:?}");
-    for claim in ["vm-system", "vm-data"] {
-        let volume = &world.fleet.claims[&key(claim)].volume.as_ref().expect("bound").0;
-        assert!(volume.starts_with("smst-"), "{claim} is on {volume}, without what the VM has written");
-    }
-}
-
-/// The data is whole and the VM runs: the migration has succeeded, and a person hears of what is missing.
-#[test]
-fn a_guest_that_stays_silent_is_told_of() {
-    for crash in [false, true] {
-        let mut world = asked();
-        while world.phase("m") != Phase::Stopping {
-            world.round();
-        }
-        world.faults.guest_silent = true;
-        if crash {
-            while world.phase("m") != Phase::Confirming {
-                world.round();
-            }
-            world.take_over();
-        }
-        assert_eq!(world.run(ROUNDS, "m"), Phase::Succeeded);
-        let record = &world.store[&key("m")];
-        assert_eq!(record.reason.as_deref(), Some("GuestNotConfirmed"));
-        assert!(record.message.contains("the guest agent answered before"), "{}", record.message);
-        let failed: Vec<_> =
-            record.checks.iter().filter(|check| !check.passed).map(|check| &check.name).collect();
-        assert_eq!(failed, ["AddressReported", "GuestAgentConnected"]);
-        world.round();
-        assert_whole(&world, Phase::Succeeded, "a silent guest");
     }
 }
 
