@@ -258,9 +258,14 @@ fn volumes_stay(asked: &Asked<'_>) -> Answer {
         };
         let commands: Vec<String> = going.iter().filter(|disk| disk.reading.is_none()).map(adopt).collect();
         let anew = if commands.is_empty() { "make it a new volume".to_owned() } else { commands.join("; ") };
+        let patch = |disk: &&DiskMove| {
+            let patch = "'{\"spec\":{\"persistentVolumeReclaimPolicy\":\"Retain\"}}'";
+            format!("kubectl patch pv {} -p {patch}", shell_word(disk.old.as_str()))
+        };
+        let retain = going.iter().map(patch).collect::<Vec<_>>().join("; ");
         let message = format!(
             "being deleted, as by kubectl delete pv: volume {}. It stays as long as its claim is bound, and goes when that changes \
-             volumes; nothing takes this back. See that it is on reclaim policy Retain, stop the VM, delete the claim, and bind what \
+             volumes; nothing takes this back. Put it on reclaim policy Retain ({retain}), stop the VM, delete the claim, and bind what \
              is left anew: {anew}",
             names.join(", volume ")
         );

@@ -28,6 +28,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use super::dry_run::NewClaim;
 use super::{Context, DiskMove, MigrationRecord, Refusal};
@@ -45,7 +46,10 @@ pub const LOCKED_BY: &str = "somersault.novasphere.dev/locked-by";
 pub(super) enum To {
     New,
     Lock,
-    Old,
+    Old {
+        /// How long everything has been put back so far.
+        waited: Duration,
+    },
 }
 
 /// What a claim still needs until it points to the wanted volume.
@@ -63,6 +67,11 @@ pub(crate) fn reserved(claim: &Key, volume: &str) -> Key {
 
 /// The folder of a lock: it is nowhere, and never mounted.
 pub const LOCK_FOLDER: &str = "/nowhere";
+
+/// Agents list their roots each minute and report each minute: what is told after this was looked at since.
+const LISTED_AGAIN: Duration = Duration::from_secs(150);
+/// Age of a listing when it is reported, at most.
+const LISTED_AGE_MAX: Duration = Duration::from_secs(75);
 
 /// How the name of a lock ends, after that of the new volume.
 const LOCK_SUFFIX: &str = "-lock";
@@ -95,11 +104,22 @@ pub(super) fn point_all(
 }
 
 /// One step of all disks towards their old volumes, by way of their locks where one has its new volume.
-pub(super) fn put_back(record: &MigrationRecord, ctx: &Context<'_>) -> Result<Option<Vec<Action>>, Refusal> {
+pub(super) fn put_back(
+    record: &MigrationRecord,
+    waited: Duration,
+    ctx: &Context<'_>,
+) -> Result<Option<Vec<Action>>, Refusal> {
     if record.disks.iter().any(|disk| is_new(disk, ctx)) {
         return point_each(record, |disk| !is_old(disk, ctx), To::Lock, ctx);
     }
-    point_all(record, To::Old, ctx)
+    point_all(record, To::Old { waited }, ctx)
+}
+
+/// Every old volume is there: copies of them are not needed. Of one whose object somebody has deleted nobody knows whether
+/// its data is.
+pub(super) fn all_old_stay(disks: &[DiskMove], ctx: &Context<'_>) -> bool {
+    let stays = |disk: &DiskMove| ctx.fleet.volumes.get(&disk.old).is_some_and(|volume| !volume.deleting);
+    disks.iter().all(stays)
 }
 
 /// Every claim has its new volume: the VM can run there.
@@ -218,13 +238,13 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
     let (wanted, from): (&VolumeName, &[&VolumeName]) = match to {
         To::New => (&disk.new.name, &[&lock]),
         To::Lock => (&lock, &[&disk.old, &disk.new.name]),
-        To::Old => (&disk.old, &[&lock]),
+        To::Old { .. } => (&disk.old, &[&lock]),
     };
     let claim = ctx.fleet.claims.get(&disk.claim);
     if claim.is_some_and(|claim| claim.deleting) {
         return Ok(Pointing::Wait);
     }
-    if to == To::Old && claim.is_some_and(|claim| claim.uid == disk.claim_uid) {
+    if matches!(to, To::Old { .. }) && claim.is_some_and(|claim| claim.uid == disk.claim_uid) {
         return Ok(Pointing::Done);
     }
     let prebound = |name: &VolumeName| {
@@ -241,7 +261,7 @@ fn point(record: &MigrationRecord, disk: &DiskMove, to: To, ctx: &Context<'_>) -
                 let (claim, template) = (disk.claim.clone(), lock_template(disk, ctx));
                 Ok(Pointing::Act(Action::CreateLock { volume: lock, claim, template }))
             }
-            To::Old => make_again(disk, ctx),
+            To::Old { waited } => make_again(disk, waited, ctx),
             To::New => Err(gone(disk, wanted)),
         };
     };
@@ -291,9 +311,9 @@ fn gone(disk: &DiskMove, volume: &VolumeName) -> Refusal {
     Refusal::new("VolumeGone", message)
 }
 
-/// The object of the old volume, which somebody has deleted, once more for the same folder: where the agent of its node sees
-/// that folder, the object is all that is gone.
-fn make_again(disk: &DiskMove, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
+/// The object of the old volume, which somebody has deleted, once more for the same folder: where the agent of its node has
+/// seen that folder since, the object is all that is gone.
+fn make_again(disk: &DiskMove, waited: Duration, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
     let refused = |why: &str| {
         let mut refusal = gone(disk, &disk.old);
         let _ = write!(
@@ -312,6 +332,11 @@ fn make_again(disk: &DiskMove, ctx: &Context<'_>) -> Result<Pointing, Refusal> {
     let root = report.and_then(|report| report.root_of(&disk.source_path).filter(|root| root.is_seen()));
     // Until its node, or its disk, is back.
     let (Some(report), Some(root)) = (report, root) else { return Ok(Pointing::Wait) };
+    // Who deletes the object may have deleted the folder just before: a listing of earlier says nothing.
+    let listed_since = waited >= LISTED_AGAIN && root.listed_age.is_some_and(|age| age <= LISTED_AGE_MAX);
+    if !listed_since {
+        return Ok(Pointing::Wait);
+    }
     if !report.usage.contains_key(folder(&disk.source_path)) {
         return refused(&format!("folder {} is not on node {} any more", disk.source_path, disk.source_node));
     }
@@ -333,7 +358,7 @@ pub(super) fn to_make(migration: &Key, disks: &[DiskMove], ctx: &Context<'_>) ->
     let of = |disk: &DiskMove, to: To| {
         let (volume, class) = match to {
             To::Lock => (lock(disk), lock_template(disk, ctx).class),
-            To::New | To::Old => (disk.new.name.clone(), disk.new.class.clone()),
+            To::New | To::Old { .. } => (disk.new.name.clone(), disk.new.class.clone()),
         };
         NewClaim { claim: disk.claim.clone(), template: template(migration, disk, to, &class), volume }
     };

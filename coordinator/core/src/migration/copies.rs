@@ -20,6 +20,8 @@ const FRESHEN_EVERY: Duration = Duration::from_mins(10);
 /// Dropping a partial copy is a courtesy to the target's disk; a target that is gone does not hold up the rest.
 const DROP_WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// Reason of an agent that does not find its source, and of a migration whose old disk is gone.
+pub(super) const SOURCE_MISSING: &str = "SourceMissing";
 /// Reason of an agent whose source cannot be read.
 const UNREADABLE: &str = "SourceReadFailed";
 /// What can be done about it.
@@ -257,7 +259,8 @@ impl Copies {
                         "copying {} failed {ATTEMPTS_MAX} times, last {reason}: {message}{what_else}",
                         disk.claim
                     );
-                    return Err(Refusal::new("CopyFailed", message));
+                    let is_gone = reason == SOURCE_MISSING && disk.reading.is_none();
+                    return Err(Refusal::new(if is_gone { SOURCE_MISSING } else { "CopyFailed" }, message));
                 }
                 _ if now.saturating_sub(copy.moved) > STALL_MAX => {
                     let message =

@@ -474,6 +474,11 @@ impl Migration {
             Phase::Starting | Phase::Confirming if !moves_vm => {
                 (Severity::Info, "Swapped", "the claim has its new volume")
             }
+            Phase::Starting | Phase::Confirming if !stops => (
+                Severity::Info,
+                "Swapped",
+                "the claims have their new volumes; the VM stays stopped, as it was",
+            ),
             Phase::Starting => (Severity::Info, "StartingVm", "giving the owner's start field back"),
             Phase::Confirming => {
                 (Severity::Info, "Confirming", "waiting for the VM to run on its new volumes")

@@ -449,7 +449,8 @@ fn verify(disk: &DiskMove, ctx: &Context<'_>) -> Result<String, Refusal> {
     let refuse = |what: String| Err(Refusal::new("VerificationFailed", what));
     let Some(copied) = &disk.copied else { return refuse(format!("{} has no copy on record", disk.claim)) };
     let Some(new) = ctx.fleet.volumes.get(&disk.new.name).filter(|new| !new.deleting) else {
-        return refuse(format!("volume {} is gone, or being deleted", disk.new.name));
+        let message = format!("new volume {} of claim {} was deleted by somebody", disk.new.name, disk.claim);
+        return Err(Refusal::new("VolumeGone", message));
     };
     // One whose object somebody has deleted has given all that it had.
     let old = ctx.fleet.volumes.get(&disk.old);

@@ -1,6 +1,9 @@
 //! Back to the old volumes: what was made goes, and what was found is given back.
 
+use std::fmt::Write as _;
+
 use super::{GIVE_UP_AFTER, LET_GO_WAIT_MAX, Learnt, Moment, NOT_SCHEDULED, Next, Seen};
+use crate::migration::copies::SOURCE_MISSING;
 use crate::migration::staging::{self, Clearing};
 use crate::migration::{DiskMove, Phase, Refusal, claims, reading};
 
@@ -22,10 +25,14 @@ impl Moment<'_> {
     }
 
     pub(super) fn rolling_back(&mut self) -> Next {
-        if !self.copies.dropped(self.now) {
+        let disks = &self.record.disks;
+        let waited = self.now.saturating_sub(self.entered);
+        // Where an old disk may be gone, its copy may be all that is left of it, however far it has come.
+        let source_missing = self.record.reason.as_deref() == Some(SOURCE_MISSING);
+        let copies_go = claims::all_old_stay(disks, self.ctx) && !source_missing;
+        if copies_go && !self.copies.dropped(self.now) {
             return Next::DropCopies;
         }
-        let disks = &self.record.disks;
         // It can run on its new volumes, and may have done so between two looks: only a VM that was watched and was not
         // scheduled all the time that it was wanted to has not.
         let was_started = self.record.reason.as_deref() == Some(NOT_SCHEDULED);
@@ -41,7 +48,7 @@ impl Moment<'_> {
         // Before a claim has its old volume again: what we have mounted, the VM must not.
         let letting = reading::let_all_go(disks, self.unstaged, self.ctx.fleet);
         let let_go = letting.is_empty() && reading::are_gone(disks, self.ctx);
-        if !let_go && self.now.saturating_sub(self.entered) <= LET_GO_WAIT_MAX {
+        if !let_go && waited <= LET_GO_WAIT_MAX {
             return Next::Need(letting);
         }
         let (clearing, cleared) = match staging::clear(disks, self.unstaged, self.ctx.fleet) {
@@ -63,17 +70,29 @@ impl Moment<'_> {
             let gone = Refusal::new(reason, format!("{what}; kept: {}", old.join(", ")));
             return if needs.is_empty() && cleared { Next::Fail(gone) } else { Next::Need(needs) };
         }
-        match claims::put_back(self.record, self.ctx) {
+        match claims::put_back(self.record, waited, self.ctx) {
             Ok(None) => {}
             Ok(Some(actions)) => return Next::Need(actions.into_iter().chain(clearing).collect()),
-            Err(refusal) if cleared => return Next::Fail(refusal),
+            Err(mut refusal) if cleared => {
+                let at = |disk: &DiskMove| format!("{} on node {}", disk.new.path, disk.target_node);
+                let copies: Vec<String> =
+                    disks.iter().filter(|disk| disk.staging.is_none()).map(at).collect();
+                if !copies.is_empty() {
+                    let copies = copies.join(", ");
+                    let _ = write!(
+                        refusal.message,
+                        ". What was copied is left: {copies}, or a hidden folder beside it while it is not whole"
+                    );
+                }
+                return Next::Fail(refusal);
+            }
             Err(_) => return Next::Need(clearing),
         }
         let never_all_new = claims::never_all_new(disks, self.ctx);
         let never_ran = was_watched || never_all_new;
         // What is removed nobody gets back. One that was wanted to run keeps its copies, however surely it was not seen to.
         let unused = claims::unused(disks, never_all_new || was_watched && !was_started, self.ctx);
-        if !unused.is_empty() && !self.copies.removed(self.now) {
+        if copies_go && !unused.is_empty() && !self.copies.removed(self.now) {
             return Next::RemoveCopies(unused);
         }
         let mut needs = Vec::new();
@@ -92,7 +111,7 @@ impl Moment<'_> {
         let cancelled = self.record.reason.as_deref() == Some("Cancelled");
         let volumes = staging::left_over(disks, self.ctx.fleet);
         let mut left: Vec<_> = volumes.iter().map(|name| format!("volume {name}, on Retain")).collect();
-        let all_stay = was_started || self.copies.are_left();
+        let all_stay = was_started || !copies_go || self.copies.are_left();
         // Where somebody has deleted the new volume's object, its folder is nobody's.
         let is_seen = |disk: &DiskMove| {
             let report = self.ctx.fleet.reports.get(&disk.target_node);
