@@ -104,8 +104,18 @@ pub fn removals(
                 None => patience.rest(&format!("the removal for VolumeMigration {key}"), told.is_some())?,
             }
         };
-        failed |= reason != display::REMOVED;
-        lines.push(format!("VolumeMigration {key}: {}: {}", clean(&reason), clean(&message)));
+        let stands = if reason == display::REMOVED {
+            String::new()
+        } else {
+            failed = true;
+            // The word stays in the object, whoever has stopped waiting.
+            format!(
+                ". The request stands, and is done once nothing speaks against it. To take it back: kubectl patch vmig {} -n {} \
+                 --type=merge -p '{{\"spec\":{{\"removeOldVolumes\":false}}}}'",
+                key.name, key.namespace
+            )
+        };
+        lines.push(format!("VolumeMigration {key}: {}: {}{stands}", clean(&reason), clean(&message)));
     }
     output::print(global.output, &lines, || lines.join("\n"))?;
     Ok(if failed { Exit::Failed } else { Exit::Ok })

@@ -137,7 +137,7 @@ pub fn telling(bed: &Bed) -> Result<()> {
 /// same folders under volumes that are made anew.
 pub fn volumes_deleted(bed: &Bed) -> Result<()> {
     let mut stage = Stage::set(bed, &[wukong::FIRST])?;
-    for failure in [VolumesDeletedAndCancelled, VolumesDeleted, VolumesDeletedAndCancelled] {
+    for failure in [VolumesDeletedAndCancelled, VolumesDeleted] {
         stage.interrupt(failure, &["FinalCopying"])?;
         bed.calm()?;
     }

@@ -72,7 +72,7 @@ const SCENARIOS: &[Scenario] = &[
     ("a_node_that_came_back_is_emptied", Long, migration::of_a_returned_node),
     ("twenty_vms_leave_a_node_while_the_apiserver_restarts", Long, migration::of_many),
     ("migrations_interrupted_where_it_tells_most", Short, interrupted::telling),
-    ("volumes_that_somebody_deletes_during_the_last_copy", Short, interrupted::volumes_deleted),
+    ("volumes_that_somebody_deletes_during_the_last_copy", Long, interrupted::volumes_deleted),
     ("migration_whose_vm_is_started_while_swapping_and_nobody_refuses_it", Long, |bed| {
         interrupted::at(bed, "Swapping", Failure::StartedUnrefused)
     }),
