@@ -68,6 +68,13 @@ fn first(fleet: &Fleet, decision: &Decision, vm: Option<&Vm>) -> String {
         );
     }
     if runs_on.is_empty() {
+        text.push_str("It runs on no node. ");
+        text.push_str(&keep_stopped(decision, vm));
+        return text;
+    }
+    let never_ran = vm.and_then(|vm| vm.instance.as_ref()).is_some_and(|instance| !instance.has_run);
+    if never_ran {
+        text.push_str("Its present instance has never run, so that no file of the old one is open in it. ");
         text.push_str(&keep_stopped(decision, vm));
         return text;
     }
@@ -92,8 +99,7 @@ fn first(fleet: &Fleet, decision: &Decision, vm: Option<&Vm>) -> String {
 
 fn keep_stopped(decision: &Decision, vm: Option<&Vm>) -> String {
     let mut text = String::from(
-        "It runs on no node. Keep it so: where a disk image is missing KubeVirt makes a blank one and starts the VM on \
-         it.",
+        "Keep it stopped: where a disk image is missing KubeVirt makes a blank one and starts the VM on it.",
     );
     match vm.map(|vm| &vm.owner) {
         Some(Owner::Itself) => {
@@ -399,10 +405,21 @@ mod tests {
         world.vm("web").instance = None;
         world.vm("web").pods.clear();
         let text = written(&world);
-        assert_in_order(&text, &["It runs on no node. Keep it so", "\"runStrategy\":\"Halted\""]);
+        assert_in_order(&text, &["It runs on no node. Keep it stopped", "\"runStrategy\":\"Halted\""]);
         assert!(!text.contains("/proc/"), "no process has it open: {text}");
         world.vm("web").owner = Owner::Wukong { name: "wk".to_owned() };
         assert_in_order(&written(&world), &["It is stopped through its owner `wk`"]);
+    }
+
+    /// It was started on a volume whose folder is gone: it waits for its mount, and has nothing open.
+    #[test]
+    fn of_an_instance_that_has_never_run_nothing_is_to_be_copied_out() {
+        let mut world = told(&[("/data/vol", DiskImage::Vanished)]);
+        world.instance("web").has_run = false;
+        let text = written(&world);
+        assert_in_order(&text, &["has never run", "Keep it stopped"]);
+        assert!(!text.contains("/proc/"), "{text}");
+        assert!(!world.decide("web").remedy.contains("may still be open"), "{:?}", world.decide("web"));
     }
 
     /// Its own volume, bound to nobody that is there: the claim's uid binds it again, and nothing is deleted.
