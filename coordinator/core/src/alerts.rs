@@ -19,7 +19,7 @@ mod tests;
 pub mod told;
 mod vms;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::BootTime;
@@ -287,6 +287,8 @@ pub struct Alert {
 pub struct Firing {
     /// The most urgent first; at most [`ALERTS_MAX`] and one that counts the rest.
     pub alerts: Vec<Alert>,
+    /// Those that fire too, and are left out: they have not ended.
+    pub left_out: BTreeSet<AlertId>,
     /// How many fire, of each name, those that are left out among them.
     pub counts: BTreeMap<AlertName, usize>,
 }
@@ -342,11 +344,12 @@ impl Alerts {
             *firing.counts.entry(id.name).or_default() += 1;
             if firing.alerts.len() < ALERTS_MAX {
                 firing.alerts.push(Alert { id, since, description: short(finding.description) });
+            } else {
+                firing.left_out.insert(id);
             }
         }
-        let left_out = firing.counts.values().sum::<usize>() - firing.alerts.len();
-        if left_out > 0 {
-            firing.alerts.push(more(now, left_out, &firing.counts));
+        if !firing.left_out.is_empty() {
+            firing.alerts.push(more(now, firing.left_out.len(), &firing.counts));
             firing.counts.insert(AlertName::MoreAlerts, 1);
         }
         firing

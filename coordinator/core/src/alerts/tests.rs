@@ -439,6 +439,7 @@ fn what_is_more_than_anybody_reads_is_counted_and_the_most_urgent_stays() {
     assert_eq!(last.id.name, AlertName::MoreAlerts);
     let left_out = 4 * ALERTS_MAX + 1 - ALERTS_MAX;
     assert!(last.description.starts_with(&left_out.to_string()), "{}", last.description);
+    assert_eq!(firing.left_out.len(), left_out);
     assert_eq!(firing.counts[&AlertName::AgentSilent], 2 * ALERTS_MAX);
 }
 

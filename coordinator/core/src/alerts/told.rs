@@ -8,7 +8,7 @@
 //! Both begin with nothing whenever this process begins to lead: what leaders before have told is not known. So alerts that
 //! fire are told once more, and of one that ended in between nobody is told that it did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{ALERTS_MAX, Alert, AlertId, Firing};
@@ -26,6 +26,8 @@ pub struct Outgoing {
     pub firing: Vec<Alert>,
     /// With the moment at which each ended.
     pub ended: Vec<(Alert, BootTime)>,
+    /// Fires too, and is left out: nobody may hear that it has ended.
+    pub left_out: BTreeSet<AlertId>,
 }
 
 /// Follows which alerts end.
@@ -45,15 +47,16 @@ impl Ended {
             self.ended.remove(&alert.id);
             self.firing.insert(alert.id.clone(), Alert { since, ..alert.clone() });
         }
-        self.ended.retain(|_, (_, at)| now < *at + ENDED_FOR);
+        self.ended.retain(|id, (_, at)| now < *at + ENDED_FOR && !firing.left_out.contains(id));
         for (id, alert) in before {
-            if self.ended.len() < ENDED_MAX {
+            if self.ended.len() < ENDED_MAX && !firing.left_out.contains(&id) {
                 self.ended.insert(id, (alert, now));
             }
         }
         Outgoing {
             firing: self.firing.values().cloned().collect(),
             ended: self.ended.values().cloned().collect(),
+            left_out: firing.left_out,
         }
     }
 }
@@ -79,7 +82,7 @@ impl News {
 /// What such a receiver has heard.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
-    /// As it was told, and when; no more than may fire.
+    /// As it was told, and when: no more than have fired and not ended.
     alerts: BTreeMap<AlertId, (Alert, BootTime)>,
 }
 
@@ -95,8 +98,9 @@ impl Heard {
                 Some(_) => {}
             }
         }
-        let fires = |id: &AlertId| outgoing.firing.iter().any(|alert| alert.id == *id);
-        let ended = self.alerts.values().filter(|(alert, _)| !fires(&alert.id));
+        let firing: BTreeSet<&AlertId> =
+            outgoing.firing.iter().map(|alert| &alert.id).chain(&outgoing.left_out).collect();
+        let ended = self.alerts.values().filter(|(alert, _)| !firing.contains(&alert.id));
         news.ended = ended.map(|(alert, _)| alert.clone()).collect();
         news
     }
@@ -155,9 +159,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_has_not_ended() {
+        let (mut ended, mut heard) = (Ended::default(), Heard::default());
+        let both = ended.look(NOW, firing(&["n1", "n2"], NOW));
+        heard.told(NOW, &heard.news(NOW, &both, REMIND_EVERY));
+        let left_out = both.firing.iter().map(|alert| alert.id.clone()).take(1).collect();
+        let next = ended.look(mins(1), Firing { left_out, ..firing(&["n2"], NOW) });
+        assert_eq!(next.ended, []);
+        assert!(heard.news(mins(1), &next, REMIND_EVERY).is_empty());
+        let over = ended.look(mins(2), firing(&["n2"], NOW));
+        assert_eq!(nodes(&heard.news(mins(2), &over, REMIND_EVERY).ended), ["n1"], "now it has");
+    }
+
+    #[test]
     fn each_change_is_news_until_it_was_heard() {
         let mut heard = Heard::default();
-        let outgoing = |nodes: &[&str]| Outgoing { firing: firing(nodes, NOW).alerts, ended: Vec::new() };
+        let outgoing = |nodes: &[&str]| Outgoing { firing: firing(nodes, NOW).alerts, ..Outgoing::default() };
         let both = outgoing(&["n1", "n2"]);
         let news = heard.news(NOW, &both, REMIND_EVERY);
         assert_eq!(nodes(&news.firing), ["n1", "n2"]);
