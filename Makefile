@@ -39,6 +39,8 @@ NEED_PEERS := rsync:rsync nbdcopy:libnbd-bin nbdkit:nbdkit qemu-img:qemu-utils s
 NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:containerd runc:runc
 # The fence agents that the tests run as they are (`life`); the fence runner's image brings its own.
 NEED_TEST_CLUSTER := $(NEED_CLUSTER) fence_redfish:fence-agents
+# The Alertmanager that our alerts are tested with: taken out of Debian's package, which would start one on this machine.
+ALERTMANAGER := $(CURDIR)/target/alertmanager/usr/bin/prometheus-alertmanager
 NEED_IMAGE := $(NEED_BUILD)
 NEED_IMAGE_FENCE := $(NEED_IMAGE) unshare:util-linux tar:tar
 VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -51,7 +53,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # Kept across sudo: where Go is, where the cluster's programs are kept, and which cluster is meant.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,XDG_CACHE_HOME,SOMERSAULT_TEST_CLUSTER)
 
-.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster setup-promtool toolchain setup-build setup-demo setup-bench
+.PHONY: help demo-cluster try image image-fence image-smart image-test image-binaries setup-image setup-image-fence demo test test-on-cluster test-cluster lint bench soak soak-on-cluster cluster cluster-down setup-cluster setup-test-cluster setup-promtool toolchain setup-build setup-demo setup-alertmanager setup-bench
 
 help:
 	@sed -n '2,16s/^# \{0,1\}//p' Makefile
@@ -61,8 +63,8 @@ demo: setup-demo
 	cargo build --release --locked -p somersault-coordinator -p somersault-agent -p kubectl-somersault -p somersault-demo
 	@target/release/somersault-demo
 
-test: setup-demo setup-promtool
-	cargo test --workspace --locked
+test: setup-demo setup-promtool setup-alertmanager
+	SOMERSAULT_TEST_ALERTMANAGER=$(ALERTMANAGER) cargo test --workspace --locked
 	@if [ -n "$(WITHOUT_CLUSTER)" ]; then \
 	  echo "== left out, as WITHOUT_CLUSTER asks: the tests on a Kubernetes cluster (make test-on-cluster)"; \
 	elif [ "$$(id -u)" = 0 ] && command -v go > /dev/null; then \
@@ -204,6 +206,12 @@ setup-promtool:
 	@command -v promtool > /dev/null || { echo "== fetching promtool into $(TOOLS)/bin, once"; folder=$$(mktemp -d) && cd $$folder && \
 	  apt-get download -q prometheus > /dev/null && dpkg -x prometheus_*.deb . && install -D -m 0755 -t "$(TOOLS)/bin" usr/bin/promtool; \
 	  rm -rf $$folder; command -v promtool > /dev/null || echo "== not had: alert rules are not run by Prometheus (Debian: prometheus)"; }
+
+setup-alertmanager:
+	@command -v prometheus-alertmanager > /dev/null || [ -x $(ALERTMANAGER) ] || { \
+	  mkdir -p target/alertmanager && cd target/alertmanager && apt-get download -q prometheus-alertmanager && \
+	  dpkg-deb -x prometheus-alertmanager_*.deb .; } || \
+	  echo "== left out: the test with a real Alertmanager, since Debian's package prometheus-alertmanager cannot be had"
 
 setup-bench: toolchain
 	@$(call apt_missing,$(NEED_BENCH))

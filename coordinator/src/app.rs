@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Operators};
+use crate::alert::{self, Sources};
 use crate::certificates::Certificates;
 use crate::clock::{BootClock, Clock};
 use crate::cluster::Cluster;
@@ -155,7 +156,7 @@ impl<C: Cluster> App<C> {
 
     fn start(self, stop: &CancellationToken) -> JoinSet<PartEnded> {
         let Self { cluster, config, agents, operators, signer, certificates, policy } = self;
-        let Config { policy: at_start, fence, .. } = config;
+        let Config { policy: at_start, fence, alerts, .. } = config;
         let tls = certificates.tls;
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let (inbox, events) = Inbox::new(Arc::clone(&clock));
@@ -203,6 +204,15 @@ impl<C: Cluster> App<C> {
         parts.spawn(quiet("leader election", lead));
         let show = publish::run(Arc::clone(&cluster), seen.clone(), Arc::clone(&metrics), stop.clone());
         parts.spawn(quiet("publisher", show));
+        let sources = Sources {
+            snapshots: cluster.snapshots(),
+            views: seen.clone(),
+            policies: policy.subscribe(),
+            clock: Arc::clone(&clock),
+            epoch: epoch.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        parts.spawn(quiet("alerts", alert::run(alerts, sources, stop.clone())));
         let watch_fleet = publish::watch_fleet(
             cluster.snapshots(),
             seen,

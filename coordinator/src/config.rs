@@ -9,6 +9,7 @@ use std::str::FromStr;
 use clap::{Parser, Subcommand, ValueEnum};
 use somersault_coordinator_core::policy::{Policy, PolicyError, PolicySpec};
 
+use crate::alert::config::{AlertArgs, AlertConfigError, AlertPlan};
 use crate::fence::runner::RunnerArgs;
 use crate::fence::{FenceConfigError, LiveAgents};
 
@@ -102,6 +103,10 @@ pub struct Args {
     #[arg(long, env = "SOMERSAULT_FENCE_RUNNER", value_name = "HOST:PORT", value_delimiter = ',')]
     pub fence_runner: Vec<String>,
 
+    /// Alerts.
+    #[command(flatten)]
+    pub alerts: AlertArgs,
+
     /// How to log; the levels are taken from `RUST_LOG`.
     #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -148,6 +153,8 @@ pub struct Config {
     pub policy: Policy,
     /// Who runs the fence agents.
     pub fence: FenceSource,
+    /// Where alerts go.
+    pub alerts: AlertPlan,
 }
 
 /// Who runs the fence agents.
@@ -187,6 +194,9 @@ pub enum ConfigError {
     /// The fence agents.
     #[error("the fence agents cannot be used")]
     Fence(#[from] FenceConfigError),
+    /// The alerts.
+    #[error("alerts cannot be sent")]
+    Alerts(#[from] AlertConfigError),
     /// A node is promised a fence agent that nobody configured.
     #[error("the policy's fencing.nodes names {node}, but --fence-config has no agent for it")]
     NoAgent {
@@ -201,7 +211,8 @@ impl Config {
         let spec = args.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default();
         let policy = Policy::try_from(spec)?;
         let fence = fence_source(args, &policy)?;
-        Ok(Self { listen: args.listen, admin_listen: args.admin_listen, policy, fence })
+        let alerts = AlertPlan::try_from(&args.alerts)?;
+        Ok(Self { listen: args.listen, admin_listen: args.admin_listen, policy, fence, alerts })
     }
 }
 

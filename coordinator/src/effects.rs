@@ -234,7 +234,7 @@ impl<C: Cluster> Effects<C> {
     /// Tells people.
     pub fn notify(&self, notice: Notice) {
         log(&notice);
-        self.tools.metrics.notice(notice.reason, severity_name(notice.severity));
+        self.tools.metrics.notice(notice.reason, notice.severity.as_str());
         let cluster = Arc::clone(&self.tools.cluster);
         let subject = notice.subject.clone();
         let job = async move {
@@ -319,14 +319,6 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn severity_name(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Info => "info",
-        Severity::Warning => "warning",
-        Severity::Critical => "critical",
-    }
 }
 
 fn log(notice: &Notice) {

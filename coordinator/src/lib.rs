@@ -3,11 +3,12 @@
 //! ```text
 //!   agents ──► ingest ─┐                              ┌─► agents (grants, orders)
 //!   cluster ─► watch ──┼─► inbox ─► driver ─► effects ┼─► store, cluster, fence agents, probes
-//!   leader ────────────┘            (core)            └─► publish, metrics
+//!   leader ────────────┘            (core)            └─► publish, alert, metrics
 //! ```
 
 pub mod admin;
 pub mod agents;
+pub mod alert;
 pub mod app;
 pub mod ca;
 pub mod certificates;

@@ -13,6 +13,7 @@
 //! back. Effects are idempotent: the shell may perform one twice.
 
 pub mod adopt;
+pub mod alerts;
 pub mod coordinator;
 pub mod decision;
 pub mod evacuation;

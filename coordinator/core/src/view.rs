@@ -199,6 +199,8 @@ pub struct MigrationView {
     pub record: MigrationRecord,
     /// How far the present copy of each disk is, by its claim.
     pub copies: BTreeMap<Key, CopyView>,
+    /// It has copied ahead, keeps its copy fresh, and may not stop the VM before somebody says so.
+    pub waits_for_word: bool,
     /// Where somebody asked for the old volumes to be removed: how that fares.
     pub removal: Option<RemovalView>,
 }

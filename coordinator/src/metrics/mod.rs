@@ -16,6 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use somersault_coordinator_core::BootTime;
+use somersault_coordinator_core::alerts::AlertName;
 use somersault_coordinator_core::decision::Decision;
 use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::view::{Milestone, NodeView, View};
@@ -48,6 +49,8 @@ pub struct Metrics {
     manifest_problems: Gauge,
     leading: Gauge,
     enrolments: Family<OutcomeLabels, Counter>,
+    alerts_firing: Family<AlertLabels, Gauge>,
+    alerts_sent: Family<ReceiverLabels, Counter>,
     certificate_until: Gauge,
     authority_until: Gauge,
     cluster: ClusterMetrics,
@@ -93,6 +96,31 @@ struct ReasonLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
     outcome: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AlertLabels {
+    alertname: String,
+    severity: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReceiverLabels {
+    receiver: String,
+    outcome: String,
+}
+
+/// What became of a message to a receiver of alerts; the name is the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It was taken.
+    Taken,
+    /// The receiver has answered, and does not take it.
+    Refused,
+    /// Nothing was answered in time.
+    Late,
+    /// It could not be sent.
+    Failed,
 }
 
 /// What became of a request for a certificate; the name is the metric's label.
@@ -163,6 +191,8 @@ impl Default for Metrics {
             ),
             leading: to.add("leading", "1 while this process leads", Gauge::default()),
             enrolments: to.family("enrolments", "Requests for a certificate, by what became of them"),
+            alerts_firing: to.family("alerts_firing", "Alerts that the leader tells its receivers of"),
+            alerts_sent: to.family("alerts_sent", "Messages to receivers of alerts, by what became of them"),
             certificate_until: to.add(
                 "certificate_not_after_timestamp_seconds",
                 "When the coordinator's own certificate ends",
@@ -207,6 +237,24 @@ impl Metrics {
     /// Somebody asked for a certificate.
     pub fn enrolled(&self, outcome: Enrolled) {
         self.enrolments.get_or_create(&OutcomeLabels { outcome: format!("{outcome:?}") }).inc();
+    }
+
+    /// What fires, where it is ours to tell.
+    pub fn alerts_firing(&self, counts: Option<&BTreeMap<AlertName, usize>>) {
+        self.alerts_firing.clear();
+        for (name, count) in counts.into_iter().flatten() {
+            let labels = AlertLabels {
+                alertname: name.as_str().to_owned(),
+                severity: name.severity().as_str().to_owned(),
+            };
+            self.alerts_firing.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A message went to a receiver of alerts, or did not.
+    pub fn alert_sent(&self, receiver: &str, outcome: Sent) {
+        let labels = ReceiverLabels { receiver: receiver.to_owned(), outcome: format!("{outcome:?}") };
+        self.alerts_sent.get_or_create(&labels).inc();
     }
 
     /// When our own certificate ends.

@@ -305,6 +305,7 @@ async fn progress_of_a_migration_is_shown_and_not_of_one_that_is_gone() {
             shop("web-root"),
             CopyView { done_bytes: 5, total_bytes: 10, rate_bytes_per_s: 2 },
         )]),
+        waits_for_word: false,
         removal: None,
     };
     let gone = MigrationView { record: MigrationRecord { key: shop("gone"), ..record }, ..shown.clone() };

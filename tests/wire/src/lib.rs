@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use somersault_coordinator::alert::config::AlertPlan;
 use somersault_coordinator::app::App;
 use somersault_coordinator::certificates::Certificates;
 use somersault_coordinator::cluster::directory::Directory;
@@ -74,6 +75,7 @@ impl Fleet {
             admin_listen: "127.0.0.1:0".parse()?,
             policy: somersault_coordinator_core::policy::Policy::default(),
             fence: FenceSource::None,
+            alerts: AlertPlan::default(),
         };
         let app = App::bind(Arc::new(Directory::open(&cluster)?), config, certificates).await?;
         let (address, operators) = (app.agents_address()?, app.operators_address());

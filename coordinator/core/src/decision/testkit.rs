@@ -17,6 +17,7 @@ pub(crate) const NAMESPACE: &str = "shop";
 const GIB: u64 = 1 << 30;
 
 /// The cluster, the policy's word on classes, and the question.
+#[derive(Debug)]
 pub(crate) struct World {
     pub(crate) fleet: Fleet,
     pub(crate) overrides: ClassOverrides,

@@ -39,6 +39,8 @@ pub(super) struct Copies {
     removing: Dropping,
     /// Disks that nobody can read now, and of which nothing is waited for.
     left_out: BTreeSet<Key>,
+    /// All was copied already, and is copied anew because that was a while ago.
+    freshening: bool,
 }
 
 /// Orders to remove what copies have left on their targets.
@@ -131,6 +133,7 @@ impl Copies {
         self.dropping = Dropping::default();
         self.removing = Dropping::default();
         self.left_out.clear();
+        self.freshening = false;
         self.round += 1;
     }
 
@@ -278,7 +281,13 @@ impl Copies {
         let newest = self.by_claim.values().map(|copy| copy.moved).max();
         if newest.is_some_and(|at| now.saturating_sub(at) >= FRESHEN_EVERY) {
             self.reset();
+            self.freshening = true;
         }
+    }
+
+    /// Whether all is copied, or was and is copied anew.
+    pub fn has_copied_ahead(&self, now: BootTime, disks: &[DiskMove]) -> bool {
+        self.outcome(now, disks).is_ok_and(|copied| copied.is_some() || self.freshening)
     }
 
     /// Takes every order back; the targets remove what has arrived.

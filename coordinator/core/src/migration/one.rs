@@ -94,9 +94,11 @@ impl Migration {
     }
 
     pub(super) fn view(&self) -> MigrationView {
+        let waits = self.record.phase == Phase::PreCopying && self.spec.pre_copy_only;
         MigrationView {
             record: self.record.clone(),
             copies: self.copies.each(),
+            waits_for_word: waits && self.copies.has_copied_ahead(self.looked, &self.record.disks),
             removal: self.spec.remove_old.then(|| self.removal()),
         }
     }

@@ -261,6 +261,7 @@ pub async fn migrations_and_evacuations(bed: &Bed) -> Result<()> {
             shop("web-root"),
             CopyView { done_bytes: 5, total_bytes: 10, rate_bytes_per_s: 2 },
         )]),
+        waits_for_word: false,
         removal: Some(RemovalView::UnderWay),
     };
     let mut gone = shown.clone();
