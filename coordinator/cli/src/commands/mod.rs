@@ -5,6 +5,7 @@ mod attest;
 mod cancel;
 mod check;
 mod cleanup;
+mod disks;
 pub mod evacuate;
 mod explain;
 mod hold;
@@ -15,6 +16,7 @@ mod recoveries;
 mod report;
 mod runbook;
 mod status;
+mod storage;
 mod uninstall;
 pub mod verdict;
 
@@ -28,6 +30,7 @@ pub fn run(cli: &Cli) -> Result<Exit, Failure> {
         Command::Status(args) => status::run(global, args),
         Command::Report(args) => report::run(global, args),
         Command::Explain(args) => explain::run(global, args),
+        Command::Disks(args) => disks::run(global, args),
         Command::Migrate(args) => migrate::run(global, args),
         Command::Evacuate(args) => evacuate::run(global, args),
         Command::Cancel(args) => cancel::cancel(global, args),
