@@ -17,8 +17,10 @@ mod report;
 mod runbook;
 mod status;
 mod storage;
+mod top;
 mod uninstall;
 pub mod verdict;
+mod volumes;
 
 use crate::args::{Cli, Command};
 use crate::exit::{Exit, Failure};
@@ -31,6 +33,8 @@ pub fn run(cli: &Cli) -> Result<Exit, Failure> {
         Command::Report(args) => report::run(global, args),
         Command::Explain(args) => explain::run(global, args),
         Command::Disks(args) => disks::run(global, args),
+        Command::Volumes(args) => volumes::run(global, args),
+        Command::Top(args) => top::run(global, args),
         Command::Migrate(args) => migrate::run(global, args),
         Command::Evacuate(args) => evacuate::run(global, args),
         Command::Cancel(args) => cancel::cancel(global, args),

@@ -10,6 +10,7 @@ use somersault_coordinator_core::fleet::{
 use somersault_coordinator_core::locality::locate;
 use somersault_coordinator_core::names::{Key, NodeName, VolumeName};
 
+use crate::commands::incident;
 use crate::world::World;
 
 /// A claim with its volume, or a volume without a claim.
@@ -34,7 +35,7 @@ pub struct Place<'a> {
 
 /// What an agent saw of a volume.
 pub struct Seen<'a> {
-    /// Whose agent; of a shared root the first that sees it.
+    /// Whose agent; of a shared root one that beats, where one sees it.
     pub node: &'a NodeName,
     /// Absolute path there.
     pub path: &'a str,
@@ -165,7 +166,10 @@ impl<'a> Shared<'a> {
             let below = move |path: &'a String| Some((node, report, report.root_of(path)?, path.as_str()));
             report.usage.keys().filter_map(below).filter(|(_, _, root, _)| root.shared)
         };
-        Self(world.fleet.reports.iter().flat_map(of_report).collect())
+        let mut reports: Vec<_> = world.fleet.reports.iter().collect();
+        // What a living agent sees is newer.
+        reports.sort_by_key(|(node, _)| !incident::is_healthy(world, node));
+        Self(reports.into_iter().flat_map(of_report).collect())
     }
 
     /// The first agent that sees such a folder.
