@@ -13,8 +13,10 @@ use somersault_crd::evacuation::Day;
 use crate::exit;
 
 mod names;
+mod storage;
 
 pub use names::{Named, ObjectRef, Target};
+pub use storage::{DisksArgs, TopArgs, VolumesArgs};
 
 /// Virtual machines on node-local disks: what would become of them, what becomes of them, and moving them.
 #[derive(Debug, Parser)]
@@ -92,6 +94,13 @@ pub enum Command {
     /// What would happen if a node died: to one VM, or to every VM of a node, and because of which disk
     #[command(after_help = FROM_HELP)]
     Explain(ExplainArgs),
+    /// Every physical disk: how well it is and why, what is on it, how old its agent's last word is; the worst first
+    Disks(DisksArgs),
+    /// Every local volume: what it takes of what it asks; how far requests go beyond each storage root; folders that no
+    /// volume names
+    Volumes(VolumesArgs),
+    /// What takes most now, what grows (by a second look), and how busy each node is
+    Top(TopArgs),
     /// Move the local disks of a VM, or a claim that no VM uses; the claims keep their names
     Migrate(MigrateArgs),
     /// Move every local volume off a node, or off one of its disks

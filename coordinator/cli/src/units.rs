@@ -51,6 +51,12 @@ pub fn percent(done: u64, total: u64) -> Option<u64> {
     u64::try_from(percent).ok()
 }
 
+/// A part of the whole in percent, rounded down, and beyond 100 where it is more than the whole; `None` of nothing.
+pub fn share(part: u64, whole: u64) -> Option<u64> {
+    let percent = (u128::from(part) * 100).checked_div(u128::from(whole))?;
+    Some(u64::try_from(percent).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +94,9 @@ mod tests {
         assert_eq!(percent(2_000, 1_000), Some(100));
         assert_eq!(percent(u64::MAX, u64::MAX), Some(100));
         assert_eq!(percent(0, 0), None);
+        assert_eq!(share(3, 2), Some(150));
+        assert_eq!(share(u64::MAX, 1), Some(u64::MAX));
+        assert_eq!(share(1, 0), None);
     }
 
     #[test]

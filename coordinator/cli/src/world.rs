@@ -226,6 +226,16 @@ pub fn read_policy(spec: &Value) -> Result<Policy, String> {
     policy::read(spec, &BTreeSet::new())
 }
 
+/// What a table about nodes begins with, where nobody keeps their objects up.
+pub fn heading(led: Option<bool>) -> &'static str {
+    match led {
+        Some(false) => {
+            "No coordinator leads here: nodes, disks and copies are shown as they were last told.\n\n"
+        }
+        _ => "",
+    }
+}
+
 /// Tells the problems on standard error and says how the command then ends.
 pub fn end(world: &World) -> crate::exit::Exit {
     output::tell_problems(&world.problems)

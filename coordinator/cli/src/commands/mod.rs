@@ -5,6 +5,7 @@ mod attest;
 mod cancel;
 mod check;
 mod cleanup;
+mod disks;
 pub mod evacuate;
 mod explain;
 mod hold;
@@ -15,8 +16,11 @@ mod recoveries;
 mod report;
 mod runbook;
 mod status;
+mod storage;
+mod top;
 mod uninstall;
 pub mod verdict;
+mod volumes;
 
 use crate::args::{Cli, Command};
 use crate::exit::{Exit, Failure};
@@ -28,6 +32,9 @@ pub fn run(cli: &Cli) -> Result<Exit, Failure> {
         Command::Status(args) => status::run(global, args),
         Command::Report(args) => report::run(global, args),
         Command::Explain(args) => explain::run(global, args),
+        Command::Disks(args) => disks::run(global, args),
+        Command::Volumes(args) => volumes::run(global, args),
+        Command::Top(args) => top::run(global, args),
         Command::Migrate(args) => migrate::run(global, args),
         Command::Evacuate(args) => evacuate::run(global, args),
         Command::Cancel(args) => cancel::cancel(global, args),

@@ -91,11 +91,7 @@ fn text(status: &Status) -> String {
              somersault release-hold\n"
         );
     }
-    if status.coordinator_leads == Some(false) {
-        text.push_str(
-            "No coordinator leads here: nodes, disks and copies are shown as they were last told.\n\n",
-        );
-    }
+    text.push_str(world::heading(status.coordinator_leads));
     text.push_str(&nodes(&status.nodes));
     let _ = write!(text, "\n{}", vms(&status.vms));
     let _ = write!(text, "\n{}", volumes(&status.volumes));

@@ -297,8 +297,8 @@ async fn list(client: &Client, kind: &Kind) -> Result<Contents, Trouble> {
     }
 }
 
-/// An item of a list as the object that it is: lists do not repeat the type, and who manages which field is of no
-/// use here, but often half of the bytes.
+/// An item of a list as the object that it is: lists do not repeat the type, and who manages which field is of no use here,
+/// but often half of the bytes.
 fn take_in(kind: &Kind, mut item: Value, contents: &mut Contents) {
     complete(kind, &mut item);
     let Some(item) = kind.kept(item) else { return };
@@ -315,8 +315,23 @@ fn complete(kind: &Kind, object: &mut Value) {
     fields.insert("kind".to_owned(), Value::from(kind.name));
     fields.insert("apiVersion".to_owned(), Value::from(kind.api_version()));
     if let Some(Value::Object(metadata)) = fields.get_mut("metadata") {
-        metadata.remove("managedFields");
+        match metadata.remove("managedFields") {
+            Some(Value::Array(entries)) if kind.name == "NodeHealth" => {
+                metadata
+                    .insert("managedFields".to_owned(), entries.into_iter().map(without_fields).collect());
+            }
+            _ => {}
+        }
     }
+}
+
+/// When which part of an object was written, and by whom: no field of a node's health tells how old its report is.
+fn without_fields(mut entry: Value) -> Value {
+    if let Value::Object(entry) = &mut entry {
+        entry.remove("fieldsType");
+        entry.remove("fieldsV1");
+    }
+    entry
 }
 
 async fn get(client: &Client, kind: &Kind, id: &ObjectId) -> Result<Value, Trouble> {

@@ -14,6 +14,7 @@ use somersault_crd::volume_migration::{Phase, VolumeMigration};
 
 use super::super::incident;
 use super::super::recoveries;
+use super::super::storage::grade_mood;
 use super::super::verdict::{self, Verdict};
 use crate::output::{self, Mood};
 use crate::units;
@@ -200,12 +201,7 @@ impl NodeRow {
             .map(|disk| format!("{} {:?} ({})", disk.name, disk.grade, disk.reasons.join(", ")))
             .collect();
         let worst = self.disks.iter().map(|disk| disk.grade).max();
-        let mood = match worst {
-            None | Some(DiskGrade::Unknown) => Mood::Plain,
-            Some(DiskGrade::Ok) => Mood::Good,
-            Some(DiskGrade::Warning) => Mood::Doubtful,
-            Some(DiskGrade::Failing | DiskGrade::Failed) => Mood::Bad,
-        };
+        let mood = worst.map_or(Mood::Plain, grade_mood);
         let words = match (worst, bad.is_empty()) {
             (None, _) => String::new(),
             (_, false) => bad.join("; "),
