@@ -144,6 +144,35 @@ pub fn volumes_deleted(bed: &Bed) -> Result<()> {
     stage::clear(bed)
 }
 
+/// Their folders are deleted too: nothing is left of the old disks, and what was copied of them is not dropped.
+pub fn volumes_and_folders_deleted(bed: &Bed) -> Result<()> {
+    let wukong = wukong::FIRST;
+    let stage = Stage::set(bed, &[wukong])?;
+    let source = stage.vms[0].node.clone();
+    let target = migration::another(bed, &source)?;
+    bed.plugin(&["migrate", wukong.vm, "-n", VMS, "--to-node", &target])?;
+    reach(bed, wukong.vm, "FinalCopying")?;
+    let status = migration::of_vm(bed, wukong.vm)?["status"].clone();
+    let disks = status["disks"].as_array().context("no disks")?;
+    for disk in disks {
+        let text = |field: &str| disk[field].as_str().with_context(|| format!("no {field}"));
+        bed.api().delete(Kind::VOLUME, "", text("oldVolume")?)?;
+        std::fs::remove_dir_all(bed.cluster().path_on(&source, text("sourcePath")?)?)?;
+    }
+    let repair = inflict(bed, Cancelled, wukong, &source, &target)?;
+    repair(bed)?;
+    let end = ended(bed, wukong.vm)?;
+    let said = end["message"].as_str().unwrap_or_default();
+    if end["phase"] != "Succeeded" {
+        ensure!(end["phase"] == "Failed" && end["reason"] == "VolumeGone", "{end}");
+        ensure!(said.contains("What was copied is left"), "{said}");
+    }
+    let copies = folders(bed)?.into_iter().filter(|(node, name)| *node == target && name.contains("smst-"));
+    let copies = copies.filter(|(_, name)| !stage.old_folders.contains(name)).count();
+    ensure!(copies >= disks.len(), "{copies} copies of {} disks are left on {target}: {said}", disks.len());
+    stage::clear(bed)
+}
+
 /// Every failure at every phase, one after the other; it goes on past one that fails, and names all of them. Where the word for the
 /// soak names failures (`TargetOff,TargetFull`), it is those.
 pub fn everywhere(bed: &Bed) -> Result<()> {

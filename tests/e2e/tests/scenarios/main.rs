@@ -73,6 +73,7 @@ const SCENARIOS: &[Scenario] = &[
     ("twenty_vms_leave_a_node_while_the_apiserver_restarts", Long, migration::of_many),
     ("migrations_interrupted_where_it_tells_most", Short, interrupted::telling),
     ("volumes_that_somebody_deletes_during_the_last_copy", Long, interrupted::volumes_deleted),
+    ("old_disks_that_somebody_destroys_leave_their_copies", Long, interrupted::volumes_and_folders_deleted),
     ("migration_whose_vm_is_started_while_swapping_and_nobody_refuses_it", Long, |bed| {
         interrupted::at(bed, "Swapping", Failure::StartedUnrefused)
     }),
