@@ -32,15 +32,15 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for anything; nothing waits for it to pass.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 /// How often it is told again here: what we do not say again ends after four times as long.
 const RESEND: Duration = Duration::from_secs(1);
 
 fn program() -> Option<PathBuf> {
     let named = env::var_os("SOMERSAULT_TEST_ALERTMANAGER").map(PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
-    let names = ["prometheus-alertmanager", "alertmanager"];
-    let found = env::split_paths(&path).flat_map(|folder| names.map(|name| folder.join(name)));
+    let found = env::split_paths(&path)
+        .flat_map(|folder| ["prometheus-alertmanager", "alertmanager"].map(|name| folder.join(name)));
     named.into_iter().chain(found).find(|program| program.is_file())
 }
 

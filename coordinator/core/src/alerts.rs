@@ -157,10 +157,13 @@ impl AlertName {
             Self::VmNotRunning | Self::AgentSilent | Self::NodePartitioned => Duration::from_mins(5),
             // A new entry is asked within a round (ten minutes), and a management controller may restart.
             Self::FenceUntested => Duration::from_mins(15),
-            // Agents let a disk improve only after half an hour; this is for a report that is taken back at once.
-            Self::DiskFailed | Self::DiskFailing | Self::DiskWarning => Duration::from_mins(1),
-            // Whoever has asked may be about to say the word.
-            Self::EvacuationWaits | Self::MigrationWaits => Duration::from_mins(1),
+            // Agents let a disk improve only after half an hour: this is for a report that is taken back at once. And whoever has
+            // asked for a move may be about to say the word.
+            Self::DiskFailed
+            | Self::DiskFailing
+            | Self::DiskWarning
+            | Self::EvacuationWaits
+            | Self::MigrationWaits => Duration::from_mins(1),
             Self::EvacuationStuck => Duration::from_mins(30),
             // Whoever makes a VM also makes what backs it up, soon.
             Self::NoBackupKnown => Duration::from_hours(24),

@@ -16,6 +16,8 @@ use crate::migration::model::{self, to_node};
 use crate::view::{NodeState, NodeView};
 
 const NOW: BootTime = BootTime::from_hours(100);
+/// Five minutes before.
+const EARLIER: BootTime = BootTime::from_mins(100 * 60 - 5);
 
 /// A fleet and what is shown of it.
 #[derive(Debug)]
@@ -96,6 +98,11 @@ fn of_vm(name: &str) -> AlertSubject {
     AlertSubject::Vm(key(name))
 }
 
+/// A moment before that much.
+fn almost(time: Duration) -> Duration {
+    time.saturating_sub(Duration::from_secs(1))
+}
+
 fn mins(minutes: u64) -> Duration {
     Duration::from_mins(minutes)
 }
@@ -121,7 +128,7 @@ fn each_state_of_a_node_that_needs_somebody_fires() {
         *known.node("n1") = node(state);
         assert_eq!(known.after(mins(minutes)), [(name, of_node("n1"))]);
         if minutes > 0 {
-            assert_eq!(known.after(mins(minutes) - Duration::from_secs(1)), [], "{state:?}");
+            assert_eq!(known.after(almost(mins(minutes))), [], "{state:?}");
         }
     }
 }
@@ -139,9 +146,9 @@ fn a_proof_that_comes_by_itself_is_waited_for() {
 #[test]
 fn who_looks_for_the_first_time_does_not_wait_for_what_has_lasted() {
     let mut known = State::new();
-    *known.node("n1") = NodeView { since: NOW - mins(5), ..node(NodeState::AgentSilent) };
+    *known.node("n1") = NodeView { since: EARLIER, ..node(NodeState::AgentSilent) };
     let firing = Alerts::default().look(NOW, &known.known());
-    assert_eq!(firing.alerts[0].since, NOW - mins(5));
+    assert_eq!(firing.alerts[0].since, EARLIER);
     assert_eq!(ids(firing), [(AlertName::AgentSilent, of_node("n1"))]);
 }
 
@@ -216,7 +223,7 @@ fn a_vm_that_should_run_and_does_not_fires_and_one_that_may_stand_still_does_not
     let mut known = State::new();
     known.world.vm("web").instance = None;
     assert_eq!(known.after(mins(5)), fires);
-    assert_eq!(known.after(mins(5) - Duration::from_secs(1)), []);
+    assert_eq!(known.after(almost(mins(5))), []);
     for run in [RunStrategy::Halted, RunStrategy::Manual, RunStrategy::Once, RunStrategy::RerunOnFailure] {
         known.world.vm("web").run = run;
         assert_eq!(known.at_last(), [], "{run:?}");

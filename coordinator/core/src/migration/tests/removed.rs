@@ -260,7 +260,9 @@ fn a_doubt_that_comes_after_the_object_was_deleted_only_waits() {
         world.usable.remove(&node("n3"));
         let gone: Vec<_> = OLD.map(VolumeName::from).into();
         if seen_gone {
-            gone.iter().for_each(|old| _ = world.fleet.volumes.remove(old));
+            for old in gone {
+                world.fleet.volumes.remove(&old);
+            }
         }
         world.rounds(REMOVAL_ROUNDS);
         assert_eq!(states(&world), [OldVolume::Removing; 2], "seen: {seen_gone}");
