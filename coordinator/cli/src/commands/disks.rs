@@ -9,7 +9,7 @@ use somersault_coordinator_core::names::NodeName;
 use somersault_crd::node_health::{DiskGrade, DiskInfo, NodeHealthStatus};
 
 use super::storage::place::{self, Place};
-use super::storage::told::{self, Told};
+use super::storage::told::{self, LastWord};
 use super::storage::{asked_node, grade_mood};
 use crate::args::{DisksArgs, Global};
 use crate::exit::{Exit, Failure};
@@ -19,7 +19,7 @@ use crate::world::{self, World};
 /// Everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Disks {
+struct Answer {
     /// Whether a coordinator leads now; absent for a dump.
     coordinator_leads: Option<bool>,
     disks: Vec<Row>,
@@ -48,7 +48,7 @@ struct Row {
     /// VMs that have a disk there.
     vms: Vec<String>,
     #[serde(flatten)]
-    told: Told,
+    told: LastWord,
 }
 
 /// What is on a disk.
@@ -62,12 +62,12 @@ struct Load {
 pub fn run(global: &Global, args: &DisksArgs) -> Result<Exit, Failure> {
     let world = World::read(global, &args.source)?;
     let asked = asked_node(&world, args.node.as_deref())?;
-    let disks = Disks::of(&world, asked.as_ref(), Timestamp::now());
+    let disks = Answer::of(&world, asked.as_ref(), Timestamp::now());
     output::print(global.output, &disks, || text(&disks))?;
     Ok(world::end(&world))
 }
 
-impl Disks {
+impl Answer {
     fn of(world: &World, asked: Option<&NodeName>, now: Timestamp) -> Self {
         let told = told::all(world, now);
         let loads = loads(world);
@@ -101,7 +101,7 @@ impl Row {
         status: &NodeHealthStatus,
         disk: &DiskInfo,
         load: Option<&Load>,
-        told: &Told,
+        told: &LastWord,
     ) -> Self {
         let here = status.roots.iter().filter(|root| root.disk.as_deref() == Some(&disk.name));
         let names = |of: fn(&Load) -> &BTreeSet<String>| {
@@ -135,7 +135,7 @@ fn loads(world: &World) -> BTreeMap<(&str, &String), Load> {
     loads
 }
 
-fn text(disks: &Disks) -> String {
+fn text(disks: &Answer) -> String {
     let mut text = world::heading(disks.coordinator_leads).to_owned();
     if disks.disks.is_empty() {
         text.push_str("No agent has told of a physical disk.\n");

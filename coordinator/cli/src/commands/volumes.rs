@@ -27,7 +27,7 @@ use roots::RootRow;
 /// Everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Volumes {
+struct Answer {
     /// Whether a coordinator leads now; absent for a dump.
     coordinator_leads: Option<bool>,
     volumes: Vec<Row>,
@@ -63,12 +63,12 @@ struct Totals {
 pub fn run(global: &Global, args: &VolumesArgs) -> Result<Exit, Failure> {
     let world = World::read(global, &args.source)?;
     let asked = asked_node(&world, args.node.as_deref())?;
-    let volumes = Volumes::of(&world, global.namespace.as_deref(), asked.as_ref(), Timestamp::now());
+    let volumes = Answer::of(&world, global.namespace.as_deref(), asked.as_ref(), Timestamp::now());
     output::print(global.output, &volumes, || text(&volumes))?;
     Ok(world::end(&world))
 }
 
-impl Volumes {
+impl Answer {
     fn of(world: &World, namespace: Option<&str>, asked: Option<&NodeName>, now: Timestamp) -> Self {
         let told = told::all(world, now);
         let volumes = rows(world, &told, namespace, asked);
@@ -103,7 +103,7 @@ impl Totals {
     }
 }
 
-fn text(volumes: &Volumes) -> String {
+fn text(volumes: &Answer) -> String {
     let mut text = world::heading(volumes.coordinator_leads).to_owned();
     let totals = &volumes.totals;
     if volumes.volumes.is_empty() {

@@ -27,7 +27,7 @@ const LAST_BEAT: &str = "LastBeat";
 /// An agent's last word.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Told {
+pub struct LastWord {
     /// When; absent where nobody knows.
     pub told_at: Option<String>,
     /// Nothing was heard since.
@@ -36,7 +36,7 @@ pub struct Told {
     age: Option<String>,
 }
 
-impl Told {
+impl LastWord {
     /// What the object tells of its agent's last report; `None` where there is none.
     fn of(health: &NodeHealth, now: Timestamp) -> Option<Self> {
         let status = health.status.as_ref().filter(|status| status.agent.is_some())?;
@@ -58,13 +58,13 @@ impl Told {
 }
 
 /// The last words of all agents that ever reported, at this time.
-pub fn all(world: &World, now: Timestamp) -> BTreeMap<NodeName, Told> {
-    let told = |(node, health): (&NodeName, &NodeHealth)| Some((node.clone(), Told::of(health, now)?));
+pub fn all(world: &World, now: Timestamp) -> BTreeMap<NodeName, LastWord> {
+    let told = |(node, health): (&NodeName, &NodeHealth)| Some((node.clone(), LastWord::of(health, now)?));
     world.healths.iter().filter_map(told).collect()
 }
 
 /// Nodes of which no agent has reported: nothing is known of what is on them.
-pub fn unheard(world: &World, told: &BTreeMap<NodeName, Told>, asked: Option<&NodeName>) -> Vec<String> {
+pub fn unheard(world: &World, told: &BTreeMap<NodeName, LastWord>, asked: Option<&NodeName>) -> Vec<String> {
     let mut names: Vec<&NodeName> = world.fleet.nodes.keys().chain(world.healths.keys()).collect();
     names.retain(|name| !told.contains_key(*name) && asked.is_none_or(|asked| asked == *name));
     names.sort();
@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    fn told(state: &str, timeline: &Value) -> Told {
+    fn told(state: &str, timeline: &Value) -> LastWord {
         let managed = |operation: &str, subresource: &str, time: &str| json!({"manager": "m", "operation": operation, "subresource": subresource, "time": time});
         let health = serde_json::from_value(json!({
             "apiVersion": somersault_crd::API_VERSION, "kind": "NodeHealth",
@@ -122,7 +122,7 @@ mod tests {
             },
         }));
         let now = "2026-01-01T01:00:00Z".parse().expect("a time");
-        Told::of(&health.expect("a NodeHealth"), now).expect("a report")
+        LastWord::of(&health.expect("a NodeHealth"), now).expect("a report")
     }
 
     #[test]
@@ -142,8 +142,8 @@ mod tests {
     #[test]
     fn without_a_report_there_is_no_word() {
         let health = NodeHealth { status: Some(NodeHealthStatus::default()), ..NodeHealth::default() };
-        assert!(Told::of(&health, Timestamp::UNIX_EPOCH).is_none());
-        let silent = Told { silent: true, ..Told::default() };
+        assert!(LastWord::of(&health, Timestamp::UNIX_EPOCH).is_none());
+        let silent = LastWord { silent: true, ..LastWord::default() };
         assert_eq!((silent.words().as_str(), silent.mood()), ("unknown, silent", Mood::Doubtful));
     }
 }

@@ -29,7 +29,7 @@ pub struct Growth {
 /// The first look.
 pub struct Before {
     reports: BTreeMap<NodeName, NodeReport>,
-    told: BTreeMap<NodeName, told::Told>,
+    told: BTreeMap<NodeName, told::LastWord>,
     /// What a folder took, by node and path; of a shared root the node that told.
     taken: BTreeMap<(Option<String>, String), u64>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use somersault_coordinator_core::names::NodeName;
 
-use crate::commands::storage::told::Told;
+use crate::commands::storage::told::LastWord;
 use crate::units;
 use crate::world::World;
 
@@ -25,11 +25,11 @@ pub struct NodeRow {
     /// Share of time in which some task waited for IO, 0 to 1; absent too where the kernel does not tell.
     pub io_pressure_ratio: Option<f64>,
     #[serde(flatten)]
-    pub told: Told,
+    pub told: LastWord,
 }
 
 /// Nodes with an agent that ever reported; or the one that is asked for.
-pub fn rows(world: &World, told: &BTreeMap<NodeName, Told>, asked: Option<&NodeName>) -> Vec<NodeRow> {
+pub fn rows(world: &World, told: &BTreeMap<NodeName, LastWord>, asked: Option<&NodeName>) -> Vec<NodeRow> {
     let wanted = told.iter().filter(|(node, _)| asked.is_none_or(|asked| asked == *node));
     let mut rows: Vec<NodeRow> = wanted
         .filter_map(|(node, told)| {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use somersault_coordinator_core::adopt::{self, Nodes};
 use somersault_coordinator_core::names::NodeName;
 
-use crate::commands::storage::told::Told;
+use crate::commands::storage::told::LastWord;
 use crate::world::World;
 
 /// A folder.
@@ -22,13 +22,13 @@ pub struct FolderRow {
     /// The claim that its name tells of.
     pub claim: Option<String>,
     #[serde(flatten)]
-    pub told: Told,
+    pub told: LastWord,
 }
 
 /// Every such folder, the largest first: of claims of one namespace, on one node, where one is given.
 pub fn rows(
     world: &World,
-    told: &BTreeMap<NodeName, Told>,
+    told: &BTreeMap<NodeName, LastWord>,
     namespace: Option<&str>,
     asked: Option<&NodeName>,
 ) -> Vec<FolderRow> {

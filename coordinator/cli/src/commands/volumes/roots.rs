@@ -8,7 +8,7 @@ use somersault_coordinator_core::fleet::StorageRoot;
 use somersault_coordinator_core::names::NodeName;
 
 use crate::commands::storage::place::Place;
-use crate::commands::storage::told::Told;
+use crate::commands::storage::told::LastWord;
 use crate::output::Mood;
 use crate::units;
 use crate::world::World;
@@ -40,7 +40,7 @@ pub struct RootRow {
     /// That of the size: above 1 they cannot all have what they ask.
     pub over_commit_ratio: Option<f64>,
     #[serde(flatten)]
-    pub told: Told,
+    pub told: LastWord,
 }
 
 /// Whose row a root is: of a shared one nobody's.
@@ -53,7 +53,7 @@ fn identity<'a>(node: &'a NodeName, root: &'a StorageRoot) -> Identity<'a> {
 /// Every root, or those of one node; with all volumes below them.
 pub fn rows(
     world: &World,
-    told: &BTreeMap<NodeName, Told>,
+    told: &BTreeMap<NodeName, LastWord>,
     places: &[Place<'_>],
     asked: Option<&NodeName>,
 ) -> Vec<RootRow> {
@@ -83,7 +83,7 @@ pub fn rows(
 impl RootRow {
     /// As the first node that beats sees it, else as the first has seen it.
     fn of(
-        told: &BTreeMap<NodeName, Told>,
+        told: &BTreeMap<NodeName, LastWord>,
         seen: &[(&NodeName, &StorageRoot)],
         (volumes, requested_bytes): (usize, u64),
     ) -> Option<Self> {

@@ -8,7 +8,7 @@ use somersault_coordinator_core::decision::Locality;
 use somersault_coordinator_core::names::NodeName;
 
 use crate::commands::storage::place::{self, Place};
-use crate::commands::storage::told::Told;
+use crate::commands::storage::told::LastWord;
 use crate::output::Mood;
 use crate::units;
 use crate::world::World;
@@ -44,13 +44,13 @@ pub struct Row {
     #[serde(skip)]
     pub teller: Option<String>,
     #[serde(flatten)]
-    pub told: Told,
+    pub told: LastWord,
 }
 
 /// Every local volume: of one namespace, on one node, where one is given.
 pub fn rows(
     world: &World,
-    told: &BTreeMap<NodeName, Told>,
+    told: &BTreeMap<NodeName, LastWord>,
     namespace: Option<&str>,
     asked: Option<&NodeName>,
 ) -> Vec<Row> {
@@ -86,7 +86,7 @@ fn is_on(world: &World, place: &Place<'_>, node: &NodeName) -> bool {
 }
 
 impl Row {
-    fn of(world: &World, told: &BTreeMap<NodeName, Told>, place: &Place<'_>) -> Self {
+    fn of(world: &World, told: &BTreeMap<NodeName, LastWord>, place: &Place<'_>) -> Self {
         let seen = place.seen.as_ref();
         let usage = seen.and_then(|seen| seen.usage);
         let root = seen.and_then(|seen| seen.root);
