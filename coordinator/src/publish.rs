@@ -1,15 +1,12 @@
 //! Shows what the core shows: in our objects' status, and as metrics. Never more often than people can read.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use somersault_coordinator_core::adopt::{Nodes, orphans};
 use somersault_coordinator_core::decision::{ExpectedTimes, report};
 use somersault_coordinator_core::fleet::Fleet;
-use somersault_coordinator_core::names::NodeName;
 use somersault_coordinator_core::policy::Policy;
-use somersault_coordinator_core::view::{NodeState, View};
+use somersault_coordinator_core::view::View;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -109,20 +106,11 @@ pub async fn watch_fleet(
         fleet.reports.extend(reports);
         let expected = ExpectedTimes { declare: policy.detection.declare, ..ExpectedTimes::default() };
         let rows = report(&fleet, &policy.class_overrides, &proofs, &expected);
-        let usable = usable(&view);
-        let nodes = Nodes { usable: &usable, proven_dead: &BTreeSet::new() };
-        let orphans = orphans(&fleet, &nodes);
-        metrics.cluster(&Facts { fleet: &fleet, view: &view, rows: &rows, orphans: &orphans });
+        metrics.cluster(&Facts { fleet: &fleet, view: &view, rows: &rows });
         if stop.run_until_cancelled(tokio::time::sleep(RECOVERABILITY_EVERY)).await.is_none() {
             break;
         }
     }
-}
-
-/// Nodes whose agents live.
-fn usable(view: &View) -> BTreeSet<NodeName> {
-    let healthy = view.nodes.iter().filter(|(_, seen)| seen.state == NodeState::Healthy);
-    healthy.map(|(node, _)| node.clone()).collect()
 }
 
 fn is_the_same(snapshots: &mut watch::Receiver<Arc<Snapshot>>, judged: Option<&Arc<Fleet>>) -> bool {

@@ -4,7 +4,7 @@
 //! Only the leader shows these: one series for each thing, whichever replica is asked. Agents show the same of their own node
 //! and disks by the same names and labels, for whoever asks them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
@@ -12,7 +12,6 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use somersault_coordinator_core::adopt::Orphan;
 use somersault_coordinator_core::decision::ReportRow;
 use somersault_coordinator_core::evacuation::PlanState;
 use somersault_coordinator_core::fleet::{Fleet, Grade, NodeReport, RunStrategy, Vm, folder};
@@ -122,8 +121,6 @@ pub struct Facts<'a> {
     pub view: &'a View,
     /// What would become of every VM.
     pub rows: &'a [ReportRow],
-    /// Folders that no volume names.
-    pub orphans: &'a [Orphan],
 }
 
 /// The cluster's metrics.
@@ -267,9 +264,7 @@ impl ClusterMetrics {
             self.set_report(node, report);
         }
         self.set_volumes(facts.fleet);
-        for orphan in facts.orphans {
-            self.add_orphan(facts.fleet, orphan);
-        }
+        self.set_orphans(facts.fleet);
         for (key, migration) in &facts.view.migrations {
             self.set_migration(key, migration);
         }
@@ -382,11 +377,19 @@ impl ClusterMetrics {
         }
     }
 
-    fn add_orphan(&self, fleet: &Fleet, orphan: &Orphan) {
-        let report = fleet.reports.get(&orphan.node);
-        let Some(root) = report.and_then(|report| report.root_of(&orphan.path)) else { return };
-        let labels = RootLabels { node: orphan.node.to_string(), root: root.path.clone() };
-        self.orphaned.get_or_create(&labels).inc_by(gauge(orphan.usage.allocated_bytes));
+    /// Folders that no volume names, on whichever node: one that two nodes have by the same path counts for neither where a
+    /// volume has it. One look at each, since this is done for a large cluster again and again.
+    fn set_orphans(&self, fleet: &Fleet) {
+        let claimed: BTreeSet<&str> =
+            fleet.volumes.values().filter_map(|volume| volume.source.path()).map(folder).collect();
+        for (node, report) in &fleet.reports {
+            for (path, usage) in report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str())) {
+                let root = report.root_of(path).filter(|root| root.lists(path) && !root.shared);
+                let Some(root) = root else { continue };
+                let labels = RootLabels { node: node.to_string(), root: root.path.clone() };
+                self.orphaned.get_or_create(&labels).inc_by(gauge(usage.allocated_bytes));
+            }
+        }
     }
 
     fn set_migration(&self, key: &Key, migration: &MigrationView) {
@@ -480,7 +483,7 @@ mod tests {
         };
         let report = NodeReport {
             roots: vec![root],
-            usage: [("/data/pv-1".to_owned(), usage)].into(),
+            usage: [("/data/pv-1".to_owned(), usage), ("/data/lost".to_owned(), usage)].into(),
             disks: [("sda".to_owned(), disk)].into(),
             host: Host { cpu_ratio: 0.5, memory_total_bytes: GIB, ..Host::default() },
             ..NodeReport::default()
@@ -527,7 +530,7 @@ mod tests {
     }
 
     fn text(metrics: &Metrics) -> String {
-        metrics.cluster(&Facts { fleet: &fleet(), view: &View::default(), rows: &[], orphans: &[] });
+        metrics.cluster(&Facts { fleet: &fleet(), view: &View::default(), rows: &[] });
         metrics.text().unwrap()
     }
 
@@ -542,6 +545,7 @@ mod tests {
             format!("somersault_volume_used_bytes{volume} {}", 3 * GIB),
             format!("somersault_volume_requested_bytes{volume} {}", 8 * GIB),
             format!(r#"somersault_filesystem_requested_bytes{{node="n1",root="/data"}} {}"#, 8 * GIB),
+            format!(r#"somersault_orphaned_bytes{{node="n1",root="/data"}} {}"#, 3 * GIB),
             format!(r#"somersault_filesystem_avail_bytes{{node="n1",root="/data"}} {}"#, 40 * GIB),
             r#"somersault_device_health_status{node="n1",disk="sda",status="Failing"} 1"#.to_owned(),
             r#"somersault_device_health_status{node="n1",disk="sda",status="Ok"} 0"#.to_owned(),
