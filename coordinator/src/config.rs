@@ -28,9 +28,12 @@ pub struct Cli {
     /// What to be instead of a coordinator.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// The coordinator.
+    /// The coordinator. Nothing may be flattened into it: clap then takes it for absent, whatever is given.
     #[command(flatten)]
     pub coordinator: Option<Args>,
+    /// Where the coordinator's alerts go.
+    #[command(flatten)]
+    pub alerts: AlertArgs,
 }
 
 /// What else this binary can be.
@@ -102,10 +105,6 @@ pub struct Args {
     /// Where fence runners serve, which have the fence agents; repeatable, and a name may stand for several.
     #[arg(long, env = "SOMERSAULT_FENCE_RUNNER", value_name = "HOST:PORT", value_delimiter = ',')]
     pub fence_runner: Vec<String>,
-
-    /// Alerts.
-    #[command(flatten)]
-    pub alerts: AlertArgs,
 
     /// How to log; the levels are taken from `RUST_LOG`.
     #[arg(long, env = "SOMERSAULT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -207,11 +206,11 @@ pub enum ConfigError {
 
 impl Config {
     /// Reads and checks everything that the flags name, except the cluster.
-    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+    pub fn load(args: &Args, alerts: &AlertArgs) -> Result<Self, ConfigError> {
         let spec = args.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default();
         let policy = Policy::try_from(spec)?;
         let fence = fence_source(args, &policy)?;
-        let alerts = AlertPlan::try_from(&args.alerts)?;
+        let alerts = AlertPlan::try_from(alerts)?;
         Ok(Self { listen: args.listen, admin_listen: args.admin_listen, policy, fence, alerts })
     }
 }

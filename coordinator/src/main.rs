@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use somersault_coordinator::admin::Operators;
+use somersault_coordinator::alert::config::AlertArgs;
 use somersault_coordinator::app::App;
 use somersault_coordinator::ca::{CaPolicy, KubeStore};
 use somersault_coordinator::certificates::{Certificates, EnrolmentPlan};
@@ -33,9 +34,9 @@ async fn main() -> ExitCode {
             run_fence_agents(&args).await
         }
         Cli { command: Some(Command::Hold), .. } => hold().await,
-        Cli { coordinator: Some(args), .. } => {
+        Cli { coordinator: Some(args), alerts, .. } => {
             start_logs(args.log_format);
-            Box::pin(run(&args)).await
+            Box::pin(run(&args, &alerts)).await
         }
         // No flag at all: say which ones are needed, as for any other that is missing.
         Cli { .. } => Cli::command()
@@ -52,8 +53,8 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::load(args)?;
+async fn run(args: &Args, alerts: &AlertArgs) -> anyhow::Result<()> {
+    let config = Config::load(args, alerts)?;
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
     match &args.cluster {

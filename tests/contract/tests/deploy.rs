@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use clap::Parser as _;
 use serde_json::{Value, json};
 use somersault_contract_tests::repository_file;
 use somersault_coordinator_core::migration::{LOCK_LABEL, LOCKED_BY};
@@ -89,4 +90,31 @@ fn the_claim_lock_knows_the_coordinators_marks_and_fails_open() -> Result<()> {
 fn read(file: &Path) -> Result<Value> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     serde_saphyr::from_str(&text).with_context(|| file.display().to_string())
+}
+
+/// What the manifests give the programs is what these take: a pod whose flags are refused never runs.
+#[test]
+fn programs_take_the_flags_of_their_manifests() -> Result<()> {
+    let flags = |file: &str, kind: &str| -> Result<Vec<String>> {
+        let text = fs::read_to_string(repository_file(&format!("deploy/base/{file}")))?;
+        for document in text.split("\n---\n") {
+            let object: Value = serde_saphyr::from_str(document)?;
+            if object["kind"] == kind {
+                let arguments = &object["spec"]["template"]["spec"]["containers"][0]["args"];
+                let arguments = arguments.as_array().context("no args")?;
+                return Ok(arguments.iter().filter_map(|flag| flag.as_str().map(str::to_owned)).collect());
+            }
+        }
+        anyhow::bail!("no {kind} in {file}")
+    };
+    let coordinator = flags("coordinator.yaml", "Deployment")?;
+    let named = ["coordinator".to_owned()].into_iter().chain(coordinator);
+    let read = somersault_coordinator::config::Cli::try_parse_from(named)?;
+    let args = read.coordinator.context("taken for no coordinator")?;
+    somersault_coordinator::config::Config::load(&args, &read.alerts)?;
+
+    let agent = flags("agent.yaml", "DaemonSet")?;
+    let named = ["agent", "--node=n1"].map(str::to_owned).into_iter().chain(agent);
+    somersault_agent::config::Cli::try_parse_from(named)?.agent.context("taken for no agent")?;
+    Ok(())
 }
