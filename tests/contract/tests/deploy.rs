@@ -114,7 +114,7 @@ fn programs_take_the_flags_of_their_manifests() -> Result<()> {
     somersault_coordinator::config::Config::load(&args, &read.alerts)?;
 
     let agent = flags("agent.yaml", "DaemonSet")?;
-    let named = ["agent", "--node=n1"].map(str::to_owned).into_iter().chain(agent);
+    let named = ["agent", "--node=n1", "--host-ip=192.0.2.1"].map(str::to_owned).into_iter().chain(agent);
     somersault_agent::config::Cli::try_parse_from(named)?.agent.context("taken for no agent")?;
     Ok(())
 }
