@@ -26,9 +26,7 @@ impl Decision {
             Reason::ClaimLost | Reason::VolumeMissing | Reason::VolumeBoundElsewhere => {
                 "bring the data back: see the sources that the runbook names".to_owned()
             }
-            Reason::DiskImageMissing | Reason::VolumePathMissing
-                if !self.nodes.is_empty() && !self.reasons.contains(&Reason::InstanceNeverRan) =>
-            {
+            Reason::DiskImageMissing | Reason::VolumePathMissing if !self.nodes.is_empty() => {
                 "do not stop or restart it: its deleted disk.img may still be open, and can be copied; see the runbook"
                     .to_owned()
             }

@@ -148,7 +148,7 @@ fn a_lost_image_of_a_running_vm_is_told_and_stays_told_when_the_vm_is_stopped() 
     listed(&mut bench, &[(FOLDER, DiskImage::Absent)]);
     let view = shown(&bench, "local").expect("told");
     assert_eq!(view.progress, RecoveryProgress::NeedsPerson);
-    assert!(view.runbook.expect("a runbook").contains("Keep it so"));
+    assert!(view.runbook.expect("a runbook").contains("Keep it stopped"));
     listed(&mut bench, &[(FOLDER, DiskImage::Present)]);
     assert_eq!(shown(&bench, "local").expect("told").progress, RecoveryProgress::Recovered);
     assert_eq!((bench.notices("StorageFailed"), bench.notices("StorageSound")), (1, 1));
