@@ -102,10 +102,10 @@ fn good_and_bad_objects(cluster: &Cluster) -> Result<()> {
     accepts(cluster, &object("VolumeMigration", "move", json!({"vm": "db", "destination": to})))?;
     let both = json!({"node": "n2", "storageClass": "nfs"});
     let refused = [
-        (json!({"vm": "db", "claim": "db", "destination": to}), "set either vm or claim"),
-        (json!({"destination": to}), "set either vm or claim"),
-        (json!({"vm": "db", "destination": both}), "set either node or storageClass"),
-        (json!({"vm": "db", "destination": {}}), "set either node or storageClass"),
+        (json!({"vm": "db", "claim": "db", "destination": to}), "set exactly one of vm and claim"),
+        (json!({"destination": to}), "set exactly one of vm and claim"),
+        (json!({"vm": "db", "destination": both}), "set exactly one of node and storageClass"),
+        (json!({"vm": "db", "destination": {}}), "set exactly one of node and storageClass"),
     ];
     let probing = |probe: Value| json!({"vm": "db", "destination": to, "probe": probe});
     for probe in
