@@ -39,8 +39,6 @@ NEED_PEERS := rsync:rsync nbdcopy:libnbd-bin nbdkit:nbdkit qemu-img:qemu-utils s
 NEED_CLUSTER := $(NEED_DEMO) mkfs.xfs:xfsprogs nft:nftables containerd:containerd runc:runc
 # The fence agents that the tests run as they are (`life`); the fence runner's image brings its own.
 NEED_TEST_CLUSTER := $(NEED_CLUSTER) fence_redfish:fence-agents
-# The Alertmanager that our alerts are tested with: taken out of Debian's package, which would start one on this machine.
-ALERTMANAGER := $(CURDIR)/target/alertmanager/usr/bin/prometheus-alertmanager
 NEED_IMAGE := $(NEED_BUILD)
 NEED_IMAGE_FENCE := $(NEED_IMAGE) unshare:util-linux tar:tar
 VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -64,7 +62,7 @@ demo: setup-demo
 	@target/release/somersault-demo
 
 test: setup-demo setup-promtool setup-alertmanager
-	SOMERSAULT_TEST_ALERTMANAGER=$(ALERTMANAGER) cargo test --workspace --locked
+	cargo test --workspace --locked
 	@if [ -n "$(WITHOUT_CLUSTER)" ]; then \
 	  echo "== left out, as WITHOUT_CLUSTER asks: the tests on a Kubernetes cluster (make test-on-cluster)"; \
 	elif [ "$$(id -u)" = 0 ] && command -v go > /dev/null; then \
@@ -201,17 +199,13 @@ setup-image-fence: setup-image
 setup-demo: toolchain
 	@$(call apt_missing,$(NEED_DEMO))
 
-# Prometheus' own reader of rules, without its service. One that cannot be had is told of, and its tests are skipped.
+# What alert rules are read by, and what our alerts are sent to. Debian's packages would start a service on this machine: only the
+# programs are taken out of them. One that cannot be had is told of, and its tests are skipped.
 setup-promtool:
-	@command -v promtool > /dev/null || { echo "== fetching promtool into $(TOOLS)/bin, once"; folder=$$(mktemp -d) && cd $$folder && \
-	  apt-get download -q prometheus > /dev/null && dpkg -x prometheus_*.deb . && install -D -m 0755 -t "$(TOOLS)/bin" usr/bin/promtool; \
-	  rm -rf $$folder; command -v promtool > /dev/null || echo "== not had: alert rules are not run by Prometheus (Debian: prometheus)"; }
+	@$(call from_debian,promtool,prometheus,alert rules are not read by Prometheus)
 
 setup-alertmanager:
-	@command -v prometheus-alertmanager > /dev/null || [ -x $(ALERTMANAGER) ] || { \
-	  mkdir -p target/alertmanager && cd target/alertmanager && apt-get download -q prometheus-alertmanager && \
-	  dpkg-deb -x prometheus-alertmanager_*.deb .; } || \
-	  echo "== left out: the test with a real Alertmanager, since Debian's package prometheus-alertmanager cannot be had"
+	@$(call from_debian,prometheus-alertmanager,prometheus-alertmanager,alerts are sent to no real Alertmanager)
 
 setup-bench: toolchain
 	@$(call apt_missing,$(NEED_BENCH))
@@ -235,6 +229,13 @@ define fence_image
 endef
 
 # Installs the packages whose commands are missing, and nothing when none is.
+# A program out of a package of Debian's, once; what is not tested without it.
+define from_debian
+	command -v $(1) > /dev/null || { echo "== fetching $(1) into $(TOOLS)/bin, once"; folder=$$(mktemp -d) && cd $$folder && \
+	  apt-get download -q $(2) > /dev/null && dpkg -x $(2)_*.deb . && install -D -m 0755 -t "$(TOOLS)/bin" usr/bin/$(1); \
+	  rm -rf $$folder; command -v $(1) > /dev/null || echo "== not had: $(3) (Debian: $(2))"; }
+endef
+
 define apt_missing
 	PATH=$$PATH:/usr/sbin:/sbin; missing=; \
 	for need in $(1); do command -v $${need%%:*} > /dev/null || missing="$$missing $${need##*:}"; done; \

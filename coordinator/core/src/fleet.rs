@@ -63,6 +63,23 @@ impl Fleet {
         let names = |vm: &Vm| vm.claim_names().any(|name| *name == claim.name);
         self.vms.iter().filter(move |(key, vm)| key.namespace == claim.namespace && names(vm))
     }
+
+    /// Folders that no volume has, by the path alone. One that every node sees is one folder, whoever lists it.
+    pub fn orphans(&self) -> Vec<(&NodeName, &str, &Usage)> {
+        let claimed: BTreeSet<&str> =
+            self.volumes.values().filter_map(|volume| volume.source.path()).map(folder).collect();
+        let mut found = Vec::new();
+        let mut shared = BTreeSet::new();
+        for (node, report) in &self.reports {
+            for (path, usage) in report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str())) {
+                let is_shared = report.root_of(path).is_some_and(|root| root.shared);
+                if !is_shared || shared.insert(path) {
+                    found.push((node, path.as_str(), usage));
+                }
+            }
+        }
+        found
+    }
 }
 
 /// CPU and memory, offered or asked.

@@ -4,7 +4,7 @@
 //! Only the leader shows these: one series for each thing, whichever replica is asked. Agents show the same of their own node
 //! and disks by the same names and labels, for whoever asks them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 
@@ -377,18 +377,13 @@ impl ClusterMetrics {
         }
     }
 
-    /// Folders that no volume names, on whichever node: one that two nodes have by the same path counts for neither where a
-    /// volume has it. One look at each, since this is done for a large cluster again and again.
+    /// Folders below roots of one node alone that no volume names.
     fn set_orphans(&self, fleet: &Fleet) {
-        let claimed: BTreeSet<&str> =
-            fleet.volumes.values().filter_map(|volume| volume.source.path()).map(folder).collect();
-        for (node, report) in &fleet.reports {
-            for (path, usage) in report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str())) {
-                let root = report.root_of(path).filter(|root| root.lists(path) && !root.shared);
-                let Some(root) = root else { continue };
-                let labels = RootLabels { node: node.to_string(), root: root.path.clone() };
-                self.orphaned.get_or_create(&labels).inc_by(gauge(usage.allocated_bytes));
-            }
+        for (node, path, usage) in fleet.orphans() {
+            let root = fleet.reports.get(node).and_then(|report| report.root_of(path));
+            let Some(root) = root.filter(|root| root.lists(path) && !root.shared) else { continue };
+            let labels = RootLabels { node: node.to_string(), root: root.path.clone() };
+            self.orphaned.get_or_create(&labels).inc_by(gauge(usage.allocated_bytes));
         }
     }
 

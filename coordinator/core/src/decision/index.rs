@@ -55,7 +55,7 @@ impl<'a> Index<'a> {
                 snapshots.entry((key.namespace.as_str(), claim.as_str())).or_default().push((key, snapshot));
             }
         }
-        let (used_by_pods, orphans) = (&fleet.claims_used_by_others, orphans(fleet));
+        let (used_by_pods, orphans) = (&fleet.claims_used_by_others, fleet.orphans());
         Self { users, used_by_pods, asked, volumes, snapshots, orphans }
     }
 
@@ -110,21 +110,4 @@ impl<'a> Index<'a> {
     pub(super) fn orphans(&self) -> &[(&'a NodeName, &'a str, &'a Usage)] {
         &self.orphans
     }
-}
-
-/// Folders that no volume has. One that every node sees is one folder, whoever lists it.
-fn orphans(fleet: &Fleet) -> Vec<(&NodeName, &str, &Usage)> {
-    let claimed: BTreeSet<&str> =
-        fleet.volumes.values().filter_map(|volume| volume.source.path()).map(fleet::folder).collect();
-    let mut found = Vec::new();
-    let mut shared = BTreeSet::new();
-    for (node, report) in &fleet.reports {
-        for (path, usage) in report.usage.iter().filter(|(path, _)| !claimed.contains(path.as_str())) {
-            let is_shared = report.root_of(path).is_some_and(|root| root.shared);
-            if !is_shared || shared.insert(path) {
-                found.push((node, path.as_str(), usage));
-            }
-        }
-    }
-    found
 }

@@ -74,9 +74,8 @@ impl Moment<'_> {
             Ok(None) => {}
             Ok(Some(actions)) => return Next::Need(actions.into_iter().chain(clearing).collect()),
             Err(mut refusal) if cleared => {
-                let at = |disk: &DiskMove| format!("{} on node {}", disk.new.path, disk.target_node);
                 let copies: Vec<String> =
-                    disks.iter().filter(|disk| disk.staging.is_none()).map(at).collect();
+                    disks.iter().filter(|disk| disk.staging.is_none()).map(place_of_copy).collect();
                 if !copies.is_empty() {
                     let copies = copies.join(", ");
                     let _ = write!(
@@ -122,10 +121,14 @@ impl Moment<'_> {
             let removed = self.copies.has_removed(&disk.new.name);
             disk.staging.is_none() && (all_stay || there || is_seen(disk) && !removed)
         };
-        let folder = |disk: &DiskMove| format!("{} on node {}", disk.new.path, disk.target_node);
-        left.extend(disks.iter().filter(stays).map(folder));
+        left.extend(disks.iter().filter(stays).map(place_of_copy));
         let learnt = (!left.is_empty()).then_some(Learnt::LeftOver(left));
         let phase = if cancelled { Phase::Cancelled } else { Phase::RolledBack };
         Next::Enter(phase, learnt.into_iter().collect())
     }
+}
+
+/// Where the copy of a disk is that went below a root.
+fn place_of_copy(disk: &DiskMove) -> String {
+    format!("{} on node {}", disk.new.path, disk.target_node)
 }

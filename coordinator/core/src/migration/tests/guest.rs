@@ -2,9 +2,8 @@
 
 use super::*;
 
-/// Its agent and its address come later than the start: waited for, and they are no part of the downtime.
-#[test]
-fn what_the_guest_had_before_is_waited_for() {
+/// It runs on its new volumes, and its guest has told nothing.
+fn started_silent() -> World {
     let mut world = asked();
     while world.phase("m") != Phase::Stopping {
         world.round();
@@ -13,6 +12,13 @@ fn what_the_guest_had_before_is_waited_for() {
     while world.phase("m") != Phase::Confirming {
         world.round();
     }
+    world
+}
+
+/// Its agent and its address come later than the start: waited for, and they are no part of the downtime.
+#[test]
+fn what_the_guest_had_before_is_waited_for() {
+    let mut world = started_silent();
     world.rounds(60);
     assert_eq!(world.phase("m"), Phase::Confirming, "the guest is not there yet");
     let guest = world.fleet.vms.get_mut(&key("vm")).and_then(|vm| vm.instance.as_mut()).expect("it runs");
@@ -34,14 +40,7 @@ fn what_the_guest_had_before_is_waited_for() {
 /// It has written to its new volumes: whoever stops it before its guest was seen does not get the old ones back.
 #[test]
 fn a_vm_that_ran_and_was_stopped_before_its_guest_was_seen_is_not_put_back() {
-    let mut world = asked();
-    while world.phase("m") != Phase::Stopping {
-        world.round();
-    }
-    world.faults.guest_silent = true;
-    while world.phase("m") != Phase::Confirming {
-        world.round();
-    }
+    let mut world = started_silent();
     world.rounds(5);
     assert!(world.fleet.vms[&key("vm")].instance.is_some(), "it runs");
     world.set_run("vm", crate::fleet::RunStrategy::Halted);
